@@ -1,0 +1,154 @@
+//! The flags of `sglang_router` that have no meaning of their own here, and
+//! what a user of one should do instead.
+//!
+//! Tables only: finding a flag on a command line is the parent's work, and
+//! `tests/cli.rs` reads this same file. The names are those of sglang-router
+//! 0.3.2, a few of later ones, and those of the first `mini_lb` (SGLang 0.4.6).
+
+/// Accepted and without effect: what each one asks for is already so.
+///
+/// `--pd-disaggregation` and `--mini-lb` say what this program is; `--rust-lb` asked the first `mini_lb` for
+/// its Rust version; the others switch off what does not exist here.
+pub(crate) const ACCEPTED: &[&str] = &[
+    "--pd-disaggregation",
+    "--mini-lb",
+    "--disable-retries",
+    "--disable-circuit-breaker",
+    "--disable-health-check",
+    "--rust-lb",
+];
+
+/// Policies of theirs that do not exist here.
+pub(crate) const POLICIES: &[&str] = &[
+    "cache_aware",
+    "power_of_two",
+    "po2",
+    "manual",
+    "bucket",
+    "consistent_hashing",
+    "prefix_hash",
+    "least_load",
+];
+
+/// Refused: the flag, and what to do instead.
+pub(crate) const REFUSED: &[(&str, &str)] = &[
+    // Servers.
+    ("--worker-urls", "name each server with --prefill URL [PORT] or --decode URL"),
+    ("--prefill-bootstrap-ports", "write the port after the URL: --prefill URL PORT"),
+    ("--worker-startup-timeout-secs", STARTUP),
+    ("--worker-startup-check-interval", STARTUP),
+    ("--service-discovery", DISCOVERY),
+    ("--selector", DISCOVERY),
+    ("--service-discovery-port", DISCOVERY),
+    ("--service-discovery-namespace", DISCOVERY),
+    ("--prefill-selector", DISCOVERY),
+    ("--decode-selector", DISCOVERY),
+    ("--enable-igw", "mini-lb routes to the servers of one model; start one mini-lb for each model"),
+    ("--dp-aware", "mini-lb chooses servers, not ranks; leave the rank to SGLang's own DP controller"),
+    ("--backend", "mini-lb routes to SGLang servers only; leave the flag out"),
+    // Choosing servers.
+    ("--cache-threshold", TUNING),
+    ("--balance-abs-threshold", TUNING),
+    ("--balance-rel-threshold", TUNING),
+    ("--bucket-adjust-interval-secs", TUNING),
+    ("--eviction-interval-secs", TUNING),
+    ("--max-tree-size", TUNING),
+    ("--max-idle-secs", TUNING),
+    ("--assignment-mode", TUNING),
+    // Limits and timeouts.
+    ("--timeout", "use --request-timeout-secs"),
+    ("--max-concurrent-requests", RATE),
+    ("--queue-size", RATE),
+    ("--queue-timeout-secs", RATE),
+    ("--rate-limit-tokens-per-second", RATE),
+    // Failures.
+    ("--retry-max-retries", RETRIES),
+    ("--retry-initial-backoff-ms", RETRIES),
+    ("--retry-max-backoff-ms", RETRIES),
+    ("--retry-backoff-multiplier", RETRIES),
+    ("--retry-jitter-factor", RETRIES),
+    ("--cb-failure-threshold", BREAKER),
+    ("--cb-success-threshold", BREAKER),
+    ("--cb-timeout-duration-secs", BREAKER),
+    ("--cb-window-duration-secs", BREAKER),
+    ("--health-failure-threshold", HEALTH),
+    ("--health-success-threshold", HEALTH),
+    ("--health-check-timeout-secs", HEALTH),
+    ("--health-check-interval-secs", HEALTH),
+    ("--health-check-endpoint", HEALTH),
+    // Logging, metrics and tracing.
+    ("--log-dir", "mini-lb logs to stderr; redirect that to a file"),
+    ("--log-interval", "mini-lb writes no periodic log line; leave the flag out"),
+    ("--prometheus-port", METRICS),
+    ("--prometheus-host", METRICS),
+    ("--prometheus-duration-buckets", METRICS),
+    (
+        "--request-id-headers",
+        "mini-lb passes such headers on and makes none; set them in clients or in a proxy in front",
+    ),
+    ("--enable-trace", TRACING),
+    ("--otlp-traces-endpoint", TRACING),
+    // TLS, keys and origins.
+    ("--tls-cert-path", TLS),
+    ("--tls-key-path", TLS),
+    ("--server-cert-path", TLS),
+    ("--server-key-path", TLS),
+    ("--client-cert-path", SERVER_TLS),
+    ("--client-key-path", SERVER_TLS),
+    ("--ca-cert-paths", SERVER_TLS),
+    ("--api-key", "mini-lb passes Authorization headers on; have clients send the servers' key"),
+    ("--control-plane-api-keys", ADMIN),
+    ("--control-plane-audit-enabled", ADMIN),
+    ("--jwt-issuer", ADMIN),
+    ("--jwt-audience", ADMIN),
+    ("--jwt-jwks-uri", ADMIN),
+    ("--jwt-role-mapping", ADMIN),
+    ("--cors-allowed-origins", "mini-lb has no list of origins; set CORS headers in a proxy in front"),
+    // What a router that reads prompts needs.
+    ("--model-path", TOKENIZER),
+    ("--tokenizer-path", TOKENIZER),
+    ("--chat-template", TOKENIZER),
+    ("--tokenizer-cache-enable-l0", TOKENIZER),
+    ("--tokenizer-cache-l0-max-entries", TOKENIZER),
+    ("--tokenizer-cache-enable-l1", TOKENIZER),
+    ("--tokenizer-cache-l1-max-memory", TOKENIZER),
+    ("--reasoning-parser", PARSER),
+    ("--tool-call-parser", PARSER),
+    ("--mcp-config-path", "mini-lb calls no tools; run them in the client or in a gateway in front"),
+    // Stored conversations.
+    ("--history-backend", HISTORY),
+    ("--oracle-wallet-path", HISTORY),
+    ("--oracle-tns-alias", HISTORY),
+    ("--oracle-connect-descriptor", HISTORY),
+    ("--oracle-username", HISTORY),
+    ("--oracle-password", HISTORY),
+    ("--oracle-pool-min", HISTORY),
+    ("--oracle-pool-max", HISTORY),
+    ("--oracle-pool-timeout-secs", HISTORY),
+    ("--postgres-db-url", HISTORY),
+    ("--postgres-pool-max", HISTORY),
+    ("--redis-url", HISTORY),
+    ("--redis-key-prefix", HISTORY),
+    ("--redis-pool-max", HISTORY),
+    ("--redis-retention-days", HISTORY),
+];
+
+const STARTUP: &str = "mini-lb does not wait for servers; start it when they are up, or leave the flag out";
+const DISCOVERY: &str =
+    "mini-lb discovers no servers; name each one with --prefill URL [PORT] or --decode URL";
+const TUNING: &str = "mini-lb does not have the policy that it tunes; use --policy random or round_robin";
+const RATE: &str =
+    "mini-lb does not limit or queue requests; do that in a proxy in front, or leave the flag out";
+const RETRIES: &str = "mini-lb does no retries; retry in the client, or say --disable-retries";
+const BREAKER: &str =
+    "mini-lb has no circuit breaker; restart it without a broken server, or say --disable-circuit-breaker";
+const HEALTH: &str =
+    "mini-lb does not probe servers; watch their /health yourself, or say --disable-health-check";
+const METRICS: &str = "mini-lb has no Prometheus metrics; scrape the servers' own /metrics";
+const TRACING: &str = "mini-lb sends no traces; use the servers' own --enable-trace";
+const TLS: &str = "mini-lb listens without TLS; put a TLS proxy in front";
+const SERVER_TLS: &str = "mini-lb speaks plain http to servers; put a TLS proxy between them";
+const ADMIN: &str = "mini-lb checks no keys or tokens; put a proxy in front that does";
+const TOKENIZER: &str = "mini-lb does not tokenize; give the flag's value to the servers";
+const PARSER: &str = "mini-lb does not parse answers; give this flag to the servers";
+const HISTORY: &str = "mini-lb stores no conversations; keep them in the client or in a gateway in front";

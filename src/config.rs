@@ -1,0 +1,356 @@
+//! What was asked for, and what it means.
+//!
+//! [`MiniLbConfig`] is what a user typed; [`Settings`] exists only if that made
+//! sense, so nothing behind it checks again. No flag is read and no socket is
+//! opened here.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::upstream::{Address, Policy, PrefillSpec, Random, SocketOptions, checked_host};
+
+/// Largest request body by default: 512 MiB, as in `sglang_router`.
+pub const DEFAULT_MAX_PAYLOAD_SIZE: usize = 512 << 20;
+/// Largest answer that is held back for a logprob merge by default: 256 MiB. A 128k-token prompt with 20 top
+/// logprobs a token is about 90 MB.
+pub const DEFAULT_MAX_MERGE_SIZE: usize = 256 << 20;
+/// How long a request may take by default, as in `sglang_router`.
+pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(1_800);
+/// How long open requests may go on after a shutdown began by default, as in `sglang_router`.
+pub const DEFAULT_SHUTDOWN_GRACE_PERIOD: Duration = Duration::from_secs(180);
+/// How long a TCP connection to a server may take to open by default.
+pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection to a server may stay idle by default. SGLang's uvicorn closes at 5 s, so 4 s leaves a
+/// second in which a reused connection is still good.
+pub const DEFAULT_BACKEND_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+/// Idle connections kept for one server in each worker by default.
+pub const DEFAULT_MAX_IDLE_PER_BACKEND: usize = 512;
+
+/// 136 years: what a longer timeout is taken for, so that no deadline overflows the clock.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// What the router is to do: its address, its servers, its limits.
+///
+/// ```
+/// use mini_lb::{MiniLbConfig, RoundRobin};
+///
+/// let config = MiniLbConfig::new(
+///     "127.0.0.1",
+///     30_000,
+///     vec![("http://10.0.0.1:30000".into(), Some(8998)), ("http://10.0.0.2:30000".into(), None)],
+///     vec!["http://10.0.0.3:30000".into()],
+///     1_800,
+/// )
+/// .policy(RoundRobin::default)
+/// .max_payload_size(64 << 20);
+/// assert!(mini_lb::MiniLoadBalancer::new(config).is_ok());
+/// ```
+#[derive(Clone)]
+pub struct MiniLbConfig {
+    host: String,
+    port: u16,
+    prefill: Vec<(String, Option<u16>)>,
+    decode: Vec<String>,
+    bootstrap_hosts: Vec<(String, String)>,
+    options: Options,
+}
+
+/// The part of a configuration that is taken over as it is.
+#[derive(Clone)]
+pub(crate) struct Options {
+    pub(crate) prefill_policy: Arc<dyn Policy>,
+    pub(crate) decode_policy: Arc<dyn Policy>,
+    pub(crate) max_payload_size: usize,
+    pub(crate) max_merge_size: usize,
+    pub(crate) request_timeout: Duration,
+    pub(crate) shutdown_grace_period: Duration,
+    pub(crate) sockets: SocketOptions,
+    pub(crate) worker_threads: usize,
+}
+
+impl MiniLbConfig {
+    /// A configuration with every option at its default.
+    ///
+    /// `prefill` holds each prefill server's URL and its bootstrap port (SGLang's
+    /// `--disaggregation-bootstrap-port`); without a port, `null` is sent and the decode server uses its own
+    /// setting. `timeout_secs` is the longest a request may take, in seconds. Nothing is checked before
+    /// [`MiniLoadBalancer::new`](crate::MiniLoadBalancer::new).
+    pub fn new(
+        host: impl Into<String>,
+        port: u16,
+        prefill: Vec<(String, Option<u16>)>,
+        decode: Vec<String>,
+        timeout_secs: u64,
+    ) -> Self {
+        Self {
+            host: host.into(),
+            port,
+            prefill,
+            decode,
+            bootstrap_hosts: Vec::new(),
+            options: Options {
+                prefill_policy: Arc::new(Random),
+                decode_policy: Arc::new(Random),
+                max_payload_size: DEFAULT_MAX_PAYLOAD_SIZE,
+                max_merge_size: DEFAULT_MAX_MERGE_SIZE,
+                request_timeout: Duration::from_secs(timeout_secs).min(LONGEST_TIMEOUT),
+                shutdown_grace_period: DEFAULT_SHUTDOWN_GRACE_PERIOD,
+                sockets: SocketOptions {
+                    connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+                    idle_timeout: DEFAULT_BACKEND_IDLE_TIMEOUT,
+                    max_idle: DEFAULT_MAX_IDLE_PER_BACKEND,
+                    buffer_size: None,
+                },
+                worker_threads: std::thread::available_parallelism().map_or(1, usize::from),
+            },
+        }
+    }
+
+    /// Chooses servers of both roles by policies of one kind; `make` is called once a role, so that each keeps
+    /// its own state. Default: [`Random`].
+    #[must_use]
+    pub fn policy<P: Policy>(self, make: impl Fn() -> P) -> Self {
+        let prefill = make();
+        self.prefill_policy(prefill).decode_policy(make())
+    }
+
+    /// Chooses prefill servers. Default: [`Random`].
+    #[must_use]
+    pub fn prefill_policy(mut self, policy: impl Policy) -> Self {
+        self.options.prefill_policy = Arc::new(policy);
+        self
+    }
+
+    /// Chooses decode servers. Default: [`Random`].
+    #[must_use]
+    pub fn decode_policy(mut self, policy: impl Policy) -> Self {
+        self.options.decode_policy = Arc::new(policy);
+        self
+    }
+
+    /// Sends `host` as `bootstrap_host` for the prefill server at `url`, when decode servers reach it by
+    /// another name than the router does. Default: the host in the URL. An IPv6 address may be given with or
+    /// without brackets.
+    #[must_use]
+    pub fn bootstrap_host(mut self, url: impl Into<String>, host: impl Into<String>) -> Self {
+        self.bootstrap_hosts.push((url.into(), host.into()));
+        self
+    }
+
+    /// Refuses request bodies over this many bytes with 413. Default: [`DEFAULT_MAX_PAYLOAD_SIZE`].
+    #[must_use]
+    pub fn max_payload_size(mut self, bytes: usize) -> Self {
+        self.options.max_payload_size = bytes;
+        self
+    }
+
+    /// Fails a request with 502 when one server's answer, or one event of a stream, must be held for a logprob
+    /// merge and exceeds this many bytes. Default: [`DEFAULT_MAX_MERGE_SIZE`].
+    #[must_use]
+    pub fn max_merge_size(mut self, bytes: usize) -> Self {
+        self.options.max_merge_size = bytes;
+        self
+    }
+
+    /// Lets open requests go on for this long after a shutdown began. Default:
+    /// [`DEFAULT_SHUTDOWN_GRACE_PERIOD`].
+    #[must_use]
+    pub fn shutdown_grace_period(mut self, period: Duration) -> Self {
+        self.options.shutdown_grace_period = period;
+        self
+    }
+
+    /// Gives up on opening a connection to a server after this long. Default: [`DEFAULT_CONNECT_TIMEOUT`].
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.options.sockets.connect_timeout = timeout;
+        self
+    }
+
+    /// Closes a connection to a server that was idle for this long; keep it below the server's own keep-alive
+    /// (5 s in SGLang). Default: [`DEFAULT_BACKEND_IDLE_TIMEOUT`].
+    #[must_use]
+    pub fn backend_idle_timeout(mut self, timeout: Duration) -> Self {
+        self.options.sockets.idle_timeout = timeout;
+        self
+    }
+
+    /// Keeps at most this many idle connections to one server in each worker. Default:
+    /// [`DEFAULT_MAX_IDLE_PER_BACKEND`].
+    #[must_use]
+    pub fn max_idle_per_backend(mut self, connections: usize) -> Self {
+        self.options.sockets.max_idle = connections;
+        self
+    }
+
+    /// Sets the kernel's send and receive buffer of every socket, in bytes. Default: unset, because a fixed size
+    /// switches the kernel's own tuning off.
+    #[must_use]
+    pub fn socket_buffer_size(mut self, bytes: usize) -> Self {
+        self.options.sockets.buffer_size = Some(bytes);
+        self
+    }
+
+    /// Serves with this many threads, each with its own runtime and connections. Default: one a core.
+    #[must_use]
+    pub fn worker_threads(mut self, threads: usize) -> Self {
+        self.options.worker_threads = threads;
+        self
+    }
+
+    /// Checks everything at once; the first thing found wrong is the error.
+    pub(crate) fn settle(self) -> Result<Settings, ConfigError> {
+        let bad = |what: String| Err(ConfigError(what));
+        if self.port == 0 {
+            return bad("--port 0: the port to listen on must be between 1 and 65535".into());
+        }
+        if self.prefill.is_empty() {
+            return bad("no prefill server: give at least one --prefill URL [BOOTSTRAP_PORT]".into());
+        }
+        if self.decode.is_empty() {
+            return bad("no decode server: give at least one --decode URL".into());
+        }
+        self.options.check()?;
+        let mut prefill = Vec::with_capacity(self.prefill.len());
+        for (url, port) in &self.prefill {
+            if *port == Some(0) {
+                return bad(format!(
+                    "--prefill {url} 0: the bootstrap port must be between 1 and 65535, or none"
+                ));
+            }
+            let address = address("--prefill", url)?;
+            prefill.push(PrefillSpec {
+                bootstrap_host: address.host.clone(),
+                address,
+                bootstrap_port: *port,
+            });
+        }
+        let decode: Vec<Address> =
+            self.decode.iter().map(|url| address("--decode", url)).collect::<Result<_, _>>()?;
+        for (url, host) in &self.bootstrap_hosts {
+            let server = address("--prefill-bootstrap-host", url)?;
+            let Some(spec) = prefill.iter_mut().find(|spec| spec.address.authority == server.authority)
+            else {
+                return bad(format!("--prefill-bootstrap-host {url}: no --prefill has this URL"));
+            };
+            let Some(host) = checked_host(host) else {
+                let what = host.escape_debug();
+                return bad(format!(
+                    "--prefill-bootstrap-host {url} {what}: the host is not a name or an address"
+                ));
+            };
+            spec.bootstrap_host = host;
+        }
+        refuse_duplicates(prefill.iter().map(|spec| &spec.address).chain(&decode))?;
+        Ok(Settings { host: self.host, port: self.port, prefill, decode, options: self.options })
+    }
+}
+
+impl fmt::Debug for MiniLbConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MiniLbConfig")
+            .field("host", &self.host)
+            .field("port", &self.port)
+            .field("prefill", &self.prefill)
+            .field("decode", &self.decode)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Options {
+    fn check(&self) -> Result<(), ConfigError> {
+        let zero = [
+            ("--request-timeout-secs", self.request_timeout.is_zero()),
+            ("--max-payload-size", self.max_payload_size == 0),
+            ("--max-merge-size", self.max_merge_size == 0),
+            ("backend_idle_timeout", self.sockets.idle_timeout.is_zero()),
+            ("--connect-timeout-secs", self.sockets.connect_timeout.is_zero()),
+            ("--worker-threads", self.worker_threads == 0),
+            ("--socket-buffer-size", self.sockets.buffer_size == Some(0)),
+        ];
+        match zero.iter().find(|(_, wrong)| *wrong) {
+            Some((flag, _)) => Err(ConfigError(format!("{flag} 0: the value must be at least 1"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A configuration that made sense.
+pub(crate) struct Settings {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) prefill: Vec<PrefillSpec>,
+    pub(crate) decode: Vec<Address>,
+    pub(crate) options: Options,
+}
+
+/// Reads the URL given with `flag`.
+fn address(flag: &str, url: &str) -> Result<Address, ConfigError> {
+    Address::parse(url).map_err(|why| ConfigError(format!("{flag} {}: {why}", url.escape_debug())))
+}
+
+fn refuse_duplicates<'a>(servers: impl Iterator<Item = &'a Address>) -> Result<(), ConfigError> {
+    let mut seen = HashSet::new();
+    for server in servers {
+        if !seen.insert(&server.authority) {
+            return Err(ConfigError(format!("{} is given twice: each server may be named once", server.url)));
+        }
+    }
+    Ok(())
+}
+
+/// A configuration that cannot work: one sentence that names the value at fault.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError(String);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> MiniLbConfig {
+        MiniLbConfig::new("127.0.0.1", 1, vec![("http://p".into(), None)], vec!["http://d".into()], u64::MAX)
+    }
+
+    #[test]
+    fn a_timeout_of_ages_is_shortened_to_what_a_clock_can_count() {
+        let settings = config().settle().ok().unwrap();
+        assert!(std::time::Instant::now().checked_add(settings.options.request_timeout).is_some());
+    }
+
+    #[test]
+    fn limits_of_zero_are_refused_by_name() {
+        let refused = |config: MiniLbConfig| config.settle().err().unwrap().to_string();
+        let zero = Duration::ZERO;
+        for (config, name) in [
+            (config().backend_idle_timeout(zero), "backend_idle_timeout"),
+            (config().connect_timeout(zero), "--connect-timeout-secs"),
+            (config().max_payload_size(0), "--max-payload-size"),
+            (config().max_merge_size(0), "--max-merge-size"),
+            (config().worker_threads(0), "--worker-threads"),
+            (config().socket_buffer_size(0), "--socket-buffer-size"),
+        ] {
+            assert_eq!(refused(config), format!("{name} 0: the value must be at least 1"));
+        }
+    }
+
+    #[test]
+    fn a_server_may_have_one_role_once() {
+        let twice = "http://p:80 is given twice: each server may be named once";
+        for config in [
+            MiniLbConfig::new("h", 1, vec![("http://p".into(), None)], vec!["http://P:80/".into()], 1),
+            MiniLbConfig::new("h", 1, vec![("http://p".into(), None); 2], vec!["http://d".into()], 1),
+        ] {
+            assert_eq!(config.settle().err().unwrap().to_string(), twice);
+        }
+    }
+}

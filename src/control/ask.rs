@@ -1,0 +1,89 @@
+//! One small question to one server, or to many at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use hyper::header::{HOST, HeaderMap};
+use hyper::http::response;
+use hyper::{Method, Request, Uri};
+use tokio::task::JoinSet;
+
+use crate::error::{Cause, Error};
+use crate::upstream::{Backend, Pools};
+use crate::wire::body::LegBody;
+
+/// Largest answer of one server. `/server_info` has 37 kB.
+const MAX_ANSWER: usize = 16 << 20;
+
+/// What is asked: the same of every server.
+#[derive(Clone)]
+pub(super) struct Question {
+    pub(super) method: Method,
+    pub(super) uri: Uri,
+    pub(super) headers: HeaderMap,
+    /// How long one server may take.
+    pub(super) timeout: Duration,
+}
+
+/// What one server said.
+pub(super) struct Answer {
+    pub(super) server: Arc<Backend>,
+    pub(super) outcome: Result<(response::Parts, Bytes), Error>,
+}
+
+/// Asks all servers at the same time. The answers come in the order of `servers`.
+pub(super) async fn ask_all(
+    pools: &Arc<Pools>,
+    servers: impl Iterator<Item = &Arc<Backend>>,
+    question: &Question,
+) -> Vec<Answer> {
+    let mut asked = JoinSet::new();
+    let mut answers = Vec::new();
+    for (place, server) in servers.enumerate() {
+        let (pools, server, question) = (Arc::clone(pools), Arc::clone(server), question.clone());
+        answers.push(None);
+        asked.spawn(async move { (place, ask(&pools, server, question).await) });
+    }
+    while let Some(answer) = asked.join_next().await {
+        let (place, answer) = answer.expect("asking does not panic and is not aborted");
+        answers[place] = Some(answer);
+    }
+    answers.into_iter().flatten().collect()
+}
+
+/// Asks one server.
+pub(super) async fn ask(pools: &Pools, server: Arc<Backend>, question: Question) -> Answer {
+    let timeout = question.timeout;
+    let outcome = match tokio::time::timeout(timeout, exchange(pools, &server, question)).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(cause)) => Err(Error::upstream(&server, cause)),
+        Err(_) => Err(Error::upstream(&server, Cause::Timeout(timeout))),
+    };
+    Answer { server, outcome }
+}
+
+async fn exchange(
+    pools: &Pools,
+    server: &Backend,
+    question: Question,
+) -> Result<(response::Parts, Bytes), Cause> {
+    let mut request = Request::new(LegBody::empty());
+    *request.method_mut() = question.method;
+    *request.uri_mut() = question.uri;
+    *request.headers_mut() = question.headers;
+    request.headers_mut().insert(HOST, server.host_header());
+
+    let mut lease = pools.lease(server).await?;
+    let (head, mut body) = lease.send(request).await?.into_parts();
+    let mut whole = BytesMut::new();
+    while let Some(frame) = std::future::poll_fn(|cx| lease.poll_frame(&mut body, cx)).await {
+        let Ok(data) = frame?.into_data() else { continue };
+        if whole.len() + data.len() > MAX_ANSWER {
+            return Err(Cause::TooLarge { limit: MAX_ANSWER });
+        }
+        whole.extend_from_slice(&data);
+    }
+    lease.park();
+    Ok((head, whole.freeze()))
+}

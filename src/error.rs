@@ -1,0 +1,206 @@
+//! What went wrong with a request: which server, when and why; and how that is
+//! told to the client.
+//!
+//! Only errors of the router's own are here. What a server answered, however bad,
+//! is passed on as it is.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue};
+use hyper::{Response, StatusCode};
+
+use crate::upstream::{Backend, DialError, LeaseError, Role};
+use crate::wire::shape::BadBody;
+
+/// An answer that is complete: the router's own.
+pub(crate) type Reply = Response<Full<Bytes>>;
+
+/// Why a request got no answer from a server.
+#[derive(Debug)]
+pub(crate) enum Error {
+    NotFound,
+    MethodNotAllowed { allow: &'static str },
+    BodyTooLarge { limit: usize, drained: bool },
+    BodyRead(hyper::Error),
+    BodyEncoded { encoding: String },
+    BadBody(BadBody),
+    ManySamples,
+    Upstream { server: Arc<Backend>, cause: Cause },
+}
+
+/// What a server did, or did not.
+#[derive(Debug)]
+pub(crate) enum Cause {
+    /// No connection could be opened.
+    Connect(std::io::Error),
+    ConnectTimeout(Duration),
+    /// The connection ended before the answer did.
+    Closed(hyper::Error),
+    /// What came is not HTTP.
+    BadResponse(hyper::Error),
+    /// No answer in time.
+    Timeout(Duration),
+    /// An answer that must be held in memory is over the limit.
+    TooLarge {
+        limit: usize,
+    },
+    /// An answer in which the logprobs cannot be found.
+    Unmergeable(&'static str),
+}
+
+impl Error {
+    pub(crate) fn upstream(server: &Arc<Backend>, cause: impl Into<Cause>) -> Self {
+        Self::Upstream { server: Arc::clone(server), cause: cause.into() }
+    }
+
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyEncoded { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::BodyRead(_) | Self::BadBody(_) | Self::ManySamples => StatusCode::BAD_REQUEST,
+            Self::Upstream { cause: Cause::ConnectTimeout(_) | Cause::Timeout(_), .. } => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
+            Self::Upstream { .. } => StatusCode::BAD_GATEWAY,
+        }
+    }
+
+    /// What a program can test; part of the public interface.
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Self::NotFound => "not_found",
+            Self::MethodNotAllowed { .. } => "method_not_allowed",
+            Self::BodyTooLarge { .. } => "body_too_large",
+            Self::BodyRead(_) => "body_read",
+            Self::BodyEncoded { .. } => "unsupported_encoding",
+            Self::BadBody(_) => "invalid_json",
+            Self::ManySamples => "n_not_supported",
+            Self::Upstream { server, cause } => cause.code(server.role()),
+        }
+    }
+
+    fn server(&self) -> Option<&Arc<Backend>> {
+        match self {
+            Self::Upstream { server, .. } => Some(server),
+            _ => None,
+        }
+    }
+
+    /// The answer to the client, in the shape of OpenAI's API.
+    pub(crate) fn to_reply(&self) -> Reply {
+        let status = self.status();
+        let kind = if status.is_client_error() { "invalid_request_error" } else { "server_error" };
+        let mut error = serde_json::json!({
+            "message": self.to_string(), "type": kind, "param": null, "code": self.code(),
+        });
+        if let Some(server) = self.server() {
+            error["server"] = server.url().into();
+        }
+        let body = serde_json::json!({ "error": error }).to_string();
+        let mut reply = json_reply(status, body);
+        match self {
+            Self::MethodNotAllowed { allow } => {
+                reply.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+            }
+            // What is left of the body would be taken for the next request.
+            Self::BodyTooLarge { drained: false, .. } | Self::BodyRead(_) => {
+                reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            _ => {}
+        }
+        reply
+    }
+}
+
+/// A complete answer of JSON.
+pub(crate) fn json_reply(status: StatusCode, body: impl Into<Bytes>) -> Reply {
+    let mut reply = Response::new(Full::new(body.into()));
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    reply
+}
+
+impl Cause {
+    fn code(&self, role: Role) -> &'static str {
+        let (prefill, decode) = match self {
+            Self::Connect(_) => ("prefill_connect", "decode_connect"),
+            Self::ConnectTimeout(_) => ("prefill_connect_timeout", "decode_connect_timeout"),
+            Self::Closed(_) => ("prefill_closed", "decode_closed"),
+            Self::BadResponse(_) => ("prefill_bad_response", "decode_bad_response"),
+            Self::Timeout(_) => ("prefill_timeout", "decode_timeout"),
+            Self::TooLarge { .. } => ("prefill_answer_too_large", "decode_answer_too_large"),
+            Self::Unmergeable(_) => ("prefill_unmergeable", "decode_unmergeable"),
+        };
+        match role {
+            Role::Prefill => prefill,
+            Role::Decode => decode,
+        }
+    }
+}
+
+impl From<LeaseError> for Cause {
+    fn from(error: LeaseError) -> Self {
+        match error {
+            LeaseError::Dial(DialError::Io(error)) => Self::Connect(error),
+            LeaseError::Dial(DialError::Timeout(after)) => Self::ConnectTimeout(after),
+            LeaseError::Handshake(error) => error.into(),
+        }
+    }
+}
+
+impl From<hyper::Error> for Cause {
+    fn from(error: hyper::Error) -> Self {
+        if error.is_parse() { Self::BadResponse(error) } else { Self::Closed(error) }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotFound => f.write_str("there is no such path on this router"),
+            Self::MethodNotAllowed { allow } => write!(f, "this path takes {allow}"),
+            Self::BodyTooLarge { limit, .. } => write!(f, "the body is over the limit of {limit} bytes"),
+            Self::BodyRead(error) => write!(f, "the body could not be read: {error}"),
+            Self::BodyEncoded { encoding } => {
+                write!(f, "the body is encoded as {encoding}; the router must read it, so send it as it is")
+            }
+            Self::BadBody(error) => error.fmt(f),
+            Self::ManySamples => f.write_str(
+                "n > 1 is not supported: SGLang's decode servers hang on it under prefill-decode disaggregation; \
+                 send n requests",
+            ),
+            Self::Upstream { server, cause } => write!(f, "{} server {} {cause}", server.role(), server.url()),
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connect(error) => write!(f, "cannot be reached: {error}"),
+            Self::ConnectTimeout(after) => write!(f, "did not accept a connection within {after:?}"),
+            Self::Closed(error) => write!(f, "broke off before its answer was complete: {error}"),
+            Self::BadResponse(error) => write!(f, "sent something that is not HTTP: {error}"),
+            Self::Timeout(after) => write!(f, "did not answer within {after:?}"),
+            Self::TooLarge { limit } => write!(f, "sent over {limit} bytes where all must be held in memory"),
+            Self::Unmergeable(what) => write!(f, "sent an answer without readable logprobs: {what}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::BodyRead(error) => Some(error),
+            Self::Upstream { cause: Cause::Connect(error), .. } => Some(error),
+            Self::Upstream { cause: Cause::Closed(error) | Cause::BadResponse(error), .. } => Some(error),
+            _ => None,
+        }
+    }
+}

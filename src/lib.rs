@@ -1,0 +1,41 @@
+//! A fast, byte-exact router for SGLang prefill–decode disaggregation.
+//!
+//! Every generation request goes to one prefill and one decode server at the same time, as the client's own bytes
+//! plus the three fields that let the two find each other; decode's answer goes back as it comes.
+//!
+//! ```no_run
+//! use mini_lb::{MiniLbConfig, MiniLoadBalancer};
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let prefill = vec![("http://prefill-1:30000".into(), Some(8998))];
+//!     let decode = vec!["http://decode-1:30000".into(), "http://decode-2:30000".into()];
+//!     let config = MiniLbConfig::new("0.0.0.0", 8000, prefill, decode, 1800);
+//!     Ok(MiniLoadBalancer::new(config)?.start().await?)
+//! }
+//! ```
+//!
+//! [`MiniLbConfig`] says what to do, [`MiniLoadBalancer`] does it: [`start`](MiniLoadBalancer::start) for a program
+//! of its own, [`serve`](MiniLoadBalancer::serve) inside another one. Which servers a request gets is up to a
+//! [`Policy`]. Serving takes threads of its own, one runtime each; the caller's runtime only accepts connections.
+//!
+//! Log events are emitted with [`tracing`]; they never hold bodies or headers of a request.
+
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
+mod balancer;
+mod config;
+mod control;
+mod error;
+mod proxy;
+mod server;
+mod upstream;
+mod wire;
+
+pub use balancer::MiniLoadBalancer;
+pub use config::{
+    ConfigError, DEFAULT_BACKEND_IDLE_TIMEOUT, DEFAULT_CONNECT_TIMEOUT, DEFAULT_MAX_IDLE_PER_BACKEND,
+    DEFAULT_MAX_MERGE_SIZE, DEFAULT_MAX_PAYLOAD_SIZE, DEFAULT_REQUEST_TIMEOUT, DEFAULT_SHUTDOWN_GRACE_PERIOD,
+    MiniLbConfig,
+};
+pub use upstream::{Backend, Choice, Policy, Random, Role, RoundRobin, ServerPair};

@@ -1,0 +1,110 @@
+//! The `mini-lb` program: a command line in, a running router out.
+//!
+//! It owns what a library must leave to its user: the allocator, the log
+//! output, the signals and the exit code. It routes nothing itself.
+
+#![warn(clippy::unwrap_used)]
+
+mod cli;
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use mini_lb::MiniLoadBalancer;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+use tracing::{Level, info};
+
+use cli::LogLevel;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Exit codes: 0 after a shutdown, 1 for what went wrong while running, 2 for what was typed.
+fn main() -> ExitCode {
+    let plan = cli::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    log_to_stderr(plan.log_level);
+    let balancer = MiniLoadBalancer::new(plan.config).unwrap_or_else(|error| cli::refusal(error).exit());
+    match run(&balancer, &plan.summary) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(sentence) => {
+            // Not `eprintln!`, which panics when stderr is closed.
+            let _ = writeln!(io::stderr(), "error: {sentence}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn log_to_stderr(level: LogLevel) {
+    tracing_subscriber::fmt()
+        .with_max_level(match level {
+            LogLevel::Debug => Level::DEBUG,
+            LogLevel::Info => Level::INFO,
+            LogLevel::Warn => Level::WARN,
+            LogLevel::Error => Level::ERROR,
+        })
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        // It would report a failed write to stderr on stderr, and panic as that fails too.
+        .log_internal_errors(false)
+        .init();
+}
+
+/// This thread accepts connections and waits for signals; the library brings its own workers.
+fn run(balancer: &MiniLoadBalancer, summary: &str) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start the runtime: {error}"))?;
+    let ended = runtime.block_on(serve(balancer, summary));
+    // A dropped runtime would wait for blocking tasks, which a second signal must not.
+    runtime.shutdown_background();
+    ended
+}
+
+async fn serve(balancer: &MiniLoadBalancer, summary: &str) -> Result<(), String> {
+    // Before the socket: whoever can connect can also shut down.
+    let signals = Signals::new().map_err(|error| format!("cannot wait for signals: {error}"))?;
+    let listener = balancer.bind().await.map_err(|error| error.to_string())?;
+    let address = listener.local_addr().map_err(|error| format!("the address is not known: {error}"))?;
+    info!("listening on http://{address}: {summary}");
+    let (begin, begun) = oneshot::channel();
+    let shutdown = async move {
+        // An error means that `begin` is gone, and with it this future.
+        let _ = begun.await;
+    };
+    tokio::select! {
+        served = balancer.serve(listener, shutdown) => {
+            served.map_err(|error| format!("cannot go on serving {address}: {error}"))
+        }
+        () = second_signal(signals, begin) => Ok(()),
+    }
+}
+
+/// Begins the shutdown at the first signal and returns at the second.
+async fn second_signal(mut signals: Signals, begin: oneshot::Sender<()>) {
+    let name = signals.next().await;
+    info!("{name} received; a second signal ends the program at once");
+    let _ = begin.send(());
+    let name = signals.next().await;
+    info!("{name} received again: ending now");
+}
+
+/// The signals that ask a program to end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Where a server listens.
+
+use hyper::Uri;
+
+/// Where a server listens, and what it is called.
+#[derive(Debug, Clone)]
+pub(crate) struct Address {
+    /// `http://host:port`, without a slash at the end: how logs and errors name the server.
+    pub(crate) url: String,
+    /// `host:port` in lower case: the `Host` header, and what makes two servers the same.
+    pub(crate) authority: String,
+    /// IPv6 in brackets, as SGLang wants its `bootstrap_host`.
+    pub(crate) host: String,
+    pub(crate) port: u16,
+}
+
+impl Address {
+    /// Reads a server's URL. The error says what is wrong with it.
+    pub(crate) fn parse(url: &str) -> Result<Self, &'static str> {
+        const NO_URL: &str = "not a URL such as http://10.0.0.1:30000";
+        let uri: Uri = url.parse().map_err(|_| NO_URL)?;
+        match uri.scheme_str() {
+            Some("http") => {}
+            Some("https") => return Err("https to servers is not supported by this build; use http"),
+            _ => return Err("a server's URL must begin with http://"),
+        }
+        let authority = uri.authority().ok_or(NO_URL)?;
+        if authority.as_str().contains('@') {
+            return Err("user names and passwords in a URL are not supported");
+        }
+        if uri.path() != "/" || uri.query().is_some() {
+            return Err("a server's URL must end after the port");
+        }
+        // `port()` is also `None` for "http://host:" and for a port over 65535.
+        let has_port = authority.as_str().rsplit(']').next().is_some_and(|rest| rest.contains(':'));
+        let port = match authority.port_u16() {
+            Some(0) => return Err("port 0 is not a server's port"),
+            Some(port) => port,
+            None if has_port => return Err("the port is not a number between 1 and 65535"),
+            None => 80,
+        };
+        let host = checked_host(&authority.host().to_ascii_lowercase())
+            .ok_or("the host is not a name or an address")?;
+        let authority = format!("{host}:{port}");
+        Ok(Self { url: format!("http://{authority}"), authority, host, port })
+    }
+}
+
+/// A host name or address as SGLang expects it in `bootstrap_host`, where it needs no JSON escapes: IPv6 in
+/// brackets, which may be missing in `host`.
+pub(crate) fn checked_host(host: &str) -> Option<String> {
+    let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+    if bare.parse::<std::net::Ipv6Addr>().is_ok() {
+        return Some(format!("[{bare}]"));
+    }
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    (!host.is_empty() && host.bytes().all(plain)).then(|| host.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_a_host_and_a_port() {
+        let parsed = |url| {
+            let address = Address::parse(url).unwrap();
+            (address.url, address.host, address.port)
+        };
+        let expected = |url: &str, host: &str, port| (url.to_owned(), host.to_owned(), port);
+        assert_eq!(
+            parsed("http://H.example:30000/"),
+            expected("http://h.example:30000", "h.example", 30_000)
+        );
+        assert_eq!(parsed("http://10.0.0.1"), expected("http://10.0.0.1:80", "10.0.0.1", 80));
+        assert_eq!(parsed("http://[FD00::1]:8"), expected("http://[fd00::1]:8", "[fd00::1]", 8));
+    }
+
+    #[test]
+    fn a_host_never_needs_json_escapes() {
+        assert_eq!(checked_host("::1").as_deref(), Some("[::1]"));
+        assert_eq!(checked_host("[::1]").as_deref(), Some("[::1]"));
+        for host in ["", "a b", "a\"b", "a\\b", "[::1", "[h]", "ü", "a:1"] {
+            assert_eq!(checked_host(host), None, "{host}");
+        }
+    }
+}

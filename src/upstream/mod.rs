@@ -1,0 +1,22 @@
+//! The servers behind the router and the sockets to them: who there is
+//! ([`Fleet`]), who is chosen ([`Policy`]), and connections, fresh ([`dial`])
+//! or kept ([`Pools`]).
+//!
+//! Nothing here knows what a request says or what an answer means.
+
+mod address;
+mod backend;
+mod conn;
+mod dial;
+mod fleet;
+mod policy;
+mod pool;
+
+pub(crate) use address::{Address, checked_host};
+pub use backend::{Backend, Role};
+pub(crate) use backend::{InFlight, PrefillSpec};
+pub(crate) use dial::{DialError, Dialer, SocketOptions};
+pub(crate) use fleet::Fleet;
+pub use fleet::ServerPair;
+pub use policy::{Choice, Policy, Random, RoundRobin};
+pub(crate) use pool::{Lease, LeaseError, Pools};

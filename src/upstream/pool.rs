@@ -1,0 +1,134 @@
+//! Keep-alive connections, kept between requests.
+//!
+//! Each worker has its own [`Pools`], one per server, so that a connection stays
+//! on the runtime that opened it. A connection comes back only through
+//! [`Lease::park`]; a lease that is merely dropped closes its socket, which is
+//! also how a request is cancelled at the server. The pool never retries, never
+//! picks a server, and never looks into a body.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hyper::body::{Frame, Incoming};
+use hyper::{Request, Response};
+
+use super::conn::Conn;
+use super::dial::DialError;
+use super::{Backend, Dialer, SocketOptions};
+use crate::wire::body::LegBody;
+
+/// How often idle connections are looked through, as a part of the idle timeout. They live at most an eighth too
+/// long: 4.5 s by default, still within SGLang's 5 s.
+const SWEEPS_PER_TIMEOUT: u32 = 8;
+
+/// A shorter idle timeout than eight of these is kept less exactly.
+const SHORTEST_SWEEP: Duration = Duration::from_millis(1);
+
+/// The connections of one worker.
+pub(crate) struct Pools {
+    /// By [`Backend::index`].
+    pools: Vec<Arc<Pool>>,
+    dialer: Dialer,
+    idle_timeout: Duration,
+}
+
+impl Pools {
+    pub(crate) fn new(servers: usize, options: &SocketOptions) -> Self {
+        let pool = || Arc::new(Pool { idle: Mutex::default(), max_idle: options.max_idle });
+        Self {
+            pools: (0..servers).map(|_| pool()).collect(),
+            dialer: Dialer::new(options),
+            idle_timeout: options.idle_timeout,
+        }
+    }
+
+    /// A connection to `backend`: a kept one if there is any, otherwise a new one.
+    pub(crate) async fn lease(&self, backend: &Backend) -> Result<Lease, LeaseError> {
+        let pool = &self.pools[backend.index];
+        while let Some(idle) = pool.pop() {
+            let mut conn = idle.conn;
+            if idle.since.elapsed() < self.idle_timeout && conn.is_usable() {
+                return Ok(Lease { conn, pool: Arc::clone(pool) });
+            }
+        }
+        let stream = self.dialer.dial(backend.address()).await.map_err(LeaseError::Dial)?;
+        let conn = Conn::handshake(stream).await.map_err(LeaseError::Handshake)?;
+        Ok(Lease { conn, pool: Arc::clone(pool) })
+    }
+
+    /// Closes connections as they outlive the idle timeout. Runs as long as the worker does.
+    pub(crate) async fn sweep(&self) {
+        let period = (self.idle_timeout / SWEEPS_PER_TIMEOUT).max(SHORTEST_SWEEP);
+        let mut ticks = tokio::time::interval(period);
+        loop {
+            ticks.tick().await;
+            for pool in &self.pools {
+                pool.lock().retain(|idle| idle.since.elapsed() < self.idle_timeout);
+            }
+        }
+    }
+}
+
+/// Why a request has no connection.
+#[derive(Debug)]
+pub(crate) enum LeaseError {
+    Dial(DialError),
+    Handshake(hyper::Error),
+}
+
+/// The idle connections to one server, the last used one last.
+struct Pool {
+    /// Only its worker's thread takes this lock, so it is never waited for; it is what lets the worker's futures
+    /// run on any runtime.
+    idle: Mutex<Vec<Idle>>,
+    max_idle: usize,
+}
+
+struct Idle {
+    conn: Conn,
+    since: Instant,
+}
+
+impl Pool {
+    fn lock(&self) -> MutexGuard<'_, Vec<Idle>> {
+        // Nothing under the lock leaves the list half changed.
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connection used last has the longest time left.
+    fn pop(&self) -> Option<Idle> {
+        self.lock().pop()
+    }
+}
+
+/// A connection that one request holds.
+pub(crate) struct Lease {
+    conn: Conn,
+    pool: Arc<Pool>,
+}
+
+impl Lease {
+    /// Sends a request and waits for the head of its answer.
+    pub(crate) async fn send(&mut self, request: Request<LegBody>) -> hyper::Result<Response<Incoming>> {
+        self.conn.send(request).await
+    }
+
+    /// The next frame of the answer's body.
+    pub(crate) fn poll_frame(
+        &mut self,
+        body: &mut Incoming,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        self.conn.poll_frame(body, cx)
+    }
+
+    /// Gives the connection back, once the answer's body has ended cleanly.
+    pub(crate) fn park(self) {
+        let mut idle = self.pool.lock();
+        if idle.len() < self.pool.max_idle {
+            idle.push(Idle { conn: self.conn, since: Instant::now() });
+        }
+    }
+}

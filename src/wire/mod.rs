@@ -1,0 +1,9 @@
+//! Bytes in, bytes out. No async, no clock, no randomness, no socket.
+
+pub(crate) mod body;
+pub(crate) mod bootstrap;
+pub(crate) mod headers;
+mod json;
+pub(crate) mod logprobs;
+pub(crate) mod shape;
+mod sse;

@@ -1,0 +1,520 @@
+//! What is read of a body, what is cut from it, and what is said of a bad one.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use http_body::Body;
+
+use super::*;
+use crate::wire::body::ClientBody;
+use crate::wire::bootstrap::BootstrapFields;
+
+mod properties;
+mod texts;
+
+const FIELDS: &str = r#""bootstrap_host":"h","bootstrap_port":1,"bootstrap_room":2"#;
+const DIALECTS: [Dialect; 3] = [Dialect::Generate, Dialect::Chat, Dialect::Completions];
+
+/// What was asked for: a stream, more than one sample, prompt logprobs.
+type Wishes = (bool, bool, Option<Merge>);
+
+/// `text` in pieces of these lengths, over and over.
+fn pieces<'a>(mut text: &'a [u8], lengths: &'a [usize]) -> impl Iterator<Item = &'a [u8]> {
+    lengths.iter().cycle().map_while(move |length| {
+        let (piece, rest) = text.split_at((*length).max(1).min(text.len()));
+        text = rest;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
+fn inspect(dialect: Dialect, text: &[u8], lengths: &[usize]) -> Result<Shape, BadBody> {
+    let mut inspector = Inspector::new(dialect);
+    pieces(text, lengths).try_for_each(|piece| inspector.feed(piece))?;
+    inspector.finish()
+}
+
+/// What the servers get.
+fn rewrite(text: &[u8], edit: &Edit, lengths: &[usize]) -> Vec<u8> {
+    let mut client = ClientBody::default();
+    pieces(text, lengths).for_each(|piece| client.push(Bytes::copy_from_slice(piece)));
+    let mut leg = client.with_fields(edit, &BootstrapFields::new("h".into(), Some(1)), 2);
+    let mut sent = Vec::new();
+    while let Poll::Ready(Some(Ok(frame))) =
+        Pin::new(&mut leg).poll_frame(&mut Context::from_waker(Waker::noop()))
+    {
+        sent.extend_from_slice(frame.data_ref().unwrap());
+    }
+    sent
+}
+
+/// Reads a body that is as good in one piece as it is byte by byte.
+fn accepted(dialect: Dialect, text: &str) -> Shape {
+    let shape = inspect(dialect, text.as_bytes(), &[text.len()]).unwrap();
+    assert_eq!(inspect(dialect, text.as_bytes(), &[1]).as_ref(), Ok(&shape), "{text}");
+    shape
+}
+
+/// What the client is told of a body that is as bad in one piece as it is byte by byte.
+#[track_caller]
+fn refused(text: impl AsRef<[u8]>) -> String {
+    let text = text.as_ref();
+    let error = inspect(Dialect::Chat, text, &[text.len()]).unwrap_err();
+    assert!(inspect(Dialect::Chat, text, &[1]).is_err());
+    error.to_string()
+}
+
+fn wished(shape: &Shape) -> Wishes {
+    (shape.stream, shape.many_samples, shape.merge)
+}
+
+fn rewritten(text: &str) -> String {
+    let edit = accepted(Dialect::Chat, text).edit;
+    String::from_utf8(rewrite(text.as_bytes(), &edit, &[7])).unwrap()
+}
+
+#[test]
+fn a_body_without_a_value_is_empty() {
+    for text in ["", " ", "\n\r\n\t "] {
+        assert_eq!(refused(text), "the body is empty; a JSON object is expected");
+    }
+}
+
+#[test]
+fn a_byte_order_mark_is_called_by_its_name() {
+    let text = b"\xEF\xBB\xBF{}";
+    for lengths in [&[6][..], &[1], &[2], &[1, 2], &[3]] {
+        let error = inspect(Dialect::Chat, text, lengths).unwrap_err();
+        assert_eq!(error.to_string(), "the body begins with a byte order mark, which JSON does not allow");
+    }
+    assert_eq!(refused(b" \xEF\xBB\xBF{}"), "the body is not JSON: expected '{' at byte 1");
+}
+
+#[test]
+fn what_is_not_an_object_is_called_by_its_name() {
+    for (text, found) in [
+        ("[]", "an array"),
+        ("[{\"stream\":true}]", "an array"),
+        ("\"{}\"", "a string"),
+        ("0", "a number"),
+        (" -1.5e3", "a number"),
+        ("true", "true or false"),
+        ("false", "true or false"),
+        ("null", "null"),
+    ] {
+        assert_eq!(refused(text), format!("the body must be a JSON object, not {found}"), "{text}");
+    }
+}
+
+#[test]
+fn text_that_is_not_json_is_refused_where_it_goes_wrong() {
+    for (text, expected, at) in [
+        ("}", "'{'", 0),
+        (" <html>", "'{'", 1),
+        ("'{}'", "'{'", 0),
+        ("{}{}", "nothing after the object", 2),
+        ("{} {}", "nothing after the object", 3),
+        ("{},", "nothing after the object", 2),
+        ("{}\0", "nothing after the object", 2),
+        ("{,}", "a field's name or '}'", 1),
+        ("{a:1}", "a field's name or '}'", 1),
+        ("{'a':1}", "a field's name or '}'", 1),
+        ("{\"a\":1,}", "a field's name", 7),
+        ("{\"a\":1,,\"b\":1}", "a field's name", 7),
+        ("{\"a\"}", "':'", 4),
+        ("{\"a\" 1}", "':'", 5),
+        ("{\"a\"::1}", "a JSON value", 5),
+        ("{\"a\":}", "a JSON value", 5),
+        ("{\"a\":,\"b\":1}", "a JSON value", 5),
+        ("{\"a\":1 2}", "',' or '}'", 7),
+        ("{\"a\":\"b\"c}", "',' or '}'", 8),
+        ("{\"a\":\"b\"\"c\":1}", "',' or '}'", 8),
+        ("{\"a\":{}]}", "',' or '}'", 7),
+        ("{\"a\":1]}", "a JSON value", 5),
+        ("{\"a\":[}]}", "']'", 6),
+        ("{\"a\":{]}}", "'}'", 6),
+        ("{\"a\":[[{}]}]}", "']'", 10),
+        ("{/**/}", "a field's name or '}'", 1),
+        ("{\u{b}}", "a field's name or '}'", 1),
+        ("{\u{a0}}", "a field's name or '}'", 1),
+    ] {
+        assert_eq!(
+            refused(text),
+            format!("the body is not JSON: expected {expected} at byte {at}"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn a_scalar_must_be_one_of_json() {
+    for good in
+        ["true", "false", "null", "0", "-0", "10", "1.0", "0.10", "1e5", "1E+05", "-1.5e-300", "1E400"]
+    {
+        accepted(Dialect::Chat, &format!("{{\"a\":{good}}}"));
+        accepted(Dialect::Chat, &format!("{{\"a\": {good}\n,\"b\":{good},\"c\":{good} }}"));
+    }
+    for bad in [
+        "tru",
+        "truee",
+        "True",
+        "nul",
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        "01",
+        "-01",
+        "+1",
+        "-",
+        "--1",
+        ".5",
+        "1.",
+        "1.e1",
+        "1e",
+        "1e+",
+        "1e1.5",
+        "0x10",
+        "1_000",
+        "1,5",
+        "\u{661}",
+        "a",
+        "'a'",
+        "1\0",
+        "1\"\"",
+        "undefined",
+    ] {
+        for text in [format!("{{\"a\":{bad}}}"), format!("{{\"bootstrap_room\":{bad} ,\"b\":1}}")] {
+            assert!(refused(&text).starts_with("the body is not JSON: expected "), "{text}");
+        }
+    }
+}
+
+#[test]
+fn a_body_that_ends_early_is_refused_wherever_it_ends() {
+    let text =
+        r#" {"a\"é" : [{"b":"\"\u00e9é]"}, null] , "bootstrap_host":{}, "c":1.5,"d":"\\" }"#.as_bytes();
+    for end in 0..text.len() {
+        refused(&text[..end]);
+    }
+    assert!(inspect(Dialect::Chat, text, &[1]).is_ok());
+    assert_eq!(refused("{\"a\":\"b"), "the body is not JSON: it ends at byte 7 inside the object");
+    assert_eq!(refused("{\"a\":[[]"), "the body is not JSON: it ends at byte 8 inside the object");
+    assert_eq!(refused("{\"a\":1"), "the body is not JSON: it ends at byte 6 inside the object");
+}
+
+#[test]
+fn a_name_must_be_a_string_of_json() {
+    for name in [
+        r"\ud800",
+        r"\udc00\ud800",
+        r"a\ud83dz",
+        r"\x",
+        r"\u12",
+        r"\u12g4",
+        r"\U0041",
+        "a\tb",
+        "bootstrap_\0",
+    ] {
+        let message = "the body is not JSON: expected a valid string at byte 2";
+        assert_eq!(refused(format!("{{ \"{name}\":1}}")), message);
+    }
+    for name in [r"\ud83d\ude00", r"\/\b\f\n\r\t\\", r#"\""#, "\u{7f}\u{80}", r"\u0000"] {
+        accepted(Dialect::Chat, &format!("{{\"{name}\":1}}"));
+    }
+}
+
+#[test]
+fn bytes_that_are_no_characters_are_refused_wherever_they_stand() {
+    // Unfinished, without a beginning, overlong, a surrogate, beyond the last character, never used.
+    let bad: [&[u8]; 9] = [
+        b"\xC3",
+        b"\xE2\x82",
+        b"\xF0\x9F\x98",
+        b"\x80",
+        b"\xC0\x80",
+        b"\xE0\x9F\xBF",
+        b"\xED\xA0\x80",
+        b"\xF4\x90\x80\x80",
+        b"\xFF",
+    ];
+    for places in [
+        "?{}",
+        "{?}",
+        "{\"?\":1}",
+        "{\"a\"?:1}",
+        "{\"a\":?}",
+        "{\"a\":1?}",
+        "{\"a\":\"x?y\"}",
+        "{\"a\":[\"?\"]}",
+        "{\"a\":[?]}",
+        "{\"a\":1,?}",
+        "{}?",
+        "{} ?",
+    ] {
+        let (before, after) = places.split_once('?').unwrap();
+        for bytes in bad {
+            let text = [before.as_bytes(), bytes, after.as_bytes()].concat();
+            let message = format!("the body is not UTF-8 at byte {}", before.len());
+            for first in 1..=text.len() {
+                let error = inspect(Dialect::Chat, &text, &[first, text.len()]).unwrap_err();
+                let known_before = matches!(error, BadBody::Syntax { .. } | BadBody::Truncated { .. });
+                assert!(known_before || error.to_string() == message, "{error}: {}", text.escape_ascii());
+            }
+        }
+    }
+    assert_eq!(refused(b"{\"a\":\"\xC3\"}"), "the body is not UTF-8 at byte 6");
+}
+
+#[test]
+fn a_character_may_be_cut_anywhere() {
+    let text = "{\"é€😀\":\"é€😀\",\"b\":[\"é€😀\"],\"stream\":true}";
+    for first in 1..text.len() {
+        for second in 1..5 {
+            let shape = inspect(Dialect::Chat, text.as_bytes(), &[first, second, text.len()]).unwrap();
+            assert!(shape.stream);
+        }
+    }
+}
+
+fn nested(name: &str, open: &str, close: &str, levels: usize) -> String {
+    format!("{{\"{name}\":{}1{}}}", open.repeat(levels), close.repeat(levels))
+}
+
+#[test]
+fn the_object_is_the_first_of_1024_levels() {
+    for name in ["a", "sampling_params", "token_ids_logprob", "stream", "bootstrap_host"] {
+        for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
+            for levels in [1, 63, 64, 65, 1_000, 1_023] {
+                accepted(Dialect::Generate, &nested(name, open, close, levels));
+            }
+            let at = name.len() + 4 + 1_023 * open.len();
+            let message = format!("the body is nested deeper than 1024 levels at byte {at}");
+            assert_eq!(refused(nested(name, open, close, 1_024)), message);
+        }
+    }
+    // Levels do not add up from one field to the next.
+    let field = "[".repeat(1_000) + &"]".repeat(1_000);
+    accepted(Dialect::Chat, &format!("{{\"a\":{field},\"b\":{field}}}"));
+}
+
+#[test]
+fn one_hundred_thousand_brackets_are_refused_at_the_first_too_many() {
+    for brackets in ["[".repeat(100_000), "{\"a\":".repeat(100_000), "[{\"a\":".repeat(50_000)] {
+        let text = format!("{{\"a\":{brackets}");
+        assert!(refused(&text).starts_with("the body is nested deeper than 1024 levels"));
+        // What comes later has not been waited for.
+        refused(&text[..5 + 1_024 * 5]);
+    }
+    assert_eq!(refused("[".repeat(100_000)), "the body must be a JSON object, not an array");
+    assert_eq!(
+        refused("{".repeat(100_000)),
+        "the body is not JSON: expected a field's name or '}' at byte 1"
+    );
+}
+
+#[test]
+fn own_fields_may_be_in_64_places() {
+    let own = "\"bootstrap_room\":1,".repeat(10);
+    let places = |count: usize, end: &str| format!("{{{}{end}}}", format!("{own}\"a\":1,").repeat(count));
+    for good in [places(64, "\"b\":1"), places(63, "\"bootstrap_host\":\"x\"")] {
+        assert_eq!(accepted(Dialect::Chat, &good).edit.cuts.len(), 64);
+        assert!(!rewritten(&good).contains("room\":1,"));
+    }
+    for bad in [places(65, "\"b\":1"), places(64, "\"bootstrap_host\":\"x\"")] {
+        assert_eq!(refused(bad), "the body has bootstrap_* fields in over 64 places");
+    }
+}
+
+#[test]
+fn fields_side_by_side_are_one_place() {
+    let own = "\"bootstrap_room\" : 1 ,".repeat(5_000);
+    assert_eq!(rewritten(&format!("{{{own}\"a\":1}}")), format!("{{\"a\":1,{FIELDS}}}"));
+}
+
+#[test]
+fn a_name_of_ours_is_known_however_it_is_spelled() {
+    let spelled = |name: &str| name.chars().map(|it| format!("\\u{:04X}", u32::from(it))).collect::<String>();
+    let (own, stream) = (spelled("bootstrap_pair_key"), spelled("stream"));
+    let text = format!("{{\"{own}\":1,\"{stream}\":true,\"\\u0062ootstrap_room\":1,\"bootstrap\\u005f\":1}}");
+    assert_eq!(rewritten(&text), format!("{{\"{stream}\":true,{FIELDS}}}"));
+    assert!(accepted(Dialect::Chat, &text).stream);
+    // An escaped backslash begins no escape.
+    let text = r#"{"\\u0062ootstrap_room":1,"s\\u0074ream":true}"#;
+    assert_eq!(rewritten(text), format!("{},{FIELDS}}}", text.strip_suffix('}').unwrap()));
+    assert!(!accepted(Dialect::Chat, text).stream);
+}
+
+#[test]
+fn a_name_too_long_to_be_ours_stays() {
+    let fill = "x".repeat(300);
+    for name in [fill.clone(), format!("stream{fill}"), format!("bootstrap_{fill}"), format!("\\u0062{fill}")]
+    {
+        assert_eq!(rewritten(&format!("{{\"{name}\":1}}")), format!("{{\"{name}\":1,{FIELDS}}}"));
+    }
+    let longest = |length: usize| format!("{{\"bootstrap_{}\":1}}", "x".repeat(length - "bootstrap_".len()));
+    assert_eq!(rewritten(&longest(MAX_NAME - 1)), format!("{{{FIELDS}}}"));
+    assert!(rewritten(&longest(MAX_NAME)).starts_with("{\"bootstrap_x"));
+}
+
+#[test]
+fn the_inside_of_what_is_kept_is_not_read() {
+    for value in [r#"[1 2 nope]"#, r#"{"a" "b"}"#, "\"\t\"", r#""\x\ud800""#, r#"[{"bootstrap_room":1}]"#] {
+        assert_eq!(rewritten(&format!("{{\"a\":{value}}}")), format!("{{\"a\":{value},{FIELDS}}}"));
+    }
+}
+
+#[test]
+fn what_is_cut_must_be_json_because_no_server_sees_it() {
+    for value in ["[1 2]", "[nope]", "{\"a\" 1}", "[1,]", "\"\t\"", r#""\x""#, r#"["\u12"]"#] {
+        let message = "the body is not JSON: expected a JSON value at byte 18";
+        assert_eq!(refused(format!("{{\"bootstrap_host\":{value},\"a\":1}}")), message);
+    }
+    for value in ["[1, [\"x\", null] , {}]", "\"\\u0000\"", "[123456789012345678901234567890, 1E+400]"] {
+        assert_eq!(rewritten(&format!("{{\"bootstrap_host\":{value}}}")), format!("{{{FIELDS}}}"));
+    }
+}
+
+#[test]
+fn a_number_may_be_long() {
+    let digits = "9".repeat(100_000);
+    for number in [digits.clone(), format!("-{digits}.{digits}e-{digits}")] {
+        let text = format!("{{\"a\":{number}}}");
+        assert_eq!(rewritten(&text), format!("{{\"a\":{number},{FIELDS}}}"));
+        assert!(refused(format!("{{\"a\":{number}x}}")).ends_with("expected a JSON value at byte 5"));
+    }
+    assert!(accepted(Dialect::Chat, &format!("{{\"n\":{digits}}}")).many_samples);
+}
+
+#[test]
+fn a_value_too_long_to_keep_may_ask_for_logprobs_and_for_nothing_else() {
+    let long = format!("[{}1]", "1,".repeat(facts::MAX_VALUE / 2));
+    let wishes = |text: &str| {
+        let whole = inspect(Dialect::Generate, text.as_bytes(), &[text.len()]).unwrap();
+        assert_eq!(inspect(Dialect::Generate, text.as_bytes(), &[1_000]).as_ref(), Ok(&whole));
+        wished(&whole)
+    };
+    let merge = Some(Merge::Generate);
+    assert_eq!(
+        wishes(&format!("{{\"return_logprob\":true,\"token_ids_logprob\":{long}}}")),
+        (false, false, merge)
+    );
+    assert_eq!(
+        wishes(&format!("{{\"return_logprob\":{long},\"logprob_start_len\":0}}")),
+        (false, false, merge)
+    );
+    assert_eq!(
+        wishes(&format!("{{\"logprob_start_len\":{long},\"return_logprob\":1}}")),
+        (false, false, merge)
+    );
+    assert_eq!(wishes(&format!("{{\"token_ids_logprob\":{long}}}")), (false, false, None));
+    assert_eq!(wishes(&format!("{{\"stream\":{long},\"sampling_params\":{long}}}")), (false, false, None));
+    assert_eq!(wishes(&format!("{{\"stream\":{long},\"stream\":true}}")), (true, false, None));
+    assert_eq!(rewritten(&format!("{{\"bootstrap_room\":{long}}}")), format!("{{{FIELDS}}}"));
+}
+
+#[test]
+fn a_stream_is_what_pydantic_takes_for_true() {
+    let stream = |value: &str| {
+        let text = format!("{{\"stream\":{value}}}");
+        let wished = DIALECTS.map(|dialect| accepted(dialect, &text).stream);
+        assert!(wished.iter().all(|it| *it == wished[0]));
+        wished[0]
+    };
+    for value in ["true", "1", "1.0", "-1", "1e0", "\"true\"", "\"Yes\"", "\"1\""] {
+        assert!(stream(value), "{value}");
+    }
+    for value in
+        ["false", "null", "0", "-0", "0.0e5", "\"false\"", "\"0\"", "\"\"", "{}", "[]", "{\"stream\":true}"]
+    {
+        assert!(!stream(value), "{value}");
+    }
+}
+
+#[test]
+fn of_a_field_that_comes_twice_the_last_counts() {
+    let generate = |text: &str| wished(&accepted(Dialect::Generate, text));
+    assert_eq!(generate(r#"{"stream":true,"stream":false}"#), (false, false, None));
+    assert_eq!(generate(r#"{"stream":false,"\u0073tream":true}"#), (true, false, None));
+    assert_eq!(generate(r#"{"sampling_params":{"n":2},"sampling_params":null}"#), (false, false, None));
+    assert_eq!(generate(r#"{"sampling_params":{"n":1,"n":2}}"#), (false, true, None));
+    assert_eq!(generate(r#"{"sampling_params":{"n":2,"\u006e":1}}"#), (false, false, None));
+    let others = (0..40).map(|it| format!("\"{it}\":0,")).collect::<String>();
+    assert_eq!(
+        generate(&format!("{{\"sampling_params\":{{\"n\":1,{others}\"n\":2}}}}")),
+        (false, true, None)
+    );
+}
+
+#[test]
+fn more_than_one_sample_is_asked_for_by_a_number_over_one() {
+    for (value, many) in [
+        ("2", true),
+        ("1.5", true),
+        ("1E+400", true),
+        ("1", false),
+        ("0", false),
+        ("-2", false),
+        ("null", false),
+        ("\"2\"", true),
+        ("\"1\"", false),
+        ("\"two\"", false),
+        ("true", false),
+    ] {
+        for dialect in [Dialect::Chat, Dialect::Completions] {
+            assert_eq!(accepted(dialect, &format!("{{\"n\":{value}}}")).many_samples, many, "{value}");
+        }
+        assert!(!accepted(Dialect::Generate, &format!("{{\"n\":{value}}}")).many_samples);
+    }
+    for (params, many) in [
+        ("{\"n\":2}", true),
+        ("{\"a\":{\"n\":2}}", false),
+        ("[{\"n\":1},{},null,{ \"n\" : 3 }]", true),
+        ("[{\"n\":1}]", false),
+        ("[[{\"n\":2}]]", false),
+        ("2", false),
+        ("{\"n\":2,\"a\":nope}", false),
+    ] {
+        let text = format!("{{\"sampling_params\":{params}}}");
+        assert_eq!(accepted(Dialect::Generate, &text).many_samples, many, "{text}");
+        assert!(!accepted(Dialect::Chat, &text).many_samples);
+    }
+}
+
+#[test]
+fn prompt_logprobs_are_merged_where_prefill_alone_has_them() {
+    for (dialect, text, merge) in [
+        (Dialect::Generate, r#"{"return_logprob":true}"#, None),
+        (Dialect::Generate, r#"{"return_logprob":true,"logprob_start_len":-1}"#, None),
+        (Dialect::Generate, r#"{"return_logprob":true,"logprob_start_len":0}"#, Some(Merge::Generate)),
+        (
+            Dialect::Generate,
+            r#"{"logprob_start_len":0,"return_logprob":[false,true]}"#,
+            Some(Merge::Generate),
+        ),
+        (Dialect::Generate, r#"{"return_logprob":[false,0,null],"logprob_start_len":0}"#, None),
+        (Dialect::Generate, r#"{"return_logprob":true,"logprob_start_len":[-1,7]}"#, Some(Merge::Generate)),
+        (Dialect::Generate, r#"{"return_logprob":true,"token_ids_logprob":[1]}"#, Some(Merge::Generate)),
+        (
+            Dialect::Generate,
+            r#"{"return_logprob":true,"token_ids_logprob":[null,[1]]}"#,
+            Some(Merge::Generate),
+        ),
+        (Dialect::Generate, r#"{"return_logprob":true,"token_ids_logprob":[null]}"#, None),
+        (Dialect::Generate, r#"{"return_logprob":true,"token_ids_logprob":null}"#, None),
+        (Dialect::Generate, r#"{"echo":true,"logprobs":1}"#, None),
+        (Dialect::Completions, r#"{"echo":true,"logprobs":1}"#, Some(Merge::Echo)),
+        (Dialect::Completions, r#"{"echo":true,"logprobs":0}"#, None),
+        (Dialect::Completions, r#"{"echo":true,"logprobs":null}"#, None),
+        (Dialect::Completions, r#"{"echo":false,"logprobs":1}"#, None),
+        (Dialect::Completions, r#"{"return_logprob":true,"logprob_start_len":0}"#, None),
+        (Dialect::Chat, r#"{"echo":true,"logprobs":true,"return_logprob":true,"logprob_start_len":0}"#, None),
+    ] {
+        assert_eq!(accepted(dialect, text).merge, merge, "{text}");
+    }
+}
+
+#[test]
+fn a_number_over_64_bits_does_not_hide_its_neighbours() {
+    let params = r#"{"sampling_params":{"n":2,"a":123456789012345678901234567890}}"#;
+    assert!(accepted(Dialect::Generate, params).many_samples);
+}

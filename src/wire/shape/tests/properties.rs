@@ -1,0 +1,313 @@
+//! What holds for every body, in whatever pieces it comes.
+
+use std::collections::BTreeMap;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+use serde_json::Value;
+use serde_json::value::RawValue;
+use simd_json::OwnedValue;
+use simd_json::prelude::{ValueAsArray, ValueAsObject, ValueAsScalar};
+
+use super::texts::{deep, object, steering_object};
+use super::*;
+use crate::wire::json;
+
+fn dialect() -> impl Strategy<Value = Dialect> {
+    select(&DIALECTS[..])
+}
+
+/// The lengths of the pieces that a body comes in, over and over.
+fn lengths() -> impl Strategy<Value = Vec<usize>> {
+    prop_oneof![Just(vec![1]), vec(1_usize..40, 1..6)]
+}
+
+/// The top level as a strict parser reads it, with the values as they are written; of a name that comes twice,
+/// the last. Every byte is looked at, but not how large a number is or which characters escapes stand for.
+fn strict(text: &[u8]) -> Option<BTreeMap<String, String>> {
+    let fields: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(text).ok()?;
+    Some(fields.into_iter().map(|(name, value)| (name, value.get().to_owned())).collect())
+}
+
+/// What a strict parser must read in the rewritten body.
+fn with_ours<V: From<String>>(
+    mut fields: BTreeMap<String, V>,
+    parse: impl Fn(&str) -> V,
+) -> BTreeMap<String, V> {
+    fields.retain(|name, _| !name.starts_with("bootstrap_"));
+    let ours = [("host", "\"h\""), ("port", "1"), ("room", "2")];
+    fields.extend(ours.map(|(name, value)| (format!("bootstrap_{name}"), parse(value))));
+    fields
+}
+
+/// What the fields ask for, by another reading than the inspector's. `None` if the parsers cannot read one of
+/// them, which is the case for large numbers within lists and objects.
+fn wishes(fields: &BTreeMap<String, String>, dialect: Dialect) -> Option<Wishes> {
+    let read = |name: &str| fields.get(name).map_or(Some(Value::Null), |raw| value(raw));
+    let wants = |name: &str, test: fn(&Value) -> bool| {
+        let value = read(name)?;
+        Some(value.as_array().map_or_else(|| test(&value), |items| items.iter().any(test)))
+    };
+    let stream = wants("stream", on)?;
+    Some(match dialect {
+        Dialect::Generate => {
+            let start = wants("logprob_start_len", |from| number(from) >= Some(0.0))?;
+            let ids = wants("token_ids_logprob", |ids| !ids.is_null())?;
+            let merge = wants("return_logprob", on)? && (start || ids);
+            (stream, wants("sampling_params", |params| many(&params["n"]))?, merge.then_some(Merge::Generate))
+        }
+        Dialect::Chat => (stream, wants("n", many)?, None),
+        Dialect::Completions => {
+            let merge = wants("echo", on)? & wants("logprobs", |count| number(count) > Some(0.0))?;
+            (stream, wants("n", many)?, merge.then_some(Merge::Echo))
+        }
+    })
+}
+
+fn on(value: &Value) -> bool {
+    match value {
+        Value::String(word) if ["true", "t", "yes", "y", "on"].contains(&&*word.to_lowercase()) => true,
+        value => number(value).is_some_and(|number| number != 0.0),
+    }
+}
+
+fn many(value: &Value) -> bool {
+    number(value) > Some(1.0)
+}
+
+/// As pydantic takes numbers: also from strings and from true and false.
+fn number(value: &Value) -> Option<f64> {
+    match value {
+        Value::Bool(yes) => Some(if *yes { 1.0 } else { 0.0 }),
+        Value::String(digits) => digits.trim().parse().ok(),
+        value => value.as_f64(),
+    }
+}
+
+/// A value that steers, which two parsers read the same.
+fn value(raw: &str) -> Option<Value> {
+    if let Ok(number) = raw.parse::<f64>() {
+        return Some(number.clamp(f64::MIN, f64::MAX).into());
+    }
+    let value = serde_json::from_str(raw).ok()?;
+    let other = simd_json::to_owned_value(&mut raw.as_bytes().to_vec()).ok()?;
+    assert!(agree(&value, &other), "{value} {other}");
+    Some(value)
+}
+
+fn agree(one: &Value, other: &OwnedValue) -> bool {
+    match one {
+        Value::Null => other.as_null().is_some(),
+        Value::Bool(one) => other.as_bool() == Some(*one),
+        Value::String(one) => other.as_str() == Some(one),
+        Value::Number(one) => {
+            // serde_json does not round the last bit of every number.
+            let (one, other) = (one.as_f64().unwrap(), other.cast_f64().unwrap());
+            (one - other).abs() <= one.abs() * 1e-15
+        }
+        Value::Array(one) => {
+            let other = other.as_array().unwrap();
+            one.len() == other.len() && one.iter().zip(other.iter()).all(|(one, other)| agree(one, other))
+        }
+        Value::Object(one) => {
+            let other: BTreeMap<_, _> = other.as_object().unwrap().iter().collect();
+            one.len() == other.len() && one.iter().all(|(name, one)| agree(one, other[name]))
+        }
+    }
+}
+
+/// Holds for any bytes: no two splits are read differently, a body that is refused is bad, and one that is not
+/// stays what it was, good or bad. Bad it can be inside of its values only.
+fn assert_consistent(text: &[u8], dialect: Dialect, lengths: &[usize]) -> Result<(), TestCaseError> {
+    let shape = match (inspect(dialect, text, &[text.len()]), inspect(dialect, text, lengths)) {
+        (Ok(whole), Ok(pieces)) if whole == pieces => whole,
+        (Err(_), Err(_)) => {
+            prop_assert!(strict(text).is_none(), "a good body is refused");
+            return Ok(());
+        }
+        (whole, pieces) => return Err(TestCaseError::fail(format!("{whole:?} {pieces:?}"))),
+    };
+    let walked = json::Value::root(text).map(|body| body.members().all(|field| field.is_ok()));
+    prop_assert_eq!(walked, Ok(true), "the top level is bad");
+    let after = rewrite(text, &shape.edit, lengths);
+    let Some(before) = strict(text) else {
+        prop_assert!(strict(&after).is_none(), "a bad body became a good one: {}", after.escape_ascii());
+        return Ok(());
+    };
+    if let Some(wishes) = wishes(&before, dialect) {
+        prop_assert_eq!(wishes, wished(&shape));
+    }
+    prop_assert_eq!(strict(&after), Some(with_ours(before, str::to_owned)));
+    Ok(())
+}
+
+/// Bytes of which much is JSON.
+fn nearly_json() -> impl Strategy<Value = Vec<u8>> {
+    let token = select(
+        &[
+            "{",
+            "}",
+            "[",
+            "]",
+            ",",
+            ":",
+            " ",
+            "\"",
+            "\\",
+            "\"a\":",
+            "\"stream\":",
+            "\"bootstrap_host\":",
+            "1",
+            "tru",
+            "true",
+            "\"\"",
+            "\\u",
+            "-",
+            "é",
+            "{\"",
+        ][..],
+    );
+    vec(token, 0..24).prop_map(|tokens| tokens.concat().into_bytes())
+}
+
+/// Characters, their beginnings, and bytes that are in none.
+fn nearly_utf8() -> impl Strategy<Value = Vec<u8>> {
+    let character = (any::<char>(), 1..=4_usize, 0..8).prop_map(|(character, length, whole)| {
+        let mut bytes = character.to_string().into_bytes();
+        bytes.truncate(if whole > 0 { 4 } else { length });
+        bytes
+    });
+    vec(prop_oneof![30 => character, 1 => any::<u8>().prop_map(|byte| vec![byte])], 0..24)
+        .prop_map(|characters| characters.concat())
+}
+
+/// A byte, or one that means something in JSON.
+fn byte() -> impl Strategy<Value = u8> {
+    prop_oneof![any::<u8>(), select(&b"{}[]\",:\\/u0e-+.1tn \n\x00\x1f\xef\xc3"[..])]
+}
+
+fn mutate(text: &mut Vec<u8>, kind: u8, at: Index, byte: u8) {
+    if text.is_empty() {
+        return;
+    }
+    let at = at.index(text.len());
+    match kind {
+        0..4 => drop(text.remove(at)),
+        4..8 => text.insert(at, byte),
+        8..12 => text[at] = byte,
+        _ => text.truncate(at),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn a_body_is_read_the_same_in_whatever_pieces_it_comes(
+        body in object(), dialect in dialect(), lengths in lengths(),
+    ) {
+        let text = body.text();
+        let whole = inspect(dialect, text.as_bytes(), &[text.len()]);
+        prop_assert!(whole.is_ok(), "{:?}", whole);
+        prop_assert_eq!(&whole, &inspect(dialect, text.as_bytes(), &[1]));
+        prop_assert_eq!(&whole, &inspect(dialect, text.as_bytes(), &lengths));
+    }
+
+    #[test]
+    fn a_rewritten_body_is_the_same_bytes_but_for_the_fields_of_the_bootstrap(
+        body in object(), dialect in dialect(), lengths in lengths(),
+    ) {
+        let text = body.text();
+        let edit = inspect(dialect, text.as_bytes(), &lengths).unwrap().edit;
+        for lengths in [&lengths[..], &[1], &[text.len()]] {
+            let after = rewrite(text.as_bytes(), &edit, lengths);
+            prop_assert_eq!(String::from_utf8(after).unwrap(), body.rewritten(FIELDS));
+        }
+    }
+
+    #[test]
+    fn parsers_see_the_same_fields_in_the_rewritten_body(body in object(), lengths in lengths()) {
+        let text = body.text();
+        let edit = inspect(Dialect::Chat, text.as_bytes(), &lengths).unwrap().edit;
+        let after = rewrite(text.as_bytes(), &edit, &lengths);
+        prop_assert_eq!(strict(&after), Some(with_ours(strict(text.as_bytes()).unwrap(), str::to_owned)));
+        // Where a number in it is too large for serde_json, reading how the values are written has to do.
+        if let Ok(before) = serde_json::from_str::<BTreeMap<String, Value>>(&text) {
+            let after: BTreeMap<String, Value> = serde_json::from_slice(&after).unwrap();
+            prop_assert_eq!(after, with_ours(before, |value| serde_json::from_str(value).unwrap()));
+        }
+    }
+
+    #[test]
+    fn what_steers_the_router_is_what_parsers_read(
+        body in prop_oneof![object().boxed(), steering_object().boxed()], lengths in lengths(),
+    ) {
+        let text = body.text();
+        for dialect in DIALECTS {
+            let shape = inspect(dialect, text.as_bytes(), &lengths).unwrap();
+            let wishes = wishes(&strict(text.as_bytes()).unwrap(), dialect);
+            prop_assert_eq!(Some(wished(&shape)), wishes);
+        }
+    }
+
+    #[test]
+    fn a_broken_body_is_refused_or_stays_broken(
+        body in object(),
+        mutations in vec((0..13_u8, any::<Index>(), byte()), 1..4),
+        dialect in dialect(),
+        lengths in lengths(),
+    ) {
+        let mut text = body.text().trim().as_bytes().to_vec();
+        for (kind, at, byte) in mutations {
+            mutate(&mut text, kind, at, byte);
+            assert_consistent(&text, dialect, &lengths)?;
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_read_or_refused_as_parsers_do(
+        random in vec(byte(), 0..80), nearly in nearly_json(), dialect in dialect(), lengths in lengths(),
+    ) {
+        assert_consistent(&random, dialect, &lengths)?;
+        assert_consistent(&nearly, dialect, &lengths)?;
+        assert_consistent(&[b"{", &nearly[..], b"}"].concat(), dialect, &lengths)?;
+    }
+
+    #[test]
+    fn bytes_are_utf8_if_the_standard_library_says_so(
+        bytes in prop_oneof![nearly_utf8(), any::<Vec<u8>>()], lengths in lengths(),
+    ) {
+        let mut utf8 = Utf8::default();
+        let mut at = 0;
+        let fed = pieces(&bytes, &lengths).try_for_each(|piece| {
+            utf8.feed(piece, at)?;
+            at += piece.len();
+            Ok(())
+        });
+        let expected = std::str::from_utf8(&bytes).map(|_| ());
+        let expected = expected.map_err(|error| BadBody::NotUtf8 { at: error.valid_up_to() });
+        prop_assert_eq!(fed.and_then(|()| utf8.finish(at)), expected);
+    }
+
+    #[test]
+    fn a_string_must_be_utf8(bytes in nearly_utf8(), nested: bool, lengths in lengths()) {
+        let mut contents = bytes;
+        contents.retain(|byte| !matches!(byte, b'"' | b'\\' | 0..32));
+        let around = if nested { ["{\"a\":[\"", "\"]}"] } else { ["{\"a\":\"", "\"}"] };
+        let text = [around[0].as_bytes(), &contents, around[1].as_bytes()].concat();
+        assert_consistent(&text, Dialect::Chat, &lengths)?;
+    }
+
+    #[test]
+    fn a_thousand_levels_are_nothing_special(text in deep(0..=1_000), lengths in lengths(), dialect in dialect()) {
+        assert_consistent(text.as_bytes(), dialect, &lengths)?;
+        let edit = inspect(dialect, text.as_bytes(), &lengths).unwrap().edit;
+        let mut after = rewrite(text.as_bytes(), &edit, &lengths);
+        if edit.cuts.is_empty() {
+            let kept = text.strip_suffix("}").unwrap();
+            prop_assert_eq!(std::str::from_utf8(&after).unwrap(), format!("{kept},{FIELDS}}}"));
+        }
+        prop_assert!(simd_json::to_tape(&mut after).is_ok());
+    }
+}

@@ -1,0 +1,77 @@
+//! Dependencies go one way, and the core has no I/O: read off the `use` lines.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What each module may use of the crate.
+const MAY_USE: [(&str, &[&str]); 9] = [
+    ("wire", &[]),
+    ("upstream", &["wire"]),
+    ("error", &["upstream", "wire"]),
+    ("config", &["upstream"]),
+    ("proxy", &["error", "upstream", "wire"]),
+    ("control", &["error", "upstream", "wire"]),
+    ("server", &["config", "control", "error", "proxy", "upstream", "wire"]),
+    ("balancer", &["config", "server", "upstream"]),
+    ("lib", &[]),
+];
+
+/// What has no place in `wire`.
+const NOT_IN_WIRE: [&str; 6] = ["tokio", "std::time", "std::net", "fastrand", "async fn", "hyper_util"];
+
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let entries =
+        fs::read_dir(folder).expect("a folder of the project").map(|entry| entry.expect("an entry").path());
+    entries
+        .flat_map(|path| if path.is_dir() { rust_files(&path) } else { vec![path] })
+        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
+        .collect()
+}
+
+fn sources() -> Vec<(String, PathBuf, String)> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let source = |path: PathBuf| {
+        let inside = path.strip_prefix(&src).expect("a file below src");
+        let module = inside.components().next().expect("a name").as_os_str().to_string_lossy();
+        let module = module.trim_end_matches(".rs").to_owned();
+        let text = fs::read_to_string(&path).expect("UTF-8");
+        (module, path, text)
+    };
+    rust_files(&src).into_iter().map(source).collect()
+}
+
+#[test]
+fn dependencies_between_modules_go_one_way() {
+    let mut checked = 0;
+    for (module, path, text) in sources() {
+        if ["main", "cli"].contains(&module.as_str()) {
+            assert!(!text.contains("crate::proxy"), "the binary uses the library's public names");
+            continue;
+        }
+        let (_, may_use) = MAY_USE
+            .iter()
+            .find(|(name, _)| *name == module)
+            .unwrap_or_else(|| panic!("{module} is a new module: say what it may use"));
+        for rest in text.split("crate::").skip(1) {
+            let used: String = rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+            // `$crate::`, or a public name at the root in a documentation link.
+            let is_module = MAY_USE.iter().any(|(name, _)| *name == used);
+            assert!(!is_module || used == module || may_use.contains(&used.as_str()), "{path:?} uses {used}");
+            checked += usize::from(is_module);
+        }
+    }
+    assert!(checked > 30, "the use lines were found: {checked}");
+}
+
+#[test]
+fn wire_has_no_io_no_clock_and_no_randomness() {
+    for (module, path, text) in sources() {
+        // Tests may generate inputs and watch the clock.
+        if module == "wire" && !path.ends_with("tests.rs") {
+            let code = text.split("#[cfg(test)]").next().expect("what comes before the tests");
+            for word in NOT_IN_WIRE {
+                assert!(!code.contains(word), "{path:?} has {word}");
+            }
+        }
+    }
+}

@@ -1,0 +1,543 @@
+//! The built program, as a user meets it: its command line, its sentences, its
+//! exit codes and its answer to signals. What it routes is tested elsewhere.
+
+#![allow(clippy::unwrap_used, reason = "clippy.toml allows it in test functions only, not in what they call")]
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
+
+#[path = "../src/cli/unsupported.rs"]
+mod unsupported;
+
+use unsupported::{ACCEPTED, POLICIES, REFUSED};
+
+/// No step takes anywhere near this long; it only bounds a test that fails.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Every flag of `python -m sglang_router.launch_router` in sglang-router 0.3.2.
+const SGLANG_ROUTER_0_3_2: &str = "
+    host port worker-urls policy prefill-policy decode-policy cache-threshold balance-abs-threshold
+    balance-rel-threshold bucket-adjust-interval-secs eviction-interval-secs max-tree-size max-idle-secs
+    assignment-mode max-payload-size dp-aware enable-igw mini-lb pd-disaggregation prefill decode
+    worker-startup-timeout-secs worker-startup-check-interval log-dir log-level service-discovery selector
+    service-discovery-port service-discovery-namespace prefill-selector decode-selector prometheus-port
+    prometheus-host prometheus-duration-buckets request-id-headers request-timeout-secs
+    shutdown-grace-period-secs cors-allowed-origins max-concurrent-requests queue-size queue-timeout-secs
+    rate-limit-tokens-per-second retry-max-retries retry-initial-backoff-ms retry-max-backoff-ms
+    retry-backoff-multiplier retry-jitter-factor disable-retries cb-failure-threshold cb-success-threshold
+    cb-timeout-duration-secs cb-window-duration-secs disable-circuit-breaker health-failure-threshold
+    health-success-threshold health-check-timeout-secs health-check-interval-secs health-check-endpoint
+    disable-health-check model-path tokenizer-path chat-template tokenizer-cache-enable-l0
+    tokenizer-cache-l0-max-entries tokenizer-cache-enable-l1 tokenizer-cache-l1-max-memory
+    reasoning-parser tool-call-parser mcp-config-path backend history-backend oracle-wallet-path
+    oracle-tns-alias oracle-connect-descriptor oracle-username oracle-password oracle-pool-min
+    oracle-pool-max oracle-pool-timeout-secs postgres-db-url postgres-pool-max redis-url redis-pool-max
+    redis-retention-days client-cert-path client-key-path ca-cert-paths tls-cert-path tls-key-path
+    enable-trace otlp-traces-endpoint api-key control-plane-api-keys control-plane-audit-enabled
+    jwt-issuer jwt-audience jwt-jwks-uri jwt-role-mapping";
+
+/// Every flag that does something here, and the default that its help shows.
+const SUPPORTED: &[(&str, &str)] = &[
+    ("--prefill <URL> [PORT|none]", ""),
+    ("--decode <URL>", ""),
+    ("--prefill-bootstrap-host <URL> <HOST>", ""),
+    ("--policy <POLICY>", "[default: random]"),
+    ("--prefill-policy <POLICY>", "[default: --policy]"),
+    ("--decode-policy <POLICY>", "[default: --policy]"),
+    ("--host <HOST>", "[default: 0.0.0.0]"),
+    ("--port <PORT>", "[default: 30000]"),
+    ("--request-timeout-secs <SECONDS>", "[default: 1800]"),
+    ("--connect-timeout-secs <SECONDS>", "[default: 5]"),
+    ("--shutdown-grace-period-secs <SECONDS>", "[default: 180]"),
+    ("--max-payload-size <BYTES>", "[default: 536870912]"),
+    ("--max-merge-size <BYTES>", "[default: 268435456]"),
+    ("--worker-threads <COUNT>", "[default: one a core]"),
+    ("--max-idle-per-backend <COUNT>", "[default: 512]"),
+    ("--socket-buffer-size <BYTES>", "[default: tuned by the kernel]"),
+    ("--log-level <LEVEL>", "[default: info]"),
+];
+
+/// A configuration without a fault, for one fault to be added to.
+const SERVERS: [&str; 4] = ["--prefill", "http://127.0.0.1:1", "--decode", "http://127.0.0.1:2"];
+
+#[test]
+fn documented_command_line_starts_answers_and_ends_with_0_on_sigterm() {
+    let port = free_port().to_string();
+    let typed = "--pd-disaggregation --mini-lb --prefill http://127.0.0.1:1 8998 \
+                 --prefill http://127.0.0.1:2 none --decode http://127.0.0.1:3 --host 127.0.0.1 \
+                 --policy random --request-timeout-secs 1800 --log-level info --port";
+    let mut router = Running::start(typed.split_whitespace().chain([port.as_str()]));
+    let line = router.wait_for_line("listening on ");
+    let said = format!("listening on http://127.0.0.1:{port}: 2 prefill, 1 decode, policy random/random, ");
+    assert!(line.contains(&said), "{line}");
+    assert!(line.ends_with(" worker") || line.ends_with(" workers"), "{line}");
+    assert!(!line.contains('\u{1b}'), "ANSI although stderr is no terminal: {line}");
+    assert_eq!(get_health(&port), "HTTP/1.1 200 OK");
+    router.send("TERM");
+    assert_eq!(router.exit_code(), Some(0));
+}
+
+#[test]
+fn sigint_ends_the_program_with_0() {
+    let mut router = Running::start_plain(&[]);
+    router.wait_for_line("listening on ");
+    router.send("INT");
+    assert_eq!(router.exit_code(), Some(0));
+}
+
+#[test]
+fn second_signal_ends_the_program_although_a_request_is_open() {
+    let mut open = OpenRequest::start(&[]);
+    open.router.send("TERM");
+    open.router.wait_for_line("SIGTERM received; ");
+    assert_eq!(open.router.child.try_wait().unwrap(), None, "the first signal must leave the request open");
+    open.router.send("TERM");
+    assert_eq!(open.router.exit_code(), Some(0));
+}
+
+#[test]
+fn shutdown_grace_period_bounds_how_long_a_request_stays_open() {
+    // Without the flag this takes 180 s, longer than the deadline.
+    let mut open = OpenRequest::start(&["--shutdown-grace-period-secs", "0"]);
+    open.router.send("TERM");
+    assert_eq!(open.router.exit_code(), Some(0));
+}
+
+#[test]
+fn request_timeout_bounds_how_long_a_request_stays_open() {
+    let open = OpenRequest::start(&["--request-timeout-secs", "1"]);
+    assert_eq!(status_line(open.client), "HTTP/1.1 504 Gateway Timeout");
+}
+
+#[test]
+fn max_payload_size_bounds_a_request_body() {
+    let port = free_port().to_string();
+    let _router = Running::start_plain(&["--max-payload-size", "11", "--port", &port]);
+    assert_eq!(status_line(post_generate(&port)), "HTTP/1.1 413 Payload Too Large");
+}
+
+#[test]
+fn log_level_says_what_is_logged() {
+    let port = free_port().to_string();
+    let mut router = Running::start_plain(&["--log-level", "error", "--port", &port]);
+    assert_eq!(get_health(&port), "HTTP/1.1 200 OK");
+    router.send("TERM");
+    assert_eq!(router.exit_code(), Some(0));
+    assert_eq!(router.lines.iter().collect::<Vec<_>>(), [""; 0]);
+}
+
+#[test]
+fn listening_line_names_policies_and_workers() {
+    for (typed, said) in [
+        ("--worker-threads 1", "1 prefill, 1 decode, policy random/random, 1 worker"),
+        ("--worker-threads=2 --policy round_robin", "policy round_robin/round_robin, 2 workers"),
+        ("--policy round_robin --decode-policy random", "policy round_robin/random, "),
+        ("--prefill-policy round_robin", "policy round_robin/random, "),
+    ] {
+        let router = Running::start_plain(&typed.split_whitespace().collect::<Vec<_>>());
+        let line = router.wait_for_line("listening on ");
+        assert!(line.contains(said), "{typed}: {line}");
+    }
+}
+
+#[test]
+fn a_prefill_port_may_be_left_out_before_any_other_flag() {
+    for typed in [
+        "--prefill http://127.0.0.1:1 --prefill http://127.0.0.1:2 NONE --decode http://127.0.0.1:3",
+        "--decode http://127.0.0.1:3 --prefill http://127.0.0.1:1 8998 --prefill=http://a:2 --mini-lb",
+        "--decode=http://127.0.0.1:3 --prefill http://127.0.0.1:1 None --prefill http://127.0.0.1:2",
+    ] {
+        let port = free_port().to_string();
+        let router =
+            Running::start(["--host=127.0.0.1", "--port", &port].into_iter().chain(typed.split_whitespace()));
+        let line = router.wait_for_line("listening on ");
+        assert!(line.contains(": 2 prefill, 1 decode, "), "{typed}: {line}");
+    }
+}
+
+#[test]
+fn flags_whose_request_is_already_fulfilled_are_accepted() {
+    let router = Running::start_plain(ACCEPTED);
+    router.wait_for_line("listening on ");
+}
+
+#[test]
+fn every_other_option_is_accepted() {
+    let typed = "--prefill-bootstrap-host http://127.0.0.1:1 prefill.example --connect-timeout-secs 1 \
+                 --shutdown-grace-period-secs 0 --max-payload-size 1 --max-merge-size 1 \
+                 --max-idle-per-backend 0 --socket-buffer-size 65536 --request-timeout-secs 4294967295";
+    let router = Running::start_plain(&typed.split_whitespace().collect::<Vec<_>>());
+    router.wait_for_line("listening on ");
+}
+
+#[test]
+fn the_last_of_a_repeated_flag_wins() {
+    let port = free_port().to_string();
+    let router = Running::start_plain(&[
+        "--port",
+        "1",
+        "--policy",
+        "random",
+        "--policy",
+        "round_robin",
+        "--port",
+        &port,
+    ]);
+    let line = router.wait_for_line("listening on ");
+    assert!(
+        line.contains(&format!(":{port}: ")) && line.contains("policy round_robin/round_robin"),
+        "{line}"
+    );
+}
+
+#[test]
+fn each_wrong_value_is_named_in_one_sentence() {
+    let prefill = "--prefill http://127.0.0.1:1";
+    let decode = "--decode http://127.0.0.1:2";
+    for (typed, sentence) in [
+        (decode.into(), "no prefill server: give at least one --prefill URL [BOOTSTRAP_PORT]"),
+        (prefill.into(), "no decode server: give at least one --decode URL"),
+        (
+            format!("{decode} --prefill 10.0.0.1:30000"),
+            "--prefill 10.0.0.1:30000: a server's URL must begin with http://",
+        ),
+        (
+            format!("{decode} --prefill http://a:b"),
+            "--prefill http://a:b: the port is not a number between 1 and 65535",
+        ),
+        (format!("{decode} --prefill http://"), "--prefill http://: not a URL such as http://10.0.0.1:30000"),
+        (
+            format!("{decode} --prefill http://a:1/v1"),
+            "--prefill http://a:1/v1: a server's URL must end after the port",
+        ),
+        (
+            format!("{prefill} --decode https://a:1"),
+            "--decode https://a:1: https to servers is not supported by this build; use http",
+        ),
+        (
+            format!("{decode} --prefill http://a:1 65536"),
+            "--prefill http://a:1 65536: the bootstrap port must be between 1 and 65535, or none",
+        ),
+        (
+            format!("{decode} --prefill http://a:1 http://b:1"),
+            "--prefill http://a:1 http://b:1: the bootstrap port must be between 1 and 65535, or none",
+        ),
+        (
+            format!("{decode} --prefill http://a:1 0"),
+            "--prefill http://a:1 0: the bootstrap port must be between 1 and 65535, or none",
+        ),
+        (
+            format!("{prefill} {prefill} {decode}"),
+            "http://127.0.0.1:1 is given twice: each server may be named once",
+        ),
+        (
+            format!("{prefill} {decode} --decode http://127.0.0.1:1"),
+            "http://127.0.0.1:1 is given twice: each server may be named once",
+        ),
+        (
+            format!("{prefill} {decode} --prefill-bootstrap-host http://a:1 b"),
+            "--prefill-bootstrap-host http://a:1: no --prefill has this URL",
+        ),
+        (
+            format!("{prefill} {decode} --port 0"),
+            "--port 0: the port to listen on must be between 1 and 65535",
+        ),
+        (
+            format!("{prefill} {decode} --request-timeout-secs 0"),
+            "--request-timeout-secs 0: the value must be at least 1",
+        ),
+        (
+            format!("{prefill} {decode} --worker-threads 0"),
+            "--worker-threads 0: the value must be at least 1",
+        ),
+        (format!("{prefill} {decode} --policy x"), "--policy x: not a policy; use random or round_robin"),
+    ] {
+        assert_eq!(refused(typed.split_whitespace()), format!("error: {sentence}\n"), "{typed}");
+    }
+}
+
+#[test]
+fn a_value_of_the_wrong_type_is_named() {
+    for (typed, said) in [
+        ("--port 70000", "error: invalid value '70000' for '--port <PORT>'"),
+        ("--port x", "error: invalid value 'x' for '--port <PORT>'"),
+        ("--max-payload-size -1", "error: unexpected argument '-1' found"),
+        ("--log-level trace", "error: invalid value 'trace' for '--log-level <LEVEL>'"),
+        (
+            "--prefill-bootstrap-host http://127.0.0.1:1",
+            "error: 2 values required for '--prefill-bootstrap-host",
+        ),
+        ("--prefill", "error: a value is required for '--prefill"),
+        ("--decode http://a:1 http://b:1", "error: unexpected argument 'http://b:1' found"),
+        ("--nobody-has-this", "error: unexpected argument '--nobody-has-this' found"),
+    ] {
+        let stderr = refused(SERVERS.into_iter().chain(typed.split_whitespace()));
+        assert!(stderr.starts_with(said), "{typed}: {stderr}");
+    }
+}
+
+#[test]
+fn every_unsupported_flag_is_refused_by_name() {
+    for (flag, instead) in REFUSED {
+        let sentence = format!("error: {flag} is not supported: {instead}\n");
+        assert_eq!(refused(SERVERS.into_iter().chain([*flag, "3"])), sentence);
+        assert_eq!(refused([format!("{flag}=3").as_str()].into_iter().chain(SERVERS)), sentence);
+    }
+}
+
+#[test]
+fn every_policy_that_does_not_exist_here_is_refused_by_name() {
+    for flag in ["--policy", "--prefill-policy", "--decode-policy"] {
+        for policy in POLICIES {
+            let stderr = refused(SERVERS.into_iter().chain([flag, policy]));
+            let instead = "use random, as sglang_router does under --mini-lb, or round_robin";
+            assert_eq!(stderr, format!("error: {flag} {policy} is not supported: {instead}\n"));
+        }
+    }
+}
+
+#[test]
+fn every_flag_of_sglang_router_is_supported_accepted_or_refused() {
+    for name in SGLANG_ROUTER_0_3_2.split_whitespace() {
+        let flag = format!("--{name}");
+        let supported = SUPPORTED.iter().any(|(shown, _)| shown.split(' ').next() == Some(&flag));
+        let accepted = ACCEPTED.contains(&flag.as_str());
+        let refused = REFUSED.iter().any(|(refused, _)| *refused == flag);
+        assert_eq!([supported, accepted, refused].iter().filter(|yes| **yes).count(), 1, "{flag}");
+    }
+}
+
+#[test]
+fn values_are_not_mistaken_for_unsupported_flags() {
+    let router = Running::start_plain(&["--prefill-bootstrap-host", "http://127.0.0.1:1", "api-key"]);
+    router.wait_for_line("listening on ");
+    let stderr = refused(["--prefill=--api-key", "--decode", "http://127.0.0.1:2"].into_iter());
+    assert!(stderr.starts_with("error: --prefill --api-key: "), "{stderr}");
+}
+
+#[test]
+fn help_is_grouped_and_shows_every_flag_with_its_default() {
+    let output = finish(spawn(["--help"].into_iter()));
+    assert_eq!(output.status.code(), Some(0));
+    let help = String::from_utf8(output.stdout).unwrap();
+    let mut rest = help.as_str();
+    for heading in [
+        "Servers",
+        "Choosing servers",
+        "Listening",
+        "Limits and timeouts",
+        "Sockets and threads",
+        "Logging",
+        "Compatibility",
+        "Help",
+        "Example",
+    ] {
+        let at =
+            rest.find(&format!("\n{heading}:\n")).unwrap_or_else(|| panic!("{heading} in order: {help}"));
+        rest = &rest[at + 1..];
+    }
+    // A long line may be wrapped anywhere.
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    for (flag, default) in SUPPORTED {
+        let (_, after) = help.split_once(&format!(" {flag} ")).unwrap_or_else(|| panic!("{flag} in: {help}"));
+        let text = after.split(" --").next().unwrap();
+        // The default of a role's policy is itself a flag.
+        assert!(
+            text.contains(default) || after.contains(default) && default.contains("--"),
+            "{flag}: {text}"
+        );
+    }
+    for flag in ["--pd-disaggregation", "--mini-lb"] {
+        assert!(help.contains(&format!("{flag} Accepted, no effect")), "{flag}");
+    }
+    assert!(!help.contains("--disable-retries"), "{help}");
+}
+
+#[test]
+fn help_and_version_are_answered_before_anything_is_refused() {
+    let output = finish(spawn(["-h", "--api-key", "x"].into_iter()));
+    assert_eq!(output.status.code(), Some(0));
+    let output = finish(spawn(["--version"].into_iter()));
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(
+        String::from_utf8(output.stdout).unwrap(),
+        concat!("mini-lb ", env!("CARGO_PKG_VERSION"), "\n")
+    );
+}
+
+#[test]
+fn an_address_in_use_is_named_with_exit_code_1() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let typed = ["--host", "127.0.0.1", "--log-level", "error", "--port"];
+    let output = finish(spawn(SERVERS.into_iter().chain(typed).chain([port.to_string().as_str()])));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let (said, reason) = stderr.split_at(stderr.find(": Addr").unwrap_or_default());
+    assert_eq!(said, format!("error: cannot listen on 127.0.0.1:{port}"), "{stderr}");
+    assert!(reason.contains("in use") && reason.lines().count() == 1, "{stderr}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+/// A program that is expected to go on, killed when the test ends.
+struct Running {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Running {
+    fn start<'a>(args: impl Iterator<Item = &'a str>) -> Self {
+        let mut child = spawn(args);
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
+        Self { child, lines }
+    }
+
+    /// With two servers and a free port, before `args`.
+    fn start_plain(args: &[&str]) -> Self {
+        let port = free_port().to_string();
+        let plain = SERVERS.into_iter().chain(["--host", "127.0.0.1", "--port", &port]);
+        Self::start(plain.chain(args.iter().copied()))
+    }
+
+    fn wait_for_line(&self, part: &str) -> String {
+        let deadline = Instant::now() + DEADLINE;
+        let mut seen = Vec::new();
+        loop {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) if line.contains(part) => return line,
+                Ok(line) => seen.push(line),
+                Err(error) => panic!("no line with {part:?} ({error}) after {seen:?}"),
+            }
+        }
+    }
+
+    fn send(&self, signal: &str) {
+        let status = Command::new("kill").arg(format!("-{signal}")).arg(self.child.id().to_string()).status();
+        assert!(status.unwrap().success());
+    }
+
+    fn exit_code(&mut self) -> Option<i32> {
+        wait(&mut self.child).code()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A request that nobody answers: it is with the prefill server, which is silent.
+struct OpenRequest {
+    router: Running,
+    client: TcpStream,
+    _servers: [TcpListener; 2],
+    _leg: TcpStream,
+}
+
+impl OpenRequest {
+    fn start(args: &[&str]) -> Self {
+        let servers = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let [prefill, decode] =
+            servers.each_ref().map(|server| format!("http://{}", server.local_addr().unwrap()));
+        let port = free_port().to_string();
+        let typed = ["--prefill", &prefill, "--decode", &decode, "--host", "127.0.0.1", "--port", &port];
+        let router = Running::start(typed.into_iter().chain(args.iter().copied()));
+        let client = post_generate(&port);
+        let leg = accept(&servers[0]);
+        Self { router, client, _servers: servers, _leg: leg }
+    }
+}
+
+fn spawn<'a>(args: impl Iterator<Item = &'a str>) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mini-lb"));
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+fn wait(child: &mut Child) -> std::process::ExitStatus {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        if Instant::now() > deadline {
+            let _ = child.kill();
+            panic!("the program still runs");
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The output of a program that is expected to end by itself, and to say less than a pipe holds.
+fn finish(mut child: Child) -> Output {
+    wait(&mut child);
+    child.wait_with_output().unwrap()
+}
+
+/// What a program says that refuses its command line.
+fn refused<'a>(args: impl Iterator<Item = &'a str>) -> String {
+    let output = finish(spawn(args));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "");
+    stderr
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Connects as soon as somebody listens.
+fn connect(port: &str) -> TcpStream {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        match TcpStream::connect(format!("127.0.0.1:{port}")) {
+            Ok(stream) => {
+                stream.set_read_timeout(Some(DEADLINE)).unwrap();
+                return stream;
+            }
+            Err(error) => assert!(Instant::now() < deadline, "nobody listens on {port}: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn accept(listener: &TcpListener) -> TcpStream {
+    let deadline = Instant::now() + DEADLINE;
+    listener.set_nonblocking(true).unwrap();
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => return stream,
+            Err(error) => assert!(Instant::now() < deadline, "nobody connected: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn get_health(port: &str) -> String {
+    let mut stream = connect(port);
+    stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    status_line(stream)
+}
+
+/// Sends a body of 12 bytes.
+fn post_generate(port: &str) -> TcpStream {
+    let mut stream = connect(port);
+    let head = "POST /generate HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 12\r\n\r\n";
+    stream.write_all(format!("{head}{{\"text\":\"x\"}}").as_bytes()).unwrap();
+    stream
+}
+
+fn status_line(stream: TcpStream) -> String {
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).unwrap();
+    line.trim_end().to_owned()
+}

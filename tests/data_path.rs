@@ -1,0 +1,565 @@
+//! What reaches the servers, what reaches the client, when, and on which connections.
+
+mod kit;
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use kit::{Gate, Router, Step, Upstream, json};
+
+const OK: &str = r#"{"text":"hi"}"#;
+const BODY: &str = r#"{"text":"a"}"#;
+
+async fn answering() -> Upstream {
+    Upstream::always(json("200 OK", OK)).await
+}
+
+/// A server that answers once a gate opens.
+async fn gated(gate: &Gate) -> Upstream {
+    let gate = gate.clone();
+    Upstream::start(move |_| vec![Step::Wait(gate.clone()), Step::Send(json("200 OK", OK))]).await
+}
+
+const STREAM_HEAD: &str =
+    "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n";
+
+fn chunk(text: &str) -> Vec<u8> {
+    format!("{:x}\r\n{text}\r\n", text.len()).into()
+}
+
+// What the servers get.
+
+#[tokio::test]
+async fn both_legs_get_the_clients_bytes_and_the_same_three_scalars() {
+    let (prefill, decode) = (answering().await, answering().await);
+    let router = Router::start(&[&prefill], &[&decode]).await;
+    let body = r#"{ "text" : "caf\u00e9 ☕",  "big":1E400, "x":[1.0,{"b":-0}] }"#;
+    let answer = router.client().await.post("/generate?a=1&b=%20", body).await;
+    assert_eq!((answer.status(), answer.text()), (200, OK));
+
+    let (prefill, decode) = (prefill.only(), decode.only());
+    assert_eq!(prefill.body, decode.body);
+    assert_eq!(prefill.target(), "/generate?a=1&b=%20");
+    assert_eq!(decode.target(), "/generate?a=1&b=%20");
+    let sent = String::from_utf8(decode.body).unwrap();
+    let (kept, added) = sent.split_at(body.len() - 1);
+    assert_eq!(kept, &body[..body.len() - 1]);
+    let room: u64 = added
+        .strip_prefix(r#","bootstrap_host":"127.0.0.1","bootstrap_port":8998,"bootstrap_room":"#)
+        .and_then(|rest| rest.strip_suffix('}'))
+        .unwrap_or_else(|| panic!("{added}"))
+        .parse()
+        .unwrap();
+    assert!((1..=1 << 62).contains(&room));
+}
+
+#[tokio::test]
+async fn a_clients_own_bootstrap_fields_are_cut() {
+    let (prefill, decode) = (answering().await, answering().await);
+    let router = Router::start(&[&prefill], &[&decode]).await;
+    let body =
+        r#"{"bootstrap_room":0,"text":"a","bootstrap_\u0068ost":["evil"],"bootstrap_pair_key":"k","n":1}"#;
+    router.client().await.post("/generate", body).await;
+    for server in [prefill, decode] {
+        let sent = String::from_utf8(server.only().body).unwrap();
+        assert!(sent.starts_with(r#"{"text":"a","n":1,"bootstrap_host":"127.0.0.1","#), "{sent}");
+        assert_eq!(sent.matches("bootstrap_").count(), 3, "{sent}");
+    }
+}
+
+#[tokio::test]
+async fn every_request_has_a_room_of_its_own() {
+    let (prefill, decode) = (answering().await, answering().await);
+    let router = Router::start(&[&prefill], &[&decode]).await;
+    let mut client = router.client().await;
+    for _ in 0..200 {
+        client.post("/generate", BODY).await;
+    }
+    let rooms: HashSet<u64> =
+        decode.seen().iter().map(|seen| seen.json()["bootstrap_room"].as_u64().unwrap()).collect();
+    assert_eq!(rooms.len(), 200);
+    assert!(rooms.iter().all(|room| (1..=1 << 62).contains(room)));
+    // Of 200 draws from 62 bits hardly any is small: they are random and not counted.
+    assert!(rooms.iter().filter(|room| **room > 1 << 32).count() > 190);
+}
+
+#[tokio::test]
+async fn an_unknown_bootstrap_port_is_null_and_the_host_can_be_overridden() {
+    let (prefill, decode) = (answering().await, answering().await);
+    let config =
+        mini_lb::MiniLbConfig::new("127.0.0.1", 1, vec![(prefill.url(), None)], vec![decode.url()], 60)
+            .bootstrap_host(prefill.url(), "fd00::7");
+    let router = Router::serve(config).await;
+    router.client().await.post("/v1/completions", BODY).await;
+    let sent = decode.only().json();
+    assert_eq!(sent["bootstrap_host"], "[fd00::7]");
+    assert!(sent["bootstrap_port"].is_null() && sent.as_object().unwrap().contains_key("bootstrap_port"));
+}
+
+#[tokio::test]
+async fn end_to_end_headers_reach_both_legs_and_others_do_not() {
+    let (prefill, decode) = (answering().await, answering().await);
+    let router = Router::start(&[&prefill], &[&decode]).await;
+    let mut client = router.client().await;
+    let headers = [
+        ("authorization", "Bearer secret"),
+        ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+        ("x-request-id", "r-1"),
+        ("x-custom", "one"),
+        ("x-custom", "two"),
+        ("content-type", "application/json"),
+        ("accept-encoding", "gzip, deflate, zstd"),
+        ("connection", "keep-alive, x-hop"),
+        ("x-hop", "1"),
+        ("te", "trailers"),
+        ("x-override-bootstrap-room", "7"),
+        ("x-data-parallel-rank", "3"),
+    ];
+    client.start("POST", "/v1/chat/completions", &headers, br#"{"messages":[]}"#).await;
+    assert_eq!(client.answer().await.status(), 200);
+    for server in [prefill, decode] {
+        let seen = server.only();
+        let mut headers = seen.head.headers.clone();
+        headers.sort();
+        let length = seen.body.len().to_string();
+        let host = server.url()["http://".len()..].to_owned();
+        let expected = [
+            ("accept-encoding", "gzip, deflate, zstd"),
+            ("authorization", "Bearer secret"),
+            ("content-length", &length),
+            ("content-type", "application/json"),
+            ("host", &host),
+            ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+            ("x-custom", "one"),
+            ("x-custom", "two"),
+            ("x-request-id", "r-1"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(headers, expected);
+    }
+}
+
+#[tokio::test]
+async fn put_generate_is_a_put_at_the_servers() {
+    let (prefill, decode) = (answering().await, answering().await);
+    let router = Router::start(&[&prefill], &[&decode]).await;
+    let mut client = router.client().await;
+    client.start("PUT", "/generate", &[], BODY.as_bytes()).await;
+    assert_eq!(client.answer().await.status(), 200);
+    assert_eq!(decode.only().head.start_line, "PUT /generate HTTP/1.1");
+    assert_eq!(prefill.only().head.start_line, "PUT /generate HTTP/1.1");
+}
+
+#[tokio::test]
+async fn a_large_body_arrives_whole_at_both_servers() {
+    let (prefill, decode) = (answering().await, answering().await);
+    let router = Router::start(&[&prefill], &[&decode]).await;
+    let text: String = (0..8_u32 << 20).map(|i| char::from(b'a' + (i % 26) as u8)).collect();
+    let body = format!(r#"{{"bootstrap_room":1,"text":"{text}","stream":false}}"#);
+    assert_eq!(router.client().await.post("/generate", &body).await.status(), 200);
+    for server in [prefill, decode] {
+        server.arrived(1).await;
+        let sent = server.only().json();
+        assert!(sent["text"].as_str().unwrap() == text, "8 MiB of text differ");
+        assert_ne!(sent["bootstrap_room"], 1);
+    }
+}
+
+#[tokio::test]
+async fn a_chunked_body_arrives_whole() {
+    let (prefill, decode) = (answering().await, answering().await);
+    let router = Router::start(&[&prefill], &[&decode]).await;
+    let mut client = router.client().await;
+    client.send("POST /generate HTTP/1.1\r\nhost: r\r\ntransfer-encoding: chunked\r\n\r\n").await;
+    for piece in [r#"{"te"#, r#"xt":"#, r#""a"}"#] {
+        client.send(chunk(piece)).await;
+    }
+    client.send("0\r\n\r\n").await;
+    assert_eq!(client.answer().await.status(), 200);
+    assert_eq!(decode.only().json()["text"], "a");
+    assert!(!decode.only().head.is_chunked(), "its length is known by now");
+}
+
+// What the client gets, and when.
+
+#[tokio::test]
+async fn decodes_status_headers_and_body_pass_verbatim() {
+    let prefill = answering().await;
+    let refusal = "HTTP/1.1 429 Slow Down Please\r\nretry-after: 7\r\nx-a: 1\r\nx-a: 2\r\ndate: then\r\n\
+                   content-type: text/plain\r\nconnection: x-hop\r\nx-hop: 1\r\ncontent-length: 4\r\n\r\nbusy";
+    let decode = Upstream::always(refusal).await;
+    let router = Router::start(&[&prefill], &[&decode]).await;
+    let answer = router.client().await.post("/v1/chat/completions", BODY).await;
+    assert_eq!(answer.head.start_line, "HTTP/1.1 429 Slow Down Please");
+    let mut headers = answer.head.headers.clone();
+    headers.sort();
+    let expected = [
+        ("content-length", "4"),
+        ("content-type", "text/plain"),
+        ("date", "then"),
+        ("retry-after", "7"),
+        ("x-a", "1"),
+        ("x-a", "2"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()));
+    assert_eq!((headers.as_slice(), answer.text()), (expected.as_slice(), "busy"));
+}
+
+#[tokio::test]
+async fn both_legs_are_sent_before_either_answers() {
+    let (decode_seen, prefill_seen) = (Gate::new(), Gate::new());
+    let (prefill, decode) = (gated(&decode_seen).await, gated(&prefill_seen).await);
+    let router = Router::start(&[&prefill], &[&decode]).await;
+    let mut client = router.client().await;
+    client.start("POST", "/generate", &[], BODY.as_bytes()).await;
+    prefill.arrived(1).await;
+    decode.arrived(1).await;
+    prefill_seen.open();
+    assert_eq!(client.answer().await.status(), 200);
+    decode_seen.open();
+}
+
+#[tokio::test]
+async fn a_streams_events_come_one_by_one_while_prefill_is_silent() {
+    let (never, second) = (Gate::new(), Gate::new());
+    let prefill = gated(&never).await;
+    let step = second.clone();
+    let decode = Upstream::start(move |_| {
+        vec![
+            Step::Send(STREAM_HEAD.into()),
+            Step::Send(chunk("data: one\n\n")),
+            Step::Wait(step.clone()),
+            Step::Send(chunk("data: two\n\n")),
+            Step::Send(chunk("data: [DONE]\n\n")),
+            Step::Send(b"0\r\n\r\n".to_vec()),
+        ]
+    })
+    .await;
+    let router = Router::start(&[&prefill], &[&decode]).await;
+    let mut client = router.client().await;
+    client.start("POST", "/generate", &[], br#"{"text":"a","stream":true}"#).await;
+    let head = client.head().await;
+    assert_eq!(head.header("content-type"), Some("text/event-stream; charset=utf-8"));
+    assert!(!client.read_until("data: one\n\n").await.contains("two"));
+    second.open();
+    assert_eq!(client.rest(head).await.text(), "data: one\n\ndata: two\n\ndata: [DONE]\n\n");
+}
+
+#[tokio::test]
+async fn a_complete_answer_does_not_wait_for_prefill() {
+    let never = Gate::new();
+    let (prefill, decode) = (gated(&never).await, answering().await);
+    let router = Router::start(&[&prefill], &[&decode]).await;
+    assert_eq!(router.client().await.post("/generate", BODY).await.text(), OK);
+    assert_eq!(prefill.closed_now(), 0);
+}
+
+#[tokio::test]
+async fn a_late_prefill_answer_is_drained_and_its_connection_used_again() {
+    let late = Gate::new();
+    let (prefill, decode) = (gated(&late).await, answering().await);
+    let router = Router::start(&[&prefill], &[&decode]).await;
+    let mut client = router.client().await;
+    assert_eq!(client.post("/generate", BODY).await.status(), 200);
+    late.open();
+    router.idle().await;
+    assert_eq!(client.post("/generate", BODY).await.status(), 200);
+    assert_eq!(prefill.seen().iter().map(|seen| seen.connection).collect::<Vec<_>>(), [0, 0]);
+    assert_eq!(prefill.closed_now(), 0);
+}
+
+#[tokio::test]
+async fn an_endless_event_reaches_the_client_in_the_pieces_that_come() {
+    let more = Gate::new();
+    let (prefill, gate) = (answering().await, more.clone());
+    let decode = Upstream::start(move |_| {
+        vec![
+            Step::Send(STREAM_HEAD.into()),
+            Step::Send(chunk("data: {\"text\":\"half")),
+            Step::Wait(gate.clone()),
+            Step::Send(chunk("\"}\n\n")),
+            Step::Send(b"0\r\n\r\n".to_vec()),
+        ]
+    })
+    .await;
+    let router = Router::start(&[&prefill], &[&decode]).await;
+    let mut client = router.client().await;
+    client.start("POST", "/generate", &[], br#"{"text":"a","stream":true}"#).await;
+    client.head().await;
+    client.read_until("half").await;
+    more.open();
+    client.read_until("0\r\n\r\n").await;
+}
+
+// Two legs, one fate.
+
+#[tokio::test]
+async fn a_refusal_of_prefill_is_the_answer_and_decode_is_closed() {
+    let body = r#"{"object":"error","message":"too long","code":400}"#;
+    let prefill = Upstream::always(json("400 Bad Request", body)).await;
+    let decode = Upstream::start(|_| vec![Step::Hang]).await;
+    let router = Router::start(&[&prefill], &[&decode]).await;
+    for stream in [false, true] {
+        let request = format!(r#"{{"text":"a","stream":{stream}}}"#);
+        let answer = router.client().await.post("/generate", request).await;
+        assert_eq!((answer.status(), answer.text()), (400, body));
+    }
+    decode.closed(decode.opened()).await;
+}
+
+#[tokio::test]
+async fn a_refusal_of_decode_is_the_answer_and_prefill_is_closed() {
+    let prefill = Upstream::start(|_| vec![Step::Hang]).await;
+    let decode = Upstream::always(json("503 Service Unavailable", "{}")).await;
+    let router = Router::start(&[&prefill], &[&decode]).await;
+    let answer = router.client().await.post("/v1/completions", BODY).await;
+    assert_eq!((answer.status(), answer.text()), (503, "{}"));
+    prefill.closed(1).await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_closes_both_legs() {
+    let prefill = Upstream::start(|_| vec![Step::Hang]).await;
+    let decode = Upstream::start(|_| {
+        vec![Step::Send(STREAM_HEAD.into()), Step::Send(chunk("data: 1\n\n")), Step::Hang]
+    })
+    .await;
+    let router = Router::start(&[&prefill], &[&decode]).await;
+    let mut silent = router.client().await;
+    silent.start("POST", "/generate", &[], br#"{"text":"a","stream":true}"#).await;
+    silent.head().await;
+    silent.read_until("data: 1").await;
+    drop(silent);
+    prefill.closed(1).await;
+    decode.closed(1).await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_before_the_answer_closes_both_legs() {
+    let prefill = Upstream::start(|_| vec![Step::Hang]).await;
+    let decode = Upstream::start(|_| vec![Step::Hang]).await;
+    let router = Router::start(&[&prefill], &[&decode]).await;
+    let mut client = router.client().await;
+    client.start("POST", "/generate", &[], BODY.as_bytes()).await;
+    prefill.arrived(1).await;
+    decode.arrived(1).await;
+    drop(client);
+    prefill.closed(1).await;
+    decode.closed(1).await;
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_be_reached_is_named() {
+    let reachable = Upstream::start(|_| vec![Step::Hang]).await;
+    let gone = answering().await;
+    let url = gone.url();
+    drop(gone);
+    for (role, prefill, decode) in
+        [("prefill", url.clone(), reachable.url()), ("decode", reachable.url(), url.clone())]
+    {
+        let config = mini_lb::MiniLbConfig::new("127.0.0.1", 1, vec![(prefill, None)], vec![decode], 60);
+        let router = Router::serve(config).await;
+        let answer = router.client().await.post("/generate", BODY).await;
+        assert_eq!((answer.status(), answer.code()), (502, format!("{role}_connect")));
+        let error = &answer.json()["error"];
+        assert_eq!(error["server"], url);
+        assert!(
+            error["message"].as_str().unwrap().starts_with(&format!("{role} server {url} cannot be reached"))
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_closes_or_speaks_no_http_is_a_bad_gateway() {
+    for (steps, code) in [
+        (vec![Step::Close], "decode_closed"),
+        (vec![Step::Send(b"HTTP/1.1 200 OK\r\ncontent-le".to_vec()), Step::Close], "decode_closed"),
+        (vec![Step::Send(b"SSH-2.0-OpenSSH_9.2\r\n\r\n".to_vec()), Step::Hang], "decode_bad_response"),
+    ] {
+        let prefill = Upstream::start(|_| vec![Step::Hang]).await;
+        let decode = Upstream::start(move |_| steps.clone()).await;
+        let router = Router::start(&[&prefill], &[&decode]).await;
+        let answer = router.client().await.post("/generate", BODY).await;
+        assert_eq!((answer.status(), answer.code()), (502, code.to_owned()));
+        prefill.closed(1).await;
+    }
+}
+
+#[tokio::test]
+async fn a_silent_pair_is_given_up_after_the_request_timeout() {
+    let prefill = Upstream::start(|_| vec![Step::Hang]).await;
+    let decode = Upstream::start(|_| vec![Step::Hang]).await;
+    let config =
+        mini_lb::MiniLbConfig::new("127.0.0.1", 1, vec![(prefill.url(), None)], vec![decode.url()], 1);
+    let router = Router::serve(config).await;
+    let start = Instant::now();
+    let answer = router.client().await.post("/generate", BODY).await;
+    assert_eq!((answer.status(), answer.code()), (504, "decode_timeout".to_owned()));
+    assert!(start.elapsed() >= Duration::from_secs(1));
+    prefill.closed(1).await;
+    decode.closed(1).await;
+}
+
+#[tokio::test]
+async fn a_body_that_stalls_is_cut_off_after_the_request_timeout_but_a_stream_is_not() {
+    for (stream, cut) in [(false, true), (true, false)] {
+        let later = Gate::new();
+        let gate = later.clone();
+        let prefill = answering().await;
+        let decode = Upstream::start(move |_| {
+            let half = b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf-".to_vec();
+            vec![Step::Send(half), Step::Wait(gate.clone()), Step::Send(b"whole".to_vec())]
+        })
+        .await;
+        let config =
+            mini_lb::MiniLbConfig::new("127.0.0.1", 1, vec![(prefill.url(), None)], vec![decode.url()], 1);
+        let router = Router::serve(config).await;
+        let mut client = router.client().await;
+        client.start("POST", "/generate", &[], format!(r#"{{"stream":{stream}}}"#).as_bytes()).await;
+        if !cut {
+            // Time itself is what is tested: the limit passes while the stream is open.
+            tokio::time::sleep(Duration::from_millis(1_500)).await;
+            later.open();
+        }
+        let answer = client.answer().await;
+        assert_eq!((answer.complete, answer.text()), (!cut, if cut { "half-" } else { "half-whole" }));
+    }
+}
+
+// Connections.
+
+#[tokio::test]
+async fn ten_thousand_requests_on_one_connection_open_one_connection_a_server() {
+    let chunked = [STREAM_HEAD.as_bytes(), &chunk("data: 1\n\n"), b"0\r\n\r\n"].concat();
+    let sized = json("200 OK", OK);
+    let empty = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_vec();
+    let answers = [chunked, sized, empty];
+    let turn = std::sync::atomic::AtomicUsize::new(0);
+    let next = move |_: &_| {
+        let turn = turn.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        vec![Step::Send(answers[turn % answers.len()].clone())]
+    };
+    let (prefill, decode) = (answering().await, Upstream::start(next).await);
+    let router = Router::start(&[&prefill], &[&decode]).await;
+    let mut client = router.client().await;
+    for _ in 0..10_000 {
+        assert_eq!(client.post("/generate", BODY).await.status(), 200);
+        // A prefill answer that is late by a hair would still hold its connection when the next request comes.
+        router.idle().await;
+    }
+    assert_eq!((prefill.opened(), decode.opened()), (1, 1));
+    assert_eq!((prefill.seen().len(), decode.seen().len()), (10_000, 10_000));
+}
+
+#[tokio::test]
+async fn each_worker_has_its_own_clients_and_connections() {
+    let (prefill, decode) = (answering().await, answering().await);
+    let router = Router::start_with(&[&prefill], &[&decode], |config| config.worker_threads(2)).await;
+    // The second connection goes to the worker that has none yet.
+    let mut clients = [router.client().await, router.client().await];
+    for _ in 0..20 {
+        for client in &mut clients {
+            assert_eq!(client.post("/generate", BODY).await.status(), 200);
+            router.idle().await;
+        }
+    }
+    assert_eq!((prefill.opened(), decode.opened()), (2, 2));
+}
+
+#[tokio::test]
+async fn idle_connections_are_closed_before_sglang_closes_them() {
+    let (prefill, decode) = (answering().await, answering().await);
+    let router = Router::start(&[&prefill], &[&decode]).await;
+    router.client().await.post("/generate", BODY).await;
+    let start = Instant::now();
+    prefill.closed(1).await;
+    decode.closed(1).await;
+    let idle = start.elapsed();
+    assert!(Duration::from_secs(3) < idle && idle < Duration::from_secs(5), "{idle:?}");
+}
+
+#[tokio::test]
+async fn a_connection_that_the_server_closed_while_idle_is_not_used() {
+    let closing = || Upstream::start(|_| vec![Step::Send(json("200 OK", OK)), Step::Close]);
+    let (prefill, decode) = (closing().await, closing().await);
+    let router = Router::start(&[&prefill], &[&decode]).await;
+    let mut client = router.client().await;
+    for count in 1..=20 {
+        assert_eq!(client.post("/generate", BODY).await.status(), 200);
+        prefill.closed(count).await;
+        decode.closed(count).await;
+    }
+    assert_eq!((prefill.opened(), decode.opened()), (20, 20));
+}
+
+#[tokio::test]
+async fn a_broken_answer_ends_its_connection_and_the_next_request_is_clean() {
+    let turn = std::sync::atomic::AtomicUsize::new(0);
+    let prefill = answering().await;
+    let decode = Upstream::start(move |_| {
+        if turn.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0 {
+            return vec![
+                Step::Send(b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\nshort".to_vec()),
+                Step::Close,
+            ];
+        }
+        vec![Step::Send(json("200 OK", OK))]
+    })
+    .await;
+    let router = Router::start(&[&prefill], &[&decode]).await;
+    let mut client = router.client().await;
+    client.start("POST", "/generate", &[], BODY.as_bytes()).await;
+    if let Some(head) = client.head_or_end().await {
+        assert!(!client.rest(head).await.complete, "a short body must not look complete");
+    }
+    assert_eq!(router.client().await.post("/generate", BODY).await.text(), OK);
+    assert_eq!(decode.opened(), 2);
+}
+
+// The end.
+
+#[tokio::test]
+async fn a_shutdown_lets_open_streams_finish_and_takes_no_new_connection() {
+    let last = Gate::new();
+    let gate = last.clone();
+    let prefill = answering().await;
+    let decode = Upstream::start(move |_| {
+        vec![
+            Step::Send(STREAM_HEAD.into()),
+            Step::Send(chunk("data: 1\n\n")),
+            Step::Wait(gate.clone()),
+            Step::Send(b"0\r\n\r\n".to_vec()),
+        ]
+    })
+    .await;
+    let mut router = Router::start(&[&prefill], &[&decode]).await;
+    let address = router.address();
+    let mut client = router.client().await;
+    client.start("POST", "/generate", &[], br#"{"stream":true}"#).await;
+    client.head().await;
+    router.shut_down();
+    let give_up = Instant::now() + kit::PATIENCE;
+    while tokio::net::TcpStream::connect(address).await.is_ok() {
+        assert!(Instant::now() < give_up, "still accepting");
+        tokio::task::yield_now().await;
+    }
+    last.open();
+    client.read_until("0\r\n\r\n").await;
+    router.ended().await;
+}
+
+#[tokio::test]
+async fn a_shutdown_cuts_streams_off_when_the_grace_period_is_over() {
+    let prefill = answering().await;
+    let decode = Upstream::start(|_| vec![Step::Send(STREAM_HEAD.into()), Step::Hang]).await;
+    let router = Router::start_with(&[&prefill], &[&decode], |config| {
+        config.shutdown_grace_period(Duration::from_millis(200))
+    })
+    .await;
+    let mut client = router.client().await;
+    client.start("POST", "/generate", &[], br#"{"stream":true}"#).await;
+    client.head().await;
+    router.ended().await;
+    client.closed().await;
+    decode.closed(1).await;
+}
