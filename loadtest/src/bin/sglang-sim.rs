@@ -1,0 +1,165 @@
+//! `sglang-sim`: one simulated SGLang server, or a pair, as a process. Everything but flags and signals is in
+//! the library.
+
+use std::{
+    io::{self, Write as _},
+    net::{IpAddr, SocketAddr},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{Parser, ValueEnum};
+use loadtest::sim::{Role, Sim, SimConfig};
+use tokio::signal::unix::{SignalKind, signal};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Server {
+    Prefill,
+    Decode,
+    Regular,
+    /// A prefill and a decode server in one process.
+    Pair,
+}
+
+/// Stands in for SGLang servers: their protocol, their errors and their timeouts, without a model.
+#[derive(Debug, Parser)]
+#[command(name = "sglang-sim")]
+struct Flags {
+    /// Which server to play.
+    #[arg(long)]
+    role: Server,
+    /// The address to listen on.
+    #[arg(long, default_value = "127.0.0.1")]
+    host: IpAddr,
+    /// The API's port; 0 takes a free one. With `pair` this is prefill's.
+    #[arg(long, default_value_t = 30000)]
+    port: u16,
+    /// With `pair`: the decode server's port.
+    #[arg(long, default_value_t = 30001)]
+    decode_port: u16,
+    /// Prefill: where its bootstrap server listens, 0 takes a free port. Decode: the port it assumes when a
+    /// request names none.
+    #[arg(long, default_value_t = 8998)]
+    bootstrap_port: u16,
+    /// Decode: milliseconds from the end of the transfer to the first token.
+    #[arg(long, default_value_t = 0.0, value_parser = number)]
+    first_token_ms: f64,
+    /// Decode: milliseconds between two tokens.
+    #[arg(long, default_value_t = 0.0, value_parser = number)]
+    inter_token_ms: f64,
+    /// Prefill: milliseconds from the meeting of both legs to the end of the transfer.
+    #[arg(long, default_value_t = 0.0, value_parser = number)]
+    prefill_ms: f64,
+    /// Prefill: milliseconds that its HTTP answer comes after the end of the transfer.
+    #[arg(long, default_value_t = 0.0, value_parser = number)]
+    prefill_answer_delay_ms: f64,
+    /// What SGLang's own times (300 s, 14 s, 4 s, ...) are multiplied by.
+    #[arg(long, default_value_t = 1.0, value_parser = number)]
+    time_scale: f64,
+    /// Seconds until an idle connection is closed.
+    #[arg(long, default_value_t = 5.0, value_parser = number)]
+    keep_alive_secs: f64,
+    /// Tokens that prompt and answer may have together.
+    #[arg(long, default_value_t = 1 << 20)]
+    context_length: usize,
+    /// Stream on /generate only what is new instead of everything so far.
+    #[arg(long)]
+    incremental_streaming_output: bool,
+    /// The bearer token that requests must carry.
+    #[arg(long)]
+    api_key: Option<String>,
+    /// The served model's name.
+    #[arg(long, default_value = "tiny")]
+    model: String,
+    /// Worker threads; by default one per core.
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+/// A number of seconds or milliseconds: finite and not negative.
+fn number(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if (0.0..1e12).contains(&number) {
+        Ok(number)
+    } else {
+        Err("must be at least 0 and below 1e12".to_owned())
+    }
+}
+
+impl Flags {
+    fn config(&self, role: Role, port: u16) -> SimConfig {
+        let millis = |number: f64| Duration::from_secs_f64(number / 1e3);
+        SimConfig {
+            role,
+            addr: Some(SocketAddr::from((self.host, port))),
+            bootstrap_port: Some(self.bootstrap_port),
+            model: self.model.clone(),
+            first_token: millis(self.first_token_ms),
+            inter_token: millis(self.inter_token_ms),
+            prefill_time: millis(self.prefill_ms),
+            prefill_answer_delay: millis(self.prefill_answer_delay_ms),
+            time_scale: self.time_scale,
+            keep_alive: Duration::from_secs_f64(self.keep_alive_secs),
+            context_length: self.context_length,
+            incremental_output: self.incremental_streaming_output,
+            api_key: self.api_key.clone(),
+            record: false,
+        }
+    }
+
+    async fn start(&self) -> io::Result<Vec<Sim>> {
+        match self.role {
+            Server::Prefill => Ok(vec![Sim::start(self.config(Role::Prefill, self.port)).await?]),
+            Server::Decode => Ok(vec![Sim::start(self.config(Role::Decode, self.port)).await?]),
+            Server::Regular => Ok(vec![Sim::start(self.config(Role::Regular, self.port)).await?]),
+            Server::Pair => {
+                let prefill = Sim::start(self.config(Role::Prefill, self.port)).await?;
+                let decode = self.config(Role::Decode, self.decode_port);
+                let decode = SimConfig { bootstrap_port: prefill.bootstrap_port(), ..decode };
+                Ok(vec![prefill, Sim::start(decode).await?])
+            }
+        }
+    }
+}
+
+fn announce(sim: &Sim) -> io::Result<()> {
+    let name = if sim.role() == Role::Regular { "regular" } else { sim.role().name() };
+    let mut out = io::stdout().lock();
+    write!(out, "{name} listening on {}", sim.url())?;
+    if let Some(port) = sim.bootstrap_port().filter(|_| sim.role() != Role::Regular) {
+        write!(out, " bootstrap {port}")?;
+    }
+    writeln!(out)?;
+    out.flush()
+}
+
+async fn run(flags: &Flags) -> io::Result<()> {
+    // Before anything is announced: who reads the announcement may send a signal at once.
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let sims = flags.start().await?;
+    sims.iter().try_for_each(announce)?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    for sim in sims {
+        sim.shutdown().await;
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if let Some(threads) = flags.threads {
+        builder.worker_threads(threads.max(1));
+    }
+    let result = builder.enable_all().build().and_then(|runtime| runtime.block_on(run(&flags)));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sglang-sim: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

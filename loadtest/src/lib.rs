@@ -1,0 +1,3 @@
+//! Stand-ins for SGLang servers, and load to put on a router.
+
+pub mod sim;

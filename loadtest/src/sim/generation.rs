@@ -1,0 +1,338 @@
+//! Runs an accepted request: hand-over, pace, tokens, and the answer as one body or as a stream of events.
+//! How tokens become events is in `writer`, what the bytes look like in `generate`, `chat` and `completions`.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use hyper::Response;
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{self, Instant},
+};
+
+use super::{
+    chat, completions,
+    config::{DISCONNECT_POLL, Role, STREAM_DISCONNECT_POLL},
+    generate::{self, Object, Part, Times},
+    openai::Envelope,
+    output::{Finish, Output, PromptLogprobs, prompt_logprobs},
+    reply::{self, DONE, Out, Reply, SimBody},
+    request::{Endpoint, Item, Request, new_id},
+    state::{Phase, State, bump},
+    transfer::{Failure, cancelled, pause, transfer},
+    writer::{Pace, Writer},
+};
+
+/// Events that may wait for a client that reads slowly.
+const QUEUED_EVENTS: usize = 64;
+
+/// The connection is to be closed without an answer.
+#[derive(Debug)]
+pub(crate) struct Gone;
+
+/// One request while it runs.
+pub(crate) struct Run {
+    pub state: Arc<State>,
+    pub request: Request,
+    id: String,
+    /// Whether the client has seen the head of a stream.
+    started: AtomicBool,
+    pub out: mpsc::Sender<Out>,
+}
+
+/// Generates; returns as soon as the head of the answer can go out.
+pub(crate) async fn answer(state: &Arc<State>, request: Request) -> Result<Response<SimBody>, Gone> {
+    let rids = request.items.iter().map(|item| (item.rid.as_str(), &item.cancel));
+    let admission = match state.admit(rids) {
+        Ok(admission) => admission,
+        Err(rid) => return Ok(refuse(&request, &format!("Duplicate request ID detected: {rid}"))),
+    };
+    let (out, mut answers) = mpsc::channel(QUEUED_EVENTS);
+    // `/generate` sends the head of a stream before it has looked at anything.
+    let at_once = request.stream && request.endpoint == Endpoint::Generate;
+    let run = Arc::new(Run {
+        state: Arc::clone(state),
+        id: new_id(),
+        started: AtomicBool::new(at_once),
+        request,
+        out: out.clone(),
+    });
+    let task = Arc::clone(&run);
+    state.spawn(async move {
+        let last = task.attended().await;
+        // The id is free again before the client can know that the answer is complete.
+        drop(admission);
+        let _ = task.out.send(last).await;
+    });
+    drop((out, run));
+    if at_once {
+        return Ok(reply::stream(None, answers));
+    }
+    match answers.recv().await {
+        Some(Out::Instead(reply)) => Ok(reply.into_response()),
+        Some(Out::Frame(first)) => Ok(reply::stream(Some(first), answers)),
+        Some(Out::End) | None => Err(Gone),
+    }
+}
+
+/// A wrong value that is found before anything runs.
+pub(crate) fn refuse(request: &Request, message: &str) -> Response<SimBody> {
+    match request.endpoint {
+        Endpoint::Generate if request.stream => refused_stream(message),
+        Endpoint::Generate => Reply::value_error(message).into_response(),
+        Endpoint::Chat | Endpoint::Completions => {
+            Reply::object_error(400, "BadRequestError", message).into_response()
+        }
+    }
+}
+
+/// A `/generate` stream that consists of an error.
+pub(crate) fn refused_stream(message: &str) -> Response<SimBody> {
+    let (out, events) = mpsc::channel(2);
+    // The channel is new and has room for both.
+    let _ = out.try_send(Out::Frame(DONE.into()));
+    let _ = out.try_send(Out::End);
+    reply::stream(Some(reply::event(&generate::error_event(message))), events)
+}
+
+impl Run {
+    /// The whole work, ended early when the client is lost.
+    async fn attended(self: &Arc<Self>) -> Out {
+        let work = self.work();
+        tokio::pin!(work);
+        let lost = async {
+            self.out.closed().await;
+            let streams = self.started.load(Ordering::Relaxed);
+            let poll = if streams { STREAM_DISCONNECT_POLL } else { DISCONNECT_POLL };
+            time::sleep(self.state.config.scaled(poll)).await;
+        };
+        tokio::select! {
+            biased;
+            last = &mut work => return last,
+            () = lost => {}
+        }
+        self.request.items.iter().for_each(|item| self.state.cancel(&item.cancel));
+        work.await
+    }
+
+    async fn work(self: &Arc<Self>) -> Out {
+        let result = if self.request.stream { self.streamed().await } else { self.whole().await };
+        let counters = &self.state.counters;
+        bump(if result.is_ok() { &counters.completed } else { &counters.failed });
+        match result {
+            Ok(out) => out,
+            Err(failure) => Out::Instead(self.failure_reply(&failure)),
+        }
+    }
+
+    fn failure_reply(&self, failure: &Failure) -> Reply {
+        match (failure.status, self.request.endpoint) {
+            (400, Endpoint::Generate) => Reply::value_error(&failure.message),
+            (400, _) => Reply::object_error(400, "BadRequestError", &failure.message),
+            (status, _) => Reply::object_error(status, &status.to_string(), &failure.message),
+        }
+    }
+
+    pub(crate) fn role(&self) -> Role {
+        self.state.config.role
+    }
+
+    pub(crate) fn envelope(&self) -> Envelope<'_> {
+        let object = match (self.request.endpoint, self.request.stream) {
+            (Endpoint::Chat, true) => "chat.completion.chunk",
+            (Endpoint::Chat, false) => "chat.completion",
+            _ => "text_completion",
+        };
+        let created = self.request.arrived_at as u64;
+        Envelope { id: &self.id, object, created, model: &self.request.model }
+    }
+
+    /// Runs `each` for every item at the same time; the results are in the items' order.
+    async fn for_items<T, F>(
+        self: &Arc<Self>,
+        each: impl Fn(Arc<Self>, usize) -> F,
+    ) -> Result<Vec<T>, Failure>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Failure>> + Send + 'static,
+    {
+        if self.request.items.len() == 1 {
+            return Ok(vec![each(Arc::clone(self), 0).await?]);
+        }
+        let mut tasks = JoinSet::new();
+        for at in 0..self.request.items.len() {
+            let task = each(Arc::clone(self), at);
+            tasks.spawn(async move { (at, task.await) });
+        }
+        let mut results = Vec::with_capacity(tasks.len());
+        while let Some(Ok((at, result))) = tasks.join_next().await {
+            results.push((at, result?));
+        }
+        results.sort_by_key(|(at, _)| *at);
+        Ok(results.into_iter().map(|(_, result)| result).collect())
+    }
+
+    async fn whole(self: &Arc<Self>) -> Result<Out, Failure> {
+        let produced = self.for_items(|run, at| async move { run.produce(at).await }).await?;
+        let body = match self.request.endpoint {
+            Endpoint::Generate => self.whole_generate(&produced),
+            endpoint => {
+                let n = self.request.n;
+                let answers: Vec<Output> =
+                    produced.into_iter().flat_map(|(output, _)| std::iter::repeat_n(output, n)).collect();
+                let whole = if endpoint == Endpoint::Chat { chat::whole } else { completions::whole };
+                whole(&self.envelope(), &self.request, self.role(), &answers)
+            }
+        };
+        Ok(Out::Instead(Reply::json(body)))
+    }
+
+    fn whole_generate(&self, produced: &[(Output, Times)]) -> Vec<u8> {
+        let list = self.request.batch || self.request.n > 1;
+        let mut out = Vec::new();
+        if list {
+            out.push(b'[');
+        }
+        for (item, (output, times)) in self.request.items.iter().zip(produced) {
+            let prompt = prompt_logprobs(item, self.role());
+            let object = Object { role: self.role(), item, prompt: &prompt, times: *times, index: None };
+            for _ in 0..self.request.n {
+                if out.len() > 1 {
+                    out.push(b',');
+                }
+                object.write(&mut out, output, Part::Whole);
+            }
+        }
+        if list {
+            out.push(b']');
+        }
+        out
+    }
+
+    /// One item's answer, after the time that its tokens take.
+    async fn produce(&self, at: usize) -> Result<(Output, Times), Failure> {
+        let item = &self.request.items[at];
+        let hash = transfer(&self.state, item, self.request.n).await?;
+        let mut times = Times::now(&self.request);
+        let _phase = Phase::enter(&self.state.gauges.running);
+        let config = &self.state.config;
+        let output = all_tokens(hash, item, config.role, usize::MAX);
+        if config.role == Role::Prefill {
+            pause(config.prefill_answer_delay).await;
+            return Ok((output, times));
+        }
+        let tokens = u32::try_from(output.produced.saturating_sub(1)).unwrap_or(u32::MAX);
+        let begin = Instant::now();
+        let whole = config.first_token.saturating_add(config.inter_token.saturating_mul(tokens));
+        tokio::select! {
+            biased;
+            () = pause(whole) => {}
+            () = cancelled(item) => return Ok((self.partial(hash, item, begin.elapsed()), times)),
+        }
+        times.first_token = times.forwarded + config.first_token.as_secs_f64();
+        Ok((output, times))
+    }
+
+    /// What there is of an answer that was aborted after some time.
+    fn partial(&self, hash: u64, item: &Item, elapsed: Duration) -> Output {
+        let config = &self.state.config;
+        let tokens = match elapsed.checked_sub(config.first_token) {
+            None => 0,
+            Some(spoken) => 1 + (spoken.as_secs_f64() / config.inter_token.as_secs_f64().max(1e-9)) as usize,
+        };
+        let mut output = all_tokens(hash, item, config.role, tokens);
+        output.finish = Some(aborted());
+        output
+    }
+
+    async fn streamed(self: &Arc<Self>) -> Result<Out, Failure> {
+        let produced = self.for_items(|run, at| async move { run.stream_item(at).await }).await?;
+        if self.request.usage && self.request.endpoint != Endpoint::Generate {
+            let prompt = self.request.items.iter().map(|item| item.prompt.tokens).sum();
+            self.tell(self.envelope().usage_event(prompt, produced.iter().sum())).await;
+        }
+        let _ = self.out.send(Out::Frame(DONE.into())).await;
+        Ok(Out::End)
+    }
+
+    pub(crate) async fn tell(&self, payload: Vec<u8>) {
+        self.started.store(true, Ordering::Relaxed);
+        // A client that is gone is noticed after a while, not here.
+        let _ = self.out.send(Out::Frame(reply::event(&payload))).await;
+    }
+
+    /// Streams one item; returns how many tokens there were.
+    async fn stream_item(&self, at: usize) -> Result<usize, Failure> {
+        let item = &self.request.items[at];
+        let hash = match transfer(&self.state, item, self.request.n).await {
+            Ok(hash) => hash,
+            Err(failure) => return self.stream_failure(at, failure).await,
+        };
+        let times = Times::now(&self.request);
+        let _phase = Phase::enter(&self.state.gauges.running);
+        if self.role() == Role::Prefill {
+            pause(self.state.config.prefill_answer_delay).await;
+        }
+        let mut samples = Vec::new();
+        samples.resize_with(self.request.n, || Output::new(hash));
+        let mut writer = Writer { run: self, at, item, times, prompt: prompt_logprobs(item, self.role()) };
+        writer.begin().await;
+        let mut pace = Pace::new(self);
+        let mut done = self.role() != Role::Prefill && item.sampling.max_new == 0;
+        if done {
+            writer.nothing(&mut samples).await;
+        }
+        while !done {
+            let alive = pace.next(item).await;
+            for (sample, output) in samples.iter_mut().enumerate() {
+                writer.step(sample, output, alive).await;
+                done = output.finish.is_some();
+            }
+        }
+        Ok(samples.iter().map(|output| output.produced).sum())
+    }
+
+    async fn stream_failure(&self, at: usize, failure: Failure) -> Result<usize, Failure> {
+        if self.request.endpoint != Endpoint::Generate {
+            if !self.started.load(Ordering::Relaxed) {
+                return Err(failure);
+            }
+            let reply = self.failure_reply(&failure);
+            self.tell([b"{\"error\":", &reply.body[..], b"}"].concat()).await;
+            return Ok(0);
+        }
+        let object = Object {
+            role: self.role(),
+            item: &self.request.items[at],
+            prompt: &PromptLogprobs::default(),
+            times: Times::now(&self.request),
+            index: self.request.batch.then_some(at),
+        };
+        bump(&self.state.counters.failed);
+        self.tell(generate::failed(&object, &failure)).await;
+        Ok(0)
+    }
+}
+
+/// How an answer ends that is aborted after its transfer.
+pub(crate) fn aborted() -> Finish {
+    Finish::Abort { message: "Aborted".to_owned(), status: None }
+}
+
+/// An answer's tokens, at most `limit` of them.
+fn all_tokens(hash: u64, item: &Item, role: Role, limit: usize) -> Output {
+    let mut output = Output::new(hash);
+    if role != Role::Prefill && item.sampling.max_new == 0 {
+        output.finish = Some(Finish::Length(0));
+    }
+    while output.finish.is_none() && output.produced < limit {
+        output.push(item, role);
+    }
+    output
+}

@@ -1,0 +1,210 @@
+//! The endpoints beside generation: health, information, loads, cache, aborts. Bodies are the recorded ones
+//! with this server's own values filled in.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use serde_json::Value;
+use tokio::time::{self, Instant};
+
+use super::{
+    config::{DEFAULT_BOOTSTRAP_PORT, HEALTH_TIME, Role},
+    json,
+    reply::Reply,
+    request::unix_time,
+    state::State,
+};
+
+const SERVER_INFO: &str = include_str!("../../assets/server_info.json");
+const MODEL_INFO: &str = include_str!("../../assets/model_info.json");
+const FLUSHED: &str = "Cache flushed.\nPlease check backend logs for more details. (When there are running or \
+                       waiting requests, the operation will not be performed.)\n";
+/// How often a flush with a time-out looks whether the server is idle.
+const FLUSH_POLL: Duration = Duration::from_millis(10);
+/// The longest wait a flush can ask for.
+const FLUSH_WAIT_LIMIT: f64 = 3600.0;
+
+/// `/health` and `/health_generate`: runs a token, which takes its time.
+pub(crate) async fn health(state: &State) -> Reply {
+    if state.draining.load(Ordering::Relaxed) {
+        return Reply::bare(503, "");
+    }
+    time::sleep(state.config.scaled(HEALTH_TIME)).await;
+    Reply::bare(200, "")
+}
+
+/// `/ready`: only looks at flags.
+pub(crate) fn ready(state: &State) -> Reply {
+    Reply::bare(if state.draining.load(Ordering::Relaxed) { 503 } else { 200 }, "")
+}
+
+fn escaped(text: &str) -> String {
+    let mut out = Vec::new();
+    json::escape(&mut out, text);
+    String::from_utf8(out).unwrap_or_default()
+}
+
+pub(crate) fn model_info(state: &State) -> Reply {
+    let model = escaped(&state.config.model);
+    let text = MODEL_INFO
+        .replace("@PATH@", &format!("/models/{model}"))
+        .replace("@MODEL@", &model)
+        .replace("@ROLE@", state.config.role.name());
+    Reply::json(text.trim_end().to_owned())
+}
+
+pub(crate) fn server_info(state: &State) -> Reply {
+    let model = escaped(&state.config.model);
+    let decode = state.config.role == Role::Decode;
+    let bootstrap = state.bootstrap_port.unwrap_or(DEFAULT_BOOTSTRAP_PORT);
+    let values = [
+        ("@PATH@", format!("/models/{model}")),
+        ("@MODEL@", model),
+        ("@ROLE@", state.config.role.name().to_owned()),
+        ("@PORT@", state.port().to_string()),
+        ("@BOOTSTRAP_PORT@", bootstrap.to_string()),
+        ("@BALANCE@", if decode { "round_robin" } else { "follow_bootstrap_room" }.to_owned()),
+        ("@BACKUP@", if decode { "\"cpu_tensor\"" } else { "null" }.to_owned()),
+        ("@SLOTS@", if decode { "0" } else { "null" }.to_owned()),
+        ("@HICACHE@", if decode { "null" } else { "2.0" }.to_owned()),
+    ];
+    let text = values
+        .iter()
+        .fold(SERVER_INFO.trim_end().to_owned(), |text, (mark, value)| text.replace(mark, value));
+    Reply::json(text)
+}
+
+fn model_card(state: &State) -> String {
+    let model = escaped(&state.config.model);
+    format!(
+        "{{\"id\":\"{model}\",\"object\":\"model\",\"created\":{},\"owned_by\":\"sglang\",\"root\":\"{model}\",\
+         \"parent\":null,\"max_model_len\":{}}}",
+        unix_time() as u64,
+        state.config.context_length
+    )
+}
+
+pub(crate) fn models(state: &State) -> Reply {
+    Reply::json(format!("{{\"object\":\"list\",\"data\":[{}]}}", model_card(state)))
+}
+
+pub(crate) fn model(state: &State, name: &str) -> Reply {
+    if name == state.config.model {
+        return Reply::json(model_card(state));
+    }
+    let body = format!(
+        "{{\"error\":{{\"message\":\"The model '{}' does not exist\",\"type\":\"invalid_request_error\",\
+         \"param\":\"model\",\"code\":\"model_not_found\"}}}}",
+        escaped(name)
+    );
+    Reply::json(body).with_status(404)
+}
+
+/// `/v1/loads` with this server's real counts.
+pub(crate) fn loads(state: &State) -> Reply {
+    let read = |gauge: &AtomicI64| gauge.load(Ordering::Relaxed);
+    let gauges = &state.gauges;
+    let [bootstrap, inflight, prealloc, transfer, running] =
+        [&gauges.bootstrap, &gauges.inflight, &gauges.prealloc, &gauges.transfer, &gauges.running].map(read);
+    let waiting = bootstrap + prealloc + transfer;
+    let moments = if state.config.role == Role::Prefill { "null" } else { "[0.0,0.0,0.0,0.0,0.0,0.0]" };
+    Reply::json(format!(
+        "{{\"timestamp\":\"{}\",\"version\":\"0.5.23\",\"accelerator\":null,\"num_accelerators\":1,\"loads\":[{{\
+         \"timestamp\":{:.7},\"dp_rank\":0,\"num_running_reqs\":{running},\"num_waiting_reqs\":{waiting},\
+         \"num_waiting_uncached_tokens\":0,\"num_used_tokens\":0,\"num_total_tokens\":0,\"num_active_tokens\":0,\
+         \"num_prealloc_ready_tokens\":0,\"max_total_num_tokens\":20000,\"max_running_requests\":64,\
+         \"token_usage\":0.0,\"gen_throughput\":0.0,\"cache_hit_rate\":0.0,\"utilization\":0.0,\
+         \"total_prefill_uncached_tokens\":0,\"total_prefill_busy_us\":0,\"decode_moments\":{moments},\
+         \"memory\":{{\"weight_gb\":0.0,\"kv_cache_gb\":0.005,\"graph_gb\":0.0,\"token_capacity\":20000}},\
+         \"disaggregation\":{{\"mode\":\"{}\",\"prefill_bootstrap_queue_reqs\":{bootstrap},\
+         \"prefill_inflight_queue_reqs\":{inflight},\"decode_prealloc_queue_reqs\":{prealloc},\
+         \"decode_transfer_queue_reqs\":{transfer},\"decode_retracted_queue_reqs\":0,\
+         \"kv_transfer_speed_gb_s\":0.0,\"kv_transfer_latency_ms\":0.0}},\"queues\":{{\"waiting\":0,\
+         \"grammar\":0,\"paused\":0,\"retracted\":0,\"prealloc_ready\":0}}}}]}}",
+        timestamp(),
+        unix_time(),
+        state.config.role.name()
+    ))
+}
+
+/// The time in ISO 8601 with microseconds, UTC.
+fn timestamp() -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let (seconds, days) = (now.as_secs() % 86_400, (now.as_secs() / 86_400) as i64);
+    // Days are counted from the first of March of year 0, so that a leap day is a year's last.
+    let shifted = days + 719_468;
+    let era = shifted / 146_097;
+    let day_of_era = shifted % 146_097;
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:06}+00:00",
+        seconds / 3600,
+        seconds / 60 % 60,
+        seconds % 60,
+        now.subsec_micros()
+    )
+}
+
+/// `/flush_cache`: refuses while anything is in flight, after waiting for as long as the query says.
+pub(crate) async fn flush(state: &State, query: Option<&str>) -> Reply {
+    let parameters = query.into_iter().flat_map(|query| query.split('&'));
+    let wait =
+        parameters.filter_map(|pair| pair.strip_prefix("timeout=")).find_map(|wait| wait.parse::<f64>().ok());
+    let wait = wait.filter(|wait| wait.is_finite()).unwrap_or(0.0).clamp(0.0, FLUSH_WAIT_LIMIT);
+    let deadline = Instant::now() + Duration::from_secs_f64(wait);
+    while state.in_flight() > 0 {
+        if Instant::now() >= deadline {
+            return Reply::bare(400, "Flush cache failed.\n");
+        }
+        time::sleep(FLUSH_POLL).await;
+    }
+    Reply::bare(200, FLUSHED)
+}
+
+/// `/abort_request`: says 200 whether the id is known or not.
+pub(crate) fn abort(state: &Arc<State>, body: &[u8]) -> Reply {
+    let Ok(fields) = serde_json::from_slice::<Value>(body) else {
+        return Reply::object_error(400, "Bad Request", "1 validation error:\n  JSON decode error");
+    };
+    if fields.get("abort_all").and_then(Value::as_bool).unwrap_or(false) {
+        state.abort_all();
+    } else if let Some(rid) = fields.get("rid").and_then(Value::as_str) {
+        state.abort(rid);
+    }
+    Reply::bare(200, "")
+}
+
+/// `/metrics`: the few series that clients look for.
+pub(crate) fn metrics(state: &State) -> Reply {
+    let running = state.gauges.running.load(Ordering::Relaxed);
+    let name = &state.config.model;
+    let body = format!(
+        "# HELP sglang:num_running_reqs The number of running requests.\n# TYPE sglang:num_running_reqs gauge\n\
+         sglang:num_running_reqs{{model_name=\"{name}\"}} {running}.0\n"
+    );
+    let mut reply = Reply::bare(200, body);
+    reply.content_type = Some("text/plain; version=0.0.4; charset=utf-8");
+    reply
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timestamp_is_iso_8601_in_utc() {
+        let stamp = timestamp();
+        assert_eq!(stamp.len(), "2026-11-22T11:42:11.082057+00:00".len());
+        assert!(stamp.starts_with("20") && stamp.ends_with("+00:00"), "{stamp}");
+    }
+}

@@ -1,0 +1,80 @@
+//! How the two legs of a request meet: a decode server dials a prefill server's bootstrap port, names itself,
+//! and asks for rooms over that one connection. This is the simulator's own protocol in place of KV transfer;
+//! its frames are defined here, the prefill side is in `rooms` and `bootstrap`, the decode side in `peers`.
+
+pub(crate) mod bootstrap;
+pub(crate) mod peers;
+pub(crate) mod rooms;
+
+use bytes::{Buf as _, BufMut as _, BytesMut};
+
+/// The route of the bootstrap server that becomes a rendezvous connection.
+pub(crate) const ROUTE: &str = "/sim/rendezvous";
+/// The protocol's name in the `upgrade` header.
+pub(crate) const PROTOCOL: &str = "sglang-sim";
+/// Frames that may wait to be written to one connection.
+pub(crate) const QUEUE: usize = 1024;
+
+const FRAME_BYTES: usize = 17;
+
+/// What a frame says about its leg.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Op {
+    /// Decode asks for a room; the value is the room.
+    Claim = 1,
+    /// Decode no longer wants the room.
+    Abandon = 2,
+    /// Prefill hands the prompt over; the value is its hash.
+    Delivered = 3,
+    /// Prefill gave the request up.
+    Failed = 4,
+}
+
+/// One message about one decode leg.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Frame {
+    pub op: Op,
+    pub leg: u64,
+    pub value: u64,
+}
+
+impl Frame {
+    pub(crate) fn write(self, out: &mut BytesMut) {
+        out.put_u8(self.op as u8);
+        out.put_u64(self.leg);
+        out.put_u64(self.value);
+    }
+
+    /// Takes the next whole frame; `Err` is a byte that no frame begins with.
+    pub(crate) fn read(buffer: &mut BytesMut) -> Result<Option<Self>, u8> {
+        if buffer.len() < FRAME_BYTES {
+            return Ok(None);
+        }
+        let op = match buffer.get_u8() {
+            1 => Op::Claim,
+            2 => Op::Abandon,
+            3 => Op::Delivered,
+            4 => Op::Failed,
+            other => return Err(other),
+        };
+        Ok(Some(Self { op, leg: buffer.get_u64(), value: buffer.get_u64() }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_is_read_only_when_it_is_whole() {
+        let frame = Frame { op: Op::Delivered, leg: 7, value: u64::MAX };
+        let mut whole = BytesMut::new();
+        frame.write(&mut whole);
+        let mut part = BytesMut::from(&whole[..FRAME_BYTES - 1]);
+        assert_eq!(Frame::read(&mut part), Ok(None));
+        part.extend_from_slice(&whole[FRAME_BYTES - 1..]);
+        assert_eq!(Frame::read(&mut part), Ok(Some(frame)));
+        assert_eq!(Frame::read(&mut BytesMut::from(&[9_u8; FRAME_BYTES][..])), Err(9));
+    }
+}

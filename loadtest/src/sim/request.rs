@@ -1,0 +1,340 @@
+//! From a request body to what has to be generated: prompts, limits, partners. The checks are SGLang's and in
+//! its order as far as a client can see it. Nothing is generated here.
+
+use std::time::SystemTime;
+
+use serde_json::{Map, Value};
+use tokio::sync::watch;
+
+use super::{
+    config::{Role, SimConfig},
+    place::{self, Place},
+    prompt::Prompt,
+    sampling::{self, Sampling},
+};
+
+/// The generating endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Endpoint {
+    Generate,
+    Chat,
+    Completions,
+}
+
+/// Why a request is not generated.
+#[derive(Debug)]
+pub(crate) enum Reject {
+    /// A wrong value, 400 in the endpoint's own shape.
+    Value(String),
+    /// A field that sampling parameters do not have.
+    Field(String),
+    /// The body is not what the endpoint's schema wants.
+    Validation(String),
+    /// The real server's process dies of this.
+    Crash,
+    /// The real server's handler dies of this, and answers 500 without a shape.
+    Internal,
+}
+
+/// Which log-probabilities an answer carries.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Logprobs {
+    /// The first prompt token that is listed, if the prompt is listed at all.
+    pub start: Option<usize>,
+    pub top: usize,
+    pub ids: Option<Vec<u32>>,
+    pub text: bool,
+}
+
+/// One prompt and what is to follow it.
+#[derive(Debug)]
+pub(crate) struct Item {
+    pub prompt: Prompt,
+    pub sampling: Sampling,
+    pub logprobs: Option<Logprobs>,
+    pub place: Place,
+    pub rid: String,
+    /// Turned true when the request is to end early.
+    pub cancel: watch::Sender<bool>,
+}
+
+/// A forced call of a tool.
+#[derive(Debug)]
+pub(crate) struct Tool {
+    pub name: String,
+    pub arguments: String,
+}
+
+/// One accepted request.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub endpoint: Endpoint,
+    pub stream: bool,
+    /// Whether the prompts came as a list.
+    pub batch: bool,
+    /// Answers per prompt.
+    pub n: usize,
+    pub items: Vec<Item>,
+    pub model: String,
+    pub usage: bool,
+    pub continuous_usage: bool,
+    pub echo: bool,
+    pub tool: Option<Tool>,
+    pub arrived_at: f64,
+}
+
+pub(crate) type Fields = Map<String, Value>;
+
+/// 32 hexadecimal digits, as Python's `uuid4().hex`.
+pub(crate) fn new_id() -> String {
+    format!("{:032x}", fastrand::u128(..))
+}
+
+pub(crate) fn unix_time() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+/// Whether a body asks for a stream; needed even for bodies that are refused.
+pub(crate) fn wants_stream(fields: &Fields) -> bool {
+    fields.get("stream").and_then(Value::as_bool).unwrap_or(false)
+}
+
+impl Request {
+    pub(crate) fn parse(endpoint: Endpoint, mut fields: Fields, config: &SimConfig) -> Result<Self, Reject> {
+        let prompts = Prompts::take(endpoint, &mut fields)?;
+        let count = prompts.list.len();
+        let samplings = sampling::all(endpoint, &fields, count)?;
+        let places = match config.role {
+            Role::Regular => (0..count).map(|_| Place::Missing).collect(),
+            _ => place::all(&fields, count, prompts.batch)?,
+        };
+        let rids = rids(&fields, count, prompts.batch);
+        let n = samplings.iter().map(|sampling| sampling.n).max().unwrap_or(1);
+        let parts = prompts.list.into_iter().zip(samplings).zip(places).zip(rids).enumerate();
+        let items: Vec<Item> = parts
+            .map(|(at, (((prompt, sampling), place), rid))| Item {
+                logprobs: logprobs(endpoint, &fields, at),
+                cancel: watch::Sender::new(false),
+                prompt,
+                sampling,
+                place,
+                rid,
+            })
+            .collect();
+        check_lengths(&items, config.context_length)?;
+        Ok(Self {
+            stream: wants_stream(&fields),
+            batch: prompts.batch,
+            n,
+            items,
+            model: fields.get("model").and_then(Value::as_str).unwrap_or(&config.model).to_owned(),
+            usage: stream_option(&fields, "include_usage"),
+            continuous_usage: stream_option(&fields, "continuous_usage_stats"),
+            echo: fields.get("echo").and_then(Value::as_bool).unwrap_or(false),
+            tool: forced_tool(&fields),
+            endpoint,
+            arrived_at: unix_time(),
+        })
+    }
+}
+
+struct Prompts {
+    list: Vec<Prompt>,
+    batch: bool,
+}
+
+impl Prompts {
+    fn take(endpoint: Endpoint, fields: &mut Fields) -> Result<Self, Reject> {
+        match endpoint {
+            Endpoint::Generate => Self::of_generate(fields),
+            Endpoint::Chat => match fields.get("messages") {
+                Some(messages @ Value::Array(list)) if !list.is_empty() => {
+                    Ok(Self { list: vec![Prompt::messages(messages)], batch: false })
+                }
+                Some(Value::Array(_)) => Err(Reject::Value("Messages cannot be empty.".to_owned())),
+                _ => Err(missing("messages")),
+            },
+            Endpoint::Completions => match fields.remove("prompt") {
+                Some(Value::String(text)) => Ok(Self { list: vec![Prompt::text(text)], batch: false }),
+                Some(Value::Array(list)) if list.first().is_some_and(|first| !first.is_string()) => {
+                    Self::of_ids(list)
+                }
+                Some(Value::Array(list)) => Self::of_texts(list),
+                _ => Err(missing("prompt")),
+            },
+        }
+    }
+
+    fn of_generate(fields: &mut Fields) -> Result<Self, Reject> {
+        match fields.remove("text") {
+            Some(Value::String(text)) => return Ok(Self { list: vec![Prompt::text(text)], batch: false }),
+            Some(Value::Array(list)) => return Self::of_texts(list),
+            Some(Value::Null) | None => {}
+            Some(other) => return Err(string_wanted(&other)),
+        }
+        match fields.remove("input_ids") {
+            Some(Value::Array(list)) => return Self::of_ids(list),
+            Some(Value::Null) | None => {}
+            Some(_) => return Err(missing("input_ids")),
+        }
+        match fields.remove("input_embeds") {
+            Some(Value::Array(rows)) => Ok(Self::of_embeds(rows)),
+            _ => {
+                let message = "Either text, input_ids or input_embeds should be provided.";
+                Err(Reject::Value(message.to_owned()))
+            }
+        }
+    }
+
+    fn of_texts(list: Vec<Value>) -> Result<Self, Reject> {
+        let prompt = |value| match value {
+            Value::String(text) => Ok(Prompt::text(text)),
+            other => Err(string_wanted(&other)),
+        };
+        Ok(Self { list: list.into_iter().map(prompt).collect::<Result<_, _>>()?, batch: true })
+    }
+
+    fn of_ids(list: Vec<Value>) -> Result<Self, Reject> {
+        match list.first() {
+            None => Err(Reject::Value("input_ids cannot be empty.".to_owned())),
+            Some(Value::Array(_)) => {
+                let row =
+                    |value: Value| value.as_array().map(|row| ids(row)).ok_or_else(|| missing("input_ids"));
+                let rows = list.into_iter().map(row).map(|row| Ok(Prompt::ids(row??)));
+                Ok(Self { list: rows.collect::<Result<_, Reject>>()?, batch: true })
+            }
+            Some(_) => Ok(Self { list: vec![Prompt::ids(ids(&list)?)], batch: false }),
+        }
+    }
+
+    /// Rows of floats are one prompt, lists of rows are a batch.
+    fn of_embeds(rows: Vec<Value>) -> Self {
+        let single = rows.first().and_then(|row| row.get(0)).is_some_and(Value::is_number);
+        if single {
+            let count = rows.len();
+            return Self { list: vec![Prompt::opaque(&Value::Array(rows), count)], batch: false };
+        }
+        let length = |prompt: &Value| prompt.as_array().map_or(0, Vec::len);
+        Self { list: rows.iter().map(|prompt| Prompt::opaque(prompt, length(prompt))).collect(), batch: true }
+    }
+}
+
+fn ids(list: &[Value]) -> Result<Vec<u32>, Reject> {
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    list.iter().map(|value| id(value).ok_or_else(|| missing("input_ids"))).collect()
+}
+
+fn missing(field: &str) -> Reject {
+    Reject::Validation(format!("{{'type': 'missing', 'loc': ('body', '{field}'), 'msg': 'Field required'}}"))
+}
+
+fn string_wanted(value: &Value) -> Reject {
+    Reject::Validation(format!(
+        "{{'type': 'string_type', 'loc': ('body', 'text', 'str'), 'msg': 'Input should be a valid string', \
+         'input': {value}}}"
+    ))
+}
+
+/// A field that holds one value for all items or a list with one for each.
+pub(crate) fn per_item(value: Option<&Value>, at: usize) -> Option<&Value> {
+    match value {
+        Some(Value::Array(list)) => list.get(at),
+        other => other,
+    }
+}
+
+fn rids(fields: &Fields, count: usize, batch: bool) -> Vec<String> {
+    let rid = |at: usize| match fields.get("rid") {
+        Some(Value::String(rid)) if batch => format!("{rid}_{at}"),
+        other => per_item(other, at).and_then(Value::as_str).map_or_else(new_id, str::to_owned),
+    };
+    (0..count).map(rid).collect()
+}
+
+fn stream_option(fields: &Fields, name: &str) -> bool {
+    fields
+        .get("stream_options")
+        .and_then(|options| options.get(name))
+        .and_then(Value::as_bool)
+        .unwrap_or(false)
+}
+
+fn logprobs(endpoint: Endpoint, fields: &Fields, at: usize) -> Option<Logprobs> {
+    let number = |name| per_item(fields.get(name), at).and_then(Value::as_i64);
+    let flag = |name| per_item(fields.get(name), at).and_then(Value::as_bool).unwrap_or(false);
+    let count = |number: Option<i64>| usize::try_from(number.unwrap_or(0)).unwrap_or(0);
+    match endpoint {
+        Endpoint::Generate => flag("return_logprob").then(|| Logprobs {
+            start: number("logprob_start_len").and_then(|start| usize::try_from(start).ok()),
+            top: count(number("top_logprobs_num")),
+            ids: listed_ids(fields.get("token_ids_logprob"), at),
+            text: flag("return_text_in_logprobs"),
+        }),
+        Endpoint::Chat => {
+            flag("logprobs").then(|| Logprobs { top: count(number("top_logprobs")), ..Logprobs::default() })
+        }
+        Endpoint::Completions => number("logprobs").map(|top| Logprobs {
+            start: (flag("echo") && top > 0).then_some(0),
+            top: count(Some(top)),
+            ..Logprobs::default()
+        }),
+    }
+}
+
+/// One list for all items, or a list of lists.
+fn listed_ids(value: Option<&Value>, at: usize) -> Option<Vec<u32>> {
+    let list = value?.as_array()?;
+    let list = if list.first().is_some_and(Value::is_number) { list } else { list.get(at)?.as_array()? };
+    ids(list).ok()
+}
+
+fn check_lengths(items: &[Item], limit: usize) -> Result<(), Reject> {
+    for item in items {
+        let (tokens, wanted) = (item.prompt.tokens, item.sampling.max_new);
+        if tokens >= limit {
+            return Err(Reject::Value(format!(
+                "The input ({tokens} tokens) is longer than the model's context length ({limit} tokens)."
+            )));
+        }
+        if item.sampling.explicit && tokens + wanted > limit {
+            return Err(Reject::Value(format!(
+                "Requested token count exceeds the model's maximum context length of {limit} tokens. You \
+                 requested a total of {} tokens: {tokens} tokens from the input messages and {wanted} tokens \
+                 for the completion. Please reduce the number of tokens in the input messages or the \
+                 completion to fit within the limit.",
+                tokens + wanted
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn forced_tool(fields: &Fields) -> Option<Tool> {
+    let tools = fields.get("tools")?.as_array()?;
+    let named = match fields.get("tool_choice")? {
+        Value::String(choice) if choice == "required" => None,
+        choice => Some(choice.get("function")?.get("name")?.as_str()?),
+    };
+    let function = |tool: &Value| tool.get("function").cloned();
+    let matches = |function: &Value| named.is_none() || function.get("name").and_then(Value::as_str) == named;
+    let function = tools.iter().filter_map(function).find(matches)?;
+    Some(Tool {
+        name: function.get("name")?.as_str()?.to_owned(),
+        arguments: arguments(function.get("parameters")),
+    })
+}
+
+/// The smallest object that a flat schema accepts.
+fn arguments(schema: Option<&Value>) -> String {
+    let properties = schema.and_then(|schema| schema.get("properties")).and_then(Value::as_object);
+    let sample = |property: &Value| match property.get("type").and_then(Value::as_str) {
+        Some("integer" | "number") => Value::from(1),
+        Some("boolean") => Value::from(true),
+        Some("array") => Value::Array(Vec::new()),
+        Some("object") => Value::Object(Map::new()),
+        _ => property.get("enum").and_then(|list| list.get(0)).cloned().unwrap_or_else(|| Value::from("the")),
+    };
+    let fields: Map<String, Value> =
+        properties.into_iter().flatten().map(|(name, property)| (name.clone(), sample(property))).collect();
+    Value::Object(fields).to_string()
+}

@@ -1,0 +1,319 @@
+//! The HTTP side of a simulated server: accepting, reading requests, finding the endpoint. Endpoints
+//! themselves are in `generation` and `info`.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
+use hyper::{
+    Method, Request as HttpRequest, Response,
+    body::Incoming,
+    header::{self, HeaderMap},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::Value;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinSet,
+    time,
+};
+
+use super::{
+    config::{BODY_LIMIT, CRASH_DELAY},
+    generation::{self, Gone},
+    info,
+    reply::{Reply, SimBody},
+    request::{Endpoint, Fields, Reject, Request, per_item, wants_stream},
+    state::{Seen, State, bump, stopped},
+};
+
+/// Pause after an accept that failed, for instance because no file descriptor was left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// The most that is reserved for a body before it has arrived.
+const RESERVE_LIMIT: u64 = 64 << 20;
+
+/// Accepts until told to stop, then drops all connections.
+pub(crate) async fn accept<F>(
+    listener: TcpListener,
+    state: Arc<State>,
+    mut stop: watch::Receiver<bool>,
+    serve: impl Fn(TcpStream, Arc<State>) -> F,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = stopped(&mut stop) => break,
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    // Without it small events wait for the client's acknowledgement.
+                    let _ = stream.set_nodelay(true);
+                    connections.spawn(serve(stream, Arc::clone(&state)));
+                }
+                Err(_) => time::sleep(ACCEPT_PAUSE).await,
+            },
+        }
+    }
+    drop(listener);
+    connections.shutdown().await;
+}
+
+struct OpenConnection(Arc<State>);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.counters.connections_open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Serves one connection of the API port.
+pub(crate) async fn connection(stream: TcpStream, state: Arc<State>) {
+    bump(&state.counters.connections_opened);
+    bump(&state.counters.connections_open);
+    let open = OpenConnection(Arc::clone(&state));
+    let service = service_fn(|request| {
+        let state = Arc::clone(&state);
+        async move { answer(request, &state).await }
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        // Also the time between two requests, which is what uvicorn limits.
+        .header_read_timeout(state.config.keep_alive)
+        .serve_connection(TokioIo::new(stream), service);
+    // A client that broke off, or a crash that was asked for: the connection is closed either way.
+    let _ = served.await;
+    drop(open);
+}
+
+impl std::fmt::Display for Gone {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("the connection is closed without an answer")
+    }
+}
+
+impl std::error::Error for Gone {}
+
+async fn answer(request: HttpRequest<Incoming>, state: &Arc<State>) -> Result<Response<SimBody>, Gone> {
+    bump(&state.counters.requests);
+    let (head, body) = request.into_parts();
+    let Some(body) = read(body).await? else {
+        return Ok(Reply::detail(413, "Content Too Large").into_response());
+    };
+    let call = Call { state, head: &head, body };
+    if !call.authorized() {
+        call.remember(None);
+        return Ok(Reply::field_error("Unauthorized").with_status(401).into_response());
+    }
+    call.dispatch().await
+}
+
+/// The whole body; `None` when it is too large.
+async fn read(mut body: Incoming) -> Result<Option<Bytes>, Gone> {
+    let hint = body.size_hint();
+    if hint.lower() > BODY_LIMIT {
+        return Ok(None);
+    }
+    let mut whole = BytesMut::with_capacity(hint.lower().min(RESERVE_LIMIT) as usize);
+    while let Some(frame) = body.frame().await {
+        // A body that breaks off belongs to a client that is gone.
+        let Ok(data) = frame.map_err(|_| Gone)?.into_data() else { continue };
+        if (whole.len() + data.len()) as u64 > BODY_LIMIT {
+            return Ok(None);
+        }
+        whole.extend_from_slice(&data);
+    }
+    Ok(Some(whole.freeze()))
+}
+
+struct Call<'a> {
+    state: &'a Arc<State>,
+    head: &'a hyper::http::request::Parts,
+    body: Bytes,
+}
+
+impl Call<'_> {
+    fn authorized(&self) -> bool {
+        let Some(key) = &self.state.config.api_key else { return true };
+        let path = self.head.uri.path();
+        if ["/health", "/ready", "/metrics"].iter().any(|open| path.starts_with(open)) {
+            return true;
+        }
+        let given = self.head.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        self.head.method == Method::OPTIONS
+            || given.and_then(|value| value.strip_prefix("Bearer ")) == Some(key)
+    }
+
+    fn remember(&self, room: Option<i64>) {
+        if !self.state.config.record {
+            return;
+        }
+        let uri = &self.head.uri;
+        self.state.remember(Seen {
+            method: self.head.method.to_string(),
+            path_and_query: uri.path_and_query().map_or_else(String::new, ToString::to_string),
+            headers: owned(&self.head.headers),
+            body: self.body.clone(),
+            room,
+        });
+    }
+
+    async fn dispatch(&self) -> Result<Response<SimBody>, Gone> {
+        let (method, path) = (&self.head.method, self.head.uri.path());
+        let generating = match path {
+            "/generate" if method == Method::POST || method == Method::PUT => Some(Endpoint::Generate),
+            "/v1/chat/completions" if method == Method::POST => Some(Endpoint::Chat),
+            "/v1/completions" if method == Method::POST => Some(Endpoint::Completions),
+            _ => None,
+        };
+        if let Some(endpoint) = generating {
+            return self.generate(endpoint).await;
+        }
+        self.remember(None);
+        Ok(self.other(method, path).await.into_response())
+    }
+
+    async fn other(&self, method: &Method, path: &str) -> Reply {
+        let state = self.state;
+        let Some(allowed) = allowed(path) else { return Reply::detail(404, "Not Found") };
+        if !allowed.split(", ").any(|name| name == method.as_str()) {
+            let mut reply = Reply::detail(405, "Method Not Allowed");
+            reply.allow = Some(allowed);
+            return reply;
+        }
+        match path {
+            "/" => Reply::json("\"SGLang is running\""),
+            "/health" | "/health_generate" => info::health(state).await,
+            "/ready" => info::ready(state),
+            "/ping" => Reply::bare(200, ""),
+            "/model_info" | "/get_model_info" => info::model_info(state),
+            "/server_info" | "/get_server_info" => info::server_info(state),
+            "/v1/models" => info::models(state),
+            "/v1/loads" => info::loads(state),
+            "/metrics" | "/metrics/" => info::metrics(state),
+            "/flush_cache" => info::flush(state, self.head.uri.query()).await,
+            "/abort_request" => info::abort(state, &self.body),
+            "/start_profile" => Reply::bare(200, "Start profiling.\n"),
+            "/stop_profile" => Reply::bare(200, "Stop profiling. This will take some time.\n"),
+            other => info::model(state, other.strip_prefix("/v1/models/").unwrap_or(other)),
+        }
+    }
+
+    async fn generate(&self, endpoint: Endpoint) -> Result<Response<SimBody>, Gone> {
+        let fields = match self.fields(endpoint) {
+            Ok(fields) => fields,
+            Err(reply) => {
+                self.remember(None);
+                return Ok(reply.into_response());
+            }
+        };
+        self.remember(per_item(fields.get("bootstrap_room"), 0).and_then(Value::as_i64));
+        let stream = wants_stream(&fields);
+        match Request::parse(endpoint, fields, &self.state.config) {
+            Ok(request) if request.items.is_empty() => Ok(Reply::json("[]").into_response()),
+            Ok(request) => generation::answer(self.state, request).await,
+            Err(reject) => self.reject(endpoint, stream, reject).await,
+        }
+    }
+
+    /// The body as an object, or the answer to something else.
+    fn fields(&self, endpoint: Endpoint) -> Result<Fields, Reply> {
+        let kind = self.head.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+        if kind.is_none_or(|kind| !kind.trim_start().to_ascii_lowercase().starts_with("application/json")) {
+            return Err(wrong_content_type(endpoint));
+        }
+        match serde_json::from_slice(&self.body) {
+            Ok(Value::Object(fields)) => Ok(fields),
+            Ok(_) => Err(validation(endpoint, "{'type': 'dataclass_type', 'loc': ('body',)}")),
+            Err(error) => {
+                let at = error.column().saturating_sub(1);
+                let text = format!(
+                    "{{'type': 'json_invalid', 'loc': ('body', {at}), 'msg': 'JSON decode error', 'input': {{}}, \
+                     'ctx': {{'error': 'unexpected end of data'}}}}"
+                );
+                Err(validation(endpoint, &text))
+            }
+        }
+    }
+
+    async fn reject(
+        &self,
+        endpoint: Endpoint,
+        stream: bool,
+        reject: Reject,
+    ) -> Result<Response<SimBody>, Gone> {
+        let reply = match (reject, endpoint) {
+            (Reject::Crash, _) => {
+                bump(&self.state.counters.crashes);
+                time::sleep(self.state.config.scaled(CRASH_DELAY)).await;
+                return Err(Gone);
+            }
+            (Reject::Value(message), Endpoint::Generate) if stream => {
+                return Ok(generation::refused_stream(&message));
+            }
+            (Reject::Value(message), Endpoint::Generate) => Reply::value_error(&message),
+            (Reject::Value(message), _) => Reply::object_error(400, "BadRequestError", &message),
+            (Reject::Field(message), _) => Reply::field_error(&message),
+            (Reject::Validation(text), endpoint) => validation(endpoint, &text),
+            (Reject::Internal, _) => {
+                let mut reply = Reply::bare(500, "Internal Server Error");
+                reply.content_type = Some("text/plain; charset=utf-8");
+                reply
+            }
+        };
+        Ok(reply.into_response())
+    }
+}
+
+/// The methods of a route as its `allow` header lists them; `None` for what is no route.
+fn allowed(path: &str) -> Option<&'static str> {
+    Some(match path {
+        "/generate" => "PUT, POST",
+        "/v1/chat/completions" | "/v1/completions" | "/abort_request" => "POST",
+        "/flush_cache" | "/start_profile" | "/stop_profile" => "GET, POST",
+        "/" => "GET, HEAD",
+        "/health" | "/health_generate" | "/ready" | "/ping" | "/model_info" | "/get_model_info"
+        | "/server_info" | "/get_server_info" | "/v1/models" | "/v1/loads" => "GET",
+        "/metrics" | "/metrics/" => "GET, HEAD",
+        other if other.strip_prefix("/v1/models/").is_some_and(|name| !name.is_empty()) => "GET",
+        _ => return None,
+    })
+}
+
+fn validation(endpoint: Endpoint, text: &str) -> Reply {
+    let path = match endpoint {
+        Endpoint::Generate => "/generate",
+        Endpoint::Chat => "/v1/chat/completions",
+        Endpoint::Completions => "/v1/completions",
+    };
+    Reply::object_error(
+        400,
+        "Bad Request",
+        &format!("1 validation error:\n  {text}\n\n  POST {path} [{text}]"),
+    )
+}
+
+fn wrong_content_type(endpoint: Endpoint) -> Reply {
+    if endpoint == Endpoint::Generate {
+        let text = "{'type': 'dataclass_type', 'loc': ('body',), 'msg': 'Input should be a dictionary or an \
+                    instance of GenerateReqInput'}";
+        return validation(endpoint, text);
+    }
+    let text = "{'loc': ['header', 'content-type'], 'msg': \"Unsupported Media Type: Only 'application/json' is \
+                allowed\", 'type': 'value_error'}";
+    Reply::object_error(400, "Bad Request", &format!("1 validation error:\n  {text} [{text}]"))
+}
+
+fn owned(headers: &HeaderMap) -> Vec<(String, String)> {
+    let text = |value: &header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect()
+}

@@ -1,0 +1,282 @@
+//! What one simulated server knows while it runs: its configuration, its counters, the requests in flight.
+//! Holds and counts; decides nothing about answers.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    future::Future,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::{
+    config::SimConfig,
+    rendezvous::{peers::Peers, rooms::Rooms},
+};
+
+/// Requests that are remembered.
+const SEEN_REQUESTS: usize = 1024;
+/// Body bytes that are remembered in all.
+const SEEN_BYTES: usize = 64 << 20;
+
+/// A snapshot of a server's counters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// HTTP requests whose head arrived.
+    pub requests: u64,
+    /// Connections that were ever accepted.
+    pub connections_opened: u64,
+    /// Connections that are open.
+    pub connections_open: u64,
+    /// Generations that have not ended.
+    pub in_flight: u64,
+    /// Generations that ended with all their tokens.
+    pub completed: u64,
+    /// Requests that would have killed a real server: lists on a single prompt, a room used twice at once.
+    pub crashes: u64,
+    /// Decode: prompts that were not the ones prefill had computed.
+    pub mismatches: u64,
+    /// Generations that a lost client or `/abort_request` ended.
+    pub aborted: u64,
+    /// Generations that failed for any reason, aborts before the transfer included.
+    pub failed: u64,
+}
+
+/// One request as it arrived.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// The method.
+    pub method: String,
+    /// Path and query as sent.
+    pub path_and_query: String,
+    /// All headers in order, names in lower case.
+    pub headers: Vec<(String, String)>,
+    /// The body.
+    pub body: Bytes,
+    /// The first item's room, if the request generates and names one.
+    pub room: Option<i64>,
+}
+
+impl Seen {
+    /// The value of a header, by its lower-case name.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(own, _)| own == name).map(|(_, value)| value.as_str())
+    }
+}
+
+#[derive(Debug, Default)]
+struct SeenRing {
+    list: VecDeque<Seen>,
+    bytes: usize,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub requests: AtomicU64,
+    pub connections_opened: AtomicU64,
+    pub connections_open: AtomicU64,
+    pub completed: AtomicU64,
+    pub crashes: AtomicU64,
+    pub mismatches: AtomicU64,
+    pub aborted: AtomicU64,
+    pub failed: AtomicU64,
+}
+
+pub(crate) fn bump(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Where generations are, for `/v1/loads`.
+#[derive(Debug, Default)]
+pub(crate) struct Gauges {
+    pub bootstrap: AtomicI64,
+    pub inflight: AtomicI64,
+    pub prealloc: AtomicI64,
+    pub transfer: AtomicI64,
+    pub running: AtomicI64,
+}
+
+/// Counts one generation in a gauge until dropped.
+pub(crate) struct Phase<'a>(&'a AtomicI64);
+
+impl<'a> Phase<'a> {
+    pub(crate) fn enter(gauge: &'a AtomicI64) -> Self {
+        gauge.fetch_add(1, Ordering::Relaxed);
+        Self(gauge)
+    }
+}
+
+impl Drop for Phase<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Ends when the server is told to stop, or is dropped.
+pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// One running server.
+pub(crate) struct State {
+    pub config: SimConfig,
+    pub addr: SocketAddr,
+    pub bootstrap_port: Option<u16>,
+    pub counters: Counters,
+    pub gauges: Gauges,
+    pub rooms: Rooms,
+    pub peers: Peers,
+    pub draining: AtomicBool,
+    seen: Mutex<SeenRing>,
+    live: Mutex<HashMap<String, watch::Sender<bool>>>,
+    live_rooms: Mutex<HashSet<i64>>,
+    stop: watch::Receiver<bool>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl State {
+    pub(crate) fn new(
+        config: SimConfig,
+        addr: SocketAddr,
+        bootstrap_port: Option<u16>,
+        stop: watch::Receiver<bool>,
+    ) -> Self {
+        Self {
+            config,
+            addr,
+            bootstrap_port,
+            counters: Counters::default(),
+            gauges: Gauges::default(),
+            rooms: Rooms::default(),
+            peers: Peers::default(),
+            draining: AtomicBool::new(false),
+            seen: Mutex::default(),
+            live: Mutex::default(),
+            live_rooms: Mutex::default(),
+            stop,
+        }
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.addr.port()
+    }
+
+    /// Runs a task that ends with the server.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut stop = self.stop.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = task => {}
+                () = stopped(&mut stop) => {}
+            }
+        });
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &self.counters;
+        Stats {
+            requests: read(&counters.requests),
+            connections_opened: read(&counters.connections_opened),
+            connections_open: read(&counters.connections_open),
+            in_flight: self.in_flight() as u64,
+            completed: read(&counters.completed),
+            crashes: read(&counters.crashes),
+            mismatches: read(&counters.mismatches),
+            aborted: read(&counters.aborted),
+            failed: read(&counters.failed),
+        }
+    }
+
+    pub(crate) fn remember(&self, seen: Seen) {
+        let mut ring = lock(&self.seen);
+        ring.bytes += seen.body.len();
+        ring.list.push_back(seen);
+        while ring.list.len() > SEEN_REQUESTS || (ring.bytes > SEEN_BYTES && ring.list.len() > 1) {
+            let gone = ring.list.pop_front().map_or(0, |gone| gone.body.len());
+            ring.bytes -= gone;
+        }
+    }
+
+    pub(crate) fn seen(&self) -> Vec<Seen> {
+        lock(&self.seen).list.iter().cloned().collect()
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        lock(&self.live).len()
+    }
+
+    /// Takes request ids into use, all or none; the error is the one that is in use already.
+    pub(crate) fn admit<'a>(
+        self: &Arc<Self>,
+        rids: impl Iterator<Item = (&'a str, &'a watch::Sender<bool>)> + Clone,
+    ) -> Result<Admission, String> {
+        let mut live = lock(&self.live);
+        if let Some((rid, _)) = rids.clone().find(|(rid, _)| live.contains_key(*rid)) {
+            return Err(rid.to_owned());
+        }
+        live.extend(rids.clone().map(|(rid, cancel)| (rid.to_owned(), cancel.clone())));
+        Ok(Admission { state: Arc::clone(self), rids: rids.map(|(rid, _)| rid.to_owned()).collect() })
+    }
+
+    /// Ends the generation with this id, and as the real scheduler does all whose ids begin with it.
+    pub(crate) fn abort(&self, rid: &str) {
+        let live = lock(&self.live);
+        if live.contains_key(rid) {
+            live.iter().filter(|(own, _)| own.starts_with(rid)).for_each(|(_, cancel)| self.cancel(cancel));
+        }
+    }
+
+    pub(crate) fn abort_all(&self) {
+        lock(&self.live).values().for_each(|cancel| self.cancel(cancel));
+    }
+
+    pub(crate) fn cancel(&self, cancel: &watch::Sender<bool>) {
+        if !cancel.send_replace(true) {
+            bump(&self.counters.aborted);
+        }
+    }
+
+    /// Decode: takes a room into use. `None` when it is in use already.
+    pub(crate) fn occupy(&self, room: i64) -> Option<Occupied<'_>> {
+        let fresh = lock(&self.live_rooms).insert(room);
+        // Lazily: an `Occupied` that is not handed out would free the room of its holder.
+        fresh.then(|| Occupied { state: self, room })
+    }
+}
+
+/// Request ids in use until dropped.
+pub(crate) struct Admission {
+    state: Arc<State>,
+    rids: Vec<String>,
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        let mut live = lock(&self.state.live);
+        for rid in &self.rids {
+            live.remove(rid);
+        }
+    }
+}
+
+/// A room in use until dropped.
+pub(crate) struct Occupied<'a> {
+    state: &'a State,
+    room: i64,
+}
+
+impl Drop for Occupied<'_> {
+    fn drop(&mut self) {
+        lock(&self.state.live_rooms).remove(&self.room);
+    }
+}

@@ -1,0 +1,211 @@
+//! The hand-over of one prompt, seen from either leg: the waits, their ends, and the messages they end with.
+//! The tokens that follow are produced elsewhere.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::watch, time};
+
+use super::{
+    config::{
+        BOOTSTRAP_TIMEOUT, DEFAULT_BOOTSTRAP_PORT, HANDSHAKE_TIMEOUT, HEARTBEAT_TIMEOUT, Role,
+        WAITING_TIMEOUT,
+    },
+    place::{FAKE_HOST, Place},
+    rendezvous::{
+        Op,
+        peers::{Handed, Peer},
+        rooms::Met,
+    },
+    request::Item,
+    state::{Phase, State, bump},
+};
+
+/// Pause between two attempts to reach a bootstrap server.
+const REDIAL: Duration = Duration::from_millis(50);
+const ABORTED: &str = "Aborted by AbortReq.";
+
+/// Why a generation ended without its tokens.
+#[derive(Clone, Debug)]
+pub(crate) struct Failure {
+    pub status: u16,
+    pub message: String,
+}
+
+/// Ends when the item is to end early.
+pub(crate) async fn cancelled(item: &Item) {
+    let mut cancel: watch::Receiver<bool> = item.cancel.subscribe();
+    // The item holds the sender, so this cannot end in an error.
+    let _ = cancel.wait_for(|cancelled| *cancelled).await;
+}
+
+/// Waits for the partner and for the prompt to be handed over; the hash is the one that decides the answer.
+pub(crate) async fn transfer(state: &Arc<State>, item: &Item, n: usize) -> Result<u64, Failure> {
+    match &item.place {
+        _ if state.config.role == Role::Regular => Ok(item.prompt.hash),
+        Place::Missing => Err(without_room(item)),
+        Place::At { host, .. } if host == FAKE_HOST => {
+            bump(&state.counters.mismatches);
+            Ok(!item.prompt.hash)
+        }
+        Place::At { room, .. } if state.config.role == Role::Prefill => prefill(state, item, *room).await,
+        Place::At { host, port, room } => {
+            let port = port.or(state.config.bootstrap_port).unwrap_or(DEFAULT_BOOTSTRAP_PORT);
+            Decode { state, item, host, port, room: *room }.run(n).await
+        }
+    }
+}
+
+fn without_room(item: &Item) -> Failure {
+    let message = format!(
+        "Invalid request: Disaggregated request received without bootstrap room id. req.rid='{}'",
+        item.rid
+    );
+    Failure { status: 400, message }
+}
+
+fn prefill_failure(item: &Item, room: i64, stage: &str, why: &str) -> Failure {
+    let message = format!(
+        "Prefill {stage} failed for request rank=0 req.rid='{}' req.bootstrap_room={room} with exception \
+         KVTransferError(bootstrap_room={room}): {why}",
+        item.rid
+    );
+    Failure { status: 500, message }
+}
+
+async fn prefill(state: &State, item: &Item, room: i64) -> Result<u64, Failure> {
+    let mut stay = state.rooms.enter(room as u64);
+    if stay.duplicate {
+        bump(&state.counters.crashes);
+    }
+    let waiting = Phase::enter(&state.gauges.bootstrap);
+    let met = tokio::select! {
+        met = stay.met() => met,
+        () = cancelled(item) => return Err(prefill_failure(item, room, "bootstrap", ABORTED)),
+        () = time::sleep(state.config.scaled(BOOTSTRAP_TIMEOUT)) => None,
+    };
+    drop(waiting);
+    let Some(met) = met else {
+        let why = format!("Request {room} timed out after 300.0s in KVPoll.Bootstrapping");
+        return Err(prefill_failure(item, room, "bootstrap", &why));
+    };
+    let _phase = Phase::enter(&state.gauges.inflight);
+    let Met::Partner(partner) = met else {
+        time::sleep(state.config.prefill_time).await;
+        return Ok(item.prompt.hash);
+    };
+    tokio::select! {
+        biased;
+        () = cancelled(item) => {
+            partner.tell(Op::Failed, 0).await;
+            return Err(prefill_failure(item, room, "transfer", ABORTED));
+        }
+        () = partner.gone() => {
+            return Err(prefill_failure(item, room, "transfer", "Decode instance could be dead"));
+        }
+        () = pause(state.config.prefill_time) => {}
+    }
+    partner.tell(Op::Delivered, item.prompt.hash).await;
+    Ok(item.prompt.hash)
+}
+
+/// A timer's finest step is a millisecond; no time at all should cost none.
+pub(crate) async fn pause(time: Duration) {
+    if !time.is_zero() {
+        time::sleep(time).await;
+    }
+}
+
+struct Decode<'a> {
+    state: &'a Arc<State>,
+    item: &'a Item,
+    host: &'a str,
+    port: u16,
+    room: i64,
+}
+
+impl Decode<'_> {
+    fn failure(&self, stage: &str, why: &str) -> Failure {
+        let room = self.room;
+        let message = format!(
+            "Decode {stage} failed for request rank=0 decode_req.req.rid='{}' decode_req.req.bootstrap_room={room} \
+             with exception KVTransferError(bootstrap_room={room}): {why}",
+            self.item.rid
+        );
+        Failure { status: 500, message }
+    }
+
+    async fn run(&self, n: usize) -> Result<u64, Failure> {
+        let Some(_room) = self.state.occupy(self.room) else {
+            bump(&self.state.counters.crashes);
+            return Err(self.hang().await);
+        };
+        let patience = time::sleep(self.state.config.scaled(WAITING_TIMEOUT));
+        let aborted = || self.failure("transfer", ABORTED);
+        tokio::select! {
+            biased;
+            () = cancelled(self.item) => Err(aborted()),
+            handed = self.handed(n) => handed,
+            () = patience => Err(self.timed_out()),
+        }
+    }
+
+    fn timed_out(&self) -> Failure {
+        let why = format!("Request {} timed out after 300.0s in KVPoll.WaitingForInput", self.room);
+        self.failure("transfer", &why)
+    }
+
+    /// What the real server cannot finish waits for as long as it can wait.
+    async fn hang(&self) -> Failure {
+        let _phase = Phase::enter(&self.state.gauges.transfer);
+        tokio::select! {
+            () = cancelled(self.item) => self.failure("transfer", ABORTED),
+            () = time::sleep(self.state.config.scaled(WAITING_TIMEOUT)) => self.timed_out(),
+        }
+    }
+
+    async fn handed(&self, n: usize) -> Result<u64, Failure> {
+        let prealloc = Phase::enter(&self.state.gauges.prealloc);
+        let peer = self.reach().await?;
+        drop(prealloc);
+        let _phase = Phase::enter(&self.state.gauges.transfer);
+        let handed = match peer.claim(self.room as u64).await {
+            Some(mut claim) => claim.handed().await,
+            None => None,
+        };
+        match handed {
+            // Room 0 looks like metadata that has not arrived; the samples of n > 1 share one room.
+            Some(Handed::Over(_)) if self.room == 0 || n > 1 => Err(self.hang().await),
+            Some(Handed::Over(hash)) => {
+                if hash != self.item.prompt.hash {
+                    bump(&self.state.counters.mismatches);
+                }
+                Ok(hash)
+            }
+            Some(Handed::Failed) => {
+                Err(self.failure("transfer", "Failed to get kvcache from prefill instance, it might be dead"))
+            }
+            None => {
+                time::sleep(self.state.config.scaled(HEARTBEAT_TIMEOUT)).await;
+                let at = format!("(bootstrap_addr: {}:{})", self.host, self.port);
+                Err(self.failure("transfer", &format!("Lost connection with prefill instance {at}")))
+            }
+        }
+    }
+
+    async fn reach(&self) -> Result<Arc<Peer>, Failure> {
+        let limit = time::sleep(self.state.config.scaled(HANDSHAKE_TIMEOUT));
+        let dial = async {
+            loop {
+                match self.state.peers.reach(self.host, self.port, self.state).await {
+                    Ok(peer) => return peer,
+                    Err(_) => time::sleep(REDIAL).await,
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            peer = dial => Ok(peer),
+            () = limit => Err(self.failure("handshake", ABORTED)),
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Tokens in their time, and the events they become in a stream. Whose tokens they are, and when a stream
+//! begins and ends, is `generation`'s matter.
+
+use std::time::Duration;
+
+use tokio::time::{self, Instant};
+
+use super::{
+    chat, completions,
+    config::Role,
+    generate::{Object, Part, Times},
+    generation::{Run, aborted},
+    output::{Finish, Output, PromptLogprobs, Token},
+    request::{Endpoint, Item, unix_time},
+    transfer::cancelled,
+};
+
+/// When the next token is due.
+pub(crate) struct Pace {
+    due: Option<Instant>,
+    step: Duration,
+}
+
+impl Pace {
+    pub(crate) fn new(run: &Run) -> Self {
+        let config = &run.state.config;
+        let idle = config.role == Role::Prefill || (config.first_token + config.inter_token).is_zero();
+        Self { due: (!idle).then(|| Instant::now() + config.first_token), step: config.inter_token }
+    }
+
+    /// Waits for the next token; false when the item is to end instead.
+    pub(crate) async fn next(&mut self, item: &Item) -> bool {
+        let Some(due) = self.due else { return !*item.cancel.borrow() };
+        self.due = Some(due + self.step);
+        tokio::select! {
+            biased;
+            () = cancelled(item) => false,
+            () = time::sleep_until(due) => true,
+        }
+    }
+}
+
+/// Turns tokens into events for one item.
+pub(crate) struct Writer<'a> {
+    pub run: &'a Run,
+    pub at: usize,
+    pub item: &'a Item,
+    pub times: Times,
+    pub prompt: PromptLogprobs,
+}
+
+impl Writer<'_> {
+    fn index(&self, sample: usize) -> usize {
+        self.at * self.run.request.n + sample
+    }
+
+    pub(crate) async fn begin(&self) {
+        if self.run.request.endpoint == Endpoint::Chat {
+            for sample in 0..self.run.request.n {
+                self.run.tell(chat::role_event(&self.run.envelope(), self.index(sample))).await;
+            }
+        }
+    }
+
+    /// An answer of no tokens.
+    pub(crate) async fn nothing(&mut self, samples: &mut [Output]) {
+        for (sample, output) in samples.iter_mut().enumerate() {
+            output.finish = Some(Finish::Length(0));
+            self.write(sample, output, 0, None).await;
+        }
+    }
+
+    pub(crate) async fn step(&mut self, sample: usize, output: &mut Output, alive: bool) {
+        let before = output.produced;
+        let token = if alive {
+            Some(output.push(self.item, self.run.role()))
+        } else {
+            output.finish = Some(aborted());
+            None
+        };
+        if before == 0 {
+            self.times.first_token = unix_time();
+        }
+        if !self.run.out.is_closed() {
+            self.write(sample, output, before, token).await;
+        }
+        if self.run.state.config.incremental_output || self.run.request.endpoint != Endpoint::Generate {
+            output.cut();
+        }
+    }
+
+    async fn write(&self, sample: usize, output: &Output, before: usize, token: Option<Token>) {
+        let (run, index) = (self.run, self.index(sample));
+        match run.request.endpoint {
+            Endpoint::Generate => run.tell(self.object(index, output, before)).await,
+            Endpoint::Completions => {
+                let range = before..output.produced;
+                let envelope = run.envelope();
+                run.tell(completions::event(&envelope, &run.request, run.role(), index, output, range)).await;
+            }
+            Endpoint::Chat => self.write_chat(index, output, token).await,
+        }
+    }
+
+    fn object(&self, index: usize, output: &Output, before: usize) -> Vec<u8> {
+        let part = match (before, &output.finish) {
+            (0, Some(_)) => Part::Whole,
+            (0, None) => Part::First,
+            (_, None) => Part::Middle,
+            (_, Some(_)) => Part::Last,
+        };
+        let many = self.run.request.batch || self.run.request.n > 1;
+        let object = Object {
+            role: self.run.role(),
+            item: self.item,
+            prompt: &self.prompt,
+            times: self.times,
+            index: many.then_some(index),
+        };
+        let mut payload = Vec::new();
+        object.write(&mut payload, output, part);
+        payload
+    }
+
+    async fn write_chat(&self, index: usize, output: &Output, token: Option<Token>) {
+        let (run, envelope) = (self.run, self.run.envelope());
+        let tool = run.request.tool.as_ref().filter(|_| run.role() != Role::Prefill);
+        match (tool, token) {
+            (None, Some(token)) => {
+                run.tell(chat::token_event(&envelope, &run.request, self.item, index, output, token)).await;
+            }
+            (Some(tool), _) if output.finish.is_some() => {
+                for event in chat::tool_events(&envelope, index, tool) {
+                    run.tell(event).await;
+                }
+            }
+            _ => {}
+        }
+        if output.finish.is_some() {
+            run.tell(chat::finish_event(&envelope, index, output.finish.as_ref(), tool.is_some())).await;
+        }
+    }
+}
