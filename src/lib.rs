@@ -39,3 +39,8 @@ pub use config::{
     MiniLbConfig,
 };
 pub use upstream::{Backend, Choice, Policy, Random, Role, RoundRobin, ServerPair};
+
+/// The README's code is compiled with the doc tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

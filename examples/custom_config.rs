@@ -1,0 +1,131 @@
+//! A router that is made to measure: several servers, policies of our own, and every other option.
+//!
+//! Two simulated prefill servers, of which the first is three times as strong, and three simulated decode servers,
+//! of which the last is slow. Sixty requests go through, six at a time; then it prints how they spread, and ends.
+//!
+//! ```sh
+//! cargo run --release --example custom_config
+//! ```
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use loadtest::sim::{Sim, SimConfig};
+use mini_lb::{Backend, Choice, MiniLbConfig, MiniLoadBalancer, Policy};
+use support::{Result, send, text};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+
+/// Gives servers their turns by weight: `[3, 1]` is three turns for the first server, then one for the second.
+struct Weighted {
+    weights: Vec<usize>,
+    turns: AtomicUsize,
+}
+
+impl Policy for Weighted {
+    fn pick<'a>(&self, choice: &Choice<'a>) -> &'a Arc<Backend> {
+        // All workers ask at the same time, so the state is an atomic.
+        let turn = self.turns.fetch_add(1, Ordering::Relaxed) % self.weights.iter().sum::<usize>();
+        let mut end = 0;
+        let index = self.weights.iter().position(|weight| {
+            end += weight;
+            turn < end
+        });
+        // Weights that do not fit the servers are not worth a panic.
+        choice.servers().get(index.unwrap_or(0)).unwrap_or(&choice.servers()[0])
+    }
+}
+
+/// The server with the fewest requests under way; of several, each has its turn.
+#[derive(Default)]
+struct LeastInFlight {
+    turns: AtomicUsize,
+}
+
+impl Policy for LeastInFlight {
+    fn pick<'a>(&self, choice: &Choice<'a>) -> &'a Arc<Backend> {
+        let servers = choice.servers();
+        // Without a turn the first of several idle servers would get everything.
+        let first = self.turns.fetch_add(1, Ordering::Relaxed) % servers.len();
+        let from_first = servers[first..].iter().chain(&servers[..first]);
+        from_first.min_by_key(|server| server.in_flight()).unwrap_or(&servers[first])
+    }
+}
+
+fn config(prefill: &[Sim], decode: &[Sim]) -> MiniLbConfig {
+    let with_port = |server: &Sim| (server.url(), server.bootstrap_port());
+    let url = |server: &Sim| server.url();
+    MiniLbConfig::new(
+        "127.0.0.1",
+        30_000,
+        prefill.iter().map(with_port).collect(),
+        decode.iter().map(url).collect(),
+        // The longest a request may take, in seconds.
+        600,
+    )
+    .prefill_policy(Weighted { weights: vec![3, 1], turns: AtomicUsize::new(0) })
+    .decode_policy(LeastInFlight::default())
+    // Decode servers may know a prefill server by another name than the router does.
+    .bootstrap_host(prefill[0].url(), "127.0.0.1")
+    .worker_threads(2)
+    .max_payload_size(16 << 20)
+    .max_merge_size(64 << 20)
+    .connect_timeout(Duration::from_secs(2))
+    .backend_idle_timeout(Duration::from_secs(3))
+    .max_idle_per_backend(64)
+    .shutdown_grace_period(Duration::from_secs(10))
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let fast = Duration::from_millis(1);
+    let slow = Duration::from_millis(20);
+    let prefill = [Sim::start(SimConfig::prefill()).await?, Sim::start(SimConfig::prefill()).await?];
+    let decode = [decode_server(fast).await?, decode_server(fast).await?, decode_server(slow).await?];
+
+    let router = MiniLoadBalancer::new(config(&prefill, &decode))?;
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("http://{}", listener.local_addr()?);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serving = tokio::spawn(async move { router.serve(listener, async { drop(stopped.await) }).await });
+
+    let mut clients = JoinSet::new();
+    for client in 0..6 {
+        clients.spawn(ask_ten_times(url.clone(), client));
+    }
+    while let Some(client) = clients.join_next().await {
+        client??;
+    }
+
+    for (role, servers) in [("prefill", &prefill[..]), ("decode", &decode[..])] {
+        for server in servers {
+            println!("{role:<8} {} got {:>2} requests", server.url(), server.stats().requests);
+        }
+    }
+
+    drop(stop);
+    serving.await??;
+    Ok(())
+}
+
+async fn decode_server(inter_token: Duration) -> std::io::Result<Sim> {
+    Sim::start(SimConfig { inter_token, ..SimConfig::decode() }).await
+}
+
+async fn ask_ten_times(url: String, client: usize) -> Result<()> {
+    for question in 0..10 {
+        let body = format!(
+            r#"{{"text":"question {question} of client {client}","sampling_params":{{"max_new_tokens":8}}}}"#
+        );
+        let answer = send(&url, "POST", "/generate", body).await?;
+        if !answer.status().is_success() {
+            return Err(format!("{}: {}", answer.status(), text(answer).await?).into());
+        }
+        text(answer).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,121 @@
+//! The shortest way to see mini-lb work, without a GPU and without SGLang: two simulated SGLang servers, the
+//! router in front of them, one streamed chat through it, and what each of the two servers got.
+//!
+//! ```sh
+//! cargo run --release --example quickstart             # goes on serving until Ctrl-C
+//! cargo run --release --example quickstart -- --once   # ends after the chat
+//! ```
+
+mod support;
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use loadtest::sim::{Sim, SimConfig, SimPair};
+use mini_lb::{MiniLbConfig, MiniLoadBalancer};
+use serde_json::Value;
+use support::{Events, Result, send};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+const PATH: &str = "/v1/chat/completions";
+const CHAT: &str = r#"{"model":"tiny","messages":[{"role":"user","content":"What is a router?"}],"max_tokens":14,"stream":true}"#;
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let once = std::env::args().skip(1).any(|arg| arg == "--once");
+    let mut interrupt = signal(SignalKind::interrupt())?;
+
+    // Two servers that behave as SGLang's do, at a pace that can be watched.
+    let servers = SimPair::start(
+        SimConfig::prefill(),
+        SimConfig {
+            first_token: Duration::from_millis(200),
+            inter_token: Duration::from_millis(60),
+            ..SimConfig::decode()
+        },
+    )
+    .await?;
+
+    // The router: each prefill server comes with its bootstrap port.
+    let config = MiniLbConfig::new(
+        "127.0.0.1",
+        30_000,
+        vec![(servers.prefill.url(), servers.prefill.bootstrap_port())],
+        vec![servers.decode.url()],
+        1_800,
+    )
+    .shutdown_grace_period(Duration::from_secs(5));
+    let router = MiniLoadBalancer::new(config)?;
+
+    // `router.start()` would listen on the configured address and wait for signals. A listener of our own lets
+    // the system choose a free port.
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("http://{}", listener.local_addr()?);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serving = tokio::spawn(async move { router.serve(listener, async { drop(stopped.await) }).await });
+
+    println!("prefill server  {}", servers.prefill.url());
+    println!("decode server   {}", servers.decode.url());
+    println!("router          {url}\n");
+
+    let result = tokio::select! {
+        shown = show(&url, &servers, once) => shown,
+        _ = interrupt.recv() => Ok(()),
+    };
+
+    // Open requests may finish, then everything is closed.
+    drop(stop);
+    serving.await??;
+    servers.shutdown().await;
+    result
+}
+
+/// Everything there is to see. Without `once` it never ends.
+async fn show(url: &str, servers: &SimPair, once: bool) -> Result<()> {
+    chat(url).await?;
+    println!("What each server got:");
+    show_leg("prefill", &servers.prefill)?;
+    show_leg("decode", &servers.decode)?;
+    if once {
+        return Ok(());
+    }
+    println!("\nServing until Ctrl-C. To try it yourself:\n");
+    println!("curl -N {url}{PATH} -H 'Content-Type: application/json' -d '{CHAT}'\n");
+    std::future::pending().await
+}
+
+/// Sends a chat to the router and prints the tokens as they come.
+async fn chat(url: &str) -> Result<()> {
+    println!("POST {PATH}\n{CHAT}\n");
+    let mut events = Events::of(send(url, "POST", PATH, CHAT).await?);
+    while let Some(event) = events.next().await? {
+        let event: Value = serde_json::from_str(&event)?;
+        if let Some(token) = event["choices"][0]["delta"]["content"].as_str() {
+            print!("{token}");
+            std::io::stdout().flush()?;
+        }
+    }
+    println!("\n");
+    Ok(())
+}
+
+/// Prints what a server got: the client's bytes, and the three fields by which the two servers find each other.
+fn show_leg(role: &str, server: &Sim) -> Result<()> {
+    let seen = server.seen().pop().ok_or("the server got no request")?;
+    println!("{role:<8} {} {}", seen.method, seen.path_and_query);
+    let fields: Value = serde_json::from_slice(&seen.body)?;
+    let mut expected = CHAT.trim_end_matches('}').to_owned();
+    for name in ["bootstrap_host", "bootstrap_port", "bootstrap_room"] {
+        println!("         {name} {}", fields[name]);
+        expected += &format!(r#","{name}":{}"#, fields[name]);
+    }
+    expected += "}";
+    // The fields stand before the last brace, and nothing else was touched.
+    if seen.body != expected {
+        return Err(format!("{role} got other bytes than the client sent: {:?}", seen.body).into());
+    }
+    println!("         the rest is byte for byte what the client sent");
+    Ok(())
+}

@@ -1,0 +1,212 @@
+//! The built router between real clients and simulated servers: the official `openai` packages of Python and Node,
+//! and `requests`. What each client checks is in tests/clients/; what the servers saw of it is checked here.
+
+#[path = "clients/harness.rs"]
+mod harness;
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use harness::{Program, Router, Servers, command, node, python, until};
+use loadtest::sim::{Seen, Sim, SimConfig};
+
+const KEY: &str = "a key that every server asks for";
+
+/// All that a careless reader would rewrite: escapes, spaces, numbers, repeated names, what follows the object.
+const ODD_BODY: &str = concat!(
+    " \t{\"text\":\"caf\\u00e9 \\/ 🙂\", \"ключ \\\"x\\\"\" : [1.0,1e2 , -0.0, 12345678901234567890],",
+    "\"sampling_params\" :{\"max_new_tokens\":2},\"twice\":1,\"twice\":{\"bootstrap_room\":5}}\r\n "
+);
+
+fn script(name: &str) -> String {
+    format!("{}/tests/clients/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Servers that take a moment for each token and want the key.
+fn servers() -> Servers {
+    Servers::start(|config| SimConfig {
+        api_key: Some(KEY.to_owned()),
+        inter_token: Duration::from_millis(1),
+        ..config
+    })
+}
+
+/// Runs a script that asks the router and the single server the same, to its end.
+fn compare(servers: &Servers, router: &Router, program: &str, args: &[&str]) -> Program {
+    let alone = servers.alone.url();
+    let environment =
+        [("ROUTER", router.url.as_str()), ("ALONE", &alone), ("API_KEY", KEY), ("ODD_BODY", ODD_BODY)];
+    let mut client = Program::start(command(program, args.iter().copied(), &environment));
+    client.succeed();
+    client
+}
+
+fn has_key(seen: &Seen) -> bool {
+    seen.header("authorization") == Some(&format!("Bearer {KEY}"))
+}
+
+/// The requests that a server generated for, by room.
+fn by_room(server: &Sim) -> HashMap<i64, Seen> {
+    let seen: Vec<Seen> = server.seen().into_iter().filter(|seen| seen.room.is_some()).collect();
+    let count = seen.len();
+    let by_room: HashMap<i64, Seen> = seen.into_iter().filter_map(|seen| Some((seen.room?, seen))).collect();
+    assert_eq!(by_room.len(), count, "a room was given twice");
+    by_room
+}
+
+/// Whether it is one of the requests that every server refuses. When one has, the other's leg may not even be sent.
+fn is_wrong(seen: &Seen) -> bool {
+    let body = String::from_utf8_lossy(&seen.body);
+    body.contains(r#""temperature":-1"#) || body.starts_with(r#"{"bootstrap_"#)
+}
+
+/// Checks that both legs of every request are the same, and returns how many requests there were.
+fn check_legs(servers: &Servers) -> usize {
+    let (prefill, decode) = (by_room(&servers.pair.prefill), by_room(&servers.pair.decode));
+    let others =
+        |seen: &Seen| -> Vec<_> { seen.headers.iter().filter(|(name, _)| name != "host").cloned().collect() };
+    for (room, to_prefill) in &prefill {
+        let Some(to_decode) = decode.get(room) else {
+            assert!(is_wrong(to_prefill), "decode never got room {room}");
+            continue;
+        };
+        assert_eq!(to_prefill.method, to_decode.method);
+        assert_eq!(to_prefill.path_and_query, to_decode.path_and_query);
+        assert_eq!(to_prefill.body, to_decode.body);
+        assert_eq!(others(to_prefill), others(to_decode));
+        assert!(has_key(to_prefill), "{:?}", to_prefill.headers);
+    }
+    for (room, to_decode) in &decode {
+        assert!(prefill.contains_key(room) || is_wrong(to_decode), "prefill never got room {room}");
+    }
+    for server in [&servers.pair.prefill, &servers.pair.decode] {
+        until("no generation is left", || server.stats().in_flight == 0);
+        let stats = server.stats();
+        assert_eq!((stats.crashes, stats.mismatches, stats.aborted), (0, 0, 0), "{stats:?}");
+    }
+    prefill.values().filter(|seen| !is_wrong(seen)).count()
+}
+
+/// The request that a client marked with a header.
+fn marked(server: &Sim, mark: &str) -> Seen {
+    let mut seen = server.seen().into_iter().filter(|seen| seen.header("x-test") == Some(mark));
+    let first = seen.next().unwrap_or_else(|| panic!("no request is marked {mark}"));
+    assert!(seen.next().is_none(), "two requests are marked {mark}");
+    first
+}
+
+#[test]
+fn python_clients_get_from_the_router_what_they_get_from_a_single_server() {
+    let Some(python) = python() else { return };
+    let servers = servers();
+    let router = Router::start(&servers);
+    let client =
+        compare(&servers, &router, &python.to_string_lossy(), &["-X", "utf8", &script("test_openai.py")]);
+    let report = client.stderr.text();
+    assert!(report.trim_end().ends_with("\nOK"), "tests were left out:\n{report}");
+    let count = check_legs(&servers);
+    assert!(count >= 50, "{count} requests");
+
+    let bootstrap = servers.pair.prefill.bootstrap_port().expect("a bootstrap port");
+    for server in [&servers.pair.prefill, &servers.pair.decode] {
+        let odd = marked(server, "odd");
+        let room = odd.room.expect("a room");
+        let fields =
+            format!(r#","bootstrap_host":"127.0.0.1","bootstrap_port":{bootstrap},"bootstrap_room":{room}"#);
+        let (before, after) = ODD_BODY.rsplit_once('}').expect("an object");
+        assert_eq!(String::from_utf8_lossy(&odd.body), format!("{before}{fields}}}{after}"));
+
+        let extra = marked(server, "extra");
+        assert_eq!(extra.path_and_query, "/v1/chat/completions?trace=1");
+        let body: serde_json::Value = serde_json::from_slice(&extra.body).expect("JSON");
+        assert_eq!(body["unknown field ✓"], serde_json::json!([1.1, "é\u{2028}🙂", null]));
+
+        assert!(server.seen().iter().any(|seen| seen.path_and_query == "/flush_cache?timeout=10"));
+    }
+}
+
+#[test]
+fn the_node_client_gets_from_the_router_what_it_gets_from_a_single_server() {
+    let Some(folder) = node() else { return };
+    let servers = servers();
+    let tests = folder.join("test_openai.mjs");
+    let router = Router::start(&servers);
+    let client =
+        compare(&servers, &router, "node", &["--test", "--test-reporter=tap", &tests.to_string_lossy()]);
+    let report = client.stdout.text();
+    for line in ["# pass 12", "# fail 0", "# skipped 0"] {
+        assert!(report.lines().any(|own| own == line), "{line}:\n{report}");
+    }
+    let count = check_legs(&servers);
+    assert!(count >= 20, "{count} requests");
+}
+
+/// Runs cancel.py or cancel.mjs as far as its first step.
+fn begin(router: &Router, program: &str, args: &[&str]) -> Program {
+    let environment = [("ROUTER", router.url.as_str()), ("API_KEY", "any")];
+    let mut client = Program::start(command(program, args.iter().copied(), &environment));
+    client.wait_for("begun\n");
+    client
+}
+
+/// A stream that would go on for minutes ends on decode when the client closes it, prefill having done its part.
+fn closed_stream_ends_decode(program: &str, script: &str) {
+    let servers = Servers::start(|config| SimConfig { inter_token: Duration::from_millis(5), ..config });
+    let router = Router::start(&servers);
+    let mut client = begin(&router, program, &[script, "stream"]);
+    let (prefill, decode) = (&servers.pair.prefill, &servers.pair.decode);
+    until("prefill has done its part", || prefill.stats().completed == 1);
+    assert_eq!(decode.stats().in_flight, 1);
+    client.go_on();
+    client.wait_for("given up\n");
+    until("decode's connection is closed", || decode.stats().connections_open == 0);
+    until("decode has stopped", || decode.stats().in_flight == 0);
+    assert_eq!((decode.stats().aborted, prefill.stats().in_flight), (1, 0));
+    // It was not the end of the process that did it.
+    assert!(client.is_running());
+    client.succeed();
+}
+
+/// A request for which prefill has not finished ends on both servers when the client gives it up.
+fn given_up_request_ends_both_legs(program: &str, script: &str) {
+    let servers = Servers::start(|config| SimConfig { prefill_time: Duration::from_secs(3_600), ..config });
+    let router = Router::start(&servers);
+    let mut client = begin(&router, program, &[script, "wait"]);
+    let both = [&servers.pair.prefill, &servers.pair.decode];
+    until("both legs run", || both.iter().all(|server| server.stats().in_flight == 1));
+    client.go_on();
+    client.wait_for("given up\n");
+    for server in both {
+        until("a leg's connection is closed", || server.stats().connections_open == 0);
+        until("a leg has stopped", || server.stats().in_flight == 0);
+        assert_eq!((server.stats().failed, server.stats().completed), (1, 0));
+    }
+    // Whichever server notices first ends its partner as well.
+    assert!(both.iter().any(|server| server.stats().aborted == 1));
+    assert!(client.is_running());
+    client.succeed();
+}
+
+#[test]
+fn closing_a_stream_in_python_ends_it_on_decode() {
+    let Some(python) = python() else { return };
+    closed_stream_ends_decode(&python.to_string_lossy(), &script("cancel.py"));
+}
+
+#[test]
+fn giving_up_a_request_in_python_ends_both_legs() {
+    let Some(python) = python() else { return };
+    given_up_request_ends_both_legs(&python.to_string_lossy(), &script("cancel.py"));
+}
+
+#[test]
+fn aborting_a_stream_in_node_ends_it_on_decode() {
+    let Some(folder) = node() else { return };
+    closed_stream_ends_decode("node", &folder.join("cancel.mjs").to_string_lossy());
+}
+
+#[test]
+fn aborting_a_request_in_node_ends_both_legs() {
+    let Some(folder) = node() else { return };
+    given_up_request_ends_both_legs("node", &folder.join("cancel.mjs").to_string_lossy());
+}

@@ -1,0 +1,143 @@
+// Asks a router and a single SGLang server the same with the official `openai` package: the answers must be the
+// same. Run by tests/clients.rs, which says in the environment where both are.
+//
+//     ROUTER=http://host:port ALONE=http://host:port API_KEY=key node --test test_openai.mjs
+
+import assert from "node:assert/strict";
+import test from "node:test";
+import OpenAI from "openai";
+
+const { ROUTER, ALONE, API_KEY } = process.env;
+// Retries would hide failures.
+const options = { apiKey: API_KEY, maxRetries: 0, timeout: 30_000 };
+const router = new OpenAI({ baseURL: `${ROUTER}/v1`, ...options });
+const alone = new OpenAI({ baseURL: `${ALONE}/v1`, ...options });
+
+const messages = [{ role: "user", content: "What is the capital of France? 🙂" }];
+const chat = { model: "tiny", messages, max_tokens: 12 };
+const completion = { model: "tiny", prompt: "The capital of France", max_tokens: 12 };
+
+/** What two answers to the same question have in common: all but random ids and times. */
+function shared(value) {
+  return JSON.parse(JSON.stringify(value, (key, item) => (["id", "created"].includes(key) ? undefined : item)));
+}
+
+/** What `ask` returns with a client of the router, after a look at what a single server returns. */
+async function same(ask) {
+  const [ours, theirs] = [await ask(router), await ask(alone)];
+  assert.deepEqual(shared(ours), shared(theirs));
+  return ours;
+}
+
+/** The error that `ask` throws. */
+async function errorOf(ask) {
+  return ask().then(
+    () => assert.fail("there is no error"),
+    (error) => error,
+  );
+}
+
+/** Reads a stream to its end. */
+async function all(stream) {
+  const chunks = [];
+  for await (const chunk of await stream) chunks.push(chunk);
+  return chunks;
+}
+
+test("models are listed and found by name", async () => {
+  const models = await same(async (client) => (await client.models.list()).data);
+  assert.deepEqual(models.map((model) => model.id), ["tiny"]);
+  assert.equal((await same((client) => client.models.retrieve("tiny"))).id, "tiny");
+  const error = await errorOf(() => router.models.retrieve("huge"));
+  assert.ok(error instanceof OpenAI.NotFoundError);
+  assert.equal(error.code, "model_not_found");
+});
+
+test("chat is answered", async () => {
+  const answer = await same((client) => client.chat.completions.create(chat));
+  assert.equal(answer.usage.completion_tokens, 12);
+  assert.ok(answer.choices[0].message.content.length > 12);
+});
+
+test("a chat stream has the same text token by token", async () => {
+  const asked = { ...chat, stream: true, stream_options: { include_usage: true } };
+  const chunks = await same((client) => all(client.chat.completions.create(asked)));
+  const tokens = chunks.map((chunk) => chunk.choices[0]?.delta.content).filter(Boolean);
+  const whole = await router.chat.completions.create(chat);
+  assert.equal(tokens.length, 12);
+  assert.equal(tokens.join(""), whole.choices[0].message.content);
+  assert.equal(chunks.at(-1).usage.completion_tokens, 12);
+});
+
+test("the stream helper puts the answer together", async () => {
+  const helped = await router.chat.completions.stream(chat).finalContent();
+  const whole = await router.chat.completions.create(chat);
+  assert.equal(helped, whole.choices[0].message.content);
+});
+
+test("a batch is completed with the prompts' logprobs", async () => {
+  const asked = { ...completion, prompt: ["one two three", "four five"], echo: true, logprobs: 1 };
+  const answer = await same((client) => client.completions.create(asked));
+  assert.deepEqual(answer.choices.map((choice) => choice.logprobs.tokens.length), [3 + 12, 2 + 12]);
+  assert.equal(answer.choices[1].logprobs.tokens[0], "four");
+});
+
+test("a completion stream with the prompt's logprobs has them in its first chunk", async () => {
+  const asked = { ...completion, echo: true, logprobs: 1, stream: true };
+  const chunks = await same((client) => all(client.completions.create(asked)));
+  assert.deepEqual(chunks[0].choices[0].logprobs.tokens.slice(0, 4), ["The", " capital", " of", " France"]);
+  assert.equal(chunks.length, 12);
+});
+
+test("a wrong value is the server's 400", async () => {
+  const wrong = { ...chat, temperature: -1 };
+  const ours = await errorOf(() => router.chat.completions.create(wrong));
+  const theirs = await errorOf(() => alone.chat.completions.create(wrong));
+  assert.ok(ours instanceof OpenAI.BadRequestError);
+  assert.equal(ours.message, theirs.message);
+  // The package finds no words in SGLang's errors, which have no `error` around them; they are there.
+  const body = JSON.stringify(wrong);
+  const headers = { authorization: `Bearer ${API_KEY}`, "content-type": "application/json" };
+  const answer = await fetch(`${ROUTER}/v1/chat/completions`, { method: "POST", headers, body });
+  const { object, message } = await answer.json();
+  assert.equal(object, "error");
+  assert.equal(message, "temperature must be a non-negative finite number, got -1.0.");
+});
+
+test("several samples are refused by name", async () => {
+  const error = await errorOf(() => router.chat.completions.create({ ...chat, n: 2 }));
+  assert.ok(error instanceof OpenAI.BadRequestError);
+  assert.equal(error.code, "n_not_supported");
+});
+
+test("a wrong key is the server's 401", async () => {
+  const stranger = router.withOptions({ apiKey: "wrong" });
+  const error = await errorOf(() => stranger.chat.completions.create(chat));
+  assert.ok(error instanceof OpenAI.AuthenticationError);
+});
+
+test("an endpoint that the router has not is a 404 of its own", async () => {
+  const error = await errorOf(() => router.embeddings.create({ model: "tiny", input: "text" }));
+  assert.ok(error instanceof OpenAI.NotFoundError);
+  assert.equal(error.code, "not_found");
+});
+
+test("headers of an answer are the server's", async () => {
+  const headers = async (client) => {
+    const { response } = await client.chat.completions.create(chat).withResponse();
+    // A server alone may speak of its connection; the router's is another.
+    return [...response.headers].filter(([name]) => !["date", "connection", "keep-alive"].includes(name));
+  };
+  assert.ok((await same(headers)).some(([name, value]) => name === "server" && value === "uvicorn"));
+});
+
+test("parallel streams do not mix", async () => {
+  const ask = async (client, number) => {
+    const asked = { ...chat, messages: [{ role: "user", content: `question ${number}` }], stream: true };
+    const chunks = await all(client.chat.completions.create(asked));
+    return chunks.map((chunk) => chunk.choices[0].delta.content ?? "").join("");
+  };
+  const numbers = [...Array(16).keys()];
+  const texts = await same((client) => Promise.all(numbers.map((number) => ask(client, number))));
+  assert.equal(new Set(texts).size, 16);
+});
