@@ -18,8 +18,18 @@ pub const DEFAULT_MAX_PAYLOAD_SIZE: usize = 512 << 20;
 pub const DEFAULT_MAX_MERGE_SIZE: usize = 256 << 20;
 /// How long a request may take by default, as in `sglang_router`.
 pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(1_800);
+/// How long a stream may be silent by default.
+pub const DEFAULT_STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+/// How often a request is sent again by default that no server can have seen.
+pub const DEFAULT_MAX_RETRIES: u32 = 1;
 /// How long open requests may go on after a shutdown began by default, as in `sglang_router`.
 pub const DEFAULT_SHUTDOWN_GRACE_PERIOD: Duration = Duration::from_secs(180);
+/// How long a client may take to send a request's head by default.
+pub const DEFAULT_REQUEST_HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a client may pause within a request's body by default.
+pub const DEFAULT_REQUEST_BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a client's connection may stay without a request by default.
+pub const DEFAULT_CLIENT_IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 /// How long a TCP connection to a server may take to open by default.
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection to a server may stay idle by default. SGLang's uvicorn closes at 5 s, so 4 s leaves a
@@ -65,6 +75,11 @@ pub(crate) struct Options {
     pub(crate) max_payload_size: usize,
     pub(crate) max_merge_size: usize,
     pub(crate) request_timeout: Duration,
+    pub(crate) stream_idle_timeout: Duration,
+    pub(crate) max_retries: u32,
+    pub(crate) request_head_timeout: Duration,
+    pub(crate) request_body_idle_timeout: Duration,
+    pub(crate) client_idle_timeout: Duration,
     pub(crate) shutdown_grace_period: Duration,
     pub(crate) sockets: SocketOptions,
     pub(crate) worker_threads: usize,
@@ -96,6 +111,11 @@ impl MiniLbConfig {
                 max_payload_size: DEFAULT_MAX_PAYLOAD_SIZE,
                 max_merge_size: DEFAULT_MAX_MERGE_SIZE,
                 request_timeout: Duration::from_secs(timeout_secs).min(LONGEST_TIMEOUT),
+                stream_idle_timeout: DEFAULT_STREAM_IDLE_TIMEOUT,
+                max_retries: DEFAULT_MAX_RETRIES,
+                request_head_timeout: DEFAULT_REQUEST_HEAD_TIMEOUT,
+                request_body_idle_timeout: DEFAULT_REQUEST_BODY_IDLE_TIMEOUT,
+                client_idle_timeout: DEFAULT_CLIENT_IDLE_TIMEOUT,
                 shutdown_grace_period: DEFAULT_SHUTDOWN_GRACE_PERIOD,
                 sockets: SocketOptions {
                     connect_timeout: DEFAULT_CONNECT_TIMEOUT,
@@ -151,6 +171,47 @@ impl MiniLbConfig {
     #[must_use]
     pub fn max_merge_size(mut self, bytes: usize) -> Self {
         self.options.max_merge_size = bytes;
+        self
+    }
+
+    /// Cuts a stream off, with an error event, when decode sends nothing for this long. Default:
+    /// [`DEFAULT_STREAM_IDLE_TIMEOUT`].
+    #[must_use]
+    pub fn stream_idle_timeout(mut self, timeout: Duration) -> Self {
+        self.options.stream_idle_timeout = timeout.min(LONGEST_TIMEOUT);
+        self
+    }
+
+    /// Sends a request again at most this often, in a new room and on another server where there is one, if no
+    /// server can have seen it: a connection could not be opened, or a kept one had been closed. Default:
+    /// [`DEFAULT_MAX_RETRIES`].
+    #[must_use]
+    pub fn max_retries(mut self, retries: u32) -> Self {
+        self.options.max_retries = retries;
+        self
+    }
+
+    /// Refuses a request with 408, and closes its connection, when the rest of its head has not come this long
+    /// after the first byte. Default: [`DEFAULT_REQUEST_HEAD_TIMEOUT`].
+    #[must_use]
+    pub fn request_head_timeout(mut self, timeout: Duration) -> Self {
+        self.options.request_head_timeout = timeout.min(LONGEST_TIMEOUT);
+        self
+    }
+
+    /// Refuses a request with 408, and closes its connection, when nothing more of its body comes for this long.
+    /// A slow body may take any time in all. Default: [`DEFAULT_REQUEST_BODY_IDLE_TIMEOUT`].
+    #[must_use]
+    pub fn request_body_idle_timeout(mut self, timeout: Duration) -> Self {
+        self.options.request_body_idle_timeout = timeout.min(LONGEST_TIMEOUT);
+        self
+    }
+
+    /// Closes a client's connection on which no request has begun for this long. Default:
+    /// [`DEFAULT_CLIENT_IDLE_TIMEOUT`].
+    #[must_use]
+    pub fn client_idle_timeout(mut self, timeout: Duration) -> Self {
+        self.options.client_idle_timeout = timeout.min(LONGEST_TIMEOUT);
         self
     }
 
@@ -263,6 +324,10 @@ impl Options {
     fn check(&self) -> Result<(), ConfigError> {
         let zero = [
             ("--request-timeout-secs", self.request_timeout.is_zero()),
+            ("--stream-idle-timeout-secs", self.stream_idle_timeout.is_zero()),
+            ("--request-head-timeout-secs", self.request_head_timeout.is_zero()),
+            ("--request-body-idle-timeout-secs", self.request_body_idle_timeout.is_zero()),
+            ("--client-idle-timeout-secs", self.client_idle_timeout.is_zero()),
             ("--max-payload-size", self.max_payload_size == 0),
             ("--max-merge-size", self.max_merge_size == 0),
             ("backend_idle_timeout", self.sockets.idle_timeout.is_zero()),
@@ -334,6 +399,9 @@ mod tests {
         for (config, name) in [
             (config().backend_idle_timeout(zero), "backend_idle_timeout"),
             (config().connect_timeout(zero), "--connect-timeout-secs"),
+            (config().request_head_timeout(zero), "--request-head-timeout-secs"),
+            (config().request_body_idle_timeout(zero), "--request-body-idle-timeout-secs"),
+            (config().client_idle_timeout(zero), "--client-idle-timeout-secs"),
             (config().max_payload_size(0), "--max-payload-size"),
             (config().max_merge_size(0), "--max-merge-size"),
             (config().worker_threads(0), "--worker-threads"),

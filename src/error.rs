@@ -13,7 +13,7 @@ use http_body_util::Full;
 use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 
-use crate::upstream::{Backend, DialError, LeaseError, Role};
+use crate::upstream::{Backend, DialError, LeaseError, Role, SendError};
 use crate::wire::shape::BadBody;
 
 /// An answer that is complete: the router's own.
@@ -23,13 +23,32 @@ pub(crate) type Reply = Response<Full<Bytes>>;
 #[derive(Debug)]
 pub(crate) enum Error {
     NotFound,
-    MethodNotAllowed { allow: &'static str },
-    BodyTooLarge { limit: usize, drained: bool },
+    MethodNotAllowed {
+        allow: &'static str,
+    },
+    BodyTooLarge {
+        limit: usize,
+        drained: bool,
+    },
     BodyRead(hyper::Error),
-    BodyEncoded { encoding: String },
+    BodyEncoded {
+        encoding: String,
+    },
     BadBody(BadBody),
     ManySamples,
-    Upstream { server: Arc<Backend>, cause: Cause },
+    /// A head that must not be guessed at.
+    BadRequest(&'static str),
+    /// The client has stopped in the middle of a request.
+    RequestTimeout {
+        what: &'static str,
+        after: Duration,
+    },
+    /// The router's own fault: a panic.
+    Internal,
+    Upstream {
+        server: Arc<Backend>,
+        cause: Cause,
+    },
 }
 
 /// What a server did, or did not.
@@ -38,8 +57,11 @@ pub(crate) enum Cause {
     /// No connection could be opened.
     Connect(std::io::Error),
     ConnectTimeout(Duration),
-    /// The connection ended before the answer did.
-    Closed(hyper::Error),
+    /// The connection ended before the answer did. `unseen`: the server can't have seen the request.
+    Closed {
+        error: hyper::Error,
+        unseen: bool,
+    },
     /// What came is not HTTP.
     BadResponse(hyper::Error),
     /// No answer in time.
@@ -48,6 +70,8 @@ pub(crate) enum Cause {
     TooLarge {
         limit: usize,
     },
+    /// The server refused when the client had been told already that the answer begins.
+    LateRefusal(u16),
     /// An answer in which the logprobs cannot be found.
     Unmergeable(&'static str),
 }
@@ -57,13 +81,17 @@ impl Error {
         Self::Upstream { server: Arc::clone(server), cause: cause.into() }
     }
 
-    fn status(&self) -> StatusCode {
+    pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyEncoded { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::BodyRead(_) | Self::BadBody(_) | Self::ManySamples => StatusCode::BAD_REQUEST,
+            Self::RequestTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::BodyRead(_) | Self::BadBody(_) | Self::ManySamples | Self::BadRequest(_) => {
+                StatusCode::BAD_REQUEST
+            }
             Self::Upstream { cause: Cause::ConnectTimeout(_) | Cause::Timeout(_), .. } => {
                 StatusCode::GATEWAY_TIMEOUT
             }
@@ -81,19 +109,29 @@ impl Error {
             Self::BodyEncoded { .. } => "unsupported_encoding",
             Self::BadBody(_) => "invalid_json",
             Self::ManySamples => "n_not_supported",
+            Self::BadRequest(_) => "bad_request",
+            Self::RequestTimeout { .. } => "request_timeout",
+            Self::Internal => "internal",
             Self::Upstream { server, cause } => cause.code(server.role()),
         }
     }
 
-    fn server(&self) -> Option<&Arc<Backend>> {
+    /// The server at fault.
+    pub(crate) fn server(&self) -> Option<&Arc<Backend>> {
         match self {
             Self::Upstream { server, .. } => Some(server),
             _ => None,
         }
     }
 
-    /// The answer to the client, in the shape of OpenAI's API.
-    pub(crate) fn to_reply(&self) -> Reply {
+    /// Whether the request can be sent again, because no server can have begun with it.
+    pub(crate) fn is_unseen(&self) -> bool {
+        let Self::Upstream { cause, .. } = self else { return false };
+        matches!(cause, Cause::Connect(_) | Cause::ConnectTimeout(_) | Cause::Closed { unseen: true, .. })
+    }
+
+    /// The error as JSON, in the shape of OpenAI's API.
+    pub(crate) fn to_json(&self) -> String {
         let status = self.status();
         let kind = if status.is_client_error() { "invalid_request_error" } else { "server_error" };
         let mut error = serde_json::json!({
@@ -102,14 +140,22 @@ impl Error {
         if let Some(server) = self.server() {
             error["server"] = server.url().into();
         }
-        let body = serde_json::json!({ "error": error }).to_string();
-        let mut reply = json_reply(status, body);
+        serde_json::json!({ "error": error }).to_string()
+    }
+
+    /// The answer to the client.
+    pub(crate) fn to_reply(&self) -> Reply {
+        let mut reply = json_reply(self.status(), self.to_json());
         match self {
             Self::MethodNotAllowed { allow } => {
                 reply.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
             }
-            // What is left of the body would be taken for the next request.
-            Self::BodyTooLarge { drained: false, .. } | Self::BodyRead(_) => {
+            // What is left of the request would be taken for the next one.
+            Self::BodyTooLarge { drained: false, .. }
+            | Self::BodyRead(_)
+            | Self::BadRequest(_)
+            | Self::RequestTimeout { .. }
+            | Self::Internal => {
                 reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             _ => {}
@@ -131,7 +177,8 @@ impl Cause {
         let (prefill, decode) = match self {
             Self::Connect(_) => ("prefill_connect", "decode_connect"),
             Self::ConnectTimeout(_) => ("prefill_connect_timeout", "decode_connect_timeout"),
-            Self::Closed(_) => ("prefill_closed", "decode_closed"),
+            Self::Closed { .. } => ("prefill_closed", "decode_closed"),
+            Self::LateRefusal(_) => ("prefill_refused", "decode_refused"),
             Self::BadResponse(_) => ("prefill_bad_response", "decode_bad_response"),
             Self::Timeout(_) => ("prefill_timeout", "decode_timeout"),
             Self::TooLarge { .. } => ("prefill_answer_too_large", "decode_answer_too_large"),
@@ -154,9 +201,18 @@ impl From<LeaseError> for Cause {
     }
 }
 
+impl From<SendError> for Cause {
+    fn from(error: SendError) -> Self {
+        match error.cause.into() {
+            Self::Closed { error: cause, .. } => Self::Closed { error: cause, unseen: error.unseen },
+            cause => cause,
+        }
+    }
+}
+
 impl From<hyper::Error> for Cause {
     fn from(error: hyper::Error) -> Self {
-        if error.is_parse() { Self::BadResponse(error) } else { Self::Closed(error) }
+        if error.is_parse() { Self::BadResponse(error) } else { Self::Closed { error, unseen: false } }
     }
 }
 
@@ -175,6 +231,9 @@ impl fmt::Display for Error {
                 "n > 1 is not supported: SGLang's decode servers hang on it under prefill-decode disaggregation; \
                  send n requests",
             ),
+            Self::BadRequest(what) => write!(f, "the request is not good HTTP: {what}"),
+            Self::RequestTimeout { what, after } => write!(f, "{what} did not come within {after:?}"),
+            Self::Internal => f.write_str("the router failed at this request"),
             Self::Upstream { server, cause } => write!(f, "{} server {} {cause}", server.role(), server.url()),
         }
     }
@@ -185,7 +244,8 @@ impl fmt::Display for Cause {
         match self {
             Self::Connect(error) => write!(f, "cannot be reached: {error}"),
             Self::ConnectTimeout(after) => write!(f, "did not accept a connection within {after:?}"),
-            Self::Closed(error) => write!(f, "broke off before its answer was complete: {error}"),
+            Self::Closed { error, .. } => write!(f, "broke off before its answer was complete: {error}"),
+            Self::LateRefusal(status) => write!(f, "refused with {status} when the answer had begun"),
             Self::BadResponse(error) => write!(f, "sent something that is not HTTP: {error}"),
             Self::Timeout(after) => write!(f, "did not answer within {after:?}"),
             Self::TooLarge { limit } => write!(f, "sent over {limit} bytes where all must be held in memory"),
@@ -199,7 +259,9 @@ impl std::error::Error for Error {
         match self {
             Self::BodyRead(error) => Some(error),
             Self::Upstream { cause: Cause::Connect(error), .. } => Some(error),
-            Self::Upstream { cause: Cause::Closed(error) | Cause::BadResponse(error), .. } => Some(error),
+            Self::Upstream { cause: Cause::Closed { error, .. } | Cause::BadResponse(error), .. } => {
+                Some(error)
+            }
             _ => None,
         }
     }

@@ -27,6 +27,9 @@ mod balancer;
 mod config;
 mod control;
 mod error;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod proxy;
 mod server;
 mod upstream;
@@ -34,9 +37,10 @@ mod wire;
 
 pub use balancer::MiniLoadBalancer;
 pub use config::{
-    ConfigError, DEFAULT_BACKEND_IDLE_TIMEOUT, DEFAULT_CONNECT_TIMEOUT, DEFAULT_MAX_IDLE_PER_BACKEND,
-    DEFAULT_MAX_MERGE_SIZE, DEFAULT_MAX_PAYLOAD_SIZE, DEFAULT_REQUEST_TIMEOUT, DEFAULT_SHUTDOWN_GRACE_PERIOD,
-    MiniLbConfig,
+    ConfigError, DEFAULT_BACKEND_IDLE_TIMEOUT, DEFAULT_CLIENT_IDLE_TIMEOUT, DEFAULT_CONNECT_TIMEOUT,
+    DEFAULT_MAX_IDLE_PER_BACKEND, DEFAULT_MAX_MERGE_SIZE, DEFAULT_MAX_PAYLOAD_SIZE, DEFAULT_MAX_RETRIES,
+    DEFAULT_REQUEST_BODY_IDLE_TIMEOUT, DEFAULT_REQUEST_HEAD_TIMEOUT, DEFAULT_REQUEST_TIMEOUT,
+    DEFAULT_SHUTDOWN_GRACE_PERIOD, DEFAULT_STREAM_IDLE_TIMEOUT, MiniLbConfig,
 };
 pub use upstream::{Backend, Choice, Policy, Random, Role, RoundRobin, ServerPair};
 

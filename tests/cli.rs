@@ -50,6 +50,12 @@ const SUPPORTED: &[(&str, &str)] = &[
     ("--host <HOST>", "[default: 0.0.0.0]"),
     ("--port <PORT>", "[default: 30000]"),
     ("--request-timeout-secs <SECONDS>", "[default: 1800]"),
+    ("--stream-idle-timeout-secs <SECONDS>", "[default: 300]"),
+    ("--retry-max-retries <COUNT>", "[default: 1]"),
+    ("--disable-retries", ""),
+    ("--request-head-timeout-secs <SECONDS>", "[default: 15]"),
+    ("--request-body-idle-timeout-secs <SECONDS>", "[default: 30]"),
+    ("--client-idle-timeout-secs <SECONDS>", "[default: 90]"),
     ("--connect-timeout-secs <SECONDS>", "[default: 5]"),
     ("--shutdown-grace-period-secs <SECONDS>", "[default: 180]"),
     ("--max-payload-size <BYTES>", "[default: 536870912]"),
@@ -353,7 +359,7 @@ fn help_is_grouped_and_shows_every_flag_with_its_default() {
     for flag in ["--pd-disaggregation", "--mini-lb"] {
         assert!(help.contains(&format!("{flag} Accepted, no effect")), "{flag}");
     }
-    assert!(!help.contains("--disable-retries"), "{help}");
+    assert!(!help.contains("--disable-circuit-breaker"), "{help}");
 }
 
 #[test]

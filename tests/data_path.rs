@@ -407,8 +407,9 @@ async fn a_body_that_stalls_is_cut_off_after_the_request_timeout_but_a_stream_is
         let gate = later.clone();
         let prefill = answering().await;
         let decode = Upstream::start(move |_| {
-            let half = b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf-".to_vec();
-            vec![Step::Send(half), Step::Wait(gate.clone()), Step::Send(b"whole".to_vec())]
+            let kind = if stream { "text/event-stream" } else { "application/json" };
+            let half = format!("HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: 10\r\n\r\nhalf-");
+            vec![Step::Send(half.into()), Step::Wait(gate.clone()), Step::Send(b"whole".to_vec())]
         })
         .await;
         let config =

@@ -13,8 +13,10 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, ValueEnum};
 use mini_lb::{
-    DEFAULT_CONNECT_TIMEOUT, DEFAULT_MAX_IDLE_PER_BACKEND, DEFAULT_MAX_MERGE_SIZE, DEFAULT_MAX_PAYLOAD_SIZE,
-    DEFAULT_REQUEST_TIMEOUT, DEFAULT_SHUTDOWN_GRACE_PERIOD, MiniLbConfig, Random, RoundRobin,
+    DEFAULT_CLIENT_IDLE_TIMEOUT, DEFAULT_CONNECT_TIMEOUT, DEFAULT_MAX_IDLE_PER_BACKEND,
+    DEFAULT_MAX_MERGE_SIZE, DEFAULT_MAX_PAYLOAD_SIZE, DEFAULT_MAX_RETRIES, DEFAULT_REQUEST_BODY_IDLE_TIMEOUT,
+    DEFAULT_REQUEST_HEAD_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, DEFAULT_SHUTDOWN_GRACE_PERIOD,
+    DEFAULT_STREAM_IDLE_TIMEOUT, MiniLbConfig, Random, RoundRobin,
 };
 
 use unsupported::{ACCEPTED, POLICIES, REFUSED};
@@ -266,6 +268,25 @@ struct Limits {
     /// Longest time a request may take
     #[arg(long, value_name = "SECONDS", default_value_t = seconds(DEFAULT_REQUEST_TIMEOUT))]
     request_timeout_secs: u32,
+    /// Longest time a stream may be silent once it has begun
+    #[arg(long, value_name = "SECONDS", default_value_t = seconds(DEFAULT_STREAM_IDLE_TIMEOUT))]
+    stream_idle_timeout_secs: u32,
+    /// How often a request is sent again that no server can have seen: a connection could not be opened, or a kept
+    /// one had been closed
+    #[arg(long, value_name = "COUNT", default_value_t = DEFAULT_MAX_RETRIES)]
+    retry_max_retries: u32,
+    /// Never send a request again
+    #[arg(long)]
+    disable_retries: bool,
+    /// Longest time a client may take to send a request's head
+    #[arg(long, value_name = "SECONDS", default_value_t = seconds(DEFAULT_REQUEST_HEAD_TIMEOUT))]
+    request_head_timeout_secs: u32,
+    /// Longest pause within a request's body
+    #[arg(long, value_name = "SECONDS", default_value_t = seconds(DEFAULT_REQUEST_BODY_IDLE_TIMEOUT))]
+    request_body_idle_timeout_secs: u32,
+    /// Longest time a client's connection may stay without a request
+    #[arg(long, value_name = "SECONDS", default_value_t = seconds(DEFAULT_CLIENT_IDLE_TIMEOUT))]
+    client_idle_timeout_secs: u32,
     /// Longest time a connection to a server may take to open
     #[arg(long, value_name = "SECONDS", default_value_t = seconds(DEFAULT_CONNECT_TIMEOUT))]
     connect_timeout_secs: u32,
@@ -284,6 +305,11 @@ impl Limits {
     /// All but the request timeout, which every configuration is made with.
     fn add(&self, config: MiniLbConfig) -> MiniLbConfig {
         config
+            .stream_idle_timeout(Duration::from_secs(self.stream_idle_timeout_secs.into()))
+            .max_retries(if self.disable_retries { 0 } else { self.retry_max_retries })
+            .request_head_timeout(Duration::from_secs(self.request_head_timeout_secs.into()))
+            .request_body_idle_timeout(Duration::from_secs(self.request_body_idle_timeout_secs.into()))
+            .client_idle_timeout(Duration::from_secs(self.client_idle_timeout_secs.into()))
             .connect_timeout(Duration::from_secs(self.connect_timeout_secs.into()))
             .shutdown_grace_period(Duration::from_secs(self.shutdown_grace_period_secs.into()))
             .max_payload_size(self.max_payload_size)

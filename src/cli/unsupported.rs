@@ -9,14 +9,8 @@
 ///
 /// `--pd-disaggregation` and `--mini-lb` say what this program is; `--rust-lb` asked the first `mini_lb` for
 /// its Rust version; the others switch off what does not exist here.
-pub(crate) const ACCEPTED: &[&str] = &[
-    "--pd-disaggregation",
-    "--mini-lb",
-    "--disable-retries",
-    "--disable-circuit-breaker",
-    "--disable-health-check",
-    "--rust-lb",
-];
+pub(crate) const ACCEPTED: &[&str] =
+    &["--pd-disaggregation", "--mini-lb", "--disable-circuit-breaker", "--disable-health-check", "--rust-lb"];
 
 /// Policies of theirs that do not exist here.
 pub(crate) const POLICIES: &[&str] = &[
@@ -62,7 +56,6 @@ pub(crate) const REFUSED: &[(&str, &str)] = &[
     ("--queue-timeout-secs", RATE),
     ("--rate-limit-tokens-per-second", RATE),
     // Failures.
-    ("--retry-max-retries", RETRIES),
     ("--retry-initial-backoff-ms", RETRIES),
     ("--retry-max-backoff-ms", RETRIES),
     ("--retry-backoff-multiplier", RETRIES),
@@ -139,7 +132,7 @@ const DISCOVERY: &str =
 const TUNING: &str = "mini-lb does not have the policy that it tunes; use --policy random or round_robin";
 const RATE: &str =
     "mini-lb does not limit or queue requests; do that in a proxy in front, or leave the flag out";
-const RETRIES: &str = "mini-lb does no retries; retry in the client, or say --disable-retries";
+const RETRIES: &str = "mini-lb sends a request again at once or not at all; see --retry-max-retries";
 const BREAKER: &str =
     "mini-lb has no circuit breaker; restart it without a broken server, or say --disable-circuit-breaker";
 const HEALTH: &str =

@@ -1,25 +1,27 @@
 //! One client request, two legs: sends both at once and decides when and with
 //! what the answer starts.
 
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
+use hyper::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderValue};
 use hyper::http::{request, response};
-use hyper::{Request, Response, Uri};
-use tokio::time::Instant;
+use hyper::{Method, Request, Response, Uri};
+use tokio::time::{Instant, Sleep, sleep};
+use tracing::debug;
 
 use super::intake;
-use super::leg::{Leg, PrefillEnd, PrefillRun, run_prefill};
-use super::relay::Relay;
+use super::leg::{Connection, Leg, PrefillEnd, PrefillRun, run_prefill};
+use super::relay::{Relay, TimeLimit};
 use crate::error::{Cause, Error};
 use crate::upstream::{Backend, Fleet, InFlight, Pools, ServerPair};
-use crate::wire::body::LegBody;
+use crate::wire::body::{ClientBody, LegBody};
 use crate::wire::bootstrap::MAX_ROOM;
-use crate::wire::headers;
+use crate::wire::headers::{self, is_event_stream};
 use crate::wire::logprobs::{Merge, PromptLogprobs};
 use crate::wire::shape::{Dialect, Shape};
 
@@ -34,10 +36,16 @@ pub(crate) struct Proxy {
 pub(crate) struct Limits {
     /// Bytes of its body.
     pub(crate) max_payload_size: usize,
+    /// Between two pieces of its body.
+    pub(crate) body_idle_timeout: Duration,
     /// Bytes of an answer, or of one event, that are held for a logprob merge.
     pub(crate) max_merge_size: usize,
     /// From its last byte to the end of the answer, or to the first byte of a stream.
     pub(crate) request_timeout: Duration,
+    /// Between two pieces of a stream.
+    pub(crate) stream_idle_timeout: Duration,
+    /// How often a request is sent again that no server can have seen.
+    pub(crate) max_retries: u32,
 }
 
 impl Proxy {
@@ -45,59 +53,110 @@ impl Proxy {
         Self { fleet, pools, limits }
     }
 
-    /// Answers a generation request.
+    /// Answers a generation request. One that no server can have seen is sent again.
     pub(crate) async fn handle(
         &self,
         dialect: Dialect,
         request: Request<Incoming>,
     ) -> Result<Response<Relay>, Error> {
         let (head, body) = request.into_parts();
-        let (body, shape) = intake::read(&head.headers, body, dialect, self.limits.max_payload_size).await?;
+        let (body, shape) = intake::read(
+            &head.headers,
+            body,
+            dialect,
+            self.limits.max_payload_size,
+            self.limits.body_idle_timeout,
+        )
+        .await?;
         if shape.many_samples {
             return Err(Error::ManySamples);
         }
         let deadline = Instant::now() + self.limits.request_timeout;
-        let pair = self.fleet.select_pair();
-        let fields = pair.prefill().bootstrap().expect("a prefill server has bootstrap fields");
-        let body = body.with_fields(&shape.edit, fields, fastrand::u64(1..=MAX_ROOM));
-        let (to_prefill, to_decode) = leg_requests(head, &pair, body);
-
-        let keep = shape.merge.map(|_| self.limits.max_merge_size);
-        let prefill = run_prefill(Arc::clone(&self.pools), enter(pair.prefill()), to_prefill, keep);
-        let decode = Leg::start(&self.pools, enter(pair.decode()), to_decode);
-        self.answer(pair.clone(), prefill, decode, &shape, deadline).await
+        let outgoing = Outgoing::new(head);
+        let mut pair = self.fleet.select_pair();
+        let mut connection = Connection::Any;
+        for _ in 0..self.limits.max_retries {
+            match self.attempt(&pair, connection, &outgoing, &body, &shape, deadline).await {
+                Err(error) if error.is_unseen() => {
+                    debug!(code = error.code(), "sending again: {error}");
+                    pair = self.fleet.select_other_pair(error.server());
+                    connection = Connection::New;
+                }
+                answered => return answered,
+            }
+        }
+        self.attempt(&pair, connection, &outgoing, &body, &shape, deadline).await
     }
 
-    /// Waits for decode's head, unless prefill fails first, and makes the answer of it.
-    async fn answer(
+    /// Sends a request to a pair, in a room of its own. Both legs have ended when this fails.
+    async fn attempt(
         &self,
-        pair: ServerPair,
-        mut prefill: PrefillRun,
-        decode: impl Future<Output = Result<(response::Parts, Leg), Error>>,
+        pair: &ServerPair,
+        connection: Connection,
+        outgoing: &Outgoing,
+        body: &ClientBody,
         shape: &Shape,
         deadline: Instant,
     ) -> Result<Response<Relay>, Error> {
-        let mut prefill_end = None;
-        let started = self.before(deadline, pair.decode(), first_of(&mut prefill, &mut prefill_end, decode));
-        let (head, leg) = match started.await? {
-            Start::Decode(head, leg) => (head, leg),
-            Start::Refused(answer) => return Ok(refusal(answer)),
+        let fields = pair.prefill().bootstrap().expect("a prefill server has bootstrap fields");
+        let body = body.with_fields(&shape.edit, fields, fastrand::u64(1..=MAX_ROOM));
+        let (to_prefill, to_decode) =
+            (outgoing.to(pair.prefill(), body.clone()), outgoing.to(pair.decode(), body));
+        let keep = shape.merge.map(|_| self.limits.max_merge_size);
+        let prefill =
+            run_prefill(Arc::clone(&self.pools), enter(pair.prefill()), to_prefill, connection, keep);
+        let mut prefill = Prefill::Running(prefill);
+        let decode = Leg::start(&self.pools, enter(pair.decode()), to_decode, connection);
+        let (head, leg) = match self.before(deadline, pair.decode(), prefill.unless_it_fails(decode)).await? {
+            First::Decode(begun) => begun,
+            First::Refused(answer) => return Ok(refusal(answer)),
         };
-        let prefill = if prefill_end.is_some() { None } else { Some(prefill) };
-        let Some(merge) = shape.merge.filter(|_| head.status.is_success()) else {
-            let prefill = prefill.filter(|_| head.status.is_success());
-            let time_limit = (!shape.stream).then_some((deadline, self.limits.request_timeout));
-            return Ok(reply(head, Relay::piped(leg, prefill, time_limit)));
-        };
-        let end = match (prefill_end, prefill) {
-            (Some(end), _) => end,
-            (None, Some(prefill)) => self.before(deadline, pair.prefill(), prefill).await?,
-            (None, None) => unreachable!("prefill has ended or it runs"),
-        };
-        match end {
-            PrefillEnd::Answered(lists) => self.merged(&pair, merge, &lists, head, leg, deadline).await,
-            PrefillEnd::Refused(answer) => Ok(refusal(answer)),
+        match shape.merge {
+            // Decode's refusal is the answer; prefill is dropped.
+            _ if !head.status.is_success() => {
+                Ok(reply(head, Relay::piped(leg, None, self.time_limit(false, deadline))))
+            }
+            None => self.piped(pair, prefill, head, leg, deadline).await,
+            Some(merge) => match self.before(deadline, pair.prefill(), prefill.end()).await? {
+                PrefillEnd::Answered(lists) => self.merged(pair, merge, &lists, head, leg, deadline).await,
+                PrefillEnd::Refused { answer, .. } => Ok(refusal(answer)),
+            },
         }
+    }
+
+    /// Makes the answer of decode's alone. Until something of its body is there, either leg can still fail with a
+    /// status of its own.
+    async fn piped(
+        &self,
+        pair: &ServerPair,
+        mut prefill: Prefill,
+        head: response::Parts,
+        mut leg: Leg,
+        deadline: Instant,
+    ) -> Result<Response<Relay>, Error> {
+        let events = is_event_stream(&head.headers);
+        let begun = prefill.unless_it_fails(leg.begun());
+        let begun = if events {
+            // A `/generate` stream has its head at once, and its first event when prefill is done.
+            tokio::time::timeout(HEAD_GRACE, begun).await.unwrap_or(Ok(First::Decode(())))
+        } else {
+            self.before(deadline, pair.decode(), begun).await
+        };
+        let prefill = match (begun?, prefill) {
+            (First::Refused(answer), _) => return Ok(refusal(answer)),
+            (_, Prefill::Refusing(PrefillEnd::Refused { answer, .. }, _)) if !leg.has_begun() => {
+                return Ok(refusal(answer));
+            }
+            (_, Prefill::Running(run)) => Some(run),
+            (_, Prefill::Answered(_) | Prefill::Refusing(..)) => None,
+        };
+        let relay = Relay::piped(leg, prefill, self.time_limit(events, deadline));
+        Ok(reply(head, relay.with_events(events)))
+    }
+
+    fn time_limit(&self, events: bool, deadline: Instant) -> TimeLimit {
+        let idle = events.then_some(self.limits.stream_idle_timeout);
+        TimeLimit::new(deadline, self.limits.request_timeout, idle)
     }
 
     /// Makes the answer to a request for prompt logprobs, of both servers' answers.
@@ -118,7 +177,9 @@ impl Proxy {
         }
         if is_event_stream(&head.headers) {
             head.headers.remove(CONTENT_LENGTH);
-            return Ok(reply(head, Relay::spliced(leg, lists.into_splicer(self.limits.max_merge_size))));
+            let splicer = lists.into_splicer(self.limits.max_merge_size);
+            let relay = Relay::spliced(leg, splicer, self.time_limit(true, deadline));
+            return Ok(reply(head, relay.with_events(true)));
         }
         let body = self.before(deadline, pair.decode(), leg.collect(self.limits.max_merge_size)).await?;
         let body = lists.splice_body(&body);
@@ -140,76 +201,103 @@ impl Proxy {
     }
 }
 
-/// What the answer can be made of.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "it lives for a moment, and the large variant is the usual one"
-)]
-enum Start {
-    Decode(response::Parts, Leg),
+/// How long a stream's head waits for its first event, so that a failure in this time has a status. The client
+/// loses nothing: a head says no more than that the server listens.
+const HEAD_GRACE: Duration = Duration::from_millis(100);
+
+/// What comes first: what decode was asked for, or prefill's refusal.
+enum First<T> {
+    Decode(T),
     Refused(Response<Bytes>),
 }
 
-/// Polls both legs until decode's head is there or prefill has failed. When prefill ends well before that, it is
-/// noted in `prefill_end`.
-async fn first_of(
-    prefill: &mut PrefillRun,
-    prefill_end: &mut Option<PrefillEnd>,
-    decode: impl Future<Output = Result<(response::Parts, Leg), Error>>,
-) -> Result<Start, Error> {
-    let mut decode = std::pin::pin!(decode);
-    std::future::poll_fn(|cx| {
-        // Prefill first: when it has failed, decode's silence means nothing.
-        if prefill_end.is_none() {
-            match prefill.as_mut().poll(cx) {
-                Poll::Ready(Ok(PrefillEnd::Refused(answer))) => {
-                    return Poll::Ready(Ok(Start::Refused(answer)));
+/// How long decode may still answer when prefill has refused within a 200. A prompt that is too long, say, is
+/// refused by both in this way, and decode's answer is the one that a single server would give.
+const HIDDEN_GRACE: Duration = Duration::from_millis(100);
+
+/// The prefill leg, beside decode's.
+enum Prefill {
+    Running(PrefillRun),
+    Answered(Bytes),
+    /// It has refused within a 200; until the timer ends decode may answer.
+    Refusing(PrefillEnd, Pin<Box<Sleep>>),
+}
+
+impl Prefill {
+    /// Waits for `decode`, and for prefill to fail. Whatever it waits for is polled in this one task.
+    async fn unless_it_fails<T>(
+        &mut self,
+        decode: impl Future<Output = Result<T, Error>>,
+    ) -> Result<First<T>, Error> {
+        let mut decode = std::pin::pin!(decode);
+        std::future::poll_fn(|cx| {
+            // Prefill first: when it has failed, decode's silence means nothing.
+            if let Self::Running(run) = self
+                && let Poll::Ready(end) = run.as_mut().poll(cx)
+            {
+                match end? {
+                    PrefillEnd::Answered(answer) => *self = Self::Answered(answer),
+                    PrefillEnd::Refused { answer, hidden: false, .. } => {
+                        return Poll::Ready(Ok(First::Refused(answer)));
+                    }
+                    hidden => *self = Self::Refusing(hidden, Box::pin(sleep(HIDDEN_GRACE))),
                 }
-                Poll::Ready(Ok(end)) => *prefill_end = Some(end),
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => {}
             }
+            if let Poll::Ready(begun) = decode.as_mut().poll(cx) {
+                return Poll::Ready(begun.map(First::Decode));
+            }
+            match self {
+                Self::Refusing(PrefillEnd::Refused { answer, .. }, timer) => {
+                    ready!(timer.as_mut().poll(cx));
+                    Poll::Ready(Ok(First::Refused(std::mem::take(answer))))
+                }
+                _ => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// Waits for its end.
+    async fn end(self) -> Result<PrefillEnd, Error> {
+        match self {
+            Self::Running(run) => run.await,
+            Self::Answered(answer) => Ok(PrefillEnd::Answered(answer)),
+            Self::Refusing(refused, _) => Ok(refused),
         }
-        decode.as_mut().poll(cx).map_ok(|(head, leg)| Start::Decode(head, leg))
-    })
-    .await
+    }
 }
 
 fn enter(server: &Arc<Backend>) -> InFlight {
     InFlight::enter(Arc::clone(server))
 }
 
-/// The same request for both servers, except for `Host`.
-fn leg_requests(
-    head: request::Parts,
-    pair: &ServerPair,
-    body: LegBody,
-) -> (Request<LegBody>, Request<LegBody>) {
-    let mut headers = head.headers;
-    headers::for_backend_json(&mut headers);
-    let uri = origin_form(&head.uri);
-    let request = |server: &Backend, mut headers: HeaderMap, uri: Uri, body| {
-        headers.insert(HOST, server.host_header());
+/// A request as it goes to any server, but for `Host` and body.
+struct Outgoing {
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+}
+
+impl Outgoing {
+    fn new(head: request::Parts) -> Self {
+        let mut headers = head.headers;
+        headers::for_backend_json(&mut headers);
+        Self { method: head.method, uri: origin_form(&head.uri), headers }
+    }
+
+    fn to(&self, server: &Backend, body: LegBody) -> Request<LegBody> {
         let mut request = Request::new(body);
-        *request.method_mut() = head.method.clone();
-        *request.uri_mut() = uri;
-        *request.headers_mut() = headers;
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.uri.clone();
+        *request.headers_mut() = self.headers.clone();
+        request.headers_mut().insert(HOST, server.host_header());
         request
-    };
-    (
-        request(pair.prefill(), headers.clone(), uri.clone(), body.clone()),
-        request(pair.decode(), headers, uri, body),
-    )
+    }
 }
 
 /// Path and query, which is what a server expects to be asked for (RFC 9112, section 3.2.1).
 fn origin_form(uri: &Uri) -> Uri {
     uri.path_and_query().cloned().map_or_else(Uri::default, Uri::from)
-}
-
-fn is_event_stream(headers: &HeaderMap) -> bool {
-    let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-    kind.get(..17).is_some_and(|kind| kind.eq_ignore_ascii_case(b"text/event-stream"))
 }
 
 fn reply(mut head: response::Parts, body: Relay) -> Response<Relay> {

@@ -1,8 +1,13 @@
-//! Reads a client's body: bounded, looked at once as it arrives, kept as it came.
+//! Reads a client's body: bounded in size and in its pauses, looked at once as it arrives, kept as it came.
 
-use http_body_util::BodyExt;
-use hyper::body::{Body, Incoming};
+use std::pin::{Pin, pin};
+use std::task::{Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming};
 use hyper::header::{EXPECT, HeaderMap};
+use tokio::time::{Instant, Sleep, sleep};
 
 use crate::error::Error;
 use crate::wire::body::ClientBody;
@@ -19,14 +24,16 @@ pub(super) async fn read(
     mut body: Incoming,
     dialect: Dialect,
     limit: usize,
+    idle_timeout: Duration,
 ) -> Result<(ClientBody, Shape), Error> {
     refuse_early(headers, &body, limit)?;
     let mut inspector = Inspector::new(dialect);
     let mut kept = ClientBody::default();
     let mut refused = encoded(headers);
     let mut length = 0;
-    while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.map_err(Error::BodyRead)?.into_data() else { continue };
+    let mut timer = pin!(sleep(idle_timeout));
+    while let Some(frame) = next_frame(&mut body, timer.as_mut(), idle_timeout).await? {
+        let Ok(data) = frame.into_data() else { continue };
         length += data.len();
         if length > limit {
             if length - limit > MAX_DISCARDED {
@@ -65,14 +72,42 @@ fn encoded(headers: &HeaderMap) -> Option<Error> {
 }
 
 /// Reads a body that nobody wants, so that the connection stays usable. Returns whether it came to its end.
-pub(crate) async fn discard(mut body: Incoming) -> bool {
+pub(crate) async fn discard(mut body: Incoming, idle_timeout: Duration) -> Result<bool, Error> {
+    if body.is_end_stream() {
+        return Ok(true);
+    }
+    let mut timer = pin!(sleep(idle_timeout));
     let mut length = 0;
-    while let Some(frame) = body.frame().await {
-        let Ok(frame) = frame else { return false };
-        length += frame.data_ref().map_or(0, bytes::Bytes::len);
+    while let Some(frame) = next_frame(&mut body, timer.as_mut(), idle_timeout).await? {
+        length += frame.data_ref().map_or(0, Bytes::len);
         if length > MAX_DISCARDED {
-            return false;
+            return Ok(false);
         }
     }
-    true
+    Ok(true)
+}
+
+/// The body's next frame, if it comes within `idle_timeout`. `timer` is one for the whole body: it is not set anew
+/// for each frame, but only when it has gone off too early.
+async fn next_frame(
+    body: &mut Incoming,
+    mut timer: Pin<&mut Sleep>,
+    idle_timeout: Duration,
+) -> Result<Option<Frame<Bytes>>, Error> {
+    let mut waiting_until = None;
+    std::future::poll_fn(|cx| {
+        if let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) {
+            return Poll::Ready(frame.transpose().map_err(Error::BodyRead));
+        }
+        let deadline = *waiting_until.get_or_insert_with(|| Instant::now() + idle_timeout);
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if timer.deadline() >= deadline {
+                let what = "more of the request's body";
+                return Poll::Ready(Err(Error::RequestTimeout { what, after: idle_timeout }));
+            }
+            timer.as_mut().reset(deadline);
+        }
+    })
+    .await
 }

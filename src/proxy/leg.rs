@@ -9,18 +9,33 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use hyper::body::{Body, Incoming, SizeHint};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::http::response;
-use hyper::{Request, Response};
+use hyper::{Request, Response, StatusCode};
 
 use crate::error::{Cause, Error};
-use crate::upstream::{InFlight, Lease, Pools};
+use crate::upstream::{Backend, InFlight, Lease, Pools};
 use crate::wire::body::LegBody;
+use crate::wire::headers::is_event_stream;
+use crate::wire::refusal;
+use crate::wire::sse::{EventTooLarge, Events};
+
+/// Which connections will do.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Connection {
+    /// A kept one, if there is any.
+    Any,
+    /// A new one: kept ones have failed the request, and others may be as old.
+    New,
+}
 
 /// A leg whose answer has begun.
 pub(super) struct Leg {
     lease: Lease,
     body: Incoming,
     server: InFlight,
+    /// Data that was asked for ahead of time.
+    first: Option<Bytes>,
 }
 
 impl Leg {
@@ -29,16 +44,28 @@ impl Leg {
         pools: &Pools,
         server: InFlight,
         request: Request<LegBody>,
+        connection: Connection,
     ) -> Result<(response::Parts, Self), Error> {
         let failed = |cause: Cause| Error::upstream(server.backend(), cause);
-        let mut lease = pools.lease(server.backend()).await.map_err(|error| failed(error.into()))?;
+        let lease = match connection {
+            Connection::Any => pools.lease(server.backend()).await,
+            Connection::New => pools.lease_new(server.backend()).await,
+        };
+        let mut lease = lease.map_err(|error| failed(error.into()))?;
         let answer = lease.send(request).await.map_err(|error| failed(error.into()))?;
         let (head, body) = answer.into_parts();
-        Ok((head, Self { lease, body, server }))
+        Ok((head, Self { lease, body, server, first: None }))
     }
 
     /// The next data of the body. Trailers are not passed on: SGLang sends none.
     pub(super) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
+        match self.first.take() {
+            Some(first) => Poll::Ready(Some(Ok(first))),
+            None => self.poll_more(cx),
+        }
+    }
+
+    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
         loop {
             let data = match ready!(self.lease.poll_frame(&mut self.body, cx)) {
                 None => None,
@@ -50,6 +77,14 @@ impl Leg {
             };
             return Poll::Ready(data);
         }
+    }
+
+    /// Waits for the first data, or for the end of an empty body. Both are still to be had afterwards.
+    pub(super) async fn begun(&mut self) -> Result<(), Error> {
+        if !self.has_begun() {
+            self.first = std::future::poll_fn(|cx| self.poll_more(cx)).await.transpose()?;
+        }
+        Ok(())
     }
 
     async fn data(&mut self) -> Option<Result<Bytes, Error>> {
@@ -69,11 +104,27 @@ impl Leg {
         Ok(whole.freeze())
     }
 
-    /// Reads the body to its end and throws it away, and gives the connection back to the pool.
-    async fn drain(mut self) -> Result<(), Error> {
-        while self.data().await.transpose()?.is_some() {}
+    /// Reads the body to its end and throws it away, and gives the connection back to the pool; or finds a refusal
+    /// in it. `events`: the body is a stream of events.
+    async fn drain(mut self, events: bool) -> Result<Option<Hidden>, Error> {
+        let mut events = events.then(|| Events::new(MAX_REFUSAL));
+        while let Some(data) = self.data().await.transpose()? {
+            let Some(watched) = &mut events else { continue };
+            watched.push(data);
+            match next_refusal(watched) {
+                Ok(None) => {}
+                Ok(Some(refusal)) => return Ok(Some(refusal)),
+                // An event that large is no refusal, and what comes after it is not looked at.
+                Err(EventTooLarge { .. }) => events = None,
+            }
+        }
         self.park();
-        Ok(())
+        Ok(None)
+    }
+
+    /// Whether something of the body is there, or all of an empty one.
+    pub(super) fn has_begun(&self) -> bool {
+        self.first.is_some() || self.body.is_end_stream()
     }
 
     /// Gives the connection back. Only for a leg whose body has ended.
@@ -84,11 +135,16 @@ impl Leg {
     /// Whether a body of announced length has been read to its end. Of a chunked body this is never known before
     /// its end was asked for.
     pub(super) fn is_ended(&self) -> bool {
-        self.body.is_end_stream()
+        self.first.is_none() && self.body.is_end_stream()
     }
 
+    /// What is left of a body of announced length; nothing is known of another.
     pub(super) fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let first = self.first.as_ref().map_or(0, Bytes::len) as u64;
+        self.body
+            .size_hint()
+            .exact()
+            .map_or_else(SizeHint::default, |rest| SizeHint::with_exact(rest + first))
     }
 
     pub(super) fn server(&self) -> &InFlight {
@@ -103,13 +159,36 @@ const MAX_REFUSAL: usize = 1 << 20;
 pub(super) enum PrefillEnd {
     /// The answer's body, or nothing of it when nobody wants it.
     Answered(Bytes),
-    /// An answer that says no.
-    Refused(Response<Bytes>),
+    /// An answer that says no. It was `hidden` in a 200.
+    Refused { server: Arc<Backend>, answer: Response<Bytes>, hidden: bool },
 }
 
 /// A prefill leg under way. It is boxed because it is handed on as it stands: from waiting for decode's head, to
 /// the answer's body, to a task of its own when decode is done first.
 pub(super) type PrefillRun = Pin<Box<dyn Future<Output = Result<PrefillEnd, Error>> + Send>>;
+
+/// A refusal in a 200: its status and its JSON.
+struct Hidden {
+    status: StatusCode,
+    json: Bytes,
+}
+
+fn next_refusal(events: &mut Events) -> Result<Option<Hidden>, EventTooLarge> {
+    while let Some(event) = events.next().transpose()? {
+        if let Some(refusal) = refusal::in_event(&event) {
+            let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            return Ok(Some(Hidden { status, json: event.slice(refusal.json) }));
+        }
+    }
+    Ok(None)
+}
+
+/// The answer that a server would have given, had it refused before its 200.
+fn unhidden(mut head: response::Parts, hidden: Hidden) -> Response<Bytes> {
+    head.status = hidden.status;
+    head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Response::from_parts(head, hidden.json)
+}
 
 /// Starts a prefill leg. Its answer is kept only if `keep` says up to which size; otherwise it is drained, so that
 /// the server can finish in peace and the connection is used again.
@@ -117,17 +196,38 @@ pub(super) fn run_prefill(
     pools: Arc<Pools>,
     server: InFlight,
     request: Request<LegBody>,
+    connection: Connection,
     keep: Option<usize>,
 ) -> PrefillRun {
     Box::pin(async move {
-        let (head, leg) = Leg::start(&pools, server, request).await?;
+        let backend = Arc::clone(server.backend());
+        let (head, leg) = Leg::start(&pools, server, request, connection).await?;
         if !head.status.is_success() {
             let body = leg.collect(MAX_REFUSAL).await?;
-            return Ok(PrefillEnd::Refused(Response::from_parts(head, body)));
+            let answer = Response::from_parts(head, body);
+            return Ok(PrefillEnd::Refused { server: backend, answer, hidden: false });
         }
-        match keep {
-            Some(limit) => leg.collect(limit).await.map(PrefillEnd::Answered),
-            None => leg.drain().await.map(|()| PrefillEnd::Answered(Bytes::new())),
-        }
+        let events = is_event_stream(&head.headers);
+        let (answer, hidden) = match keep {
+            Some(limit) => {
+                let answer = leg.collect(limit).await?;
+                let hidden = if events { refusal_in(answer.clone()) } else { None };
+                (answer, hidden)
+            }
+            None => (Bytes::new(), leg.drain(events).await?),
+        };
+        Ok(match hidden {
+            Some(hidden) => {
+                let answer = unhidden(head, hidden);
+                PrefillEnd::Refused { server: backend, answer, hidden: true }
+            }
+            None => PrefillEnd::Answered(answer),
+        })
     })
+}
+
+fn refusal_in(answer: Bytes) -> Option<Hidden> {
+    let mut events = Events::new(answer.len());
+    events.push(answer);
+    next_refusal(&mut events).ok().flatten()
 }

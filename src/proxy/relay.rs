@@ -22,6 +22,13 @@ pub(crate) struct Relay {
     /// What is left of the prefill leg.
     prefill: Option<PrefillRun>,
     time_limit: Option<TimeLimit>,
+    /// The body is a stream of events: an error can be told in it.
+    events: bool,
+    /// Something of decode's body is on its way to the client.
+    begun: bool,
+    /// What is on its way ends with a whole event.
+    at_event_end: bool,
+    failing: Option<Failing>,
 }
 
 /// Where the bytes come from.
@@ -40,33 +47,97 @@ enum Source {
     Ended,
 }
 
-/// When a body must be complete. The timer is made only if it has to wait at all.
-struct TimeLimit {
+/// How long a body may take, or may be silent. The timer is made only if it has to wait at all.
+pub(super) struct TimeLimit {
     deadline: Instant,
     /// What the error says.
     after: Duration,
+    /// How far apart the pieces of a stream may be. Its first one has until the deadline.
+    idle: Option<Duration>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
+impl TimeLimit {
+    /// The body must be complete, or with `idle` must have begun, at an instant.
+    pub(super) fn new(deadline: Instant, after: Duration, idle: Option<Duration>) -> Self {
+        Self { deadline, after, idle, timer: None }
+    }
+
+    /// A piece has come. The timer is not touched, which would cost more than the piece.
+    fn note_piece(&mut self) {
+        if let Some(idle) = self.idle {
+            self.deadline = Instant::now() + idle;
+            self.after = idle;
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let deadline = self.deadline;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        // The first piece of a stream brings the deadline forward, the others put it off.
+        if timer.deadline() > deadline {
+            timer.as_mut().reset(deadline);
+        }
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if timer.deadline() >= deadline {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(deadline);
+        }
+    }
+}
+
+/// The end of an answer that cannot be completed: an event that says why, if events are what the client reads,
+/// and then an error, upon which hyper cuts the connection off.
+struct Failing {
+    event: Option<Bytes>,
+    /// hyper writes out what it has when it is told to wait, but not when it is told of an error.
+    flushed: bool,
+    error: Option<Error>,
+}
+
+impl Failing {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        if let Some(event) = self.event.take() {
+            return Poll::Ready(Some(Ok(Frame::data(event))));
+        }
+        if !self.flushed {
+            self.flushed = true;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Poll::Ready(self.error.take().map(Err))
+    }
+}
+
 impl Relay {
-    /// Decode's body as it comes. With a time limit, it is cut off at the instant given.
-    pub(super) fn piped(
-        leg: Leg,
-        prefill: Option<PrefillRun>,
-        time_limit: Option<(Instant, Duration)>,
-    ) -> Self {
-        let time_limit = time_limit.map(|(deadline, after)| TimeLimit { deadline, after, timer: None });
-        Self { source: Source::Piped(leg), prefill, time_limit }
+    fn new(source: Source, prefill: Option<PrefillRun>, time_limit: Option<TimeLimit>) -> Self {
+        Self { source, prefill, time_limit, events: false, begun: false, at_event_end: true, failing: None }
+    }
+
+    /// Decode's body as it comes.
+    pub(super) fn piped(leg: Leg, prefill: Option<PrefillRun>, time_limit: TimeLimit) -> Self {
+        let begun = leg.has_begun();
+        let mut relay = Self::new(Source::Piped(leg), prefill, Some(time_limit));
+        relay.begun = begun;
+        relay
     }
 
     /// Decode's events, spliced one by one.
-    pub(super) fn spliced(leg: Leg, splicer: StreamSplicer) -> Self {
-        Self { source: Source::Spliced(Box::new((leg, splicer))), prefill: None, time_limit: None }
+    pub(super) fn spliced(leg: Leg, splicer: StreamSplicer, time_limit: TimeLimit) -> Self {
+        Self::new(Source::Spliced(Box::new((leg, splicer))), None, Some(time_limit))
     }
 
     /// Bytes that are all here.
     pub(super) fn whole(bytes: Bytes) -> Self {
-        Self { source: Source::Whole(bytes), prefill: None, time_limit: None }
+        Self::new(Source::Whole(bytes), None, None)
+    }
+
+    /// Whether the client reads events, so that an error can be told as one.
+    pub(super) fn with_events(mut self, events: bool) -> Self {
+        self.events = events;
+        self
     }
 
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
@@ -82,22 +153,46 @@ impl Relay {
         }
     }
 
-    /// Moves the prefill leg on. From decode's head on its outcome changes nothing for the client.
-    fn poll_prefill(&mut self, cx: &mut Context<'_>) {
-        let Some(prefill) = &mut self.prefill else { return };
-        if let Poll::Ready(end) = prefill.as_mut().poll(cx) {
-            self.prefill = None;
+    /// Moves the prefill leg on. Its failure is the request's as long as decode is silent; from decode's first byte
+    /// on it changes nothing for the client.
+    fn poll_prefill(&mut self, cx: &mut Context<'_>) -> Option<Error> {
+        let end = match self.prefill.as_mut()?.as_mut().poll(cx) {
+            Poll::Ready(end) => end,
+            Poll::Pending => return None,
+        };
+        self.prefill = None;
+        if self.begun {
             note_late_end(end);
+            return None;
+        }
+        let Source::Piped(_) = &self.source else { return None };
+        match end {
+            Ok(PrefillEnd::Answered(_)) => None,
+            Ok(PrefillEnd::Refused { server, answer, .. }) => {
+                Some(Error::upstream(&server, Cause::LateRefusal(answer.status().as_u16())))
+            }
+            Err(error) => Some(error),
         }
     }
 
     fn poll_time_limit(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
-        let (Some(limit), Source::Piped(leg)) = (&mut self.time_limit, &self.source) else {
-            return Poll::Pending;
+        let leg = match &self.source {
+            Source::Piped(leg) => leg,
+            Source::Spliced(spliced) => &spliced.0,
+            Source::Whole(_) | Source::Ended => return Poll::Pending,
         };
-        let deadline = limit.deadline;
-        ready!(limit.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline))).as_mut().poll(cx));
+        let Some(limit) = &mut self.time_limit else { return Poll::Pending };
+        ready!(limit.poll(cx));
         Poll::Ready(Error::upstream(leg.server().backend(), Cause::Timeout(limit.after)))
+    }
+
+    /// A piece of the body is on its way.
+    fn note_piece(&mut self, data: &[u8]) {
+        self.begun = true;
+        self.at_event_end = data.ends_with(b"\n\n") || data.ends_with(b"\r\n\r\n");
+        if let Some(limit) = &mut self.time_limit {
+            limit.note_piece();
+        }
     }
 
     /// Decode has ended cleanly: its connection goes back, and a prefill leg that still runs goes on by itself.
@@ -112,10 +207,15 @@ impl Relay {
         }
     }
 
-    /// Both connections are closed.
-    fn failed(&mut self) {
+    /// Both connections are closed, and the client is told why.
+    fn fail(&mut self, error: Error) {
+        warn!(code = error.code(), "in the middle of an answer: {error}");
         self.source = Source::Ended;
         self.prefill = None;
+        // An event that was cut off must not swallow the next.
+        let separator = if self.at_event_end { "" } else { "\n\n" };
+        let event = self.events.then(|| format!("{separator}data: {}\n\n", error.to_json()).into());
+        self.failing = Some(Failing { event, flushed: false, error: Some(error) });
     }
 }
 
@@ -160,7 +260,7 @@ const LATE_PREFILL_TIMEOUT: Duration = Duration::from_secs(300);
 fn note_late_end(end: Result<PrefillEnd, Error>) {
     match end {
         Ok(PrefillEnd::Answered(_)) => {}
-        Ok(PrefillEnd::Refused(answer)) => {
+        Ok(PrefillEnd::Refused { answer, .. }) => {
             warn!(status = answer.status().as_u16(), "prefill refused after decode had begun to answer");
         }
         Err(error) => warn!(code = error.code(), "after decode had begun to answer: {error}"),
@@ -175,25 +275,34 @@ impl Body for Relay {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        self.poll_prefill(cx);
-        let frame = match self.poll_source(cx) {
-            Poll::Ready(Some(Ok(data))) => Some(Ok(Frame::data(data))),
-            Poll::Ready(Some(Err(error))) => Some(Err(error)),
-            Poll::Ready(None) => None,
-            Poll::Pending => Some(Err(ready!(self.poll_time_limit(cx)))),
-        };
-        match &frame {
-            Some(Ok(_)) => {}
-            Some(Err(error)) => {
-                warn!(code = error.code(), "in the middle of an answer: {error}");
-                self.failed();
-            }
-            None => self.ended(),
+        if self.failing.is_none()
+            && let Some(error) = self.poll_prefill(cx)
+        {
+            self.fail(error);
         }
-        Poll::Ready(frame)
+        if let Some(failing) = &mut self.failing {
+            return failing.poll(cx);
+        }
+        let error = match self.poll_source(cx) {
+            Poll::Ready(Some(Ok(data))) => {
+                self.note_piece(&data);
+                return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
+            Poll::Ready(None) => {
+                self.ended();
+                return Poll::Ready(None);
+            }
+            Poll::Ready(Some(Err(error))) => error,
+            Poll::Pending => ready!(self.poll_time_limit(cx)),
+        };
+        self.fail(error);
+        self.failing.as_mut().expect("it has just failed").poll(cx)
     }
 
     fn is_end_stream(&self) -> bool {
+        if self.failing.is_some() {
+            return false;
+        }
         match &self.source {
             Source::Piped(leg) => leg.is_ended(),
             Source::Spliced(_) => false,
@@ -207,7 +316,7 @@ impl Body for Relay {
             Source::Piped(leg) => leg.size_hint(),
             Source::Spliced(_) => SizeHint::default(),
             Source::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Source::Ended => SizeHint::with_exact(0),
+            Source::Ended => SizeHint::default(),
         }
     }
 }

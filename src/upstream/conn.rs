@@ -15,19 +15,32 @@ use hyper::body::{Body, Frame, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 
+use super::socket::{Heard, Socket, Stream};
 use crate::wire::body::LegBody;
 
 pub(super) struct Conn {
     sender: SendRequest<LegBody>,
-    driver: http1::Connection<TokioIo<TcpStream>, LegBody>,
+    driver: http1::Connection<TokioIo<Socket>, LegBody>,
+    heard: Heard,
+    /// It has carried a request before.
+    used: bool,
+}
+
+/// Why a request has no answer.
+#[derive(Debug)]
+pub(crate) struct SendError {
+    pub(crate) cause: hyper::Error,
+    /// The connection had been idle, and it died without a byte: the server had closed it before the request
+    /// came, as servers do that bound their keep-alive.
+    pub(crate) unseen: bool,
 }
 
 impl Conn {
-    pub(super) async fn handshake(stream: TcpStream) -> hyper::Result<Self> {
-        let (sender, driver) = http1::Builder::new().handshake(TokioIo::new(stream)).await?;
-        Ok(Self { sender, driver })
+    pub(super) async fn handshake(stream: Stream) -> hyper::Result<Self> {
+        let (socket, heard) = Socket::new(stream);
+        let (sender, driver) = http1::Builder::new().handshake(TokioIo::new(socket)).await?;
+        Ok(Self { sender, driver, heard, used: false })
     }
 
     /// Whether an idle connection can take a request: the server has neither closed it nor sent anything since.
@@ -38,7 +51,14 @@ impl Conn {
     }
 
     /// Sends a request and waits for the head of its answer.
-    pub(super) async fn send(&mut self, request: Request<LegBody>) -> hyper::Result<Response<Incoming>> {
+    pub(super) async fn send(&mut self, request: Request<LegBody>) -> Result<Response<Incoming>, SendError> {
+        self.heard.reset();
+        let reused = std::mem::replace(&mut self.used, true);
+        let answer = self.exchange(request).await;
+        answer.map_err(|cause| SendError { cause, unseen: reused && !self.heard.anything() })
+    }
+
+    async fn exchange(&mut self, request: Request<LegBody>) -> hyper::Result<Response<Incoming>> {
         let mut answer = pin!(self.sender.send_request(request));
         let driver = &mut self.driver;
         std::future::poll_fn(|cx| {

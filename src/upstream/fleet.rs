@@ -36,6 +36,22 @@ impl Fleet {
         }
     }
 
+    /// Chooses two servers without the one that has just failed, where there is another of its role.
+    pub(crate) fn select_other_pair(&self, failed: Option<&Arc<Backend>>) -> ServerPair {
+        let others = |servers: &[Arc<Backend>]| -> Vec<Arc<Backend>> {
+            let is_other = |server: &&Arc<Backend>| failed.is_none_or(|failed| !Arc::ptr_eq(server, failed));
+            servers.iter().filter(is_other).cloned().collect()
+        };
+        let pick = |policy: &Arc<dyn Policy>, servers: &[Arc<Backend>]| {
+            let others = others(servers);
+            Arc::clone(policy.pick(&Choice::new(if others.is_empty() { servers } else { &others })))
+        };
+        ServerPair {
+            prefill: pick(&self.prefill_policy, &self.prefill),
+            decode: pick(&self.decode_policy, &self.decode),
+        }
+    }
+
     pub(crate) fn prefill(&self) -> &[Arc<Backend>] {
         &self.prefill
     }

@@ -11,10 +11,12 @@ mod dial;
 mod fleet;
 mod policy;
 mod pool;
+mod socket;
 
 pub(crate) use address::{Address, checked_host};
 pub use backend::{Backend, Role};
 pub(crate) use backend::{InFlight, PrefillSpec};
+pub(crate) use conn::SendError;
 pub(crate) use dial::{DialError, Dialer, SocketOptions};
 pub(crate) use fleet::Fleet;
 pub use fleet::ServerPair;

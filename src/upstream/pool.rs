@@ -14,8 +14,9 @@ use bytes::Bytes;
 use hyper::body::{Frame, Incoming};
 use hyper::{Request, Response};
 
-use super::conn::Conn;
+use super::conn::{Conn, SendError};
 use super::dial::DialError;
+use super::socket::Stream;
 use super::{Backend, Dialer, SocketOptions};
 use crate::wire::body::LegBody;
 
@@ -32,7 +33,14 @@ pub(crate) struct Pools {
     pools: Vec<Arc<Pool>>,
     dialer: Dialer,
     idle_timeout: Duration,
+    /// Takes the dialer's place.
+    #[cfg(any(test, fuzzing))]
+    memory: Option<Connector>,
 }
+
+/// Opens a connection within the process.
+#[cfg(any(test, fuzzing))]
+type Connector = Box<dyn Fn(&Backend) -> std::io::Result<tokio::io::DuplexStream> + Send + Sync>;
 
 impl Pools {
     pub(crate) fn new(servers: usize, options: &SocketOptions) -> Self {
@@ -41,7 +49,15 @@ impl Pools {
             pools: (0..servers).map(|_| pool()).collect(),
             dialer: Dialer::new(options),
             idle_timeout: options.idle_timeout,
+            #[cfg(any(test, fuzzing))]
+            memory: None,
         }
+    }
+
+    /// Pools whose connections `connector` opens.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn in_memory(servers: usize, options: &SocketOptions, connector: Connector) -> Self {
+        Self { memory: Some(connector), ..Self::new(servers, options) }
     }
 
     /// A connection to `backend`: a kept one if there is any, otherwise a new one.
@@ -53,9 +69,23 @@ impl Pools {
                 return Ok(Lease { conn, pool: Arc::clone(pool) });
             }
         }
-        let stream = self.dialer.dial(backend.address()).await.map_err(LeaseError::Dial)?;
+        self.lease_new(backend).await
+    }
+
+    /// A new connection to `backend`, for a request that a kept one has failed already.
+    pub(crate) async fn lease_new(&self, backend: &Backend) -> Result<Lease, LeaseError> {
+        let pool = &self.pools[backend.index];
+        let stream = self.open(backend).await.map_err(LeaseError::Dial)?;
         let conn = Conn::handshake(stream).await.map_err(LeaseError::Handshake)?;
         Ok(Lease { conn, pool: Arc::clone(pool) })
+    }
+
+    async fn open(&self, backend: &Backend) -> Result<Stream, DialError> {
+        #[cfg(any(test, fuzzing))]
+        if let Some(connect) = &self.memory {
+            return connect(backend).map(Stream::Memory).map_err(DialError::Io);
+        }
+        self.dialer.dial(backend.address()).await.map(Stream::Tcp)
     }
 
     /// Closes connections as they outlive the idle timeout. Runs as long as the worker does.
@@ -111,7 +141,7 @@ pub(crate) struct Lease {
 
 impl Lease {
     /// Sends a request and waits for the head of its answer.
-    pub(crate) async fn send(&mut self, request: Request<LegBody>) -> hyper::Result<Response<Incoming>> {
+    pub(crate) async fn send(&mut self, request: Request<LegBody>) -> Result<Response<Incoming>, SendError> {
         self.conn.send(request).await
     }
 

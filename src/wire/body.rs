@@ -30,8 +30,8 @@ impl ClientBody {
         self.pieces.push(piece);
     }
 
-    /// The body for both legs, which alone keeps the bytes from here on: everything but the cuts, with the fields in front of the closing brace.
-    pub(crate) fn with_fields(self, edit: &Edit, fields: &BootstrapFields, room: u64) -> LegBody {
+    /// The body for both legs: everything but the cuts, with the fields in front of the closing brace.
+    pub(crate) fn with_fields(&self, edit: &Edit, fields: &BootstrapFields, room: u64) -> LegBody {
         if self.length <= COPY_UP_TO {
             let mut joined = BytesMut::with_capacity(self.length + fields.max_len());
             self.before_close(edit, |piece, range| joined.put_slice(&piece[range]));

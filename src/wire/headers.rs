@@ -47,6 +47,11 @@ pub(crate) fn for_backend_json(headers: &mut HeaderMap) {
 
 /// Turns a server's headers into those for the client.
 pub(crate) fn for_client(headers: &mut HeaderMap) {
+    // The body was framed by its encoding, which ends here: a length beside it is not the body's (RFC 9112, section
+    // 6.3), and would cut it off.
+    if headers.contains_key(TRANSFER_ENCODING) {
+        headers.remove(CONTENT_LENGTH);
+    }
     remove_hop_by_hop(headers);
 }
 
@@ -55,6 +60,13 @@ pub(crate) fn unreadable_encoding(headers: &HeaderMap) -> Option<&HeaderValue> {
     let encoded =
         headers.get(CONTENT_ENCODING).filter(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"));
     encoded.or_else(|| headers.get(BODY_COMPRESSED))
+}
+
+/// Whether the body is a stream of server-sent events.
+pub(crate) fn is_event_stream(headers: &HeaderMap) -> bool {
+    const KIND: &[u8] = b"text/event-stream";
+    let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    kind.get(..KIND.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(KIND))
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
@@ -154,6 +166,15 @@ mod tests {
         answer.insert(CONTENT_LENGTH, HeaderValue::from_static("5"));
         for_client(&mut answer);
         assert_eq!(sorted(&answer), ["content-length", "date"]);
+    }
+
+    #[test]
+    fn a_length_beside_an_encoding_does_not_pass() {
+        for encoding in ["chunked", "unknown"] {
+            let mut answer = headers(&[("transfer-encoding", encoding), ("content-length", "5")]);
+            for_client(&mut answer);
+            assert!(answer.is_empty());
+        }
     }
 
     #[test]

@@ -5,5 +5,6 @@ pub(crate) mod bootstrap;
 pub(crate) mod headers;
 mod json;
 pub(crate) mod logprobs;
+pub(crate) mod refusal;
 pub(crate) mod shape;
-mod sse;
+pub(crate) mod sse;

@@ -118,6 +118,10 @@ impl Program {
         self.stdin.as_mut().expect("stdin is open").write_all(b"\n").expect("the program reads");
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("a child").is_none()
     }

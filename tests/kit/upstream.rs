@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -42,6 +44,14 @@ pub enum Step {
     Hang,
     /// Closes the connection.
     Close,
+    /// Resets the connection.
+    Reset,
+    /// Waits for some time.
+    Pause(Duration),
+    /// Writes chunks for as long as they are taken, and counts the bytes.
+    Flood(Arc<AtomicUsize>),
+    /// Closes the connection after some time, without looking at what comes in it.
+    CloseAfter(Duration),
 }
 
 /// Holds scripts until a test opens it.
@@ -101,6 +111,17 @@ impl Upstream {
 
     pub fn seen(&self) -> Vec<Seen> {
         self.state.seen.lock().unwrap().clone()
+    }
+
+    /// From now on connections are refused.
+    pub async fn stop_listening(&self) {
+        self.accepting.abort();
+        super::patiently("the listener's end", async {
+            while tokio::net::TcpStream::connect(self.address).await.is_ok() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
     }
 
     /// The only request so far.
@@ -188,6 +209,28 @@ async fn take(step: Step, stream: &mut TcpStream, buffer: &mut Vec<u8>) -> bool 
             false
         }
         Step::Close => false,
+        Step::Pause(pause) => {
+            tokio::time::sleep(pause).await;
+            true
+        }
+        Step::Flood(written) => {
+            let chunk = [b"10000\r\n", &[b'x'; 1 << 16][..], b"\r\n"].concat();
+            while let Ok(count) = stream.write(&chunk).await {
+                written.fetch_add(count, Ordering::SeqCst);
+                if count < chunk.len() && stream.write_all(&chunk[count..]).await.is_err() {
+                    break;
+                }
+            }
+            false
+        }
+        Step::CloseAfter(pause) => {
+            tokio::time::sleep(pause).await;
+            false
+        }
+        Step::Reset => {
+            SockRef::from(&*stream).set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
+            false
+        }
     }
 }
 

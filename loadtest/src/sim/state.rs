@@ -35,7 +35,7 @@ pub struct Stats {
     pub connections_open: u64,
     /// Generations that have not ended.
     pub in_flight: u64,
-    /// Generations that ended with all their tokens.
+    /// Generations that came to an answer, also one that was cut short by an abort after its first token.
     pub completed: u64,
     /// Requests that would have killed a real server: lists on a single prompt, a room used twice at once.
     pub crashes: u64,

@@ -1,0 +1,204 @@
+//! What a client connection is doing, as its socket and its requests see it.
+//!
+//! hyper does not say whether a connection is idle or in the middle of a head.
+//! [`Watched`] and [`Busy`] note it in flags; the clock is read elsewhere, and not
+//! more than once a request.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body_util::{Either, Full};
+use hyper::body::{Body, Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::error::Error;
+use crate::proxy::Relay;
+
+/// One connection's flags. All of them are set and read by its own task; they are atomic only because tasks must
+/// be `Send`.
+#[derive(Default)]
+pub(super) struct Activity {
+    /// A request is under way, from the end of its head to the end of its answer.
+    busy: AtomicBool,
+    /// Bytes have come that belong to a head whose end has not.
+    in_head: AtomicBool,
+    /// Something happened that the wait for a head is counted from.
+    touched: AtomicBool,
+    /// The client has not taken all that was written.
+    blocked: AtomicBool,
+    /// An answer was given before its request was read to the end.
+    cut_short: AtomicBool,
+}
+
+/// What a connection without a request waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Waiting {
+    ForHead,
+    ForRestOfHead,
+}
+
+impl Activity {
+    /// `None` while a request is under way.
+    pub(super) fn waiting(&self) -> Option<Waiting> {
+        if self.busy.load(Relaxed) {
+            return None;
+        }
+        Some(if self.in_head.load(Relaxed) { Waiting::ForRestOfHead } else { Waiting::ForHead })
+    }
+
+    /// Whether the wait has begun anew since this was last asked.
+    pub(super) fn take_touched(&self) -> bool {
+        let touched = self.touched.load(Relaxed);
+        self.touched.store(false, Relaxed);
+        touched
+    }
+
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked.load(Relaxed)
+    }
+
+    pub(super) fn cut_short(&self) {
+        self.cut_short.store(true, Relaxed);
+    }
+
+    pub(super) fn is_cut_short(&self) -> bool {
+        self.cut_short.load(Relaxed)
+    }
+
+    /// While a request is under way, hyper reads on after the request's end unless it still has bytes; so whether
+    /// the last read brought any says whether a part of the next head is there.
+    fn read(&self, bytes: &[u8]) {
+        if self.busy.load(Relaxed) {
+            self.in_head.store(!bytes.is_empty(), Relaxed);
+        } else if !self.in_head.load(Relaxed) && bytes.iter().any(|byte| !b"\r\n".contains(byte)) {
+            self.in_head.store(true, Relaxed);
+            self.touched.store(true, Relaxed);
+        }
+    }
+
+    fn wrote(&self, blocked: bool) {
+        self.blocked.store(blocked, Relaxed);
+        // Every answer's end is written after the request's beginning was seen, and mostly after its body is dropped.
+        self.touched.store(true, Relaxed);
+    }
+}
+
+/// A request under way, until this is dropped.
+pub(super) struct Busy(Arc<Activity>);
+
+impl Busy {
+    pub(super) fn begin(activity: &Arc<Activity>) -> Self {
+        activity.busy.store(true, Relaxed);
+        Self(Arc::clone(activity))
+    }
+
+    pub(super) fn activity(&self) -> &Activity {
+        &self.0
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.busy.store(false, Relaxed);
+    }
+}
+
+/// The body of an answer: relayed from a server, or the router's own. The request is under way until it is dropped.
+pub(super) struct AnswerBody {
+    body: Either<Relay, Full<Bytes>>,
+    _busy: Busy,
+}
+
+impl AnswerBody {
+    pub(super) fn new(body: Either<Relay, Full<Bytes>>, busy: Busy) -> Self {
+        Self { body, _busy: busy }
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        match &mut self.body {
+            Either::Left(relay) => Pin::new(relay).poll_frame(cx),
+            Either::Right(own) => Pin::new(own).poll_frame(cx).map_err(|never| match never {}),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A client's socket that notes what goes through it.
+pub(super) struct Watched {
+    socket: TcpStream,
+    activity: Arc<Activity>,
+}
+
+impl Watched {
+    pub(super) fn new(socket: TcpStream, activity: Arc<Activity>) -> Self {
+        Self { socket, activity }
+    }
+
+    pub(super) fn into_socket(self) -> TcpStream {
+        self.socket
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.socket).poll_read(cx, buffer);
+        self.activity.read(&buffer.filled()[before..]);
+        polled
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.socket).poll_write(cx, bytes);
+        self.activity.wrote(polled.is_pending());
+        polled
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.socket).poll_write_vectored(cx, slices);
+        self.activity.wrote(polled.is_pending());
+        polled
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    /// Nothing: how a connection is closed is decided when hyper is done with it.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,179 @@
+//! One client connection: how long it may wait, and how it is closed.
+//!
+//! hyper reads heads and writes answers. Its own head timeout cannot tell an idle
+//! connection from a slow head, so both are timed here, with one timer a connection
+//! that is set again only when it has gone off, or goes off too late.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::Shutdown;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use socket2::SockRef;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{Instant, Sleep, sleep};
+use tracing::debug;
+
+use super::activity::{Activity, AnswerBody, Busy, Waiting, Watched};
+use super::service::Service;
+use crate::error::Error;
+
+/// Longest head of a request; a longer one gets a 431. hyper bounds its headers to 100 by itself; said here, they
+/// would cost an allocation a request.
+const MAX_HEAD_SIZE: usize = 64 << 10;
+/// How long the rest of a request that was refused is read and thrown away. Closing a socket with unread bytes
+/// resets the connection, and the client may lose the answer.
+const LINGER: Duration = Duration::from_secs(1);
+/// Bytes that are thrown away at a time.
+const DISCARDED_AT_ONCE: usize = 4 << 10;
+
+/// How long a connection may wait for a request.
+#[derive(Clone, Copy)]
+pub(super) struct Patience {
+    /// From the first byte of a head to its last.
+    pub(super) head: Duration,
+    /// From an answer's last byte to the next head's first.
+    pub(super) idle: Duration,
+}
+
+/// How a connection ended.
+enum End {
+    Idle,
+    SlowHead,
+    /// By hyper's word: the client left, asked to close, or was refused.
+    Done(hyper::Result<()>),
+}
+
+/// Serves a connection to its end. It ends after the request under way when `closing` changes.
+pub(super) async fn serve(
+    socket: TcpStream,
+    service: Arc<Service>,
+    patience: Patience,
+    mut closing: watch::Receiver<()>,
+) {
+    let activity = Arc::new(Activity::default());
+    let answer = {
+        let activity = Arc::clone(&activity);
+        move |request: Request<Incoming>| {
+            let (service, busy) = (Arc::clone(&service), Busy::begin(&activity));
+            async move {
+                let answer = service.answer(request, busy.activity()).await;
+                Ok::<_, Infallible>(answer.map(|body| AnswerBody::new(body, busy)))
+            }
+        }
+    };
+    let io = TokioIo::new(Watched::new(socket, Arc::clone(&activity)));
+    let mut builder = http1::Builder::new();
+    builder.header_read_timeout(None).max_header_size(MAX_HEAD_SIZE);
+    let mut connection = builder.serve_connection(io, service_fn(answer));
+
+    let mut closed = pin!(closing.changed());
+    let mut is_closing = false;
+    let mut wait = Wait { activity: &activity, patience, since: Instant::now() };
+    let mut timer = pin!(sleep(patience.idle));
+    let end = std::future::poll_fn(|cx| {
+        if !is_closing && closed.as_mut().poll(cx).is_ready() {
+            is_closing = true;
+            Pin::new(&mut connection).graceful_shutdown();
+        }
+        match Pin::new(&mut connection).poll(cx) {
+            Poll::Ready(done) => Poll::Ready(End::Done(done)),
+            Poll::Pending => wait.poll(timer.as_mut(), cx),
+        }
+    });
+    let end = end.await;
+    let socket = connection.into_parts().io.into_inner().into_socket();
+    close(socket, end, &activity, patience).await;
+}
+
+/// The wait for a head, or for the rest of it.
+struct Wait<'a> {
+    activity: &'a Activity,
+    patience: Patience,
+    since: Instant,
+}
+
+impl Wait<'_> {
+    /// Ends when the wait has taken too long. To be called whenever something may have happened.
+    fn poll(&mut self, mut timer: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<End> {
+        let Some(waiting) = self.activity.waiting() else { return Poll::Pending };
+        if self.activity.take_touched() {
+            self.since = Instant::now();
+        }
+        let (limit, end) = match waiting {
+            Waiting::ForHead => (self.patience.idle, End::Idle),
+            Waiting::ForRestOfHead => (self.patience.head, End::SlowHead),
+        };
+        let deadline = self.since + limit;
+        if timer.deadline() > deadline {
+            timer.as_mut().reset(deadline);
+        }
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if timer.deadline() >= deadline {
+                return Poll::Ready(end);
+            }
+            timer.as_mut().reset(deadline);
+        }
+    }
+}
+
+/// Closes a connection, with a last word where hyper had none.
+async fn close(socket: TcpStream, end: End, activity: &Activity, patience: Patience) {
+    let error = match end {
+        End::Idle => return debug!("a client connection was idle for {:?}", patience.idle),
+        End::SlowHead => {
+            let what = "the rest of the request's head";
+            Some(Error::RequestTimeout { what, after: patience.head })
+        }
+        End::Done(Ok(())) if activity.is_cut_short() => None,
+        End::Done(Err(error)) if error.is_parse_version_h2() => {
+            Some(Error::BadRequest("HTTP/2 is not spoken here"))
+        }
+        End::Done(Err(error)) if error.is_parse() => None,
+        End::Done(Ok(())) => return,
+        End::Done(Err(error)) => return debug!("a client connection ended: {error}"),
+    };
+    // In the middle of an unread answer it would be taken for a part of it.
+    if let Some(error) = error.filter(|_| !activity.is_blocked()) {
+        debug!(code = error.code(), "{error}");
+        // Nothing is queued, so the kernel takes it all; if not, the client does not read.
+        let _ = socket.try_write(raw(&error).as_bytes());
+    }
+    linger(&socket).await;
+}
+
+/// An error as it goes over the wire.
+fn raw(error: &Error) -> String {
+    let (status, body) = (error.status(), error.to_json());
+    format!(
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len(),
+    )
+}
+
+/// Says that nothing more will come, and reads until the client has understood.
+async fn linger(socket: &TcpStream) {
+    if SockRef::from(socket).shutdown(Shutdown::Write).is_err() {
+        return;
+    }
+    let read_out = async { while socket.readable().await.is_ok() && discard(socket) {} };
+    let _ = tokio::time::timeout(LINGER, read_out).await;
+}
+
+/// Throws away what has come. Returns whether more may come.
+fn discard(socket: &TcpStream) -> bool {
+    match socket.try_read(&mut [0; DISCARDED_AT_ONCE]) {
+        Ok(count) => count > 0,
+        Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+    }
+}

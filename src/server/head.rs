@@ -1,0 +1,51 @@
+//! What must be refused in a request's head although hyper takes it (RFC 9112).
+//!
+//! A head that two programs could read in two ways is never guessed at. hyper
+//! itself refuses what its parser does not take, with an answer without a body.
+
+use hyper::header::{HOST, HeaderMap, HeaderValue, TRANSFER_ENCODING};
+use hyper::{Request, Uri, Version};
+
+/// Says what is wrong with a head, if anything is.
+pub(super) fn check<B>(request: &Request<B>) -> Result<(), &'static str> {
+    check_host(request.version(), request.headers())?;
+    check_coding(request.headers())?;
+    check_target(request.uri())
+}
+
+/// RFC 9112 3.2: one `Host` in HTTP/1.1, one or none in HTTP/1.0.
+fn check_host(version: Version, headers: &HeaderMap) -> Result<(), &'static str> {
+    let mut hosts = headers.get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) if version == Version::HTTP_10 => Ok(()),
+        (None, _) => Err("there is no Host header"),
+        (Some(_), Some(_)) => Err("there is more than one Host header"),
+        (Some(host), None) if is_host(host) => Ok(()),
+        (Some(_), None) => Err("the Host header is not a host"),
+    }
+}
+
+/// Whether all characters may be part of a host and a port (RFC 3986 3.2.2). It may be empty.
+fn is_host(value: &HeaderValue) -> bool {
+    let may_be_part = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte);
+    value.as_bytes().iter().all(may_be_part)
+}
+
+/// Only `chunked`, once: whoever came before may have understood another coding, or two, in another way.
+fn check_coding(headers: &HeaderMap) -> Result<(), &'static str> {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => Ok(()),
+        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
+        _ => Err("the only Transfer-Encoding that is understood is chunked, once"),
+    }
+}
+
+/// A path, or a whole URL (RFC 9112 3.2.1 and 3.2.2). The other two forms are for proxies and for `OPTIONS`.
+fn check_target(target: &Uri) -> Result<(), &'static str> {
+    let is_known = match target.scheme_str() {
+        None => target.authority().is_none() && target.path().starts_with('/'),
+        Some(scheme) => ["http", "https"].contains(&scheme),
+    };
+    if is_known { Ok(()) } else { Err("the request target is not a path") }
+}

@@ -1,0 +1,130 @@
+//! Answers requests: refuses bad heads, finds the route, and survives a panic.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{Either, Full};
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue};
+use hyper::{Method, Request, Response};
+use tracing::{debug, error, warn};
+
+use super::activity::Activity;
+use super::head;
+use crate::config::Options;
+use crate::control::{Control, Endpoint, allows};
+use crate::error::Error;
+use crate::proxy::{Limits, Proxy, Relay, discard};
+use crate::upstream::{Fleet, Pools};
+use crate::wire::shape::Dialect;
+
+/// What a worker answers requests with.
+pub(super) struct Service {
+    proxy: Proxy,
+    control: Control,
+    /// Swept by the worker.
+    pub(super) pools: Arc<Pools>,
+    body_idle_timeout: Duration,
+}
+
+/// An answer: relayed from a server, or the router's own.
+pub(super) type Answer = Response<Either<Relay, Full<Bytes>>>;
+
+/// Where a request goes.
+enum Route {
+    Proxy(Dialect),
+    Control(Endpoint),
+}
+
+impl Service {
+    pub(super) fn new(fleet: &Arc<Fleet>, options: &Options) -> Self {
+        let pools = Arc::new(Pools::new(fleet.all().count(), &options.sockets));
+        let limits = Limits {
+            max_payload_size: options.max_payload_size,
+            max_merge_size: options.max_merge_size,
+            request_timeout: options.request_timeout,
+            stream_idle_timeout: options.stream_idle_timeout,
+            max_retries: options.max_retries,
+            body_idle_timeout: options.request_body_idle_timeout,
+        };
+        Self {
+            proxy: Proxy::new(Arc::clone(fleet), Arc::clone(&pools), limits),
+            control: Control::new(Arc::clone(fleet), Arc::clone(&pools), options.request_timeout),
+            pools,
+            body_idle_timeout: options.request_body_idle_timeout,
+        }
+    }
+
+    /// Answers a request, whatever happens to it.
+    pub(super) async fn answer(&self, request: Request<Incoming>, activity: &Activity) -> Answer {
+        let outcome = match head::check(&request) {
+            Ok(()) => unless_it_panics(self.answer_checked(request)).await,
+            Err(what) => Err(Error::BadRequest(what)),
+        };
+        let answer = outcome.unwrap_or_else(|error| own(&error));
+        // Servers' own are not passed on, so this one says that something of the request is unread.
+        if answer.headers().contains_key(CONNECTION) {
+            activity.cut_short();
+        }
+        answer
+    }
+
+    async fn answer_checked(&self, request: Request<Incoming>) -> Result<Answer, Error> {
+        let routed = route(request.method(), request.uri().path());
+        if let Ok(Route::Proxy(dialect)) = routed {
+            return Ok(self.proxy.handle(dialect, request).await?.map(Either::Left));
+        }
+        let (head, body) = request.into_parts();
+        let drained = discard(body, self.body_idle_timeout).await?;
+        let outcome = match routed {
+            Ok(Route::Control(endpoint)) => self.control.handle(endpoint, head).await,
+            Ok(Route::Proxy(_)) => unreachable!("handled above"),
+            Err(error) => Err(error),
+        };
+        let mut answer = outcome.map_or_else(|error| own(&error), |reply| reply.map(Either::Right));
+        if !drained {
+            // What is left of the body would be taken for the next request.
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        Ok(answer)
+    }
+}
+
+/// A panic ends the request that it happens in, and nothing else of the worker's.
+async fn unless_it_panics(answering: impl Future<Output = Result<Answer, Error>>) -> Result<Answer, Error> {
+    let mut answering = pin!(answering);
+    std::future::poll_fn(|cx| {
+        // Nothing of it is used again: it is dropped, and the connection is closed.
+        let polled = catch_unwind(AssertUnwindSafe(|| answering.as_mut().poll(cx)));
+        polled.unwrap_or(Poll::Ready(Err(Error::Internal)))
+    })
+    .await
+}
+
+/// The router's own answer to an error.
+fn own(error: &Error) -> Answer {
+    match error {
+        // What the panic said may hold a client's bytes.
+        Error::Internal => error!(code = error.code(), "{error}"),
+        Error::Upstream { .. } => warn!(code = error.code(), "{error}"),
+        _ => debug!(code = error.code(), "{error}"),
+    }
+    error.to_reply().map(Either::Right)
+}
+
+fn route(method: &Method, path: &str) -> Result<Route, Error> {
+    let (route, allow) = match path {
+        "/generate" => (Route::Proxy(Dialect::Generate), "POST, PUT"),
+        "/v1/chat/completions" => (Route::Proxy(Dialect::Chat), "POST"),
+        "/v1/completions" => (Route::Proxy(Dialect::Completions), "POST"),
+        _ => {
+            let endpoint = Endpoint::at(path).ok_or(Error::NotFound)?;
+            (Route::Control(endpoint), endpoint.allow())
+        }
+    };
+    if allows(allow, method) { Ok(route) } else { Err(Error::MethodNotAllowed { allow }) }
+}

@@ -1,0 +1,123 @@
+//! Worker threads: which one gets a socket, and how they end.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::warn;
+
+use super::connection::{self, Patience};
+use super::service::Service;
+use crate::config::Options;
+use crate::upstream::Fleet;
+
+/// Accepted sockets that wait for one worker.
+const MAX_HANDED_OVER: usize = 1_024;
+
+/// The worker threads, as the acceptor sees them.
+pub(super) struct Workers {
+    workers: Vec<Worker>,
+    /// Workers end at once when this is dropped.
+    _alive: watch::Sender<()>,
+}
+
+struct Worker {
+    sockets: mpsc::Sender<std::net::TcpStream>,
+    /// Connections that the worker has.
+    connections: Arc<AtomicUsize>,
+    ended: oneshot::Receiver<()>,
+}
+
+impl Workers {
+    pub(super) fn spawn(fleet: &Arc<Fleet>, options: &Options) -> io::Result<Self> {
+        let (alive_sender, alive) = watch::channel(());
+        let worker = |number| {
+            let (sockets, handed_over) = mpsc::channel(MAX_HANDED_OVER);
+            let (ends, ended) = oneshot::channel();
+            let connections = Arc::new(AtomicUsize::new(0));
+            let service = Arc::new(Service::new(fleet, options));
+            let patience = Patience { head: options.request_head_timeout, idle: options.client_idle_timeout };
+            let grace_period = options.shutdown_grace_period;
+            let (mut alive, counted) = (alive.clone(), Arc::clone(&connections));
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+                runtime.block_on(async {
+                    tokio::select! {
+                        () = work(service, handed_over, counted, patience, grace_period) => {}
+                        _ = alive.changed() => {}
+                    }
+                });
+                // Whatever runs still is dropped with the runtime, before anyone is told.
+                drop(runtime);
+                let _ = ends.send(());
+            })?;
+            Ok(Worker { sockets, connections, ended })
+        };
+        let workers = (0..options.worker_threads).map(worker).collect::<io::Result<_>>()?;
+        Ok(Self { workers, _alive: alive_sender })
+    }
+
+    /// Gives a socket to the worker that has the fewest connections.
+    pub(super) async fn hand_over(&self, socket: std::net::TcpStream) {
+        let count = |worker: &&Worker| worker.connections.load(Ordering::Relaxed);
+        let worker = self.workers.iter().min_by_key(count).expect("there is at least one worker");
+        worker.connections.fetch_add(1, Ordering::Relaxed);
+        if worker.sockets.send(socket).await.is_err() {
+            warn!("a worker has ended; its connection is closed");
+        }
+    }
+
+    /// Waits until every worker has finished its requests or has run out of time.
+    pub(super) async fn finish(self) {
+        let Self { workers, _alive } = self;
+        for worker in workers {
+            drop(worker.sockets);
+            let _ = worker.ended.await;
+        }
+    }
+}
+
+/// A worker's life: serves sockets as they are handed over, then waits for the open requests.
+async fn work(
+    service: Arc<Service>,
+    mut sockets: mpsc::Receiver<std::net::TcpStream>,
+    connections: Arc<AtomicUsize>,
+    patience: Patience,
+    grace_period: Duration,
+) {
+    // Closed when the last connection has dropped its receiver.
+    let (close, closing) = watch::channel(());
+    let sweeping = Arc::clone(&service);
+    tokio::spawn(async move { sweeping.pools.sweep().await });
+    while let Some(socket) = sockets.recv().await {
+        let counted = Counted(Arc::clone(&connections));
+        match TcpStream::from_std(socket) {
+            Ok(socket) => {
+                let served = connection::serve(socket, Arc::clone(&service), patience, closing.clone());
+                tokio::spawn(async move {
+                    served.await;
+                    drop(counted);
+                });
+            }
+            Err(error) => warn!("a socket could not be served: {error}"),
+        }
+    }
+    drop(closing);
+    close.send_replace(());
+    if tokio::time::timeout(grace_period, close.closed()).await.is_err() {
+        warn!("the grace period is over; open requests are cut off");
+    }
+}
+
+/// A connection that counts for its worker until it is dropped.
+struct Counted(Arc<AtomicUsize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
