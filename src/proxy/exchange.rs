@@ -1,7 +1,7 @@
 //! One client request, two legs: sends both at once and decides when and with
 //! what the answer starts.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Poll, ready};
 use std::time::Duration;
@@ -106,7 +106,8 @@ impl Proxy {
         let prefill =
             run_prefill(Arc::clone(&self.pools), enter(pair.prefill()), to_prefill, connection, keep);
         let mut prefill = Prefill::Running(prefill);
-        let decode = Leg::start(&self.pools, enter(pair.decode()), to_decode, connection);
+        // Pinned here: handed on by value, it would be copied at every step on the way to where it is polled.
+        let decode = pin!(Leg::start(&self.pools, enter(pair.decode()), to_decode, connection));
         let (head, leg) = match self.before(deadline, pair.decode(), prefill.unless_it_fails(decode)).await? {
             First::Decode(begun) => begun,
             First::Refused(answer) => return Ok(refusal(answer)),
@@ -229,7 +230,7 @@ impl Prefill {
         &mut self,
         decode: impl Future<Output = Result<T, Error>>,
     ) -> Result<First<T>, Error> {
-        let mut decode = std::pin::pin!(decode);
+        let mut decode = pin!(decode);
         std::future::poll_fn(|cx| {
             // Prefill first: when it has failed, decode's silence means nothing.
             if let Self::Running(run) = self

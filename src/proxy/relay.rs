@@ -32,10 +32,6 @@ pub(crate) struct Relay {
 }
 
 /// Where the bytes come from.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "the large variant is the usual one, and a box is an allocation"
-)]
 enum Source {
     /// Decode's body as it is.
     Piped(Leg),

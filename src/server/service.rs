@@ -1,7 +1,7 @@
 //! Answers requests: refuses bad heads, finds the route, and survives a panic.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -62,7 +62,7 @@ impl Service {
     /// Answers a request, whatever happens to it.
     pub(super) async fn answer(&self, request: Request<Incoming>, activity: &Activity) -> Answer {
         let outcome = match head::check(&request) {
-            Ok(()) => unless_it_panics(self.answer_checked(request)).await,
+            Ok(()) => unless_it_panics(pin!(self.answer_checked(request))).await,
             Err(what) => Err(Error::BadRequest(what)),
         };
         let answer = outcome.unwrap_or_else(|error| own(&error));
@@ -95,8 +95,9 @@ impl Service {
 }
 
 /// A panic ends the request that it happens in, and nothing else of the worker's.
-async fn unless_it_panics(answering: impl Future<Output = Result<Answer, Error>>) -> Result<Answer, Error> {
-    let mut answering = pin!(answering);
+async fn unless_it_panics(
+    mut answering: Pin<&mut impl Future<Output = Result<Answer, Error>>>,
+) -> Result<Answer, Error> {
     std::future::poll_fn(|cx| {
         // Nothing of it is used again: it is dropped, and the connection is closed.
         let polled = catch_unwind(AssertUnwindSafe(|| answering.as_mut().poll(cx)));

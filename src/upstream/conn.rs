@@ -37,10 +37,12 @@ pub(crate) struct SendError {
 }
 
 impl Conn {
-    pub(super) async fn handshake(stream: Stream) -> hyper::Result<Self> {
+    /// Boxed, once a connection: what it consists of is large, and leases are moved from hand to hand several times a
+    /// request (copying them was a quarter of a small request's instructions).
+    pub(super) async fn handshake(stream: Stream) -> hyper::Result<Box<Self>> {
         let (socket, heard) = Socket::new(stream);
         let (sender, driver) = http1::Builder::new().handshake(TokioIo::new(socket)).await?;
-        Ok(Self { sender, driver, heard, used: false })
+        Ok(Box::new(Self { sender, driver, heard, used: false }))
     }
 
     /// Whether an idle connection can take a request: the server has neither closed it nor sent anything since.

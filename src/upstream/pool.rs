@@ -117,7 +117,7 @@ struct Pool {
 }
 
 struct Idle {
-    conn: Conn,
+    conn: Box<Conn>,
     since: Instant,
 }
 
@@ -135,7 +135,7 @@ impl Pool {
 
 /// A connection that one request holds.
 pub(crate) struct Lease {
-    conn: Conn,
+    conn: Box<Conn>,
     pool: Arc<Pool>,
 }
 
