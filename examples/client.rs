@@ -8,6 +8,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use loadtest::sim::{SimConfig, SimPair};
 use mini_lb::{MiniLbConfig, MiniLoadBalancer};
 use serde_json::{Value, json};
@@ -106,7 +108,8 @@ async fn call_all_of_our_own() -> Result<()> {
     let quick = |config: SimConfig| SimConfig { time_scale: 0.1, ..config };
     let servers = SimPair::start(quick(SimConfig::prefill()), quick(SimConfig::decode())).await?;
     let prefill = vec![(servers.prefill.url(), servers.prefill.bootstrap_port())];
-    let config = MiniLbConfig::new("127.0.0.1", 30_000, prefill, vec![servers.decode.url()], 60);
+    let config = MiniLbConfig::new("127.0.0.1", 30_000, prefill, vec![servers.decode.url()], 60)
+        .shutdown_lame_duck(Duration::ZERO);
     let router = MiniLoadBalancer::new(config)?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("http://{}", listener.local_addr()?);

@@ -77,6 +77,8 @@ fn config(prefill: &[Sim], decode: &[Sim]) -> MiniLbConfig {
     .connect_timeout(Duration::from_secs(2))
     .backend_idle_timeout(Duration::from_secs(3))
     .max_idle_per_backend(64)
+    .health_check_interval(Duration::from_secs(2))
+    .shutdown_lame_duck(Duration::ZERO)
     .shutdown_grace_period(Duration::from_secs(10))
 }
 
@@ -103,7 +105,9 @@ async fn main() -> Result<()> {
 
     for (role, servers) in [("prefill", &prefill[..]), ("decode", &decode[..])] {
         for server in servers {
-            println!("{role:<8} {} got {:>2} requests", server.url(), server.stats().requests);
+            // Not the router's probes.
+            let requests = server.seen().iter().filter(|seen| seen.room.is_some()).count();
+            println!("{role:<8} {} got {requests:>2} requests", server.url());
         }
     }
 

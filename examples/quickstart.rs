@@ -46,6 +46,8 @@ async fn main() -> Result<()> {
         vec![servers.decode.url()],
         1_800,
     )
+    // Nobody asks this router whether it is ready.
+    .shutdown_lame_duck(Duration::ZERO)
     .shutdown_grace_period(Duration::from_secs(5));
     let router = MiniLoadBalancer::new(config)?;
 
@@ -103,7 +105,8 @@ async fn chat(url: &str) -> Result<()> {
 
 /// Prints what a server got: the client's bytes, and the three fields by which the two servers find each other.
 fn show_leg(role: &str, server: &Sim) -> Result<()> {
-    let seen = server.seen().pop().ok_or("the server got no request")?;
+    let seen = server.seen().into_iter().find(|seen| seen.path_and_query == PATH);
+    let seen = seen.ok_or("the server got no request")?;
     println!("{role:<8} {} {}", seen.method, seen.path_and_query);
     let fields: Value = serde_json::from_slice(&seen.body)?;
     let mut expected = CHAT.trim_end_matches('}').to_owned();

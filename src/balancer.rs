@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{ConfigError, MiniLbConfig, Options, Settings};
 use crate::server;
-use crate::upstream::{Fleet, ServerPair};
+use crate::upstream::{Backend, Fleet, ServerPair};
 
 /// A router in front of prefill and decode servers.
 pub struct MiniLoadBalancer {
@@ -28,12 +28,12 @@ impl MiniLoadBalancer {
     pub fn new(config: MiniLbConfig) -> Result<Self, ConfigError> {
         let Settings { host, port, prefill, decode, options } = config.settle()?;
         let policies = (Arc::clone(&options.prefill_policy), Arc::clone(&options.decode_policy));
-        let fleet = Arc::new(Fleet::new(prefill, decode, policies.0, policies.1));
+        let fleet = Arc::new(Fleet::new(prefill, decode, policies.0, policies.1, &options.health));
         Ok(Self { host, port, fleet, options })
     }
 
-    /// Listens on the configured address and serves until the process is told to end by SIGINT or SIGTERM; then
-    /// open requests have the grace period to finish. A second signal ends it at once.
+    /// Listens on the configured address and [serves](Self::serve) until the process is told to end by SIGINT or
+    /// SIGTERM. A second signal ends it at once.
     ///
     /// # Errors
     ///
@@ -62,7 +62,8 @@ impl MiniLoadBalancer {
         })
     }
 
-    /// Serves clients of `listener` until `shutdown` ends; then open requests have the grace period to finish.
+    /// Serves clients of `listener` until `shutdown` ends. From then on `/ready` says 503; after the lame-duck time no
+    /// connection is taken, and open requests have the grace period to finish.
     /// Dropping the future cuts everything off.
     ///
     /// # Errors
@@ -74,6 +75,11 @@ impl MiniLoadBalancer {
         shutdown: impl Future<Output = ()> + Send,
     ) -> io::Result<()> {
         server::serve(listener, Arc::clone(&self.fleet), self.options.clone(), shutdown).await
+    }
+
+    /// Every server, prefill first: its health, and how requests end on it.
+    pub fn servers(&self) -> impl Iterator<Item = &Arc<Backend>> {
+        self.fleet.all()
     }
 
     /// Chooses two servers, as for a request.

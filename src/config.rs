@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::upstream::{Address, Policy, PrefillSpec, Random, SocketOptions, checked_host};
+use crate::upstream::{Address, HealthOptions, Policy, PrefillSpec, Random, SocketOptions, checked_host};
 
 /// Largest request body by default: 512 MiB, as in `sglang_router`.
 pub const DEFAULT_MAX_PAYLOAD_SIZE: usize = 512 << 20;
@@ -22,6 +22,9 @@ pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(1_800);
 pub const DEFAULT_STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 /// How often a request is sent again by default that no server can have seen.
 pub const DEFAULT_MAX_RETRIES: u32 = 1;
+/// How long a router that is told to end goes on as before by default, so that whoever sends requests to it can
+/// notice.
+pub const DEFAULT_SHUTDOWN_LAME_DUCK: Duration = Duration::from_secs(3);
 /// How long open requests may go on after a shutdown began by default, as in `sglang_router`.
 pub const DEFAULT_SHUTDOWN_GRACE_PERIOD: Duration = Duration::from_secs(180);
 /// How long a client may take to send a request's head by default.
@@ -37,6 +40,14 @@ pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub const DEFAULT_BACKEND_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Idle connections kept for one server in each worker by default.
 pub const DEFAULT_MAX_IDLE_PER_BACKEND: usize = 512;
+/// From one probe of a healthy server to the next by default.
+pub const DEFAULT_HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// How long a server may take to answer a probe by default, as in `sglang_router`.
+pub const DEFAULT_HEALTH_CHECK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Failures in a row that make a server unhealthy by default, as in `sglang_router`.
+pub const DEFAULT_HEALTH_FAILURE_THRESHOLD: u32 = 3;
+/// Successes in a row that make it healthy again by default, as in `sglang_router`.
+pub const DEFAULT_HEALTH_SUCCESS_THRESHOLD: u32 = 2;
 
 /// 136 years: what a longer timeout is taken for, so that no deadline overflows the clock.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(u32::MAX as u64);
@@ -77,10 +88,14 @@ pub(crate) struct Options {
     pub(crate) request_timeout: Duration,
     pub(crate) stream_idle_timeout: Duration,
     pub(crate) max_retries: u32,
+    /// Statuses, of which [`Settings`] has only what can be one.
+    pub(crate) retry_on: Vec<u16>,
     pub(crate) request_head_timeout: Duration,
     pub(crate) request_body_idle_timeout: Duration,
     pub(crate) client_idle_timeout: Duration,
+    pub(crate) shutdown_lame_duck: Duration,
     pub(crate) shutdown_grace_period: Duration,
+    pub(crate) health: HealthOptions,
     pub(crate) sockets: SocketOptions,
     pub(crate) worker_threads: usize,
 }
@@ -113,10 +128,19 @@ impl MiniLbConfig {
                 request_timeout: Duration::from_secs(timeout_secs).min(LONGEST_TIMEOUT),
                 stream_idle_timeout: DEFAULT_STREAM_IDLE_TIMEOUT,
                 max_retries: DEFAULT_MAX_RETRIES,
+                retry_on: Vec::new(),
                 request_head_timeout: DEFAULT_REQUEST_HEAD_TIMEOUT,
                 request_body_idle_timeout: DEFAULT_REQUEST_BODY_IDLE_TIMEOUT,
                 client_idle_timeout: DEFAULT_CLIENT_IDLE_TIMEOUT,
+                shutdown_lame_duck: DEFAULT_SHUTDOWN_LAME_DUCK,
                 shutdown_grace_period: DEFAULT_SHUTDOWN_GRACE_PERIOD,
+                health: HealthOptions {
+                    enabled: true,
+                    interval: DEFAULT_HEALTH_CHECK_INTERVAL,
+                    timeout: DEFAULT_HEALTH_CHECK_TIMEOUT,
+                    failure_threshold: DEFAULT_HEALTH_FAILURE_THRESHOLD,
+                    success_threshold: DEFAULT_HEALTH_SUCCESS_THRESHOLD,
+                },
                 sockets: SocketOptions {
                     connect_timeout: DEFAULT_CONNECT_TIMEOUT,
                     idle_timeout: DEFAULT_BACKEND_IDLE_TIMEOUT,
@@ -191,6 +215,15 @@ impl MiniLbConfig {
         self
     }
 
+    /// Sends a request again, within [`max_retries`](Self::max_retries), when a server has answered it with one of
+    /// these statuses, of 400 to 599, and the client has seen nothing yet. Each attempt may cost a server work, so
+    /// the default is none.
+    #[must_use]
+    pub fn retry_on_status(mut self, statuses: impl IntoIterator<Item = u16>) -> Self {
+        self.options.retry_on = statuses.into_iter().collect();
+        self
+    }
+
     /// Refuses a request with 408, and closes its connection, when the rest of its head has not come this long
     /// after the first byte. Default: [`DEFAULT_REQUEST_HEAD_TIMEOUT`].
     #[must_use]
@@ -215,11 +248,58 @@ impl MiniLbConfig {
         self
     }
 
-    /// Lets open requests go on for this long after a shutdown began. Default:
+    /// Goes on taking connections and requests for this long after a shutdown began, while `/ready` says 503.
+    /// Default: [`DEFAULT_SHUTDOWN_LAME_DUCK`].
+    #[must_use]
+    pub fn shutdown_lame_duck(mut self, time: Duration) -> Self {
+        self.options.shutdown_lame_duck = time.min(LONGEST_TIMEOUT);
+        self
+    }
+
+    /// Lets open requests go on for this long after the lame-duck time. Default:
     /// [`DEFAULT_SHUTDOWN_GRACE_PERIOD`].
     #[must_use]
     pub fn shutdown_grace_period(mut self, period: Duration) -> Self {
         self.options.shutdown_grace_period = period;
+        self
+    }
+
+    /// Whether servers are probed and those that fail are left out. Default: yes. Without it every server counts as
+    /// healthy.
+    #[must_use]
+    pub fn health_checks(mut self, enabled: bool) -> Self {
+        self.options.health.enabled = enabled;
+        self
+    }
+
+    /// Asks each healthy server for `/ready` (`/health` where that is 404) this often. One that has failed is asked
+    /// once a second, if that is more often. Default: [`DEFAULT_HEALTH_CHECK_INTERVAL`].
+    #[must_use]
+    pub fn health_check_interval(mut self, interval: Duration) -> Self {
+        self.options.health.interval = interval.min(LONGEST_TIMEOUT);
+        self
+    }
+
+    /// Takes a probe that is not answered within this time for a failure. Default:
+    /// [`DEFAULT_HEALTH_CHECK_TIMEOUT`].
+    #[must_use]
+    pub fn health_check_timeout(mut self, timeout: Duration) -> Self {
+        self.options.health.timeout = timeout.min(LONGEST_TIMEOUT);
+        self
+    }
+
+    /// Gives a server no more requests after this many failures in a row, of probes and of requests. Default:
+    /// [`DEFAULT_HEALTH_FAILURE_THRESHOLD`].
+    #[must_use]
+    pub fn health_failure_threshold(mut self, failures: u32) -> Self {
+        self.options.health.failure_threshold = failures;
+        self
+    }
+
+    /// Gives it requests again after this many successes in a row. Default: [`DEFAULT_HEALTH_SUCCESS_THRESHOLD`].
+    #[must_use]
+    pub fn health_success_threshold(mut self, successes: u32) -> Self {
+        self.options.health.success_threshold = successes;
         self
     }
 
@@ -334,9 +414,18 @@ impl Options {
             ("--connect-timeout-secs", self.sockets.connect_timeout.is_zero()),
             ("--worker-threads", self.worker_threads == 0),
             ("--socket-buffer-size", self.sockets.buffer_size == Some(0)),
+            ("--health-check-interval-secs", self.health.interval.is_zero()),
+            ("--health-check-timeout-secs", self.health.timeout.is_zero()),
+            ("--health-failure-threshold", self.health.failure_threshold == 0),
+            ("--health-success-threshold", self.health.success_threshold == 0),
         ];
-        match zero.iter().find(|(_, wrong)| *wrong) {
-            Some((flag, _)) => Err(ConfigError(format!("{flag} 0: the value must be at least 1"))),
+        if let Some((flag, _)) = zero.iter().find(|(_, wrong)| *wrong) {
+            return Err(ConfigError(format!("{flag} 0: the value must be at least 1")));
+        }
+        match self.retry_on.iter().find(|status| !(400..600).contains(*status)) {
+            Some(status) => Err(ConfigError(format!(
+                "--retry-on-status {status}: only a status of 400 to 599 is a refusal"
+            ))),
             None => Ok(()),
         }
     }
@@ -402,12 +491,23 @@ mod tests {
             (config().request_head_timeout(zero), "--request-head-timeout-secs"),
             (config().request_body_idle_timeout(zero), "--request-body-idle-timeout-secs"),
             (config().client_idle_timeout(zero), "--client-idle-timeout-secs"),
+            (config().health_check_interval(zero), "--health-check-interval-secs"),
+            (config().health_check_timeout(zero), "--health-check-timeout-secs"),
+            (config().health_failure_threshold(0), "--health-failure-threshold"),
+            (config().health_success_threshold(0), "--health-success-threshold"),
             (config().max_payload_size(0), "--max-payload-size"),
             (config().max_merge_size(0), "--max-merge-size"),
             (config().worker_threads(0), "--worker-threads"),
             (config().socket_buffer_size(0), "--socket-buffer-size"),
         ] {
             assert_eq!(refused(config), format!("{name} 0: the value must be at least 1"));
+        }
+    }
+
+    #[test]
+    fn only_refusals_are_sent_again() {
+        for (status, good) in [(399, false), (400, true), (599, true), (600, false), (200, false)] {
+            assert_eq!(config().retry_on_status([503, status]).settle().is_ok(), good, "{status}");
         }
     }
 

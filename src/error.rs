@@ -5,6 +5,7 @@
 //! is passed on as it is.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use http_body_util::Full;
 use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 
-use crate::upstream::{Backend, DialError, LeaseError, Role, SendError};
+use crate::upstream::{Backend, DialError, LeaseError, Outcome, Role, SendError};
 use crate::wire::shape::BadBody;
 
 /// An answer that is complete: the router's own.
@@ -45,6 +46,8 @@ pub(crate) enum Error {
     },
     /// The router's own fault: a panic.
     Internal,
+    /// An answer of `/ready`.
+    NotReady(&'static str),
     Upstream {
         server: Arc<Backend>,
         cause: Cause,
@@ -55,7 +58,7 @@ pub(crate) enum Error {
 #[derive(Debug)]
 pub(crate) enum Cause {
     /// No connection could be opened.
-    Connect(std::io::Error),
+    Connect(io::Error),
     ConnectTimeout(Duration),
     /// The connection ended before the answer did. `unseen`: the server can't have seen the request.
     Closed {
@@ -89,6 +92,7 @@ impl Error {
             Self::BodyEncoded { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::RequestTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::NotReady(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::BodyRead(_) | Self::BadBody(_) | Self::ManySamples | Self::BadRequest(_) => {
                 StatusCode::BAD_REQUEST
             }
@@ -112,6 +116,7 @@ impl Error {
             Self::BadRequest(_) => "bad_request",
             Self::RequestTimeout { .. } => "request_timeout",
             Self::Internal => "internal",
+            Self::NotReady(_) => "not_ready",
             Self::Upstream { server, cause } => cause.code(server.role()),
         }
     }
@@ -172,7 +177,40 @@ pub(crate) fn json_reply(status: StatusCode, body: impl Into<Bytes>) -> Reply {
     reply
 }
 
+/// Whether opening a connection has failed for want of something of this machine's: a descriptor, a port, memory.
+fn is_exhaustion(error: &io::Error) -> bool {
+    use io::ErrorKind::*;
+    let of_the_server = matches!(
+        error.kind(),
+        ConnectionRefused
+            | ConnectionReset
+            | ConnectionAborted
+            | TimedOut
+            | HostUnreachable
+            | NetworkUnreachable
+    );
+    // A name that cannot be resolved has no number.
+    error.raw_os_error().is_some() && !of_the_server
+}
+
 impl Cause {
+    /// How a leg has ended that failed of this.
+    pub(crate) fn outcome(&self) -> Outcome {
+        match self {
+            Self::Connect(error) if is_exhaustion(error) => Outcome::Exhausted,
+            Self::Connect(_) => Outcome::Connect,
+            Self::ConnectTimeout(_) => Outcome::ConnectTimeout,
+            Self::Closed { unseen: true, .. } => Outcome::Stale,
+            Self::Closed { unseen: false, .. } => Outcome::Closed,
+            Self::BadResponse(_) => Outcome::BadResponse,
+            Self::Timeout(_) => Outcome::Timeout,
+            Self::TooLarge { .. } => Outcome::TooLarge,
+            Self::LateRefusal(_) => Outcome::Refused,
+            // All of it has come; it is of no use.
+            Self::Unmergeable(_) => Outcome::Completed,
+        }
+    }
+
     fn code(&self, role: Role) -> &'static str {
         let (prefill, decode) = match self {
             Self::Connect(_) => ("prefill_connect", "decode_connect"),
@@ -234,6 +272,7 @@ impl fmt::Display for Error {
             Self::BadRequest(what) => write!(f, "the request is not good HTTP: {what}"),
             Self::RequestTimeout { what, after } => write!(f, "{what} did not come within {after:?}"),
             Self::Internal => f.write_str("the router failed at this request"),
+            Self::NotReady(why) => f.write_str(why),
             Self::Upstream { server, cause } => write!(f, "{} server {} {cause}", server.role(), server.url()),
         }
     }
@@ -264,5 +303,28 @@ impl std::error::Error for Error {
             }
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As Linux numbers them.
+    const EMFILE: i32 = 24;
+    const EADDRNOTAVAIL: i32 = 99;
+    const ECONNREFUSED: i32 = 111;
+    const EHOSTUNREACH: i32 = 113;
+
+    #[test]
+    fn a_router_without_descriptors_or_ports_blames_no_server() {
+        let outcome = |error| Cause::Connect(error).outcome();
+        for number in [EMFILE, EADDRNOTAVAIL] {
+            assert_eq!(outcome(io::Error::from_raw_os_error(number)), Outcome::Exhausted, "{number}");
+        }
+        for number in [ECONNREFUSED, EHOSTUNREACH] {
+            assert_eq!(outcome(io::Error::from_raw_os_error(number)), Outcome::Connect, "{number}");
+        }
+        assert_eq!(outcome(io::Error::other("the name is not known")), Outcome::Connect);
     }
 }

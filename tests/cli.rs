@@ -52,19 +52,29 @@ const SUPPORTED: &[(&str, &str)] = &[
     ("--request-timeout-secs <SECONDS>", "[default: 1800]"),
     ("--stream-idle-timeout-secs <SECONDS>", "[default: 300]"),
     ("--retry-max-retries <COUNT>", "[default: 1]"),
+    ("--retry-on-status <STATUS>", ""),
     ("--disable-retries", ""),
     ("--request-head-timeout-secs <SECONDS>", "[default: 15]"),
     ("--request-body-idle-timeout-secs <SECONDS>", "[default: 30]"),
     ("--client-idle-timeout-secs <SECONDS>", "[default: 90]"),
     ("--connect-timeout-secs <SECONDS>", "[default: 5]"),
+    ("--shutdown-lame-duck-secs <SECONDS>", "[default: 3]"),
     ("--shutdown-grace-period-secs <SECONDS>", "[default: 180]"),
     ("--max-payload-size <BYTES>", "[default: 536870912]"),
     ("--max-merge-size <BYTES>", "[default: 268435456]"),
+    ("--health-check-interval-secs <SECONDS>", "[default: 10]"),
+    ("--health-check-timeout-secs <SECONDS>", "[default: 5]"),
+    ("--health-failure-threshold <COUNT>", "[default: 3]"),
+    ("--health-success-threshold <COUNT>", "[default: 2]"),
+    ("--disable-health-check", ""),
     ("--worker-threads <COUNT>", "[default: one a core]"),
     ("--max-idle-per-backend <COUNT>", "[default: 512]"),
     ("--socket-buffer-size <BYTES>", "[default: tuned by the kernel]"),
     ("--log-level <LEVEL>", "[default: info]"),
 ];
+
+/// Without it each test that ends a router takes 3 s longer.
+const LAME_DUCK: &str = "--shutdown-lame-duck-secs";
 
 /// A configuration without a fault, for one fault to be added to.
 const SERVERS: [&str; 4] = ["--prefill", "http://127.0.0.1:1", "--decode", "http://127.0.0.1:2"];
@@ -81,9 +91,23 @@ fn documented_command_line_starts_answers_and_ends_with_0_on_sigterm() {
     assert!(line.contains(&said), "{line}");
     assert!(line.ends_with(" worker") || line.ends_with(" workers"), "{line}");
     assert!(!line.contains('\u{1b}'), "ANSI although stderr is no terminal: {line}");
-    assert_eq!(get_health(&port), "HTTP/1.1 200 OK");
+    assert_eq!(get("/health", &port), "HTTP/1.1 200 OK");
     router.send("TERM");
     assert_eq!(router.exit_code(), Some(0));
+}
+
+#[test]
+fn sigterm_makes_the_router_unready_before_it_takes_no_more_connections() {
+    let port = free_port().to_string();
+    let typed = ["--disable-health-check", "--port", &port, LAME_DUCK, "1"];
+    let mut router = Running::start_plain(&typed);
+    assert_eq!(get("/ready", &port), "HTTP/1.1 200 OK");
+    let told = Instant::now();
+    router.send("TERM");
+    router.wait_for_line("shutting down");
+    assert_eq!(get("/ready", &port), "HTTP/1.1 503 Service Unavailable");
+    assert_eq!(router.exit_code(), Some(0));
+    assert!(told.elapsed() >= Duration::from_secs(1), "{:?}", told.elapsed());
 }
 
 #[test]
@@ -129,7 +153,7 @@ fn max_payload_size_bounds_a_request_body() {
 fn log_level_says_what_is_logged() {
     let port = free_port().to_string();
     let mut router = Running::start_plain(&["--log-level", "error", "--port", &port]);
-    assert_eq!(get_health(&port), "HTTP/1.1 200 OK");
+    assert_eq!(get("/health", &port), "HTTP/1.1 200 OK");
     router.send("TERM");
     assert_eq!(router.exit_code(), Some(0));
     assert_eq!(router.lines.iter().collect::<Vec<_>>(), [""; 0]);
@@ -174,7 +198,9 @@ fn flags_whose_request_is_already_fulfilled_are_accepted() {
 fn every_other_option_is_accepted() {
     let typed = "--prefill-bootstrap-host http://127.0.0.1:1 prefill.example --connect-timeout-secs 1 \
                  --shutdown-grace-period-secs 0 --max-payload-size 1 --max-merge-size 1 \
-                 --max-idle-per-backend 0 --socket-buffer-size 65536 --request-timeout-secs 4294967295";
+                 --max-idle-per-backend 0 --socket-buffer-size 65536 --request-timeout-secs 4294967295 \
+                 --retry-on-status 429,503 --retry-on-status 500 --health-check-interval-secs 1 \
+                 --health-check-timeout-secs 1 --health-failure-threshold 1 --health-success-threshold 1";
     let router = Running::start_plain(&typed.split_whitespace().collect::<Vec<_>>());
     router.wait_for_line("listening on ");
 }
@@ -407,7 +433,7 @@ impl Running {
     /// With two servers and a free port, before `args`.
     fn start_plain(args: &[&str]) -> Self {
         let port = free_port().to_string();
-        let plain = SERVERS.into_iter().chain(["--host", "127.0.0.1", "--port", &port]);
+        let plain = SERVERS.into_iter().chain(["--host", "127.0.0.1", "--port", &port, LAME_DUCK, "0"]);
         Self::start(plain.chain(args.iter().copied()))
     }
 
@@ -455,7 +481,9 @@ impl OpenRequest {
             servers.each_ref().map(|server| format!("http://{}", server.local_addr().unwrap()));
         let port = free_port().to_string();
         let typed = ["--prefill", &prefill, "--decode", &decode, "--host", "127.0.0.1", "--port", &port];
-        let router = Running::start(typed.into_iter().chain(args.iter().copied()));
+        // Or a probe would be taken for the leg.
+        let quiet = ["--disable-health-check", LAME_DUCK, "0"];
+        let router = Running::start(typed.into_iter().chain(quiet).chain(args.iter().copied()));
         let client = post_generate(&port);
         let leg = accept(&servers[0]);
         Self { router, client, _servers: servers, _leg: leg }
@@ -528,9 +556,11 @@ fn accept(listener: &TcpListener) -> TcpStream {
     }
 }
 
-fn get_health(port: &str) -> String {
+fn get(path: &str, port: &str) -> String {
     let mut stream = connect(port);
-    stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    stream
+        .write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes())
+        .unwrap();
     status_line(stream)
 }
 

@@ -7,6 +7,7 @@ mod kit;
 use std::time::{Duration, Instant};
 
 use kit::{Answer, Client, Gate, Router, Step, Upstream};
+use mini_lb::Outcome as Counted;
 
 /// A failure must reach the client, and the other leg, in this time.
 const AT_ONCE: Duration = Duration::from_millis(250);
@@ -264,6 +265,7 @@ async fn before_the_answer(failure: &Failure, kind: Kind) -> Duration {
     let took = start.elapsed();
     assert_outcome(failure, &pair, &answer);
     pair.other.closed(pair.other.opened()).await;
+    assert_counted(failure, &pair).await;
     took
 }
 
@@ -293,6 +295,7 @@ async fn mid_answer(failure: &Failure, kind: Kind) -> Duration {
     rest.open();
     let answer = client.rest(head).await;
     assert_outcome(failure, &pair, &answer);
+    assert_counted(failure, &pair).await;
     Duration::ZERO
 }
 
@@ -318,6 +321,7 @@ async fn fails_now(
     let took = start.elapsed();
     assert_outcome(failure, pair, &answer);
     pair.other.closed(pair.other.opened()).await;
+    assert_counted(failure, pair).await;
     took
 }
 
@@ -360,10 +364,38 @@ fn assert_outcome(failure: &Failure, pair: &Pair, answer: &Answer) {
     }
 }
 
+/// How the failing leg is counted. The other one is cancelled, or completes.
+fn counted(failure: &Failure) -> Counted {
+    match failure.name.split('_').collect::<Vec<_>>()[..] {
+        ["refused"] => Counted::Connect,
+        ["garbage"] => Counted::BadResponse,
+        ["status", "500", ..] => Counted::ServerError,
+        ["status" | "error" | "abort", ..] => Counted::Refused,
+        ["closed" | "reset" | "half" | "only" | "bad", ..] => Counted::Closed,
+        _ => panic!("{} is a new failure", failure.name),
+    }
+}
+
+/// Each leg is counted once, as what it was, and on its own server.
+async fn assert_counted(failure: &Failure, pair: &Pair) {
+    pair.router.idle().await;
+    let other =
+        if matches!(failure.outcome, Outcome::Complete) { Counted::Completed } else { Counted::Cancelled };
+    for (server, expected) in [(&pair.failing, counted(failure)), (&pair.other, other)] {
+        let known = pair.router.knows(server);
+        let counts = Counted::ALL.map(|outcome| (outcome, known.ended(outcome)));
+        // A connection that could not be opened is tried a second time.
+        let attempts = if failure.steps.is_none() { 2 } else { 1 };
+        let expected = Counted::ALL.map(|outcome| (outcome, if outcome == expected { attempts } else { 0 }));
+        assert_eq!(counts, expected, "{}", server.url());
+    }
+}
+
 /// The matrix as the document shows it.
 fn table() -> String {
-    let mut table =
-        String::from("| leg | moment | failure | the client gets | the other leg |\n|---|---|---|---|---|\n");
+    let mut table = String::from(
+        "| leg | moment | failure | counted | the client gets | the other leg | counted |\n|---|---|---|---|---|---|---|\n",
+    );
     for failure in prefill::ALL.iter().chain(decode::ALL) {
         let moment = match failure.moment {
             Moment::BeforeTheAnswer => "before decode's answer",
@@ -380,7 +412,12 @@ fn table() -> String {
             Outcome::Complete => ("decode's answer, complete".to_owned(), "goes on"),
         };
         let name = failure.name.replace('_', " ");
-        table += &format!("| {} | {moment} | {name} | {gets} | {other} |\n", failure.leg);
+        let counted = counted(failure).as_str();
+        let other_counted = if other == "closed" { Counted::Cancelled } else { Counted::Completed }.as_str();
+        table += &format!(
+            "| {} | {moment} | {name} | `{counted}` | {gets} | {other} | `{other_counted}` |\n",
+            failure.leg
+        );
     }
     table
 }

@@ -6,8 +6,8 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use kit::{Router, Step, Upstream, json};
-use mini_lb::RoundRobin;
+use kit::{Gate, Router, Step, Upstream, json};
+use mini_lb::{MiniLbConfig, RoundRobin};
 
 const BODY: &str = r#"{"text":"a"}"#;
 const OK: &str = r#"{"text":"hi"}"#;
@@ -95,6 +95,64 @@ async fn a_kept_connection_that_answers_in_part_is_not_tried_again() {
     router.idle().await;
     assert_eq!(client.post("/generate", BODY).await.code(), "decode_closed");
     assert_eq!((decode.opened(), decode.seen().len()), (1, 2));
+}
+
+const BUSY: &str = r#"{"object":"error","message":"busy"}"#;
+
+/// A server that has too much to do.
+async fn busy() -> Upstream {
+    Upstream::always(json("503 Service Unavailable", BUSY)).await
+}
+
+#[tokio::test]
+async fn a_status_is_sent_again_only_if_it_is_named() {
+    for (named, expected) in [(vec![], 503), (vec![429, 500], 503), (vec![429, 503], 200)] {
+        for role in ["prefill", "decode"] {
+            let (busy, spare, partner) = (busy().await, answering().await, answering().await);
+            let both = [&busy, &spare];
+            let (prefill, decode): (&[&Upstream], &[&Upstream]) =
+                if role == "prefill" { (&both, &[&partner]) } else { (&[&partner], &both) };
+            let options =
+                |config: MiniLbConfig| config.policy(RoundRobin::default).retry_on_status(named.clone());
+            let router = Router::start_with(prefill, decode, options).await;
+            let answer = router.client().await.post("/generate", BODY).await;
+            assert_eq!(answer.status(), expected, "{role} {named:?}");
+            router.idle().await;
+            assert_eq!(busy.seen().len(), 1, "{role} {named:?}");
+            // The partner of a new attempt gets a new room.
+            let rooms: HashSet<u64> =
+                partner.seen().iter().map(|seen| seen.json()["bootstrap_room"].as_u64().unwrap()).collect();
+            assert_eq!(rooms.len(), partner.seen().len(), "{role} {named:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_status_is_sent_again_as_often_as_other_failures_and_the_last_is_the_answer() {
+    let (prefill, decode) = (Upstream::start(|_| vec![Step::Hang]).await, busy().await);
+    let router =
+        Router::start_with(&[&prefill], &[&decode], |config| config.retry_on_status([503]).max_retries(2))
+            .await;
+    let answer = router.client().await.post("/generate", BODY).await;
+    assert_eq!((answer.status(), answer.text()), (503, BUSY));
+    assert_eq!(decode.seen().len(), 3);
+    // Each attempt's other leg is closed, the first ones before the next begins.
+    prefill.closed(prefill.opened()).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_has_begun_is_not_sent_again() {
+    let prefill = Upstream::start(|_| vec![Step::Wait(Gate::new())]).await;
+    let decode = Upstream::start(|_| {
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+        vec![Step::Send(head.into()), Step::Send(b"a\r\ndata: {}\n\n\r\n".to_vec()), Step::Close]
+    })
+    .await;
+    let options = |config: MiniLbConfig| config.retry_on_status([502, 503]).max_retries(3);
+    let router = Router::start_with(&[&prefill], &[&decode], options).await;
+    let answer = router.client().await.post("/generate", BODY).await;
+    assert!(answer.status() == 200 && !answer.complete);
+    assert_eq!(decode.seen().len(), 1);
 }
 
 /// The race of every keep-alive pool: the server closes an idle connection just as a request is sent on it.

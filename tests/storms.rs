@@ -46,7 +46,8 @@ impl Router {
             let mut command = limited(descriptors, env!("CARGO_BIN_EXE_mini-lb"));
             command.args(["--host", "127.0.0.1", "--port", &address.port().to_string()]);
             command.args(["--worker-threads", "2", "--prefill", &prefill.url(), "none"]);
-            command.args(["--decode", &decode.url()]);
+            // Probes have descriptors too.
+            command.args(["--decode", &decode.url(), "--disable-health-check"]);
             let mut program = Program::start(command);
             if program.stderr.wait_for("listening on ") {
                 let mut router = Self { program, address, descriptors: 0, threads: 0 };

@@ -11,12 +11,14 @@ use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::error::ErrorKind;
-use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, ValueEnum};
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, ValueEnum, value_parser};
 use mini_lb::{
-    DEFAULT_CLIENT_IDLE_TIMEOUT, DEFAULT_CONNECT_TIMEOUT, DEFAULT_MAX_IDLE_PER_BACKEND,
-    DEFAULT_MAX_MERGE_SIZE, DEFAULT_MAX_PAYLOAD_SIZE, DEFAULT_MAX_RETRIES, DEFAULT_REQUEST_BODY_IDLE_TIMEOUT,
-    DEFAULT_REQUEST_HEAD_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, DEFAULT_SHUTDOWN_GRACE_PERIOD,
-    DEFAULT_STREAM_IDLE_TIMEOUT, MiniLbConfig, Random, RoundRobin,
+    DEFAULT_CLIENT_IDLE_TIMEOUT, DEFAULT_CONNECT_TIMEOUT, DEFAULT_HEALTH_CHECK_INTERVAL,
+    DEFAULT_HEALTH_CHECK_TIMEOUT, DEFAULT_HEALTH_FAILURE_THRESHOLD, DEFAULT_HEALTH_SUCCESS_THRESHOLD,
+    DEFAULT_MAX_IDLE_PER_BACKEND, DEFAULT_MAX_MERGE_SIZE, DEFAULT_MAX_PAYLOAD_SIZE, DEFAULT_MAX_RETRIES,
+    DEFAULT_REQUEST_BODY_IDLE_TIMEOUT, DEFAULT_REQUEST_HEAD_TIMEOUT, DEFAULT_REQUEST_TIMEOUT,
+    DEFAULT_SHUTDOWN_GRACE_PERIOD, DEFAULT_SHUTDOWN_LAME_DUCK, DEFAULT_STREAM_IDLE_TIMEOUT, MiniLbConfig,
+    Random, RoundRobin,
 };
 
 use unsupported::{ACCEPTED, POLICIES, REFUSED};
@@ -90,6 +92,8 @@ struct Flags {
     listening: Listening,
     #[command(flatten, next_help_heading = "Limits and timeouts")]
     limits: Limits,
+    #[command(flatten, next_help_heading = "Health of servers")]
+    health: Health,
     #[command(flatten, next_help_heading = "Sockets and threads")]
     sockets: Sockets,
     #[command(flatten, next_help_heading = "Logging")]
@@ -109,7 +113,8 @@ impl Flags {
         );
         let config = servers.add_bootstrap_hosts(config);
         let config = decode_policy.for_decode(prefill_policy.for_prefill(config));
-        let config = self.sockets.add(self.limits.add(config)).worker_threads(workers);
+        let config = self.health.add(self.limits.add(config));
+        let config = self.sockets.add(config).worker_threads(workers);
         let summary = format!(
             "{} prefill, {} decode, policy {}/{}, {workers} worker{}",
             servers.prefill.len(),
@@ -275,6 +280,10 @@ struct Limits {
     /// one had been closed
     #[arg(long, value_name = "COUNT", default_value_t = DEFAULT_MAX_RETRIES)]
     retry_max_retries: u32,
+    /// Send a request again, as often, if a server refuses it with one of these, such as 429,503; each attempt may cost
+    /// a server work
+    #[arg(long, value_name = "STATUS", value_delimiter = ',', value_parser = value_parser!(u16).range(400..600))]
+    retry_on_status: Vec<u16>,
     /// Never send a request again
     #[arg(long)]
     disable_retries: bool,
@@ -290,7 +299,10 @@ struct Limits {
     /// Longest time a connection to a server may take to open
     #[arg(long, value_name = "SECONDS", default_value_t = seconds(DEFAULT_CONNECT_TIMEOUT))]
     connect_timeout_secs: u32,
-    /// Time that open requests have to finish after SIGTERM or SIGINT; a second signal ends them at once
+    /// Time in which a router that got SIGTERM or SIGINT goes on taking connections, while /ready says 503
+    #[arg(long, value_name = "SECONDS", default_value_t = seconds(DEFAULT_SHUTDOWN_LAME_DUCK))]
+    shutdown_lame_duck_secs: u32,
+    /// Time that open requests have to finish after that; a second signal ends them at once
     #[arg(long, value_name = "SECONDS", default_value_t = seconds(DEFAULT_SHUTDOWN_GRACE_PERIOD))]
     shutdown_grace_period_secs: u32,
     /// Largest request body; a larger one is refused with 413
@@ -307,10 +319,12 @@ impl Limits {
         config
             .stream_idle_timeout(Duration::from_secs(self.stream_idle_timeout_secs.into()))
             .max_retries(if self.disable_retries { 0 } else { self.retry_max_retries })
+            .retry_on_status(self.retry_on_status.iter().copied())
             .request_head_timeout(Duration::from_secs(self.request_head_timeout_secs.into()))
             .request_body_idle_timeout(Duration::from_secs(self.request_body_idle_timeout_secs.into()))
             .client_idle_timeout(Duration::from_secs(self.client_idle_timeout_secs.into()))
             .connect_timeout(Duration::from_secs(self.connect_timeout_secs.into()))
+            .shutdown_lame_duck(Duration::from_secs(self.shutdown_lame_duck_secs.into()))
             .shutdown_grace_period(Duration::from_secs(self.shutdown_grace_period_secs.into()))
             .max_payload_size(self.max_payload_size)
             .max_merge_size(self.max_merge_size)
@@ -320,6 +334,37 @@ impl Limits {
 /// A default of the library, for the help text.
 fn seconds(default: Duration) -> u32 {
     u32::try_from(default.as_secs()).unwrap_or(u32::MAX)
+}
+
+#[derive(Debug, Args)]
+struct Health {
+    /// Time from one probe of a healthy server (GET /ready, or /health where that is 404) to the next; one that has
+    /// failed is asked once a second
+    #[arg(long, value_name = "SECONDS", default_value_t = seconds(DEFAULT_HEALTH_CHECK_INTERVAL))]
+    health_check_interval_secs: u32,
+    /// Longest time a server may take to answer a probe
+    #[arg(long, value_name = "SECONDS", default_value_t = seconds(DEFAULT_HEALTH_CHECK_TIMEOUT))]
+    health_check_timeout_secs: u32,
+    /// Failures in a row, of probes and requests, after which a server gets no requests
+    #[arg(long, value_name = "COUNT", default_value_t = DEFAULT_HEALTH_FAILURE_THRESHOLD)]
+    health_failure_threshold: u32,
+    /// Successes in a row after which it gets requests again
+    #[arg(long, value_name = "COUNT", default_value_t = DEFAULT_HEALTH_SUCCESS_THRESHOLD)]
+    health_success_threshold: u32,
+    /// Probe no server, and take every one for healthy
+    #[arg(long)]
+    disable_health_check: bool,
+}
+
+impl Health {
+    fn add(&self, config: MiniLbConfig) -> MiniLbConfig {
+        config
+            .health_checks(!self.disable_health_check)
+            .health_check_interval(Duration::from_secs(self.health_check_interval_secs.into()))
+            .health_check_timeout(Duration::from_secs(self.health_check_timeout_secs.into()))
+            .health_failure_threshold(self.health_failure_threshold)
+            .health_success_threshold(self.health_success_threshold)
+    }
 }
 
 #[derive(Debug, Args)]

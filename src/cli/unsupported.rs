@@ -10,7 +10,7 @@
 /// `--pd-disaggregation` and `--mini-lb` say what this program is; `--rust-lb` asked the first `mini_lb` for
 /// its Rust version; the others switch off what does not exist here.
 pub(crate) const ACCEPTED: &[&str] =
-    &["--pd-disaggregation", "--mini-lb", "--disable-circuit-breaker", "--disable-health-check", "--rust-lb"];
+    &["--pd-disaggregation", "--mini-lb", "--disable-circuit-breaker", "--rust-lb"];
 
 /// Policies of theirs that do not exist here.
 pub(crate) const POLICIES: &[&str] = &[
@@ -64,11 +64,10 @@ pub(crate) const REFUSED: &[(&str, &str)] = &[
     ("--cb-success-threshold", BREAKER),
     ("--cb-timeout-duration-secs", BREAKER),
     ("--cb-window-duration-secs", BREAKER),
-    ("--health-failure-threshold", HEALTH),
-    ("--health-success-threshold", HEALTH),
-    ("--health-check-timeout-secs", HEALTH),
-    ("--health-check-interval-secs", HEALTH),
-    ("--health-check-endpoint", HEALTH),
+    (
+        "--health-check-endpoint",
+        "mini-lb asks for /ready, and for /health where that is 404; leave the flag out",
+    ),
     // Logging, metrics and tracing.
     ("--log-dir", "mini-lb logs to stderr; redirect that to a file"),
     ("--log-interval", "mini-lb writes no periodic log line; leave the flag out"),
@@ -133,10 +132,7 @@ const TUNING: &str = "mini-lb does not have the policy that it tunes; use --poli
 const RATE: &str =
     "mini-lb does not limit or queue requests; do that in a proxy in front, or leave the flag out";
 const RETRIES: &str = "mini-lb sends a request again at once or not at all; see --retry-max-retries";
-const BREAKER: &str =
-    "mini-lb has no circuit breaker; restart it without a broken server, or say --disable-circuit-breaker";
-const HEALTH: &str =
-    "mini-lb does not probe servers; watch their /health yourself, or say --disable-health-check";
+const BREAKER: &str = "mini-lb has no circuit breaker besides its health checks; see --health-failure-threshold, or leave the flag out";
 const METRICS: &str = "mini-lb has no Prometheus metrics; scrape the servers' own /metrics";
 const TRACING: &str = "mini-lb sends no traces; use the servers' own --enable-trace";
 const TLS: &str = "mini-lb listens without TLS; put a TLS proxy in front";

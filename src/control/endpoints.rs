@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -30,6 +31,8 @@ const HEALTH_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) enum Endpoint {
     /// The router runs.
     Health,
+    /// It can answer generation requests, and means to go on.
+    Ready,
     /// All servers can generate.
     HealthGenerate,
     /// Empties every server's cache.
@@ -40,27 +43,62 @@ pub(crate) enum Endpoint {
     FromOne,
 }
 
+/// Whether the router has been told to end. Seen by all who hold a clone.
+#[derive(Clone, Default)]
+pub(crate) struct Draining(Arc<AtomicBool>);
+
+impl Draining {
+    pub(crate) fn begin(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn has_begun(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// Answers for all endpoints but generation.
 pub(crate) struct Control {
     fleet: Arc<Fleet>,
     pools: Arc<Pools>,
+    draining: Draining,
     flush_timeout: Duration,
 }
 
 impl Control {
     /// `flush_timeout` is how long one server may take to flush: it may wait for its requests to end.
-    pub(crate) fn new(fleet: Arc<Fleet>, pools: Arc<Pools>, flush_timeout: Duration) -> Self {
-        Self { fleet, pools, flush_timeout }
+    pub(crate) fn new(
+        fleet: Arc<Fleet>,
+        pools: Arc<Pools>,
+        draining: Draining,
+        flush_timeout: Duration,
+    ) -> Self {
+        Self { fleet, pools, draining, flush_timeout }
     }
 
     pub(crate) async fn handle(&self, endpoint: Endpoint, head: request::Parts) -> Result<Reply, Error> {
         match endpoint {
             Endpoint::Health => Ok(Response::default()),
+            Endpoint::Ready => self.ready(),
             Endpoint::HealthGenerate => Ok(self.health_generate(head).await),
             Endpoint::FlushCache => Ok(self.flush_cache(head).await),
             Endpoint::ServerInfo => Ok(self.server_info(head).await),
             Endpoint::FromOne => self.pass_on(head).await,
         }
+    }
+
+    fn ready(&self) -> Result<Reply, Error> {
+        let is_missing = |servers: &[Arc<Backend>]| !servers.iter().any(|server| server.is_ready());
+        let why = if self.draining.has_begun() {
+            "the router is shutting down"
+        } else if is_missing(self.fleet.prefill()) {
+            "no prefill server is known to be healthy"
+        } else if is_missing(self.fleet.decode()) {
+            "no decode server is known to be healthy"
+        } else {
+            return Ok(Response::default());
+        };
+        Err(Error::NotReady(why))
     }
 
     async fn health_generate(&self, head: request::Parts) -> Reply {
@@ -224,7 +262,7 @@ impl Endpoint {
     pub(crate) fn allow(self) -> &'static str {
         match self {
             Self::FlushCache => "POST",
-            Self::Health => "GET, HEAD",
+            Self::Health | Self::Ready => "GET, HEAD",
             Self::HealthGenerate | Self::ServerInfo | Self::FromOne => "GET",
         }
     }
@@ -233,6 +271,7 @@ impl Endpoint {
     pub(crate) fn at(path: &str) -> Option<Self> {
         Some(match path {
             "/health" => Self::Health,
+            "/ready" => Self::Ready,
             "/health_generate" => Self::HealthGenerate,
             "/flush_cache" => Self::FlushCache,
             "/server_info" | "/get_server_info" => Self::ServerInfo,

@@ -3,5 +3,7 @@
 
 mod ask;
 mod endpoints;
+mod probes;
 
-pub(crate) use endpoints::{Control, Endpoint, allows};
+pub(crate) use endpoints::{Control, Draining, Endpoint, allows};
+pub(crate) use probes::Probes;

@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 use super::http::{Answer, answers};
 use super::{DIALECTS, Input, cut_at_most, splice_stream};
 use crate::proxy::{Limits, Proxy, Relay};
-use crate::upstream::{Address, Fleet, Pools, PrefillSpec, Random, Role, SocketOptions};
+use crate::upstream::{Address, Fleet, HealthOptions, Pools, PrefillSpec, Random, Role, SocketOptions};
 use crate::wire::logprobs::{Merge, PromptLogprobs};
 use crate::wire::shape::{Dialect, Inspector};
 
@@ -194,8 +194,17 @@ impl Scene {
             bootstrap_host: "prefill".into(),
             bootstrap_port: Some(8998),
         };
-        let fleet =
-            Fleet::new(vec![prefill], vec![address("http://decode:2")], Arc::new(Random), Arc::new(Random));
+        let policies = (Arc::new(Random), Arc::new(Random));
+        // Servers that fail are tried all the same: there are no others.
+        let health = HealthOptions {
+            enabled: true,
+            interval: Duration::from_secs(10),
+            timeout: Duration::from_secs(5),
+            failure_threshold: 1,
+            success_threshold: 1,
+        };
+        let decode = vec![address("http://decode:2")];
+        let fleet = Fleet::new(vec![prefill], decode, policies.0, policies.1, &health);
         let options = SocketOptions {
             connect_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(4),
@@ -215,6 +224,7 @@ impl Scene {
             request_timeout: Duration::from_secs(30),
             stream_idle_timeout: Duration::from_secs(5),
             max_retries: 1,
+            retry_on: vec![503],
         };
         Proxy::new(Arc::new(fleet), Arc::new(pools), limits)
     }

@@ -11,14 +11,14 @@ use hyper::body::Incoming;
 use hyper::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderValue};
 use hyper::http::{request, response};
 use hyper::{Method, Request, Response, Uri};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Sleep, sleep};
 use tracing::debug;
 
 use super::intake;
-use super::leg::{Connection, Leg, PrefillEnd, PrefillRun, run_prefill};
+use super::leg::{Connection, Deadline, Keep, Leg, PrefillEnd, PrefillRun, run_prefill};
 use super::relay::{Relay, TimeLimit};
 use crate::error::{Cause, Error};
-use crate::upstream::{Backend, Fleet, InFlight, Pools, ServerPair};
+use crate::upstream::{Backend, Fleet, InFlight, Pools, Role, ServerPair};
 use crate::wire::body::{ClientBody, LegBody};
 use crate::wire::bootstrap::MAX_ROOM;
 use crate::wire::headers::{self, is_event_stream};
@@ -44,8 +44,10 @@ pub(crate) struct Limits {
     pub(crate) request_timeout: Duration,
     /// Between two pieces of a stream.
     pub(crate) stream_idle_timeout: Duration,
-    /// How often a request is sent again that no server can have seen.
+    /// How often a request is sent again.
     pub(crate) max_retries: u32,
+    /// With which statuses a server says that another one should be asked.
+    pub(crate) retry_on: Vec<u16>,
 }
 
 impl Proxy {
@@ -53,7 +55,8 @@ impl Proxy {
         Self { fleet, pools, limits }
     }
 
-    /// Answers a generation request. One that no server can have seen is sent again.
+    /// Answers a generation request. One that no server can have seen is sent again, and one that was refused with a
+    /// status that says so.
     pub(crate) async fn handle(
         &self,
         dialect: Dialect,
@@ -71,21 +74,50 @@ impl Proxy {
         if shape.many_samples {
             return Err(Error::ManySamples);
         }
-        let deadline = Instant::now() + self.limits.request_timeout;
+        let deadline = Deadline::after(self.limits.request_timeout);
         let outgoing = Outgoing::new(head);
         let mut pair = self.fleet.select_pair();
         let mut connection = Connection::Any;
         for _ in 0..self.limits.max_retries {
-            match self.attempt(&pair, connection, &outgoing, &body, &shape, deadline).await {
-                Err(error) if error.is_unseen() => {
-                    debug!(code = error.code(), "sending again: {error}");
-                    pair = self.fleet.select_other_pair(error.server());
-                    connection = Connection::New;
-                }
-                answered => return answered,
-            }
+            let answered = self.attempt(&pair, connection, &outgoing, &body, &shape, deadline).await;
+            let Some((server, next)) = self.sent_again(&pair, &answered) else {
+                return answered.map(Answered::into_response);
+            };
+            // Both legs end here.
+            drop(answered);
+            (pair, connection) = (self.fleet.select_other_pair(&server), next);
         }
-        self.attempt(&pair, connection, &outgoing, &body, &shape, deadline).await
+        let last = self.attempt(&pair, connection, &outgoing, &body, &shape, deadline).await;
+        last.map(Answered::into_response)
+    }
+
+    /// Whether a request is sent again after this: which server is to be avoided, and on which connections.
+    fn sent_again(
+        &self,
+        pair: &ServerPair,
+        answered: &Result<Answered, Error>,
+    ) -> Option<(Arc<Backend>, Connection)> {
+        match answered {
+            Err(error) if error.is_unseen() => {
+                debug!(code = error.code(), "sending again: {error}");
+                Some((Arc::clone(error.server()?), Connection::New))
+            }
+            Ok(Answered::Refused(role, refusal))
+                if self.limits.retry_on.contains(&refusal.status().as_u16()) =>
+            {
+                let server = match role {
+                    Role::Prefill => pair.prefill(),
+                    Role::Decode => pair.decode(),
+                };
+                debug!(
+                    status = refusal.status().as_u16(),
+                    "sending again: {role} server {} refused",
+                    server.url()
+                );
+                Some((Arc::clone(server), Connection::Any))
+            }
+            _ => None,
+        }
     }
 
     /// Sends a request to a pair, in a room of its own. Both legs have ended when this fails.
@@ -96,31 +128,36 @@ impl Proxy {
         outgoing: &Outgoing,
         body: &ClientBody,
         shape: &Shape,
-        deadline: Instant,
-    ) -> Result<Response<Relay>, Error> {
+        deadline: Deadline,
+    ) -> Result<Answered, Error> {
         let fields = pair.prefill().bootstrap().expect("a prefill server has bootstrap fields");
         let body = body.with_fields(&shape.edit, fields, fastrand::u64(1..=MAX_ROOM));
         let (to_prefill, to_decode) =
             (outgoing.to(pair.prefill(), body.clone()), outgoing.to(pair.decode(), body));
-        let keep = shape.merge.map(|_| self.limits.max_merge_size);
+        let keep = shape.merge.map(|_| Keep { limit: self.limits.max_merge_size, deadline });
         let prefill =
             run_prefill(Arc::clone(&self.pools), enter(pair.prefill()), to_prefill, connection, keep);
         let mut prefill = Prefill::Running(prefill);
         // Pinned here: handed on by value, it would be copied at every step on the way to where it is polled.
-        let decode = pin!(Leg::start(&self.pools, enter(pair.decode()), to_decode, connection));
-        let (head, leg) = match self.before(deadline, pair.decode(), prefill.unless_it_fails(decode)).await? {
+        let decode =
+            pin!(Leg::start(&self.pools, enter(pair.decode()), to_decode, connection, Some(deadline)));
+        let (head, leg) = match prefill.unless_it_fails(decode).await? {
             First::Decode(begun) => begun,
-            First::Refused(answer) => return Ok(refusal(answer)),
+            First::Refused(answer) => return Ok(Answered::by_prefill(answer)),
         };
         match shape.merge {
             // Decode's refusal is the answer; prefill is dropped.
             _ if !head.status.is_success() => {
-                Ok(reply(head, Relay::piped(leg, None, self.time_limit(false, deadline))))
+                let answer = reply(head, Relay::piped(leg, None, self.time_limit(false, deadline)));
+                Ok(Answered::Refused(Role::Decode, answer))
             }
-            None => self.piped(pair, prefill, head, leg, deadline).await,
-            Some(merge) => match self.before(deadline, pair.prefill(), prefill.end()).await? {
-                PrefillEnd::Answered(lists) => self.merged(pair, merge, &lists, head, leg, deadline).await,
-                PrefillEnd::Refused { answer, .. } => Ok(refusal(answer)),
+            None => self.piped(prefill, head, leg, deadline).await,
+            Some(merge) => match prefill.end().await? {
+                PrefillEnd::Answered(lists) => {
+                    let merged = self.merged(pair, merge, &lists, head, leg, deadline).await;
+                    merged.map(Answered::Begun)
+                }
+                PrefillEnd::Refused { answer, .. } => Ok(Answered::by_prefill(answer)),
             },
         }
     }
@@ -129,35 +166,33 @@ impl Proxy {
     /// status of its own.
     async fn piped(
         &self,
-        pair: &ServerPair,
         mut prefill: Prefill,
         head: response::Parts,
         mut leg: Leg,
-        deadline: Instant,
-    ) -> Result<Response<Relay>, Error> {
+        deadline: Deadline,
+    ) -> Result<Answered, Error> {
         let events = is_event_stream(&head.headers);
         let begun = prefill.unless_it_fails(leg.begun());
         let begun = if events {
             // A `/generate` stream has its head at once, and its first event when prefill is done.
             tokio::time::timeout(HEAD_GRACE, begun).await.unwrap_or(Ok(First::Decode(())))
         } else {
-            self.before(deadline, pair.decode(), begun).await
+            begun.await
         };
         let prefill = match (begun?, prefill) {
-            (First::Refused(answer), _) => return Ok(refusal(answer)),
+            (First::Refused(answer), _) => return Ok(Answered::by_prefill(answer)),
             (_, Prefill::Refusing(PrefillEnd::Refused { answer, .. }, _)) if !leg.has_begun() => {
-                return Ok(refusal(answer));
+                return Ok(Answered::by_prefill(answer));
             }
             (_, Prefill::Running(run)) => Some(run),
             (_, Prefill::Answered(_) | Prefill::Refusing(..)) => None,
         };
         let relay = Relay::piped(leg, prefill, self.time_limit(events, deadline));
-        Ok(reply(head, relay.with_events(events)))
+        Ok(Answered::Begun(reply(head, relay.with_events(events))))
     }
 
-    fn time_limit(&self, events: bool, deadline: Instant) -> TimeLimit {
-        let idle = events.then_some(self.limits.stream_idle_timeout);
-        TimeLimit::new(deadline, self.limits.request_timeout, idle)
+    fn time_limit(&self, events: bool, deadline: Deadline) -> TimeLimit {
+        TimeLimit::new(deadline, events.then_some(self.limits.stream_idle_timeout))
     }
 
     /// Makes the answer to a request for prompt logprobs, of both servers' answers.
@@ -168,7 +203,7 @@ impl Proxy {
         prefill: &Bytes,
         mut head: response::Parts,
         leg: Leg,
-        deadline: Instant,
+        deadline: Deadline,
     ) -> Result<Response<Relay>, Error> {
         let unmergeable = |server: &Arc<Backend>, what| Error::upstream(server, Cause::Unmergeable(what));
         let lists =
@@ -182,22 +217,29 @@ impl Proxy {
             let relay = Relay::spliced(leg, splicer, self.time_limit(true, deadline));
             return Ok(reply(head, relay.with_events(true)));
         }
-        let body = self.before(deadline, pair.decode(), leg.collect(self.limits.max_merge_size)).await?;
+        let body = leg.collect(self.limits.max_merge_size).await?;
         let body = lists.splice_body(&body);
         head.headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
         Ok(reply(head, Relay::whole(body)))
     }
+}
 
-    /// Bounds a wait for `server` by the request's deadline.
-    async fn before<T>(
-        &self,
-        deadline: Instant,
-        server: &Arc<Backend>,
-        wait: impl Future<Output = Result<T, Error>>,
-    ) -> Result<T, Error> {
-        match tokio::time::timeout_at(deadline, wait).await {
-            Ok(result) => result,
-            Err(_) => Err(Error::upstream(server, Cause::Timeout(self.limits.request_timeout))),
+/// What came of sending a request to a pair.
+enum Answered {
+    /// What was asked for, or the beginning of it.
+    Begun(Response<Relay>),
+    /// One server's own words, of which the client has seen nothing yet.
+    Refused(Role, Response<Relay>),
+}
+
+impl Answered {
+    fn by_prefill(answer: Response<Bytes>) -> Self {
+        Self::Refused(Role::Prefill, refusal(answer))
+    }
+
+    fn into_response(self) -> Response<Relay> {
+        match self {
+            Self::Begun(answer) | Self::Refused(_, answer) => answer,
         }
     }
 }

@@ -6,15 +6,17 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use hyper::body::{Body, Incoming, SizeHint};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::http::response;
 use hyper::{Request, Response, StatusCode};
+use tokio::time::Instant;
 
 use crate::error::{Cause, Error};
-use crate::upstream::{Backend, InFlight, Lease, Pools};
+use crate::upstream::{Backend, InFlight, Lease, Outcome, Pools};
 use crate::wire::body::LegBody;
 use crate::wire::headers::is_event_stream;
 use crate::wire::refusal;
@@ -29,11 +31,34 @@ pub(super) enum Connection {
     New,
 }
 
+/// When something must have happened.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Deadline {
+    pub(super) at: Instant,
+    /// How long that was from the beginning, for the error.
+    pub(super) after: Duration,
+}
+
+impl Deadline {
+    pub(super) fn after(limit: Duration) -> Self {
+        Self { at: Instant::now() + limit, after: limit }
+    }
+}
+
+async fn before<T>(deadline: Option<Deadline>, wait: impl Future<Output = T>) -> Result<T, Cause> {
+    let Some(Deadline { at, after }) = deadline else { return Ok(wait.await) };
+    tokio::time::timeout_at(at, wait).await.map_err(|_| Cause::Timeout(after))
+}
+
 /// A leg whose answer has begun.
 pub(super) struct Leg {
     lease: Lease,
     body: Incoming,
     server: InFlight,
+    /// How it ends if its body does.
+    outcome: Outcome,
+    /// For all that is waited for here. A relay has limits of its own.
+    deadline: Option<Deadline>,
     /// Data that was asked for ahead of time.
     first: Option<Bytes>,
 }
@@ -42,19 +67,23 @@ impl Leg {
     /// Takes a connection, sends the request, and waits for the head of the answer.
     pub(super) async fn start(
         pools: &Pools,
-        server: InFlight,
+        mut server: InFlight,
         request: Request<LegBody>,
         connection: Connection,
+        deadline: Option<Deadline>,
     ) -> Result<(response::Parts, Self), Error> {
-        let failed = |cause: Cause| Error::upstream(server.backend(), cause);
-        let lease = match connection {
-            Connection::Any => pools.lease(server.backend()).await,
-            Connection::New => pools.lease_new(server.backend()).await,
-        };
-        let mut lease = lease.map_err(|error| failed(error.into()))?;
-        let answer = lease.send(request).await.map_err(|error| failed(error.into()))?;
-        let (head, body) = answer.into_parts();
-        Ok((head, Self { lease, body, server, first: None }))
+        match before(deadline, send(pools, server.backend(), request, connection)).await.flatten() {
+            Ok((lease, answer)) => {
+                let (head, body) = answer.into_parts();
+                let outcome = outcome(head.status);
+                if !head.status.is_success() {
+                    // That is said, whether the rest of it is read or not.
+                    server.ends_as(outcome);
+                }
+                Ok((head, Self { lease, body, server, outcome, deadline, first: None }))
+            }
+            Err(cause) => Err(failed(&mut server, cause)),
+        }
     }
 
     /// The next data of the body. Trailers are not passed on: SGLang sends none.
@@ -73,7 +102,7 @@ impl Leg {
                     Ok(data) => Some(Ok(data)),
                     Err(_trailers) => continue,
                 },
-                Some(Err(error)) => Some(Err(Error::upstream(self.server.backend(), error))),
+                Some(Err(error)) => Some(Err(self.fail(error))),
             };
             return Poll::Ready(data);
         }
@@ -82,7 +111,10 @@ impl Leg {
     /// Waits for the first data, or for the end of an empty body. Both are still to be had afterwards.
     pub(super) async fn begun(&mut self) -> Result<(), Error> {
         if !self.has_begun() {
-            self.first = std::future::poll_fn(|cx| self.poll_more(cx)).await.transpose()?;
+            match before(self.deadline, std::future::poll_fn(|cx| self.poll_more(cx))).await {
+                Ok(first) => self.first = first.transpose()?,
+                Err(late) => return Err(self.fail(late)),
+            }
         }
         Ok(())
     }
@@ -93,14 +125,26 @@ impl Leg {
 
     /// The whole body, which may have `limit` bytes, and the connection back to the pool.
     pub(super) async fn collect(mut self, limit: usize) -> Result<Bytes, Error> {
+        let whole = self.whole(limit).await?;
+        self.park();
+        Ok(whole)
+    }
+
+    async fn whole(&mut self, limit: usize) -> Result<Bytes, Error> {
+        match before(self.deadline, self.read(limit)).await {
+            Ok(whole) => whole,
+            Err(late) => Err(self.fail(late)),
+        }
+    }
+
+    async fn read(&mut self, limit: usize) -> Result<Bytes, Error> {
         let mut whole = BytesMut::new();
         while let Some(data) = self.data().await.transpose()? {
             if whole.len() + data.len() > limit {
-                return Err(Error::upstream(self.server.backend(), Cause::TooLarge { limit }));
+                return Err(self.fail(Cause::TooLarge { limit }));
             }
             whole.extend_from_slice(&data);
         }
-        self.park();
         Ok(whole.freeze())
     }
 
@@ -113,7 +157,10 @@ impl Leg {
             watched.push(data);
             match next_refusal(watched) {
                 Ok(None) => {}
-                Ok(Some(refusal)) => return Ok(Some(refusal)),
+                Ok(Some(refusal)) => {
+                    self.server.ends_as(Outcome::Refused);
+                    return Ok(Some(refusal));
+                }
                 // An event that large is no refusal, and what comes after it is not looked at.
                 Err(EventTooLarge { .. }) => events = None,
             }
@@ -128,8 +175,14 @@ impl Leg {
     }
 
     /// Gives the connection back. Only for a leg whose body has ended.
-    pub(super) fn park(self) {
+    pub(super) fn park(mut self) {
+        self.server.ends_as(self.outcome);
         self.lease.park();
+    }
+
+    /// The leg has failed of a cause; what is left to do is to drop it.
+    pub(super) fn fail(&mut self, cause: impl Into<Cause>) -> Error {
+        failed(&mut self.server, cause.into())
     }
 
     /// Whether a body of announced length has been read to its end. Of a chunked body this is never known before
@@ -146,9 +199,34 @@ impl Leg {
             .exact()
             .map_or_else(SizeHint::default, |rest| SizeHint::with_exact(rest + first))
     }
+}
 
-    pub(super) fn server(&self) -> &InFlight {
-        &self.server
+async fn send(
+    pools: &Pools,
+    server: &Backend,
+    request: Request<LegBody>,
+    connection: Connection,
+) -> Result<(Lease, Response<Incoming>), Cause> {
+    let mut lease = match connection {
+        Connection::Any => pools.lease(server).await?,
+        Connection::New => pools.lease_new(server).await?,
+    };
+    let answer = lease.send(request).await?;
+    Ok((lease, answer))
+}
+
+fn failed(server: &mut InFlight, cause: Cause) -> Error {
+    server.ends_as(cause.outcome());
+    Error::upstream(server.backend(), cause)
+}
+
+/// How a leg ends when its answer is complete.
+fn outcome(status: StatusCode) -> Outcome {
+    match status {
+        StatusCode::SERVICE_UNAVAILABLE => Outcome::Refused,
+        status if status.is_server_error() => Outcome::ServerError,
+        status if status.is_success() => Outcome::Completed,
+        _ => Outcome::Refused,
     }
 }
 
@@ -190,18 +268,27 @@ fn unhidden(mut head: response::Parts, hidden: Hidden) -> Response<Bytes> {
     Response::from_parts(head, hidden.json)
 }
 
-/// Starts a prefill leg. Its answer is kept only if `keep` says up to which size; otherwise it is drained, so that
-/// the server can finish in peace and the connection is used again.
+/// An answer of prefill's that is wanted: up to how many bytes, and until when.
+#[derive(Clone, Copy)]
+pub(super) struct Keep {
+    pub(super) limit: usize,
+    pub(super) deadline: Deadline,
+}
+
+/// Starts a prefill leg. Its answer is kept only if `keep` says how; otherwise it is drained, so that
+/// the server can finish in peace and the connection is used again. Only an answer that is waited for has a
+/// deadline.
 pub(super) fn run_prefill(
     pools: Arc<Pools>,
     server: InFlight,
     request: Request<LegBody>,
     connection: Connection,
-    keep: Option<usize>,
+    keep: Option<Keep>,
 ) -> PrefillRun {
     Box::pin(async move {
         let backend = Arc::clone(server.backend());
-        let (head, leg) = Leg::start(&pools, server, request, connection).await?;
+        let deadline = keep.map(|keep| keep.deadline);
+        let (head, mut leg) = Leg::start(&pools, server, request, connection, deadline).await?;
         if !head.status.is_success() {
             let body = leg.collect(MAX_REFUSAL).await?;
             let answer = Response::from_parts(head, body);
@@ -209,9 +296,13 @@ pub(super) fn run_prefill(
         }
         let events = is_event_stream(&head.headers);
         let (answer, hidden) = match keep {
-            Some(limit) => {
-                let answer = leg.collect(limit).await?;
+            Some(Keep { limit, .. }) => {
+                let answer = leg.whole(limit).await?;
                 let hidden = if events { refusal_in(answer.clone()) } else { None };
+                if hidden.is_some() {
+                    leg.outcome = Outcome::Refused;
+                }
+                leg.park();
                 (answer, hidden)
             }
             None => (Bytes::new(), leg.drain(events).await?),

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Sleep, sleep_until};
 use tracing::warn;
 
-use super::leg::{Leg, PrefillEnd, PrefillRun};
+use super::leg::{Deadline, Leg, PrefillEnd, PrefillRun};
 use crate::error::{Cause, Error};
 use crate::wire::logprobs::StreamSplicer;
 
@@ -45,30 +45,27 @@ enum Source {
 
 /// How long a body may take, or may be silent. The timer is made only if it has to wait at all.
 pub(super) struct TimeLimit {
-    deadline: Instant,
-    /// What the error says.
-    after: Duration,
+    deadline: Deadline,
     /// How far apart the pieces of a stream may be. Its first one has until the deadline.
     idle: Option<Duration>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl TimeLimit {
-    /// The body must be complete, or with `idle` must have begun, at an instant.
-    pub(super) fn new(deadline: Instant, after: Duration, idle: Option<Duration>) -> Self {
-        Self { deadline, after, idle, timer: None }
+    /// The body must be complete, or with `idle` must have begun, at the deadline.
+    pub(super) fn new(deadline: Deadline, idle: Option<Duration>) -> Self {
+        Self { deadline, idle, timer: None }
     }
 
     /// A piece has come. The timer is not touched, which would cost more than the piece.
     fn note_piece(&mut self) {
         if let Some(idle) = self.idle {
-            self.deadline = Instant::now() + idle;
-            self.after = idle;
+            self.deadline = Deadline::after(idle);
         }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let deadline = self.deadline;
+        let deadline = self.deadline.at;
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
         // The first piece of a stream brings the deadline forward, the others put it off.
         if timer.deadline() > deadline {
@@ -172,14 +169,14 @@ impl Relay {
     }
 
     fn poll_time_limit(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
-        let leg = match &self.source {
+        let leg = match &mut self.source {
             Source::Piped(leg) => leg,
-            Source::Spliced(spliced) => &spliced.0,
+            Source::Spliced(spliced) => &mut spliced.0,
             Source::Whole(_) | Source::Ended => return Poll::Pending,
         };
         let Some(limit) = &mut self.time_limit else { return Poll::Pending };
         ready!(limit.poll(cx));
-        Poll::Ready(Error::upstream(leg.server().backend(), Cause::Timeout(limit.after)))
+        Poll::Ready(leg.fail(Cause::Timeout(limit.deadline.after)))
     }
 
     /// A piece of the body is on its way.
@@ -222,8 +219,8 @@ fn poll_spliced(
 ) -> Poll<Option<Result<Bytes, Error>>> {
     loop {
         if let Some(event) = splicer.next() {
-            let too_large = |limit| Error::upstream(leg.server().backend(), Cause::TooLarge { limit });
-            return Poll::Ready(Some(event.map_err(|error| too_large(error.limit))));
+            let event = event.map_err(|error| leg.fail(Cause::TooLarge { limit: error.limit }));
+            return Poll::Ready(Some(event));
         }
         match ready!(leg.poll_data(cx)) {
             Some(Ok(data)) => splicer.push(data),

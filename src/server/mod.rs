@@ -14,52 +14,79 @@ mod service;
 mod workers;
 
 use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::SockRef;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, info, warn};
 
 use crate::config::Options;
+use crate::control::{Draining, Probes};
 use crate::upstream::{Dialer, Fleet};
 use workers::Workers;
 
 /// How long the acceptor rests when the process has no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves until `shutdown` ends, then lets open requests finish within the grace period.
+/// Serves until `shutdown` ends, says for the lame-duck time that it will end, then lets open requests finish within
+/// the grace period.
 ///
-/// Dropping the future ends all workers at once.
+/// Dropping the future ends all workers and probes at once.
 pub(crate) async fn serve(
     listener: TcpListener,
     fleet: Arc<Fleet>,
     options: Options,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    let workers = Workers::spawn(&fleet, &options)?;
-    let dialer = Dialer::new(&options.sockets);
-    let mut shutdown = std::pin::pin!(shutdown);
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = &mut shutdown => break,
-            accepted = listener.accept() => accepted,
-        };
+    let draining = Draining::default();
+    let workers = Workers::spawn(&fleet, &options, &draining)?;
+    let probes = Probes::start(&fleet, &options.health, &options.sockets);
+    let acceptor = Acceptor { listener, dialer: Dialer::new(&options.sockets), workers: &workers };
+    acceptor.accept_until(shutdown).await;
+    draining.begin();
+    info!("shutting down: /ready says so, and connections are taken for {:?}", options.shutdown_lame_duck);
+    acceptor.accept_until(tokio::time::sleep(options.shutdown_lame_duck)).await;
+    drop(acceptor);
+    drop(probes);
+    info!("no more connections are taken; open requests have {:?} to finish", options.shutdown_grace_period);
+    workers.finish().await;
+    Ok(())
+}
+
+struct Acceptor<'a> {
+    listener: TcpListener,
+    dialer: Dialer,
+    workers: &'a Workers,
+}
+
+impl Acceptor<'_> {
+    async fn accept_until(&self, end: impl Future<Output = ()>) {
+        let mut end = pin!(end);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut end => return,
+                accepted = self.listener.accept() => self.take(accepted).await,
+            }
+        }
+    }
+
+    async fn take(&self, accepted: io::Result<(TcpStream, SocketAddr)>) {
         match accepted {
-            Ok((socket, _)) => match dialer.tune(SockRef::from(&socket)).and_then(|()| socket.into_std()) {
-                Ok(socket) => workers.hand_over(socket).await,
-                // The client has left already.
-                Err(error) => debug!("a socket could not be set up: {error}"),
-            },
+            Ok((socket, _)) => {
+                match self.dialer.tune(SockRef::from(&socket)).and_then(|()| socket.into_std()) {
+                    Ok(socket) => self.workers.hand_over(socket).await,
+                    // The client has left already.
+                    Err(error) => debug!("a socket could not be set up: {error}"),
+                }
+            }
             Err(error) => {
                 warn!("no connection could be accepted: {error}");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
-    drop(listener);
-    info!("shutting down: open requests have {:?} to finish", options.shutdown_grace_period);
-    workers.finish().await;
-    Ok(())
 }

@@ -16,7 +16,7 @@ use tracing::{debug, error, warn};
 use super::activity::Activity;
 use super::head;
 use crate::config::Options;
-use crate::control::{Control, Endpoint, allows};
+use crate::control::{Control, Draining, Endpoint, allows};
 use crate::error::Error;
 use crate::proxy::{Limits, Proxy, Relay, discard};
 use crate::upstream::{Fleet, Pools};
@@ -28,6 +28,7 @@ pub(super) struct Service {
     control: Control,
     /// Swept by the worker.
     pub(super) pools: Arc<Pools>,
+    draining: Draining,
     body_idle_timeout: Duration,
 }
 
@@ -41,7 +42,7 @@ enum Route {
 }
 
 impl Service {
-    pub(super) fn new(fleet: &Arc<Fleet>, options: &Options) -> Self {
+    pub(super) fn new(fleet: &Arc<Fleet>, options: &Options, draining: &Draining) -> Self {
         let pools = Arc::new(Pools::new(fleet.all().count(), &options.sockets));
         let limits = Limits {
             max_payload_size: options.max_payload_size,
@@ -49,12 +50,19 @@ impl Service {
             request_timeout: options.request_timeout,
             stream_idle_timeout: options.stream_idle_timeout,
             max_retries: options.max_retries,
+            retry_on: options.retry_on.clone(),
             body_idle_timeout: options.request_body_idle_timeout,
         };
         Self {
             proxy: Proxy::new(Arc::clone(fleet), Arc::clone(&pools), limits),
-            control: Control::new(Arc::clone(fleet), Arc::clone(&pools), options.request_timeout),
+            control: Control::new(
+                Arc::clone(fleet),
+                Arc::clone(&pools),
+                draining.clone(),
+                options.request_timeout,
+            ),
             pools,
+            draining: draining.clone(),
             body_idle_timeout: options.request_body_idle_timeout,
         }
     }
@@ -65,10 +73,13 @@ impl Service {
             Ok(()) => unless_it_panics(pin!(self.answer_checked(request))).await,
             Err(what) => Err(Error::BadRequest(what)),
         };
-        let answer = outcome.unwrap_or_else(|error| own(&error));
+        let mut answer = outcome.unwrap_or_else(|error| own(&error));
         // Servers' own are not passed on, so this one says that something of the request is unread.
         if answer.headers().contains_key(CONNECTION) {
             activity.cut_short();
+        } else if self.draining.has_begun() {
+            // Whoever keeps the connection for the next request learns in time that there should be none.
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         answer
     }

@@ -13,6 +13,7 @@ use tracing::warn;
 use super::connection::{self, Patience};
 use super::service::Service;
 use crate::config::Options;
+use crate::control::Draining;
 use crate::upstream::Fleet;
 
 /// Accepted sockets that wait for one worker.
@@ -33,13 +34,13 @@ struct Worker {
 }
 
 impl Workers {
-    pub(super) fn spawn(fleet: &Arc<Fleet>, options: &Options) -> io::Result<Self> {
+    pub(super) fn spawn(fleet: &Arc<Fleet>, options: &Options, draining: &Draining) -> io::Result<Self> {
         let (alive_sender, alive) = watch::channel(());
         let worker = |number| {
             let (sockets, handed_over) = mpsc::channel(MAX_HANDED_OVER);
             let (ends, ended) = oneshot::channel();
             let connections = Arc::new(AtomicUsize::new(0));
-            let service = Arc::new(Service::new(fleet, options));
+            let service = Arc::new(Service::new(fleet, options, draining));
             let patience = Patience { head: options.request_head_timeout, idle: options.client_idle_timeout };
             let grace_period = options.shutdown_grace_period;
             let (mut alive, counted) = (alive.clone(), Arc::clone(&connections));

@@ -7,8 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hyper::header::HeaderValue;
+use tracing::{info, warn};
 
-use super::Address;
+use super::health::{Health, State, sign};
+use super::outcome::Outcomes;
+use super::{Address, Outcome};
 use crate::wire::bootstrap::BootstrapFields;
 
 /// What a server does for a request.
@@ -54,21 +57,30 @@ pub struct Backend {
     host_header: HeaderValue,
     bootstrap: Option<BootstrapFields>,
     in_flight: AtomicUsize,
+    outcomes: Outcomes,
+    health: Health,
 }
 
 impl Backend {
-    pub(super) fn prefill(index: usize, spec: PrefillSpec) -> Self {
+    pub(super) fn prefill(index: usize, spec: PrefillSpec, health: Health) -> Self {
         let fields = BootstrapFields::new(spec.bootstrap_host, spec.bootstrap_port);
-        Self::new(index, Role::Prefill, spec.address, Some(fields))
+        Self::new(index, Role::Prefill, spec.address, Some(fields), health)
     }
 
-    pub(super) fn decode(index: usize, address: Address) -> Self {
-        Self::new(index, Role::Decode, address, None)
+    pub(super) fn decode(index: usize, address: Address, health: Health) -> Self {
+        Self::new(index, Role::Decode, address, None, health)
     }
 
-    fn new(index: usize, role: Role, address: Address, bootstrap: Option<BootstrapFields>) -> Self {
+    fn new(
+        index: usize,
+        role: Role,
+        address: Address,
+        bootstrap: Option<BootstrapFields>,
+        health: Health,
+    ) -> Self {
         let host_header = HeaderValue::from_str(&address.authority).expect("a URL's authority is printable");
-        Self { index, role, address, host_header, bootstrap, in_flight: AtomicUsize::new(0) }
+        let (in_flight, outcomes) = (AtomicUsize::new(0), Outcomes::default());
+        Self { index, role, address, host_header, bootstrap, in_flight, outcomes, health }
     }
 
     /// The server's role.
@@ -93,7 +105,50 @@ impl Backend {
 
     /// Requests that are under way on this server, from choosing it to the end of its answer.
     pub fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Relaxed)
+        self.in_flight.load(Ordering::Acquire)
+    }
+
+    /// How many requests have ended like this on this server.
+    pub fn ended(&self, outcome: Outcome) -> u64 {
+        self.outcomes.of(outcome)
+    }
+
+    /// Whether policies are given this server: it is not known to be down. Always so without health checks.
+    pub fn is_healthy(&self) -> bool {
+        self.health.state() != State::Unhealthy
+    }
+
+    /// Whether it is known to be up, which a server that was never asked is not.
+    pub(crate) fn is_ready(&self) -> bool {
+        matches!(self.health.state(), State::Healthy | State::Suspect)
+    }
+
+    /// Whether nothing speaks against it, so that there is no hurry to ask again.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.health.state() == State::Healthy
+    }
+
+    /// A probe has been answered well, or has failed for a reason.
+    pub(crate) fn note_probe(&self, result: Result<(), String>) {
+        self.note_sign(result.is_ok(), || result.err().unwrap_or_default());
+    }
+
+    fn note_end(&self, outcome: Outcome) {
+        self.outcomes.count(outcome);
+        if let Some(well) = sign(outcome) {
+            self.note_sign(well, || format!("requests end with {}", outcome.as_str()));
+        }
+    }
+
+    fn note_sign(&self, well: bool, why: impl FnOnce() -> String) {
+        let (role, url) = (self.role, self.url());
+        match self.health.note(well) {
+            None => {}
+            Some(State::Unhealthy) => {
+                warn!("{role} server {url} is unhealthy and gets no requests: {}", why())
+            }
+            Some(_) => info!("{role} server {url} is healthy"),
+        }
     }
 
     pub(crate) fn bootstrap(&self) -> Option<&BootstrapFields> {
@@ -110,24 +165,34 @@ impl Backend {
     }
 }
 
-/// Counts one request on a server for as long as it lives.
+/// Counts one request on a server for as long as it lives, and how it ended.
 #[derive(Debug)]
-pub(crate) struct InFlight(Arc<Backend>);
+pub(crate) struct InFlight {
+    backend: Arc<Backend>,
+    outcome: Outcome,
+}
 
 impl InFlight {
     pub(crate) fn enter(backend: Arc<Backend>) -> Self {
         // Relaxed: a policy may read a count that is a moment old.
         backend.in_flight.fetch_add(1, Ordering::Relaxed);
-        Self(backend)
+        Self { backend, outcome: Outcome::Cancelled }
     }
 
     pub(crate) fn backend(&self) -> &Arc<Backend> {
-        &self.0
+        &self.backend
+    }
+
+    /// Says how it ended. A request of which nothing is said was cancelled.
+    pub(crate) fn ends_as(&mut self, outcome: Outcome) {
+        self.outcome = outcome;
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        // Counted first: whoever sees that nothing is under way sees how it ended.
+        self.backend.note_end(self.outcome);
+        self.backend.in_flight.fetch_sub(1, Ordering::Release);
     }
 }

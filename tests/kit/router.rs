@@ -2,8 +2,9 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use mini_lb::{MiniLbConfig, MiniLoadBalancer};
+use mini_lb::{Backend, MiniLbConfig, MiniLoadBalancer};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -34,10 +35,14 @@ impl Router {
         let prefill = prefill.iter().map(|server| (server.url(), Some(BOOTSTRAP_PORT))).collect();
         let decode = decode.iter().map(|server| server.url()).collect();
         let config = MiniLbConfig::new("127.0.0.1", 30_000, prefill, decode, 60).worker_threads(1);
-        Self::serve(options(config)).await
+        Self::run(options(quiet(config))).await
     }
 
     pub async fn serve(config: MiniLbConfig) -> Self {
+        Self::run(quiet(config)).await
+    }
+
+    async fn run(config: MiniLbConfig) -> Self {
         let balancer = Arc::new(MiniLoadBalancer::new(config).expect("a good configuration"));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound address");
@@ -74,6 +79,13 @@ impl Router {
         .await;
     }
 
+    /// What the router knows of a server.
+    pub fn knows(&self, server: &super::Upstream) -> Arc<Backend> {
+        let url = server.url();
+        let known = self.balancer.servers().find(|known| known.url() == url);
+        Arc::clone(known.expect("a server of this router's"))
+    }
+
     /// Begins a shutdown.
     pub fn shut_down(&mut self) {
         drop(self.shutdown.take());
@@ -85,6 +97,11 @@ impl Router {
         let serving = std::mem::replace(&mut self.serving, tokio::spawn(async { Ok(()) }));
         super::patiently("the router's end", serving).await.expect("no panic").expect("a clean end");
     }
+}
+
+/// Probes and the lame-duck time have tests of their own; elsewhere servers see requests only.
+fn quiet(config: MiniLbConfig) -> MiniLbConfig {
+    config.health_checks(false).shutdown_lame_duck(Duration::ZERO)
 }
 
 impl Drop for Router {

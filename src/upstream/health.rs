@@ -1,0 +1,191 @@
+//! Whether a server is well, by what probes and requests have shown of it.
+//!
+//! Signs come in and a state comes out. Nobody is asked here (`control::probes`
+//! does that) and nothing is chosen (`fleet` does).
+
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::Outcome;
+
+/// How servers are watched.
+#[derive(Debug, Clone)]
+pub(crate) struct HealthOptions {
+    /// Without it every server counts as well.
+    pub(crate) enabled: bool,
+    /// From one probe of a healthy server to the next.
+    pub(crate) interval: Duration,
+    /// How long a server may take to answer a probe.
+    pub(crate) timeout: Duration,
+    /// Failures in a row that make a server unhealthy.
+    pub(crate) failure_threshold: u32,
+    /// Successes in a row that make it healthy again.
+    pub(crate) success_threshold: u32,
+}
+
+/// What is known of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Nothing yet. It gets requests, but does not make the router ready.
+    Unknown,
+    Healthy,
+    /// It has failed, but not often enough.
+    Suspect,
+    /// It gets no requests unless all of its role are like this.
+    Unhealthy,
+}
+
+/// The health of one server.
+#[derive(Debug)]
+pub(super) struct Health {
+    /// A [`State`]; written under the lock only, read without.
+    state: AtomicU8,
+    in_a_row: Mutex<InARow>,
+    options: HealthOptions,
+    /// The unhealthy servers of this one's role.
+    unhealthy: Arc<AtomicUsize>,
+}
+
+/// Signs since the last of the other kind.
+#[derive(Debug, Default)]
+struct InARow {
+    failures: u32,
+    successes: u32,
+}
+
+impl Health {
+    pub(super) fn new(options: HealthOptions, unhealthy: Arc<AtomicUsize>) -> Self {
+        let state = AtomicU8::new(State::Unknown as u8);
+        Self { state, in_a_row: Mutex::default(), options, unhealthy }
+    }
+
+    pub(super) fn state(&self) -> State {
+        const STATES: [State; 4] = [State::Unknown, State::Healthy, State::Suspect, State::Unhealthy];
+        if !self.options.enabled {
+            return State::Healthy;
+        }
+        STATES[usize::from(self.state.load(Relaxed))]
+    }
+
+    /// Takes a sign. Returns the new state if the server has become healthy or unhealthy by it.
+    pub(super) fn note(&self, well: bool) -> Option<State> {
+        let before = self.state();
+        // The usual case takes no lock: this runs at the end of each leg.
+        if !self.options.enabled || (well && before == State::Healthy) {
+            return None;
+        }
+        // The numbers are whole whatever happens under the lock.
+        let mut in_a_row = self.in_a_row.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.state();
+        let after =
+            if well { self.success(before, &mut in_a_row) } else { self.failure(before, &mut in_a_row) };
+        self.state.store(after as u8, Relaxed);
+        match (before == State::Unhealthy, after == State::Unhealthy) {
+            (false, true) => self.unhealthy.fetch_add(1, Relaxed),
+            (true, false) => self.unhealthy.fetch_sub(1, Relaxed),
+            _ => return (before == State::Unknown).then_some(after),
+        };
+        Some(after)
+    }
+
+    fn success(&self, before: State, in_a_row: &mut InARow) -> State {
+        in_a_row.failures = 0;
+        in_a_row.successes = in_a_row.successes.saturating_add(1);
+        let recovering = before == State::Unhealthy && in_a_row.successes < self.options.success_threshold;
+        if recovering { State::Unhealthy } else { State::Healthy }
+    }
+
+    fn failure(&self, before: State, in_a_row: &mut InARow) -> State {
+        in_a_row.successes = 0;
+        in_a_row.failures = in_a_row.failures.saturating_add(1);
+        match before {
+            // It has never been seen well: it may be starting, or have another address.
+            State::Unknown | State::Unhealthy => State::Unhealthy,
+            State::Healthy | State::Suspect if in_a_row.failures >= self.options.failure_threshold => {
+                State::Unhealthy
+            }
+            State::Healthy | State::Suspect => State::Suspect,
+        }
+    }
+}
+
+/// What a leg's end says of its server: that it is well, that it is not, or nothing.
+pub(super) fn sign(outcome: Outcome) -> Option<bool> {
+    match outcome {
+        Outcome::Completed => Some(true),
+        Outcome::ServerError
+        | Outcome::Connect
+        | Outcome::ConnectTimeout
+        | Outcome::Closed
+        | Outcome::BadResponse => Some(false),
+        // A refusal is the request's fault, or says that there is too much to do; a leg that waits may wait for its
+        // partner.
+        Outcome::Refused
+        | Outcome::Exhausted
+        | Outcome::Stale
+        | Outcome::Timeout
+        | Outcome::TooLarge
+        | Outcome::Cancelled => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn health(enabled: bool) -> Health {
+        let options = HealthOptions {
+            enabled,
+            interval: Duration::from_secs(10),
+            timeout: Duration::from_secs(5),
+            failure_threshold: 3,
+            success_threshold: 2,
+        };
+        Health::new(options, Arc::default())
+    }
+
+    fn after(health: &Health, signs: &[bool]) -> (State, usize) {
+        for well in signs {
+            health.note(*well);
+        }
+        (health.state(), health.unhealthy.load(Relaxed))
+    }
+
+    #[test]
+    fn three_failures_in_a_row_and_two_successes_in_a_row() {
+        let health = health(true);
+        assert_eq!(after(&health, &[]), (State::Unknown, 0));
+        assert_eq!(after(&health, &[true]), (State::Healthy, 0));
+        assert_eq!(after(&health, &[false, false]), (State::Suspect, 0));
+        assert_eq!(after(&health, &[true, false, false]), (State::Suspect, 0));
+        assert_eq!(after(&health, &[false]), (State::Unhealthy, 1));
+        assert_eq!(after(&health, &[true, false, true]), (State::Unhealthy, 1));
+        assert_eq!(after(&health, &[true]), (State::Healthy, 0));
+    }
+
+    #[test]
+    fn one_failure_is_enough_for_a_server_that_was_never_well() {
+        let health = health(true);
+        assert_eq!(health.note(false), Some(State::Unhealthy));
+        assert_eq!(after(&health, &[false, false, true]), (State::Unhealthy, 1));
+        assert_eq!(health.note(true), Some(State::Healthy));
+        assert_eq!(after(&health, &[]), (State::Healthy, 0));
+    }
+
+    #[test]
+    fn only_changes_are_told() {
+        let health = health(true);
+        let told: Vec<_> = [true, true, false, false, false, false, true, true, true]
+            .into_iter()
+            .map(|well| health.note(well))
+            .collect();
+        let (well, unwell) = (Some(State::Healthy), Some(State::Unhealthy));
+        assert_eq!(told, [well, None, None, None, unwell, None, None, well, None]);
+    }
+
+    #[test]
+    fn without_checks_every_server_is_well() {
+        assert_eq!(after(&health(false), &[false; 5]), (State::Healthy, 0));
+    }
+}
