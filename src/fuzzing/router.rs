@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, DuplexStream, duplex};
 use tokio::time::{sleep, timeout};
 
 use super::http::{Answer, answers};
@@ -22,7 +22,7 @@ use super::{DIALECTS, Input, cut_at_most, splice_stream};
 use crate::proxy::{Limits, Proxy, Relay};
 use crate::upstream::{Address, Fleet, HealthOptions, Pools, PrefillSpec, Random, Role, SocketOptions};
 use crate::wire::logprobs::{Merge, PromptLogprobs};
-use crate::wire::shape::{Dialect, Inspector};
+use crate::wire::shape::{Dialect, Inspector, Shape};
 
 /// What a connection holds that nobody has read.
 const BUFFER: usize = 4 << 10;
@@ -34,8 +34,8 @@ const FOREVER: Duration = Duration::from_secs(3_600);
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Any request and any answers: the router comes to an end, writes nothing but answers, no more than there were
-/// requests, and none looks complete that is not what decode has sent. The text is the client's, prefill's and
-/// decode's.
+/// requests, and none looks complete that is not what decode has sent. Where nothing is wrong the answer is complete.
+/// The text is the client's, prefill's and decode's.
 pub fn router(data: &[u8]) {
     let Some(input) = Input::of(data) else { return };
     fastrand::seed(0);
@@ -43,11 +43,46 @@ pub fn router(data: &[u8]) {
     runtime.expect("a runtime without I/O").block_on(Scene::new(&input).play());
 }
 
+/// How an answer's body is marked off.
+#[derive(Clone, Copy, PartialEq)]
+enum Framing {
+    /// As the input has it, head and all: right or wrong.
+    Any,
+    /// The input is the body, of JSON by name, behind a head that tells its length.
+    Length,
+    /// The input is the body, a stream of events by name, in chunks.
+    Chunks,
+}
+
+impl Framing {
+    fn frame(self, text: &[u8], cuts: u8) -> Vec<u8> {
+        let typed = |kind| format!("HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\n");
+        match self {
+            Self::Any => text.to_vec(),
+            Self::Length => {
+                let head = format!("{}Content-Length: {}\r\n\r\n", typed("application/json"), text.len());
+                [head.as_bytes(), text].concat()
+            }
+            Self::Chunks => {
+                let head = format!("{}Transfer-Encoding: chunked\r\n\r\n", typed("text/event-stream"));
+                [head.as_bytes(), &chunks(text, cuts), b"0\r\n\r\n"].concat()
+            }
+        }
+    }
+}
+
+fn chunks(text: &[u8], cuts: u8) -> Vec<u8> {
+    let pieces = cut_at_most(MAX_PIECES, text, cuts).into_iter().filter(|piece| !piece.is_empty());
+    let chunk = |piece: &[u8]| [format!("{:x}\r\n", piece.len()).as_bytes(), piece, b"\r\n"].concat();
+    pieces.flat_map(chunk).collect()
+}
+
 /// What a server does on each of its connections.
 #[derive(Clone)]
 struct Script {
     /// Its answer to any request.
     answer: Arc<[u8]>,
+    framing: Framing,
     cuts: u8,
     /// Between two pieces of the answer.
     pause: Duration,
@@ -61,8 +96,11 @@ impl Script {
     fn new(answer: &[u8], cuts: u8, options: u8) -> Self {
         // None, within and beyond the wait for a stream's first event, and beyond its silence.
         let pause = [0, 10, 150, 7_000][usize::from(options) % 4];
+        let framing = [Framing::Any, Framing::Length, Framing::Chunks, Framing::Any];
+        let framing = framing[usize::from(options >> 4) % 4];
         Self {
-            answer: answer.into(),
+            answer: framing.frame(answer, cuts.rotate_left(1)).into(),
+            framing,
             cuts,
             pause: Duration::from_millis(pause),
             closes: options & 4 != 0,
@@ -75,6 +113,11 @@ impl Script {
         Self { cuts: 0, pause: Duration::ZERO, ..self.clone() }
     }
 
+    /// Nothing is wrong with it: it answers, soon and in full.
+    fn is_sound(&self) -> bool {
+        self.framing != Framing::Any && !self.absent && self.pause < Duration::from_secs(1)
+    }
+
     /// A connection to a server that plays this.
     fn connect(&self) -> io::Result<DuplexStream> {
         if self.absent {
@@ -85,7 +128,8 @@ impl Script {
         Ok(ours)
     }
 
-    async fn play(self, mut socket: DuplexStream) {
+    async fn play(self, socket: DuplexStream) {
+        let mut socket = BufReader::new(socket);
         while read_request(&mut socket).await.is_some() {
             for piece in cut_at_most(MAX_PIECES, &self.answer, self.cuts) {
                 if socket.write_all(piece).await.is_err() {
@@ -101,14 +145,14 @@ impl Script {
         }
     }
 
-    /// What hyper makes of the answer when it comes at once: the whole body of a 200.
+    /// What hyper makes of the answer when it comes at once: the whole body, if it is a success.
     async fn reference(&self) -> Option<Bytes> {
         let io = TokioIo::new(self.at_once().connect().ok()?);
         let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.ok()?;
         tokio::spawn(connection);
         let request = Request::post("/").body(Full::new(Bytes::from_static(b"{}"))).ok()?;
         let answer = timeout(PATIENCE, sender.send_request(request)).await.ok()?.ok()?;
-        if answer.status() != 200 {
+        if !answer.status().is_success() {
             return None;
         }
         let body = timeout(PATIENCE, answer.into_body().collect()).await.ok()?.ok()?;
@@ -117,15 +161,20 @@ impl Script {
 }
 
 /// Reads one request, which the router wrote: a head with a length, and the body.
-async fn read_request(socket: &mut DuplexStream) -> Option<()> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(socket.read_u8().await.ok()?);
+async fn read_request(socket: &mut BufReader<DuplexStream>) -> Option<()> {
+    let mut line = Vec::new();
+    let mut length = 0;
+    while line != b"\r\n" {
+        line.clear();
+        if socket.read_until(b'\n', &mut line).await.ok()? == 0 {
+            return None;
+        }
+        let text = String::from_utf8_lossy(&line).to_ascii_lowercase();
+        if let Some(value) = text.strip_prefix("content-length: ") {
+            length = value.trim_end().parse().expect("a length");
+        }
     }
-    let head = String::from_utf8_lossy(&head).to_ascii_lowercase();
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
-    let mut body = vec![0; length.map_or(0, |length| length.parse().expect("a length"))];
-    socket.read_exact(&mut body).await.ok()?;
+    socket.read_exact(&mut vec![0; length]).await.ok()?;
     Some(())
 }
 
@@ -144,8 +193,8 @@ struct Scene {
     requests: Vec<u8>,
     cuts: u8,
     client: Client,
-    /// What a request that is surely one asks for.
-    valid: Option<Option<Merge>>,
+    /// What the request asks for, if it is surely one.
+    valid: Option<Shape>,
     prefill: Script,
     decode: Script,
 }
@@ -162,7 +211,7 @@ impl Scene {
             cuts,
             client: [Client::Waits, Client::Waits, Client::ClosesItsHalf, Client::Leaves]
                 [usize::from(kind >> 4) % 4],
-            valid: if raw { None } else { merge_of(dialect, text) },
+            valid: if raw { None } else { shape_of(dialect, text) },
             prefill: Script::new(prefill, cuts.rotate_left(2), prefill_options),
             decode: Script::new(decode, cuts.rotate_left(4), decode_options),
         }
@@ -184,7 +233,19 @@ impl Scene {
         if self.client == Client::Waits && self.valid.is_some() {
             assert!(!answers.is_empty(), "no answer: {}", got.escape_ascii());
         }
+        if self.is_sound() {
+            let is_complete = matches!(answers.first(), Some(Answer { status: 200, body: Some(_) }));
+            assert!(is_complete, "not answered: {}", got.escape_ascii());
+        }
         self.check(&answers).await;
+    }
+
+    /// Nothing stands in the way of decode's answer. Prefill's events might: there may be a refusal in them.
+    fn is_sound(&self) -> bool {
+        let is_plain = |shape: &Shape| shape.merge.is_none() && !shape.many_samples;
+        let prefill = self.prefill.is_sound() && self.prefill.framing == Framing::Length;
+        let asks = self.client == Client::Waits && self.valid.as_ref().is_some_and(is_plain);
+        asks && prefill && self.decode.is_sound()
     }
 
     fn proxy(&self) -> Proxy {
@@ -253,15 +314,15 @@ impl Scene {
         got
     }
 
-    /// The first answer, if it is a complete 200: it is decode's, with prefill's lists if they were asked for. A
+    /// The first answer, if it is a complete success: it is decode's, with prefill's lists if they were asked for. A
     /// later one may be something that a server said too much.
     async fn check(&self, answers: &[Answer]) {
-        let Some(Answer { status: 200, body: Some(body) }) = answers.first() else { return };
+        let Some(Answer { status: 200..300, body: Some(body) }) = answers.first() else { return };
         let decode = self.decode.reference().await;
         let decode = decode.expect("a complete answer is made of a complete answer");
         let prefill = self.prefill.reference().await;
-        let merges =
-            self.valid.map_or(vec![None, Some(Merge::Generate), Some(Merge::Echo)], |merge| vec![merge]);
+        let any = || vec![None, Some(Merge::Generate), Some(Merge::Echo)];
+        let merges = self.valid.as_ref().map_or_else(any, |shape| vec![shape.merge]);
         let expected = |merge: Option<Merge>| match merge {
             None => vec![decode.clone()],
             Some(merge) => merged(merge, prefill.as_ref(), &decode),
@@ -290,11 +351,11 @@ fn request(dialect: Dialect, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// Which merge a body asks for, if it is one that the router takes.
-fn merge_of(dialect: Dialect, body: &[u8]) -> Option<Option<Merge>> {
+/// What a body asks for, if it is one that the router takes.
+fn shape_of(dialect: Dialect, body: &[u8]) -> Option<Shape> {
     let mut inspector = Inspector::new(dialect);
     inspector.feed(body).ok()?;
-    inspector.finish().ok().map(|shape| shape.merge)
+    inspector.finish().ok()
 }
 
 /// Serves a client's connection to its end.

@@ -76,6 +76,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
                 seed([kind, 0, 0, 0], &[&body(&request), &prefill, &decode]),
                 seed([kind, 7, 1, 6], &[&body(&request), &prefill, &decode]),
                 seed([0x80, 8, 0, 0], &[&request, &prefill, &decode]),
+                seed([kind, 9, 0x10, 0x20], &[&body(&request), &body(&prefill), &body(&decode)]),
             ],
         }
     };
@@ -174,4 +175,23 @@ fn a_length_beside_an_unknown_encoding_is_not_the_bodys() {
     let prefill = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
     let decode = b"HTTP/1.1 200 OK\r\ntransfer-encoding: x\r\ncontent-length: 2\r\n\r\nabcd";
     router(&[&[0x80, 0, 0, 0][..], request, b"\xFF", prefill, b"\xFF", decode].concat());
+}
+
+/// The event that tells why a stream broke off made up for what was missing of its announced length.
+#[test]
+fn an_error_event_does_not_complete_an_announced_length() {
+    let prefill = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+    let decode =
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: 40\r\n\r\ndata: {}\n\n";
+    // Decode's connection is closed behind what it has sent.
+    router(&[&[0, 0, 0, 4][..], b"{}\xFF", prefill, b"\xFF", decode].concat());
+}
+
+/// Prefill's lists are taken from any success: the check knew only a 200.
+#[test]
+fn lists_come_with_any_success() {
+    let request = br#"{"return_logprob":true,"logprob_start_len":0}"#;
+    let prefill = b"HTTP/1.1 201 Created\r\ncontent-length: 2\r\n\r\n{}";
+    let decode = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+    router(&[&[0, 0, 0, 0][..], request, b"\xFF", prefill, b"\xFF", decode].concat());
 }

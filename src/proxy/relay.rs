@@ -203,11 +203,13 @@ impl Relay {
     /// Both connections are closed, and the client is told why.
     fn fail(&mut self, error: Error) {
         warn!(code = error.code(), "in the middle of an answer: {error}");
+        // Within an announced length an event would be taken for decode's bytes, and could make the body complete.
+        let tells = self.events && self.size_hint().exact().is_none();
         self.source = Source::Ended;
         self.prefill = None;
         // An event that was cut off must not swallow the next.
         let separator = if self.at_event_end { "" } else { "\n\n" };
-        let event = self.events.then(|| format!("{separator}data: {}\n\n", error.to_json()).into());
+        let event = tells.then(|| format!("{separator}data: {}\n\n", error.to_json()).into());
         self.failing = Some(Failing { event, flushed: false, error: Some(error) });
     }
 }
