@@ -14,7 +14,8 @@ use http_body_util::Full;
 use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 
-use crate::upstream::{Backend, DialError, LeaseError, Outcome, Role, SendError};
+use crate::upstream::{Backend, ConnError, DialError, Outcome, Role, SendError};
+use crate::wire::answer::BadAnswer;
 use crate::wire::shape::BadBody;
 
 /// An answer that is complete: the router's own.
@@ -62,11 +63,11 @@ pub(crate) enum Cause {
     ConnectTimeout(Duration),
     /// The connection ended before the answer did. `unseen`: the server can't have seen the request.
     Closed {
-        error: hyper::Error,
+        error: ConnError,
         unseen: bool,
     },
     /// What came is not HTTP.
-    BadResponse(hyper::Error),
+    BadResponse(BadAnswer),
     /// No answer in time.
     Timeout(Duration),
     /// An answer that must be held in memory is over the limit.
@@ -229,12 +230,11 @@ impl Cause {
     }
 }
 
-impl From<LeaseError> for Cause {
-    fn from(error: LeaseError) -> Self {
+impl From<DialError> for Cause {
+    fn from(error: DialError) -> Self {
         match error {
-            LeaseError::Dial(DialError::Io(error)) => Self::Connect(error),
-            LeaseError::Dial(DialError::Timeout(after)) => Self::ConnectTimeout(after),
-            LeaseError::Handshake(error) => error.into(),
+            DialError::Io(error) => Self::Connect(error),
+            DialError::Timeout(after) => Self::ConnectTimeout(after),
         }
     }
 }
@@ -248,9 +248,12 @@ impl From<SendError> for Cause {
     }
 }
 
-impl From<hyper::Error> for Cause {
-    fn from(error: hyper::Error) -> Self {
-        if error.is_parse() { Self::BadResponse(error) } else { Self::Closed { error, unseen: false } }
+impl From<ConnError> for Cause {
+    fn from(error: ConnError) -> Self {
+        match error {
+            ConnError::Bad(bad) => Self::BadResponse(bad),
+            error => Self::Closed { error, unseen: false },
+        }
     }
 }
 
@@ -285,7 +288,7 @@ impl fmt::Display for Cause {
             Self::ConnectTimeout(after) => write!(f, "did not accept a connection within {after:?}"),
             Self::Closed { error, .. } => write!(f, "broke off before its answer was complete: {error}"),
             Self::LateRefusal(status) => write!(f, "refused with {status} when the answer had begun"),
-            Self::BadResponse(error) => write!(f, "sent something that is not HTTP: {error}"),
+            Self::BadResponse(BadAnswer(what)) => write!(f, "sent an answer that is not good HTTP: {what}"),
             Self::Timeout(after) => write!(f, "did not answer within {after:?}"),
             Self::TooLarge { limit } => write!(f, "sent over {limit} bytes where all must be held in memory"),
             Self::Unmergeable(what) => write!(f, "sent an answer without readable logprobs: {what}"),
@@ -298,9 +301,7 @@ impl std::error::Error for Error {
         match self {
             Self::BodyRead(error) => Some(error),
             Self::Upstream { cause: Cause::Connect(error), .. } => Some(error),
-            Self::Upstream { cause: Cause::Closed { error, .. } | Cause::BadResponse(error), .. } => {
-                Some(error)
-            }
+            Self::Upstream { cause: Cause::Closed { error: ConnError::Io(error), .. }, .. } => Some(error),
             _ => None,
         }
     }

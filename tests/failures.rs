@@ -173,7 +173,7 @@ failures! {
             Some(|| vec![Step::Send(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{".to_vec()), Step::Close]),
             Outcome::BadGateway("prefill_closed");
         bad_chunk, all, BeforeTheAnswer, Some(|| vec![Step::Send([EVENTS_HEAD, "zz\r\n"].concat().into()), Step::Hang]),
-            Outcome::BadGateway("prefill_closed");
+            Outcome::BadGateway("prefill_bad_response");
         status_400, all, BeforeTheAnswer, Some(|| refusing("400 Bad Request", "", NO)), Outcome::Verbatim(400);
         status_401, all, BeforeTheAnswer, Some(|| refusing("401 Unauthorized", "", NO)), Outcome::Verbatim(401);
         status_404, all, BeforeTheAnswer, Some(|| refusing("404 Not Found", "", NO)), Outcome::Verbatim(404);
@@ -215,7 +215,7 @@ failures! {
         closed_mid_answer, all, MidAnswer, Some(|| vec![Step::Close]), Outcome::CutOff("decode_closed");
         reset_mid_answer, all, MidAnswer, Some(|| vec![Step::Reset]), Outcome::CutOff("decode_closed");
         bad_chunk_mid_answer, streams, MidAnswer, Some(|| vec![Step::Send(b"zz\r\n".to_vec()), Step::Close]),
-            Outcome::CutOff("decode_closed");
+            Outcome::CutOff("decode_bad_response");
     }
 }
 
@@ -368,10 +368,10 @@ fn assert_outcome(failure: &Failure, pair: &Pair, answer: &Answer) {
 fn counted(failure: &Failure) -> Counted {
     match failure.name.split('_').collect::<Vec<_>>()[..] {
         ["refused"] => Counted::Connect,
-        ["garbage"] => Counted::BadResponse,
+        ["garbage"] | ["bad", ..] => Counted::BadResponse,
         ["status", "500", ..] => Counted::ServerError,
         ["status" | "error" | "abort", ..] => Counted::Refused,
-        ["closed" | "reset" | "half" | "only" | "bad", ..] => Counted::Closed,
+        ["closed" | "reset" | "half" | "only", ..] => Counted::Closed,
         _ => panic!("{} is a new failure", failure.name),
     }
 }

@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use hyper::header::{HOST, HeaderMap};
+use hyper::Method;
+use hyper::header::HeaderMap;
 use hyper::http::response;
-use hyper::{Method, Request, Uri};
+use hyper::http::uri::PathAndQuery;
 use tokio::task::JoinSet;
 
 use crate::error::{Cause, Error};
 use crate::upstream::{Backend, Pools};
 use crate::wire::body::LegBody;
+use crate::wire::request::RequestHead;
 
 /// Largest answer of one server. `/server_info` has 37 kB.
 const MAX_ANSWER: usize = 16 << 20;
@@ -20,7 +22,7 @@ const MAX_ANSWER: usize = 16 << 20;
 #[derive(Clone)]
 pub(super) struct Question {
     pub(super) method: Method,
-    pub(super) uri: Uri,
+    pub(super) target: Option<PathAndQuery>,
     pub(super) headers: HeaderMap,
     /// How long one server may take.
     pub(super) timeout: Duration,
@@ -68,17 +70,11 @@ async fn exchange(
     server: &Backend,
     question: Question,
 ) -> Result<(response::Parts, Bytes), Cause> {
-    let mut request = Request::new(LegBody::empty());
-    *request.method_mut() = question.method;
-    *request.uri_mut() = question.uri;
-    *request.headers_mut() = question.headers;
-    request.headers_mut().insert(HOST, server.host_header());
-
+    let head = RequestHead::new(&question.method, question.target.as_ref(), &question.headers, false);
     let mut lease = pools.lease(server).await?;
-    let (head, mut body) = lease.send(request).await?.into_parts();
+    let head = lease.send(head.to(server.host_header(), LegBody::default())).await?;
     let mut whole = BytesMut::new();
-    while let Some(frame) = std::future::poll_fn(|cx| lease.poll_frame(&mut body, cx)).await {
-        let Ok(data) = frame?.into_data() else { continue };
+    while let Some(data) = std::future::poll_fn(|cx| lease.poll_data(cx)).await.transpose()? {
         if whole.len() + data.len() > MAX_ANSWER {
             return Err(Cause::TooLarge { limit: MAX_ANSWER });
         }

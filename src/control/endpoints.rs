@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::http::request;
-use hyper::{Method, Response, StatusCode, Uri};
+use hyper::{Method, Response, StatusCode};
 use serde_json::json;
 use serde_json::value::RawValue;
 use tracing::warn;
@@ -159,12 +159,10 @@ impl Control {
     }
 }
 
-/// The client's question, as it goes to a server: same method, path, query and end-to-end headers; no body.
+/// The client's question, as it goes to a server: same method, path, query and headers; no body.
 fn question(head: request::Parts, timeout: Duration) -> Question {
-    let mut headers = head.headers;
-    headers::for_backend(&mut headers);
-    let uri = head.uri.path_and_query().cloned().map_or_else(Uri::default, Uri::from);
-    Question { method: head.method, uri, headers, timeout }
+    let target = head.uri.path_and_query().cloned();
+    Question { method: head.method, target, headers: head.headers, timeout }
 }
 
 /// A server that did not answer with success.

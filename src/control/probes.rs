@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::header::HeaderMap;
-use hyper::{Method, StatusCode, Uri};
+use hyper::http::uri::PathAndQuery;
+use hyper::{Method, StatusCode};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
@@ -103,7 +104,7 @@ impl Probe<'_> {
     async fn get(&self) -> Result<StatusCode, Error> {
         let question = Question {
             method: Method::GET,
-            uri: Uri::from_static(self.path),
+            target: Some(PathAndQuery::from_static(self.path)),
             headers: HeaderMap::new(),
             timeout: self.timeout,
         };

@@ -10,11 +10,7 @@ mod router;
 #[cfg(test)]
 mod tests;
 
-use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
-
 use bytes::Bytes;
-use hyper::body::Body;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
@@ -116,13 +112,8 @@ fn rewrite(body: &ClientBody, shape: &Shape) -> Vec<u8> {
     bytes_of(body.with_fields(&shape.edit, &fields, 7))
 }
 
-fn bytes_of(mut body: LegBody) -> Vec<u8> {
-    let mut cx = Context::from_waker(Waker::noop());
-    let mut bytes = Vec::new();
-    while let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut body).poll_frame(&mut cx) {
-        bytes.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
-    }
-    bytes
+fn bytes_of(body: LegBody) -> Vec<u8> {
+    body.pieces().concat()
 }
 
 fn check_rewritten(before: &[u8], after: &[u8]) {

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderValue};
-use hyper::http::{request, response};
-use hyper::{Method, Request, Response, Uri};
+use hyper::header::{CONTENT_LENGTH, HeaderValue};
+use hyper::http::response;
+use hyper::{Request, Response};
 use tokio::time::{Sleep, sleep};
 use tracing::debug;
 
@@ -19,10 +19,11 @@ use super::leg::{Connection, Deadline, Keep, Leg, PrefillEnd, PrefillRun, run_pr
 use super::relay::{Relay, TimeLimit};
 use crate::error::{Cause, Error};
 use crate::upstream::{Backend, Fleet, InFlight, Pools, Role, ServerPair};
-use crate::wire::body::{ClientBody, LegBody};
+use crate::wire::body::ClientBody;
 use crate::wire::bootstrap::MAX_ROOM;
 use crate::wire::headers::{self, is_event_stream};
 use crate::wire::logprobs::{Merge, PromptLogprobs};
+use crate::wire::request::RequestHead;
 use crate::wire::shape::{Dialect, Shape};
 
 /// Sends requests to pairs of servers.
@@ -75,7 +76,7 @@ impl Proxy {
             return Err(Error::ManySamples);
         }
         let deadline = Deadline::after(self.limits.request_timeout);
-        let outgoing = Outgoing::new(head);
+        let outgoing = RequestHead::new(&head.method, head.uri.path_and_query(), &head.headers, true);
         let mut pair = self.fleet.select_pair();
         let mut connection = Connection::Any;
         for _ in 0..self.limits.max_retries {
@@ -125,15 +126,15 @@ impl Proxy {
         &self,
         pair: &ServerPair,
         connection: Connection,
-        outgoing: &Outgoing,
+        outgoing: &RequestHead,
         body: &ClientBody,
         shape: &Shape,
         deadline: Deadline,
     ) -> Result<Answered, Error> {
         let fields = pair.prefill().bootstrap().expect("a prefill server has bootstrap fields");
         let body = body.with_fields(&shape.edit, fields, fastrand::u64(1..=MAX_ROOM));
-        let (to_prefill, to_decode) =
-            (outgoing.to(pair.prefill(), body.clone()), outgoing.to(pair.decode(), body));
+        let to_prefill = outgoing.to(pair.prefill().host_header(), body.clone());
+        let to_decode = outgoing.to(pair.decode().host_header(), body);
         let keep = shape.merge.map(|_| Keep { limit: self.limits.max_merge_size, deadline });
         let prefill =
             run_prefill(Arc::clone(&self.pools), enter(pair.prefill()), to_prefill, connection, keep);
@@ -312,35 +313,6 @@ impl Prefill {
 
 fn enter(server: &Arc<Backend>) -> InFlight {
     InFlight::enter(Arc::clone(server))
-}
-
-/// A request as it goes to any server, but for `Host` and body.
-struct Outgoing {
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
-}
-
-impl Outgoing {
-    fn new(head: request::Parts) -> Self {
-        let mut headers = head.headers;
-        headers::for_backend_json(&mut headers);
-        Self { method: head.method, uri: origin_form(&head.uri), headers }
-    }
-
-    fn to(&self, server: &Backend, body: LegBody) -> Request<LegBody> {
-        let mut request = Request::new(body);
-        *request.method_mut() = self.method.clone();
-        *request.uri_mut() = self.uri.clone();
-        *request.headers_mut() = self.headers.clone();
-        request.headers_mut().insert(HOST, server.host_header());
-        request
-    }
-}
-
-/// Path and query, which is what a server expects to be asked for (RFC 9112, section 3.2.1).
-fn origin_form(uri: &Uri) -> Uri {
-    uri.path_and_query().cloned().map_or_else(Uri::default, Uri::from)
 }
 
 fn reply(mut head: response::Parts, body: Relay) -> Response<Relay> {

@@ -9,17 +9,16 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use hyper::body::{Body, Incoming, SizeHint};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::http::response;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Response, StatusCode};
 use tokio::time::Instant;
 
 use crate::error::{Cause, Error};
 use crate::upstream::{Backend, InFlight, Lease, Outcome, Pools};
-use crate::wire::body::LegBody;
 use crate::wire::headers::is_event_stream;
 use crate::wire::refusal;
+use crate::wire::request::LegRequest;
 use crate::wire::sse::{EventTooLarge, Events};
 
 /// Which connections will do.
@@ -53,7 +52,6 @@ async fn before<T>(deadline: Option<Deadline>, wait: impl Future<Output = T>) ->
 /// A leg whose answer has begun.
 pub(super) struct Leg {
     lease: Lease,
-    body: Incoming,
     server: InFlight,
     /// How it ends if its body does.
     outcome: Outcome,
@@ -68,25 +66,24 @@ impl Leg {
     pub(super) async fn start(
         pools: &Pools,
         mut server: InFlight,
-        request: Request<LegBody>,
+        request: LegRequest,
         connection: Connection,
         deadline: Option<Deadline>,
     ) -> Result<(response::Parts, Self), Error> {
         match before(deadline, send(pools, server.backend(), request, connection)).await.flatten() {
-            Ok((lease, answer)) => {
-                let (head, body) = answer.into_parts();
+            Ok((lease, head)) => {
                 let outcome = outcome(head.status);
                 if !head.status.is_success() {
                     // That is said, whether the rest of it is read or not.
                     server.ends_as(outcome);
                 }
-                Ok((head, Self { lease, body, server, outcome, deadline, first: None }))
+                Ok((head, Self { lease, server, outcome, deadline, first: None }))
             }
             Err(cause) => Err(failed(&mut server, cause)),
         }
     }
 
-    /// The next data of the body. Trailers are not passed on: SGLang sends none.
+    /// The next data of the body.
     pub(super) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
         match self.first.take() {
             Some(first) => Poll::Ready(Some(Ok(first))),
@@ -95,17 +92,8 @@ impl Leg {
     }
 
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
-        loop {
-            let data = match ready!(self.lease.poll_frame(&mut self.body, cx)) {
-                None => None,
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => Some(Ok(data)),
-                    Err(_trailers) => continue,
-                },
-                Some(Err(error)) => Some(Err(self.fail(error))),
-            };
-            return Poll::Ready(data);
-        }
+        let data = ready!(self.lease.poll_data(cx));
+        Poll::Ready(data.map(|data| data.map_err(|error| self.fail(error))))
     }
 
     /// Waits for the first data, or for the end of an empty body. Both are still to be had afterwards.
@@ -171,7 +159,7 @@ impl Leg {
 
     /// Whether something of the body is there, or all of an empty one.
     pub(super) fn has_begun(&self) -> bool {
-        self.first.is_some() || self.body.is_end_stream()
+        self.first.is_some() || self.lease.is_ended()
     }
 
     /// Gives the connection back. Only for a leg whose body has ended.
@@ -185,34 +173,30 @@ impl Leg {
         failed(&mut self.server, cause.into())
     }
 
-    /// Whether a body of announced length has been read to its end. Of a chunked body this is never known before
-    /// its end was asked for.
+    /// Whether the body has been read to its end.
     pub(super) fn is_ended(&self) -> bool {
-        self.first.is_none() && self.body.is_end_stream()
+        self.first.is_none() && self.lease.is_ended()
     }
 
-    /// What is left of a body of announced length; nothing is known of another.
-    pub(super) fn size_hint(&self) -> SizeHint {
+    /// What is left of a body of announced length.
+    pub(super) fn remaining(&self) -> Option<u64> {
         let first = self.first.as_ref().map_or(0, Bytes::len) as u64;
-        self.body
-            .size_hint()
-            .exact()
-            .map_or_else(SizeHint::default, |rest| SizeHint::with_exact(rest + first))
+        self.lease.remaining().map(|rest| rest + first)
     }
 }
 
 async fn send(
     pools: &Pools,
     server: &Backend,
-    request: Request<LegBody>,
+    request: LegRequest,
     connection: Connection,
-) -> Result<(Lease, Response<Incoming>), Cause> {
+) -> Result<(Lease, response::Parts), Cause> {
     let mut lease = match connection {
         Connection::Any => pools.lease(server).await?,
         Connection::New => pools.lease_new(server).await?,
     };
-    let answer = lease.send(request).await?;
-    Ok((lease, answer))
+    let head = lease.send(request).await?;
+    Ok((lease, head))
 }
 
 fn failed(server: &mut InFlight, cause: Cause) -> Error {
@@ -281,7 +265,7 @@ pub(super) struct Keep {
 pub(super) fn run_prefill(
     pools: Arc<Pools>,
     server: InFlight,
-    request: Request<LegBody>,
+    request: LegRequest,
     connection: Connection,
     keep: Option<Keep>,
 ) -> PrefillRun {

@@ -308,7 +308,7 @@ impl Body for Relay {
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
-            Source::Piped(leg) => leg.size_hint(),
+            Source::Piped(leg) => leg.remaining().map_or_else(SizeHint::default, SizeHint::with_exact),
             Source::Spliced(_) => SizeHint::default(),
             Source::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Source::Ended => SizeHint::default(),

@@ -160,8 +160,8 @@ impl Backend {
     }
 
     /// The value of the `Host` header towards this server.
-    pub(crate) fn host_header(&self) -> HeaderValue {
-        self.host_header.clone()
+    pub(crate) fn host_header(&self) -> &HeaderValue {
+        &self.host_header
     }
 }
 

@@ -1,93 +1,289 @@
-//! One HTTP/1.1 connection to a server, driven by whoever uses it.
+//! One HTTP/1.1 connection to a server, read and written by whoever uses it.
 //!
-//! hyper hands out a connection as two halves: a sender, and a driver that does
-//! the reading and writing. The usual way is a task for the driver. Here it is
-//! polled inline, by the request that holds the connection: that saves a wake-up
-//! and a channel hop for every frame (measured on streams of 64 tokens: 3.5 times
-//! the CPU with a task, and a write call a token). The price: a connection that
-//! nobody holds is polled by nobody, so [`Conn::is_usable`] looks at it before use.
+//! There is no task, no channel and no buffer of its own behind a connection: the
+//! request that holds it writes and reads the socket itself. What is read lands in
+//! a buffer that all connections of a thread share, and only the body's own bytes are
+//! kept, so that a stream that waits for its next token holds nothing. The price: a
+//! connection that nobody holds is polled by nobody, so [`Conn::is_usable`] looks at
+//! it before use. The bytes' meaning is in `wire::request` and `wire::answer`.
 
-use std::pin::{Pin, pin};
-use std::task::{Context, Poll, Waker};
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker, ready};
+use std::{fmt, iter};
 
 use bytes::Bytes;
-use hyper::body::{Body, Frame, Incoming};
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
+use hyper::http::response;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 
-use super::socket::{Heard, Socket, Stream};
-use crate::wire::body::LegBody;
+use crate::wire::answer::{Answer, BadAnswer, Decoder, read_head};
+use crate::wire::request::LegRequest;
+
+/// What is read at a time. A stream's tokens that are there already come, and go, as one.
+const READ_SIZE: usize = 64 << 10;
+/// Pieces of a request that are written at a time.
+const MAX_SLICES: usize = 64;
+
+thread_local! {
+    /// What was read last, by any connection of this thread; nobody keeps it across an await.
+    static INPUT: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_SIZE]);
+}
+
+/// What carries the bytes. Only tests have more than one answer to that.
+pub(super) enum Stream {
+    Tcp(TcpStream),
+    #[cfg(any(test, fuzzing))]
+    Memory(tokio::io::DuplexStream),
+}
+
+/// The same call on whatever carries the bytes.
+macro_rules! on_stream {
+    ($conn:expr, $stream:ident => $call:expr) => {
+        match &mut $conn.stream {
+            Stream::Tcp($stream) => $call,
+            #[cfg(any(test, fuzzing))]
+            Stream::Memory($stream) => $call,
+        }
+    };
+}
 
 pub(super) struct Conn {
-    sender: SendRequest<LegBody>,
-    driver: http1::Connection<TokioIo<Socket>, LegBody>,
-    heard: Heard,
+    stream: Stream,
+    output: Output,
+    /// A head of which the end has not come.
+    input: Vec<u8>,
+    /// The part of the body that came with the head.
+    first: Option<Bytes>,
+    decoder: Decoder,
+    /// Nothing speaks against another request when this answer's body has ended.
+    keeps_alive: bool,
     /// It has carried a request before.
     used: bool,
+    /// Something has come since the request.
+    heard: bool,
+}
+
+/// Why an answer has no end, or no beginning.
+#[derive(Debug)]
+pub(crate) enum ConnError {
+    Io(io::Error),
+    /// The server has closed the connection.
+    Closed,
+    Bad(BadAnswer),
 }
 
 /// Why a request has no answer.
 #[derive(Debug)]
 pub(crate) struct SendError {
-    pub(crate) cause: hyper::Error,
+    pub(crate) cause: ConnError,
     /// The connection had been idle, and it died without a byte: the server had closed it before the request
     /// came, as servers do that bound their keep-alive.
     pub(crate) unseen: bool,
 }
 
 impl Conn {
-    /// Boxed, once a connection: what it consists of is large, and leases are moved from hand to hand several times a
-    /// request (copying them was a quarter of a small request's instructions).
-    pub(super) async fn handshake(stream: Stream) -> hyper::Result<Box<Self>> {
-        let (socket, heard) = Socket::new(stream);
-        let (sender, driver) = http1::Builder::new().handshake(TokioIo::new(socket)).await?;
-        Ok(Box::new(Self { sender, driver, heard, used: false }))
+    /// Boxed, once a connection: leases are moved from hand to hand several times a request.
+    pub(super) fn new(stream: Stream) -> Box<Self> {
+        Box::new(Self {
+            stream,
+            output: Output::default(),
+            input: Vec::new(),
+            first: None,
+            decoder: Decoder::ended(),
+            keeps_alive: true,
+            used: false,
+            heard: false,
+        })
     }
 
     /// Whether an idle connection can take a request: the server has neither closed it nor sent anything since.
     pub(super) fn is_usable(&mut self) -> bool {
         // No waker is needed: the next poll, with one, is that of the request that follows.
         let mut cx = Context::from_waker(Waker::noop());
-        Pin::new(&mut self.driver).poll(&mut cx).is_pending() && self.sender.is_ready()
+        self.poll_read(&mut cx, |_, _| Ok(())).is_pending()
+    }
+
+    /// Whether it may carry another request: the last one has been written, and its answer's body has ended cleanly.
+    pub(super) fn is_reusable(&self) -> bool {
+        self.keeps_alive && self.is_ended() && self.output.is_done()
     }
 
     /// Sends a request and waits for the head of its answer.
-    pub(super) async fn send(&mut self, request: Request<LegBody>) -> Result<Response<Incoming>, SendError> {
-        self.heard.reset();
+    pub(super) async fn send(&mut self, request: LegRequest) -> Result<response::Parts, SendError> {
         let reused = std::mem::replace(&mut self.used, true);
-        let answer = self.exchange(request).await;
-        answer.map_err(|cause| SendError { cause, unseen: reused && !self.heard.anything() })
+        self.heard = false;
+        self.output = Output::new(request);
+        let head = std::future::poll_fn(|cx| self.poll_head(cx)).await;
+        head.map_err(|cause| SendError { cause, unseen: reused && !self.heard })
     }
 
-    async fn exchange(&mut self, request: Request<LegBody>) -> hyper::Result<Response<Incoming>> {
-        let mut answer = pin!(self.sender.send_request(request));
-        let driver = &mut self.driver;
-        std::future::poll_fn(|cx| {
-            // The driver first: only then can an answer be there. A driver that has ended has told the answer why.
-            let driven = Pin::new(&mut *driver).poll(cx);
-            match (answer.as_mut().poll(cx), driven) {
-                (Poll::Ready(answer), _) => Poll::Ready(answer),
-                (Poll::Pending, Poll::Ready(Err(error))) => Poll::Ready(Err(error)),
-                (Poll::Pending, _) => Poll::Pending,
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<response::Parts, ConnError>> {
+        let written = self.poll_write(cx);
+        // A server may answer before it has got everything, and then take no more.
+        while let Poll::Ready(head) = self.poll_read(cx, Self::take_head)? {
+            if let Some(head) = head {
+                return Poll::Ready(Ok(head));
             }
-        })
-        .await
+        }
+        match written {
+            Poll::Ready(Err(error)) => Poll::Ready(Err(ConnError::Io(error))),
+            _ => Poll::Pending,
+        }
     }
 
-    /// The next frame of an answer's body.
-    pub(super) fn poll_frame(
-        &mut self,
-        body: &mut Incoming,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
-        if let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) {
-            return Poll::Ready(frame);
+    /// The next data of the answer's body; `None` is its clean end.
+    pub(super) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ConnError>>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(Ok(first)));
         }
-        let driven = Pin::new(&mut self.driver).poll(cx);
-        match (Pin::new(body).poll_frame(cx), driven) {
-            (Poll::Pending, Poll::Ready(Err(error))) => Poll::Ready(Some(Err(error))),
-            (frame, _) => frame,
+        if let Poll::Ready(Err(_)) = self.poll_write(cx) {
+            // What it answers is worth having all the same.
+            self.output = Output::default();
+            self.keeps_alive = false;
+        }
+        while !self.decoder.is_ended() {
+            if let Some(data) = ready!(self.poll_read(cx, Self::take_data)).transpose() {
+                return Poll::Ready(Some(data));
+            }
+        }
+        Poll::Ready(None)
+    }
+
+    /// Whether all of the body has been handed out. Of one that ends with the connection this is not known before.
+    pub(super) fn is_ended(&self) -> bool {
+        self.first.is_none() && self.decoder.is_ended()
+    }
+
+    /// What is to be handed out of a body of announced length.
+    pub(super) fn remaining(&self) -> Option<u64> {
+        let first = self.first.as_ref().map_or(0, Bytes::len) as u64;
+        self.decoder.remaining().map(|rest| rest + first)
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.output.is_done() {
+            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+            let count = self.output.slices(&mut slices);
+            let slices = &slices[..count];
+            let write = on_stream!(self, stream => Pin::new(stream).poll_write_vectored(cx, slices));
+            match ready!(write)? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.output.advance(written),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads once, and gives what has come to `take`; nothing is the connection's end.
+    fn poll_read<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        take: impl FnOnce(&mut Self, &[u8]) -> Result<T, ConnError>,
+    ) -> Poll<Result<T, ConnError>> {
+        INPUT.with_borrow_mut(|input| {
+            let mut read = ReadBuf::new(input);
+            ready!(on_stream!(self, stream => Pin::new(stream).poll_read(cx, &mut read)))?;
+            self.heard |= !read.filled().is_empty();
+            Poll::Ready(take(self, read.filled()))
+        })
+    }
+
+    fn take_head(&mut self, come: &[u8]) -> Result<Option<response::Parts>, ConnError> {
+        if come.is_empty() {
+            return Err(ConnError::Closed);
+        }
+        let mut held = std::mem::take(&mut self.input);
+        held.extend_from_slice(come);
+        let Some(Answer { head, decoder, keeps_alive, length }) = read_head(&held)? else {
+            self.input = held;
+            return Ok(None);
+        };
+        (self.decoder, self.keeps_alive) = (decoder, keeps_alive);
+        self.first = self.take_body(&held[length..])?;
+        Ok(Some(head))
+    }
+
+    fn take_data(&mut self, come: &[u8]) -> Result<Option<Bytes>, ConnError> {
+        if come.is_empty() {
+            return if self.decoder.close() { Ok(None) } else { Err(ConnError::Closed) };
+        }
+        self.take_body(come)
+    }
+
+    fn take_body(&mut self, come: &[u8]) -> Result<Option<Bytes>, ConnError> {
+        let mut body = Vec::with_capacity(come.len());
+        if self.decoder.decode(come, &mut body)? < come.len() {
+            // Something that nobody has asked for.
+            self.keeps_alive = false;
+        }
+        Ok((!body.is_empty()).then(|| body.into()))
+    }
+}
+
+/// What of a request has not been written.
+#[derive(Default)]
+struct Output {
+    request: LegRequest,
+    /// Which piece is next, the head being the first, and how much of it is written.
+    piece: usize,
+    offset: usize,
+}
+
+impl Output {
+    fn new(request: LegRequest) -> Self {
+        Self { request, piece: 0, offset: 0 }
+    }
+
+    fn is_done(&self) -> bool {
+        self.request.head.is_empty()
+    }
+
+    /// What is left of the pieces, the first one in part.
+    fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let pieces = iter::once(&self.request.head).chain(self.request.body.pieces()).skip(self.piece);
+        let mut count = 0;
+        for (slice, piece) in slices.iter_mut().zip(pieces) {
+            *slice = IoSlice::new(&piece[if count == 0 { self.offset } else { 0 }..]);
+            count += 1;
+        }
+        count
+    }
+
+    fn advance(&mut self, written: usize) {
+        self.offset += written;
+        let pieces = iter::once(&self.request.head).chain(self.request.body.pieces()).skip(self.piece);
+        for piece in pieces.map(Bytes::len) {
+            if self.offset < piece {
+                return;
+            }
+            self.offset -= piece;
+            self.piece += 1;
+        }
+        // The body is let go as soon as it is written.
+        *self = Self::default();
+    }
+}
+
+impl From<BadAnswer> for ConnError {
+    fn from(bad: BadAnswer) -> Self {
+        Self::Bad(bad)
+    }
+}
+
+impl From<io::Error> for ConnError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl fmt::Display for ConnError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io(error) => error.fmt(f),
+            Self::Closed => f.write_str("the connection was closed"),
+            Self::Bad(BadAnswer(what)) => f.write_str(what),
         }
     }
 }

@@ -13,16 +13,15 @@ mod health;
 mod outcome;
 mod policy;
 mod pool;
-mod socket;
 
 pub(crate) use address::{Address, checked_host};
 pub use backend::{Backend, Role};
 pub(crate) use backend::{InFlight, PrefillSpec};
-pub(crate) use conn::SendError;
+pub(crate) use conn::{ConnError, SendError};
 pub(crate) use dial::{DialError, Dialer, SocketOptions};
 pub(crate) use fleet::Fleet;
 pub use fleet::ServerPair;
 pub(crate) use health::HealthOptions;
 pub use outcome::Outcome;
 pub use policy::{Choice, Policy, Random, RoundRobin};
-pub(crate) use pool::{Lease, LeaseError, Pools};
+pub(crate) use pool::{Lease, Pools};

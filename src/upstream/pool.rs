@@ -11,14 +11,12 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use hyper::body::{Frame, Incoming};
-use hyper::{Request, Response};
+use hyper::http::response;
 
-use super::conn::{Conn, SendError};
+use super::conn::{Conn, ConnError, SendError, Stream};
 use super::dial::DialError;
-use super::socket::Stream;
 use super::{Backend, Dialer, SocketOptions};
-use crate::wire::body::LegBody;
+use crate::wire::request::LegRequest;
 
 /// How often idle connections are looked through, as a part of the idle timeout. They live at most an eighth too
 /// long: 4.5 s by default, still within SGLang's 5 s.
@@ -61,7 +59,7 @@ impl Pools {
     }
 
     /// A connection to `backend`: a kept one if there is any, otherwise a new one.
-    pub(crate) async fn lease(&self, backend: &Backend) -> Result<Lease, LeaseError> {
+    pub(crate) async fn lease(&self, backend: &Backend) -> Result<Lease, DialError> {
         let pool = &self.pools[backend.index];
         while let Some(idle) = pool.pop() {
             let mut conn = idle.conn;
@@ -73,11 +71,10 @@ impl Pools {
     }
 
     /// A new connection to `backend`, for a request that a kept one has failed already.
-    pub(crate) async fn lease_new(&self, backend: &Backend) -> Result<Lease, LeaseError> {
+    pub(crate) async fn lease_new(&self, backend: &Backend) -> Result<Lease, DialError> {
         let pool = &self.pools[backend.index];
-        let stream = self.open(backend).await.map_err(LeaseError::Dial)?;
-        let conn = Conn::handshake(stream).await.map_err(LeaseError::Handshake)?;
-        Ok(Lease { conn, pool: Arc::clone(pool) })
+        let stream = self.open(backend).await?;
+        Ok(Lease { conn: Conn::new(stream), pool: Arc::clone(pool) })
     }
 
     async fn open(&self, backend: &Backend) -> Result<Stream, DialError> {
@@ -99,13 +96,6 @@ impl Pools {
             }
         }
     }
-}
-
-/// Why a request has no connection.
-#[derive(Debug)]
-pub(crate) enum LeaseError {
-    Dial(DialError),
-    Handshake(hyper::Error),
 }
 
 /// The idle connections to one server, the last used one last.
@@ -141,21 +131,30 @@ pub(crate) struct Lease {
 
 impl Lease {
     /// Sends a request and waits for the head of its answer.
-    pub(crate) async fn send(&mut self, request: Request<LegBody>) -> Result<Response<Incoming>, SendError> {
+    pub(crate) async fn send(&mut self, request: LegRequest) -> Result<response::Parts, SendError> {
         self.conn.send(request).await
     }
 
-    /// The next frame of the answer's body.
-    pub(crate) fn poll_frame(
-        &mut self,
-        body: &mut Incoming,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
-        self.conn.poll_frame(body, cx)
+    /// The next data of the answer's body. Trailers are not passed on: SGLang sends none.
+    pub(crate) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ConnError>>> {
+        self.conn.poll_data(cx)
     }
 
-    /// Gives the connection back, once the answer's body has ended cleanly.
+    /// Whether all of the body has been handed out, or there is none.
+    pub(crate) fn is_ended(&self) -> bool {
+        self.conn.is_ended()
+    }
+
+    /// What is to be handed out of a body of announced length.
+    pub(crate) fn remaining(&self) -> Option<u64> {
+        self.conn.remaining()
+    }
+
+    /// Gives the connection back, if the answer's body has ended cleanly and the server means to keep it.
     pub(crate) fn park(self) {
+        if !self.conn.is_reusable() {
+            return;
+        }
         let mut idle = self.pool.lock();
         if idle.len() < self.pool.max_idle {
             idle.push(Idle { conn: self.conn, since: Instant::now() });

@@ -1,14 +1,10 @@
 //! A client's body with the bootstrap fields added: the same bytes for both
 //! legs, shared, never copied when large.
 
-use std::convert::Infallible;
 use std::ops::Range;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http_body::{Body, Frame, SizeHint};
 
 use super::bootstrap::BootstrapFields;
 use super::shape::Edit;
@@ -73,45 +69,29 @@ impl ClientBody {
 }
 
 /// The body of one leg. A clone shares the bytes.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct LegBody {
     pieces: Arc<[Bytes]>,
-    next: usize,
-    remaining: usize,
+    length: usize,
 }
 
 impl LegBody {
-    fn new(pieces: Vec<Bytes>) -> Self {
-        let remaining = pieces.iter().map(Bytes::len).sum();
-        Self { pieces: pieces.into(), next: 0, remaining }
+    pub(crate) fn new(pieces: Vec<Bytes>) -> Self {
+        let length = pieces.iter().map(Bytes::len).sum();
+        Self { pieces: pieces.into(), length }
     }
 
-    /// A body of no bytes.
-    pub(crate) fn empty() -> Self {
-        Self::new(Vec::new())
-    }
-}
-
-impl Body for LegBody {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let Some(piece) = self.pieces.get(self.next).cloned() else { return Poll::Ready(None) };
-        self.next += 1;
-        self.remaining -= piece.len();
-        Poll::Ready(Some(Ok(Frame::data(piece))))
+    /// Its bytes, in order.
+    pub(crate) fn pieces(&self) -> &[Bytes] {
+        &self.pieces
     }
 
-    fn is_end_stream(&self) -> bool {
-        self.remaining == 0
+    pub(crate) fn len(&self) -> usize {
+        self.length
     }
 
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.remaining as u64)
+    pub(crate) fn is_empty(&self) -> bool {
+        self.length == 0
     }
 }
 
@@ -131,7 +111,7 @@ mod tests {
         let shape = inspector.finish().unwrap();
         let leg = client.with_fields(&shape.edit, &BootstrapFields::new("h".into(), Some(1)), 2);
         let sum: usize = leg.pieces.iter().map(Bytes::len).sum();
-        assert_eq!(leg.size_hint().exact(), Some(sum as u64));
+        assert_eq!(leg.len(), sum);
         String::from_utf8(leg.pieces.concat()).unwrap()
     }
 

@@ -29,20 +29,31 @@ const DATA_PARALLEL_RANK: HeaderName = HeaderName::from_static("x-data-parallel-
 /// Says that SGLang should decompress the body, which the router must read first.
 const BODY_COMPRESSED: HeaderName = HeaderName::from_static("x-body-compressed");
 
-/// Turns a client's headers into those of a leg, all but `Host`.
-pub(crate) fn for_backend(headers: &mut HeaderMap) {
-    remove_hop_by_hop(headers);
-    for name in [HOST, CONTENT_LENGTH, EXPECT, DATA_PARALLEL_RANK] {
-        headers.remove(name);
+/// Writes those of a client's headers that a leg has too, a line each; the leg's own `Host` and length are not among
+/// them. A request with a JSON body gets a content type if it has none: SGLang refuses JSON without it, and the body was
+/// seen to be JSON. A type that the client chose itself is the client's.
+pub(crate) fn write_for_backend(headers: &HeaderMap, is_json: bool, into: &mut Vec<u8>) {
+    let listed = listed(headers);
+    for (name, value) in headers {
+        if !is_own(name) && !listed.contains(name) {
+            write_line(name.as_str().as_bytes(), value.as_bytes(), into);
+        }
     }
-    remove_listed(headers, |name| name.as_str().starts_with(OVERRIDE_PREFIX));
+    if is_json && !headers.contains_key(CONTENT_TYPE) {
+        write_line(b"content-type", b"application/json", into);
+    }
 }
 
-/// Like [`for_backend`], for a request with a JSON body. SGLang refuses JSON without this content type, and the
-/// body was seen to be JSON; a type that the client chose itself is the client's.
-pub(crate) fn for_backend_json(headers: &mut HeaderMap) {
-    for_backend(headers);
-    headers.entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
+fn write_line(name: &[u8], value: &[u8], into: &mut Vec<u8>) {
+    for part in [name, b": ", value, b"\r\n"] {
+        into.extend_from_slice(part);
+    }
+}
+
+/// Whether a client's header is not for servers, whoever sends it.
+fn is_own(name: &HeaderName) -> bool {
+    const OWN: [HeaderName; 4] = [HOST, CONTENT_LENGTH, EXPECT, DATA_PARALLEL_RANK];
+    OWN.contains(name) || HOP_BY_HOP.contains(name) || name.as_str().starts_with(OVERRIDE_PREFIX)
 }
 
 /// Turns a server's headers into those for the client.
@@ -70,31 +81,24 @@ pub(crate) fn is_event_stream(headers: &HeaderMap) -> bool {
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> = headers.get_all(CONNECTION).iter().flat_map(names).collect();
-        for name in named {
-            headers.remove(name);
-        }
+    // Most answers have none, and looking is cheaper than removing.
+    if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
+        return;
     }
-    for name in HOP_BY_HOP {
+    for name in listed(headers).iter().chain(&HOP_BY_HOP) {
         headers.remove(name);
     }
 }
 
-/// The names listed in a `Connection` header. The body's framing is not the peer's to switch off here, and what
-/// is no header name can't name a header.
-fn names(value: &HeaderValue) -> impl Iterator<Item = HeaderName> {
-    let listed = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-    listed.filter_map(|name| HeaderName::from_bytes(name).ok()).filter(|name| *name != CONTENT_LENGTH)
-}
-
-fn remove_listed(headers: &mut HeaderMap, listed: impl Fn(&HeaderName) -> bool) {
-    if headers.keys().any(&listed) {
-        let names: Vec<HeaderName> = headers.keys().filter(|name| listed(name)).cloned().collect();
-        for name in names {
-            headers.remove(name);
-        }
-    }
+/// The headers named in `Connection`. The body's framing is not the peer's to switch off here, and what is no header
+/// name can't name a header.
+fn listed(headers: &HeaderMap) -> Vec<HeaderName> {
+    let lists = headers.get_all(CONNECTION).iter().map(HeaderValue::as_bytes);
+    let names = lists.flat_map(|list| list.split(|byte| *byte == b',').map(<[u8]>::trim_ascii));
+    names
+        .filter_map(|name| HeaderName::from_bytes(name).ok())
+        .filter(|name| *name != CONTENT_LENGTH)
+        .collect()
 }
 
 #[cfg(test)]
@@ -114,9 +118,19 @@ mod tests {
         names
     }
 
+    /// The lines that a leg gets, in alphabetical order.
+    fn written(headers: &HeaderMap, is_json: bool) -> Vec<String> {
+        let mut text = Vec::new();
+        write_for_backend(headers, is_json, &mut text);
+        let text = String::from_utf8(text).unwrap();
+        let mut lines: Vec<String> = text.split_terminator("\r\n").map(str::to_owned).collect();
+        lines.sort();
+        lines
+    }
+
     #[test]
     fn end_to_end_headers_pass_and_others_do_not() {
-        let mut request = headers(&[
+        let request = headers(&[
             ("authorization", "Bearer k"),
             ("traceparent", "00-1"),
             ("x-request-id", "r"),
@@ -137,26 +151,29 @@ mod tests {
             ("x-override-rid", "a"),
             ("x-data-parallel-rank", "0"),
         ]);
-        for_backend_json(&mut request);
         assert_eq!(
-            sorted(&request),
-            ["authorization", "content-type", "traceparent", "x-custom", "x-request-id", "x-smg-routing-key"]
+            written(&request, true),
+            [
+                "authorization: Bearer k",
+                "content-type: application/json; charset=utf-8",
+                "traceparent: 00-1",
+                "x-custom: c",
+                "x-request-id: r",
+                "x-smg-routing-key: s"
+            ]
         );
-        assert_eq!(request[CONTENT_TYPE], "application/json; charset=utf-8");
     }
 
     #[test]
     fn a_missing_content_type_becomes_json() {
-        let mut request = HeaderMap::new();
-        for_backend_json(&mut request);
-        assert_eq!(request[CONTENT_TYPE], "application/json");
+        assert_eq!(written(&HeaderMap::new(), true), ["content-type: application/json"]);
+        assert!(written(&HeaderMap::new(), false).is_empty());
     }
 
     #[test]
     fn repeated_end_to_end_headers_keep_their_order() {
-        let mut request = headers(&[("x-a", "1"), ("x-a", "2"), ("x-override-rid", "r")]);
-        for_backend(&mut request);
-        assert_eq!(request.get_all("x-a").iter().collect::<Vec<_>>(), ["1", "2"]);
+        let request = headers(&[("x-a", "1"), ("x-a", "2"), ("x-override-rid", "r")]);
+        assert_eq!(written(&request, false), ["x-a: 1", "x-a: 2"]);
     }
 
     #[test]

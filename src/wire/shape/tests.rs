@@ -1,10 +1,6 @@
 //! What is read of a body, what is cut from it, and what is said of a bad one.
 
-use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
-
 use bytes::Bytes;
-use http_body::Body;
 
 use super::*;
 use crate::wire::body::ClientBody;
@@ -38,14 +34,7 @@ fn inspect(dialect: Dialect, text: &[u8], lengths: &[usize]) -> Result<Shape, Ba
 fn rewrite(text: &[u8], edit: &Edit, lengths: &[usize]) -> Vec<u8> {
     let mut client = ClientBody::default();
     pieces(text, lengths).for_each(|piece| client.push(Bytes::copy_from_slice(piece)));
-    let mut leg = client.with_fields(edit, &BootstrapFields::new("h".into(), Some(1)), 2);
-    let mut sent = Vec::new();
-    while let Poll::Ready(Some(Ok(frame))) =
-        Pin::new(&mut leg).poll_frame(&mut Context::from_waker(Waker::noop()))
-    {
-        sent.extend_from_slice(frame.data_ref().unwrap());
-    }
-    sent
+    client.with_fields(edit, &BootstrapFields::new("h".into(), Some(1)), 2).pieces().concat()
 }
 
 /// Reads a body that is as good in one piece as it is byte by byte.
