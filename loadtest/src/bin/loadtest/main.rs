@@ -1,0 +1,65 @@
+//! `loadtest`: the generator, the servers for it, and what is done with both.
+
+mod flags;
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use flags::{CannedFlags, Command, Flags, RunFlags};
+use loadtest::canned::{Canned, Plan, Role};
+use loadtest::load::Report;
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+
+fn main() -> ExitCode {
+    let done = match Flags::parse().command {
+        Command::Run(flags) => run(&flags),
+        Command::Canned(flags) => canned(&flags),
+        Command::Compare(options) => loadtest::compare::run(&options),
+        Command::Soak(options) => loadtest::soak::run(&options),
+        Command::Memory(options) => loadtest::memory::run(&options),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("loadtest: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One thread: what shares a core with the servers should not pay for a scheduler.
+fn runtime() -> io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
+}
+
+/// Whether no request failed.
+fn run(flags: &RunFlags) -> io::Result<bool> {
+    let load = flags.load()?;
+    let report: Report = runtime()?.block_on(load.run())?;
+    let mut out = io::stdout().lock();
+    if flags.json {
+        writeln!(out, "{}", serde_json::to_string(&report)?)?;
+    } else {
+        write!(out, "{report}")?;
+    }
+    Ok(report.errors == 0 && report.unmerged == 0)
+}
+
+fn canned(flags: &CannedFlags) -> io::Result<bool> {
+    runtime()?.block_on(async {
+        let (mut terminate, mut interrupt) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let plan = Plan::default();
+        let prefill = Canned::start(Role::Prefill, ([127, 0, 0, 1], flags.prefill_port).into(), plan)?;
+        let decode = Canned::start(Role::Decode, ([127, 0, 0, 1], flags.decode_port).into(), plan)?;
+        println!("prefill listening on {}\ndecode listening on {}", prefill.url(), decode.url());
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(true)
+    })
+}

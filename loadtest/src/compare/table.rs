@@ -1,0 +1,161 @@
+//! The results as Markdown: a table for each scenario, what to be careful with, and the promises.
+
+use std::fmt::Write as _;
+
+use super::metric::{Metric, Spread};
+use super::reach::promises;
+use super::results::{BUSY, Results, Row};
+
+/// A column: its title, its metric, and in what the metric is divided to be shown.
+type Column = (&'static str, Metric, f64);
+
+const COSTS: [Column; 8] = [
+    ("CPU µs/request", Metric::CpuPerRequest, 1.0),
+    ("requests/s", Metric::Rate, 1.0),
+    ("p50 ms", Metric::P50, 1e3),
+    ("p99 ms", Metric::P99, 1e3),
+    ("first byte ms", Metric::FirstByte, 1e3),
+    ("peak MiB", Metric::Peak, 1.0),
+    ("connections", Metric::Connections, 1.0),
+    ("core", Metric::RouterBusy, 0.01),
+];
+
+const STREAMS: [Column; 4] = [
+    ("CPU µs/token", Metric::CpuPerToken, 1.0),
+    ("token p50 ms", Metric::TokenP50, 1e3),
+    ("token p99 ms", Metric::TokenP99, 1e3),
+    ("KiB/stream", Metric::MemoryPerConnection, 1.0),
+];
+
+/// A share of the time that a router's threads wait for each other at most when nothing else runs.
+const DISTURBED: f64 = 0.1;
+
+/// In microseconds: more is no longer small beside what is measured.
+const LATE: f64 = 1000.0;
+
+pub(super) fn markdown(results: &Results) -> String {
+    let mut out = heading(results);
+    for scenario in results.scenarios() {
+        let rows: Vec<_> = results.rows.iter().filter(|row| row.scenario == scenario).collect();
+        if let Some(first) = rows.first() {
+            let _ = writeln!(out, "\n## {scenario}: {}\n", first.title);
+            out += &table(results, &rows, first.is_stream);
+        }
+        for row in rows {
+            notes(row, &mut out);
+            load_notes(row, results.machine.load_cores, &mut out);
+        }
+    }
+    out + &reach(results)
+}
+
+fn heading(results: &Results) -> String {
+    let machine = &results.machine;
+    let mut out = format!(
+        "# Comparison\n\n{} × {}, Linux {}; {}; {} rounds in {:.0} s; load average before: {}.\nEach number is the median over the rounds, with the range in brackets where it is wider than 10 %.\n",
+        machine.cores,
+        machine.cpu,
+        machine.kernel,
+        machine.pinning,
+        machine.rounds,
+        machine.seconds,
+        machine.load_before
+    );
+    if !results.missing.is_empty() {
+        let _ = writeln!(out, "Not found, and left out: {}.", results.missing.join(", "));
+    }
+    out
+}
+
+fn table(results: &Results, rows: &[&Row], is_stream: bool) -> String {
+    let columns: Vec<Column> = COSTS.into_iter().chain(STREAMS.into_iter().filter(|_| is_stream)).collect();
+    let titles: Vec<_> = columns.iter().map(|(title, ..)| *title).collect();
+    let mut out = format!("| router | {} | of mini-lb's CPU |\n|---|", titles.join(" | "));
+    out += &"---|".repeat(columns.len() + 1);
+    out.push('\n');
+    for row in rows {
+        let cells: Vec<_> = columns.iter().map(|column| cell(row, *column)).collect();
+        let ours = results.median(&row.scenario, "mini-lb", Metric::CpuPerRequest);
+        let theirs = row.spread(Metric::CpuPerRequest).map(|spread| spread.median);
+        let ratio =
+            theirs.zip(ours).map_or("–".to_owned(), |(theirs, ours)| format!("{:.2}", theirs / ours));
+        let mark = if row.why_invalid().is_some() { " ✗" } else { "" };
+        let _ = writeln!(out, "| {}{mark} | {} | {ratio} |", row.router, cells.join(" | "));
+    }
+    out
+}
+
+fn cell(row: &Row, (_, metric, unit): Column) -> String {
+    let Some(Spread { median, min, max }) = row.spread(metric) else { return "–".to_owned() };
+    if metric == Metric::RouterBusy {
+        return format!("{:.0} %", median / unit);
+    }
+    let mark = if metric == Metric::Rate && row.is_bound_by_generator() { " ◦" } else { "" };
+    let [median, min, max] = [median, min, max].map(|value| number(value / unit));
+    let wide = row.spread(metric).is_some_and(|spread| spread.max - spread.min > 0.1 * spread.median.abs());
+    if wide { format!("{median} ({min}–{max}){mark}") } else { format!("{median}{mark}") }
+}
+
+/// Three digits are all that a measurement has.
+pub(super) fn number(value: f64) -> String {
+    match value.abs() {
+        100.0.. => format!("{value:.0}"),
+        10.0.. => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
+
+/// What a reader must know about a row, a paragraph each.
+fn notes(row: &Row, out: &mut String) {
+    let router = &row.router;
+    let percent = |metric| row.spread(metric).map_or(0.0, |share: Spread| 100.0 * share.median);
+    let mut note = |text: String| *out += &format!("\n{text}\n");
+    if let Some(why) = row.why_invalid() {
+        note(format!("✗ {router}: {why}"));
+    }
+    if let Some(why) = row.why_not_measured() {
+        note(format!("{router}: not measured, {why}"));
+    }
+    if row.is_bound_by_generator() && router != "direct" {
+        let [generator, servers, busy] =
+            [Metric::GeneratorBusy, Metric::ServersBusy, Metric::RouterBusy].map(percent);
+        note(format!(
+            "◦ {router}: bound by the generator and the servers ({generator:.0} % and {servers:.0} % of a core), not by the router ({busy:.0} %)"
+        ));
+    }
+    let waited = row.spread(Metric::RouterWaited).map_or(0.0, |waited| waited.max);
+    if waited > DISTURBED && row.is_closed {
+        note(format!("≈ {router}: waited for its core up to {:.0} % of the time", 100.0 * waited));
+    }
+    if let Some(counts) = row.samples().find_map(|sample| sample.spread.as_ref()) {
+        note(format!("{router}: connections of each event loop {counts:?}"));
+    }
+}
+
+/// Where the generator or the servers, not the router, made a fixed load's times.
+fn load_notes(row: &Row, load_cores: usize, out: &mut String) {
+    let router = &row.router;
+    let share = |metric| row.spread(metric).map_or(0.0, |share: Spread| share.median);
+    let busy = (share(Metric::GeneratorBusy) + share(Metric::ServersBusy)) / load_cores.max(1) as f64;
+    if !row.is_closed && busy > BUSY {
+        let percent = 100.0 * busy;
+        *out += &format!(
+            "\n▵ {router}: the core of generator and servers was {percent:.0} % busy: times are theirs as well\n"
+        );
+    }
+    let late = share(Metric::GeneratorLate);
+    if late > LATE {
+        *out += &format!("\n▵ {router}: the generator itself was late, p99 {:.1} ms\n", late / 1e3);
+    }
+}
+
+fn reach(results: &Results) -> String {
+    let mut out =
+        "\n## What mini-lb promises\n\n| promise | bound | measured | |\n|---|---|---|---|\n".to_owned();
+    for promise in promises(results) {
+        let measured = promise.measured.map_or("–".to_owned(), number);
+        let _ =
+            writeln!(out, "| {} | {} | {measured} | {} |", promise.what, promise.bound(), promise.verdict());
+    }
+    out
+}

@@ -1,0 +1,112 @@
+//! What a stream that is open takes, and what a body in flight takes.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::bed::{Cores, Places, Router, Upstreams, generate};
+use crate::canned::Plan;
+use crate::load::Report;
+use crate::process;
+
+/// How many of each.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    #[command(flatten)]
+    places: Places,
+    /// Streams that are open at once.
+    #[arg(long, default_value_t = 1000)]
+    streams: usize,
+    /// Bodies in flight.
+    #[arg(long, default_value_t = 8)]
+    bodies: usize,
+    /// Size of such a body, in MiB.
+    #[arg(long, default_value_t = 8)]
+    body_mib: usize,
+    /// Where logs go.
+    #[arg(long, value_name = "FOLDER", default_value = "target/loadtest")]
+    out: PathBuf,
+}
+
+/// At most this much for an open stream.
+pub const STREAM_KIB: f64 = 20.0;
+/// At most this multiple of the bodies in flight.
+pub const OF_BODIES: f64 = 1.2;
+
+/// Measures both and says whether they are within bounds.
+///
+/// # Errors
+/// If the router is not there, or does not start.
+pub fn run(options: &Options) -> io::Result<bool> {
+    fs::create_dir_all(&options.out)?;
+    let folder = fs::canonicalize(&options.out)?;
+    let cores = Cores::share(1);
+    let servers = Upstreams::start(&cores.upstreams)?;
+    let bed = Bed { router: options.places.mini_lb()?, cores, servers, folder };
+    let stream = streams(&bed, options.streams)?;
+    let bodies = bodies(&bed, options.bodies, options.body_mib << 20)?;
+    Ok(stream && bodies)
+}
+
+struct Bed {
+    router: Router,
+    cores: Cores,
+    servers: Upstreams,
+    folder: PathBuf,
+}
+
+impl Bed {
+    /// Memory before the load in KiB, and what the load found.
+    fn load(&self, plan: &Plan, flags: &[(&str, String)]) -> io::Result<(u64, Report)> {
+        self.servers.set(plan)?;
+        let folder: &Path = &self.folder;
+        let running = self.router.start(&self.servers, 1, &self.cores.router, folder)?;
+        let pid = running.pid.ok_or_else(|| io::Error::other("no process"))?;
+        let idle = process::rss_kib(pid)?;
+        let own = [("--url", format!("http://{}", running.addr)), ("--watch", format!("router={pid}"))];
+        let flags = own.iter().chain(flags).flat_map(|(name, value)| [(*name).to_owned(), value.clone()]);
+        let report = generate(&flags.collect::<Vec<_>>(), &self.cores.generator, || {})?;
+        if report.errors > 0 {
+            let first = report.first_error.unwrap_or_default();
+            return Err(io::Error::other(format!("{} requests failed: {first}", report.errors)));
+        }
+        Ok((idle, report))
+    }
+}
+
+fn streams(bed: &Bed, count: usize) -> io::Result<bool> {
+    let plan = Plan { tokens: 1000, interval: Duration::from_millis(20), ..Plan::default() };
+    let flags = [
+        ("--kind", "chat-stream".to_owned()),
+        ("--tokens", plan.tokens.to_string()),
+        ("--connections", count.to_string()),
+        ("--ramp", "1".to_owned()),
+        ("--warmup", "2".to_owned()),
+        ("--seconds", "2".to_owned()),
+        ("--label", "memory of streams".to_owned()),
+    ];
+    let (idle, report) = bed.load(&plan, &flags)?;
+    let rss = report.process("router").map_or(0, |router| router.rss_kib);
+    let each = (rss as f64 - idle as f64) / count as f64;
+    println!("{count} open streams: {rss} KiB, {idle} before: {each:.1} KiB a stream (at most {STREAM_KIB})");
+    Ok(report.tokens > 0 && each <= STREAM_KIB)
+}
+
+fn bodies(bed: &Bed, count: usize, size: usize) -> io::Result<bool> {
+    let flags = [
+        ("--kind", "chat".to_owned()),
+        ("--body", size.to_string()),
+        ("--connections", count.to_string()),
+        ("--seconds", "3".to_owned()),
+        ("--label", "memory of bodies".to_owned()),
+    ];
+    let (_, report) = bed.load(&Plan::default(), &flags)?;
+    let peak = report.process("router").map_or(0, |router| router.peak_kib);
+    let bodies = (count * size) as f64 / 1024.0;
+    let times = peak as f64 / bodies;
+    println!(
+        "{count} bodies of {size} bytes in flight: {peak} KiB at most, {times:.2} of them (at most {OF_BODIES})"
+    );
+    Ok(report.requests > 0 && times <= OF_BODIES)
+}
