@@ -30,6 +30,9 @@ use crate::error::Error;
 /// Longest head of a request; a longer one gets a 431. hyper bounds its headers to 100 by itself; said here, they
 /// would cost an allocation a request.
 const MAX_HEAD_SIZE: usize = 64 << 10;
+/// What is read of a request at a time. hyper goes up to 400 KiB by itself, and what a read leaves free is lost for as
+/// long as the body is kept: then 64 MiB of bodies took 105 MiB.
+const MAX_READ: usize = 128 << 10;
 /// How long the rest of a request that was refused is read and thrown away. Closing a socket with unread bytes
 /// resets the connection, and the client may lose the answer.
 const LINGER: Duration = Duration::from_secs(1);
@@ -65,15 +68,16 @@ pub(super) async fn serve(
         let activity = Arc::clone(&activity);
         move |request: Request<Incoming>| {
             let (service, busy) = (Arc::clone(&service), Busy::begin(&activity));
-            async move {
+            // hyper would keep a place of its size for as long as the connection lives, and a stream lives long.
+            Box::pin(async move {
                 let answer = service.answer(request, busy.activity()).await;
                 Ok::<_, Infallible>(answer.map(|body| AnswerBody::new(body, busy)))
-            }
+            })
         }
     };
     let io = TokioIo::new(Watched::new(socket, Arc::clone(&activity)));
     let mut builder = http1::Builder::new();
-    builder.header_read_timeout(None).max_header_size(MAX_HEAD_SIZE);
+    builder.header_read_timeout(None).max_header_size(MAX_HEAD_SIZE).max_buf_size(MAX_READ);
     let mut connection = builder.serve_connection(io, service_fn(answer));
 
     let mut closed = pin!(closing.changed());

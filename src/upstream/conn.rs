@@ -251,17 +251,27 @@ impl Output {
         count
     }
 
+    /// Of the piece that is next.
+    fn length(&self) -> Option<usize> {
+        match self.piece.checked_sub(1) {
+            None => Some(self.request.head.len()),
+            Some(piece) => self.request.body.pieces().get(piece).map(Bytes::len),
+        }
+    }
+
     fn advance(&mut self, written: usize) {
         self.offset += written;
-        let pieces = iter::once(&self.request.head).chain(self.request.body.pieces()).skip(self.piece);
-        for piece in pieces.map(Bytes::len) {
-            if self.offset < piece {
+        while let Some(length) = self.length() {
+            if self.offset < length {
                 return;
             }
-            self.offset -= piece;
+            self.offset -= length;
+            // The other leg may be far ahead, and the answer on its way: each piece goes as soon as it can.
+            if let Some(sent) = self.piece.checked_sub(1) {
+                self.request.body.release(sent);
+            }
             self.piece += 1;
         }
-        // The body is let go as soon as it is written.
         *self = Self::default();
     }
 }

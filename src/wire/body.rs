@@ -2,7 +2,6 @@
 //! legs, shared, never copied when large.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -71,14 +70,14 @@ impl ClientBody {
 /// The body of one leg. A clone shares the bytes.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LegBody {
-    pieces: Arc<[Bytes]>,
+    pieces: Vec<Bytes>,
     length: usize,
 }
 
 impl LegBody {
     pub(crate) fn new(pieces: Vec<Bytes>) -> Self {
         let length = pieces.iter().map(Bytes::len).sum();
-        Self { pieces: pieces.into(), length }
+        Self { pieces, length }
     }
 
     /// Its bytes, in order.
@@ -86,6 +85,12 @@ impl LegBody {
         &self.pieces
     }
 
+    /// Lets go of a piece that has been sent.
+    pub(crate) fn release(&mut self, piece: usize) {
+        self.pieces[piece] = Bytes::new();
+    }
+
+    /// Of all pieces together as they were at first.
     pub(crate) fn len(&self) -> usize {
         self.length
     }
