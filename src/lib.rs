@@ -32,6 +32,7 @@ mod error;
 pub mod fuzzing;
 mod proxy;
 mod server;
+mod timer;
 mod upstream;
 mod wire;
 

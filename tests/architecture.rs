@@ -4,14 +4,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module may use of the crate.
-const MAY_USE: [(&str, &[&str]); 10] = [
+const MAY_USE: [(&str, &[&str]); 11] = [
     ("wire", &[]),
     ("upstream", &["wire"]),
     ("error", &["upstream", "wire"]),
     ("config", &["upstream"]),
-    ("proxy", &["error", "upstream", "wire"]),
+    ("timer", &[]),
+    ("proxy", &["error", "timer", "upstream", "wire"]),
     ("control", &["error", "upstream", "wire"]),
-    ("server", &["config", "control", "error", "proxy", "upstream", "wire"]),
+    ("server", &["config", "control", "error", "proxy", "timer", "upstream", "wire"]),
     ("balancer", &["config", "server", "upstream"]),
     ("fuzzing", &["proxy", "upstream", "wire"]),
     ("lib", &[]),

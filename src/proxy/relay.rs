@@ -14,6 +14,7 @@ use tracing::warn;
 
 use super::leg::{Deadline, Leg, PrefillEnd, PrefillRun};
 use crate::error::{Cause, Error};
+use crate::timer::poll_until;
 use crate::wire::logprobs::StreamSplicer;
 
 /// An answer's body on its way to the client.
@@ -65,19 +66,10 @@ impl TimeLimit {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // The first piece of a stream brings the deadline forward, the others put it off.
         let deadline = self.deadline.at;
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-        // The first piece of a stream brings the deadline forward, the others put it off.
-        if timer.deadline() > deadline {
-            timer.as_mut().reset(deadline);
-        }
-        loop {
-            ready!(timer.as_mut().poll(cx));
-            if timer.deadline() >= deadline {
-                return Poll::Ready(());
-            }
-            timer.as_mut().reset(deadline);
-        }
+        poll_until(timer.as_mut(), deadline, cx)
     }
 }
 

@@ -9,7 +9,7 @@ use std::io;
 use std::net::Shutdown;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::Request;
@@ -26,6 +26,7 @@ use tracing::debug;
 use super::activity::{Activity, AnswerBody, Busy, Waiting, Watched};
 use super::service::Service;
 use crate::error::Error;
+use crate::timer::poll_until;
 
 /// Longest head of a request; a longer one gets a 431. hyper bounds its headers to 100 by itself; said here, they
 /// would cost an allocation a request.
@@ -108,7 +109,7 @@ struct Wait<'a> {
 
 impl Wait<'_> {
     /// Ends when the wait has taken too long. To be called whenever something may have happened.
-    fn poll(&mut self, mut timer: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<End> {
+    fn poll(&mut self, timer: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<End> {
         let Some(waiting) = self.activity.waiting() else { return Poll::Pending };
         if self.activity.take_touched() {
             self.since = Instant::now();
@@ -117,17 +118,7 @@ impl Wait<'_> {
             Waiting::ForHead => (self.patience.idle, End::Idle),
             Waiting::ForRestOfHead => (self.patience.head, End::SlowHead),
         };
-        let deadline = self.since + limit;
-        if timer.deadline() > deadline {
-            timer.as_mut().reset(deadline);
-        }
-        loop {
-            ready!(timer.as_mut().poll(cx));
-            if timer.deadline() >= deadline {
-                return Poll::Ready(end);
-            }
-            timer.as_mut().reset(deadline);
-        }
+        poll_until(timer, self.since + limit, cx).map(|()| end)
     }
 }
 
