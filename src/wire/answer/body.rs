@@ -1,6 +1,6 @@
 //! A body out of its framing: of a length, chunked, or up to the connection's end.
 
-use super::{BadAnswer, MAX_IGNORED};
+use super::{BadAnswer, MAX_HEADERS, MAX_IGNORED};
 
 /// Takes a body's bytes out of its framing. It keeps nothing of them: whatever comes is used up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +19,7 @@ pub(crate) struct Chunked {
     size: u64,
     /// Bytes of extensions and trailers so far.
     ignored: usize,
+    trailers: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +37,8 @@ enum State {
     DataLf,
     /// At the beginning of a trailer's line.
     Trailer,
-    InTrailer,
+    TrailerName,
+    TrailerValue,
     TrailerLf,
     EndLf,
     Ended,
@@ -57,7 +59,7 @@ impl Decoder {
     }
 
     pub(super) fn chunked() -> Self {
-        Self::Chunked(Chunked { state: State::Size, size: 0, ignored: 0 })
+        Self::Chunked(Chunked { state: State::Size, size: 0, ignored: 0, trailers: 0 })
     }
 
     /// Appends what is body of `input` to `body`. Returns how many bytes belong to the body or its framing: those behind
@@ -141,8 +143,14 @@ impl Chunked {
             (DataCr, b'\r') => DataLf,
             (DataLf, b'\n') => Size,
             (Trailer, b'\r') => EndLf,
-            (InTrailer, b'\r') => TrailerLf,
-            (Trailer | InTrailer, byte) if byte != b'\n' => self.ignore(InTrailer)?,
+            (Trailer, byte) if is_name(byte) => {
+                self.trailers += 1;
+                self.ignore(TrailerName)?
+            }
+            (TrailerName, b':') => self.ignore(TrailerValue)?,
+            (TrailerName, byte) if is_name(byte) => self.ignore(TrailerName)?,
+            (TrailerValue, b'\r') => TrailerLf,
+            (TrailerValue, byte) if byte == b'\t' || !byte.is_ascii_control() => self.ignore(TrailerValue)?,
             (TrailerLf, b'\n') => Trailer,
             (EndLf, b'\n') => Ended,
             (Size | Digits | Space | Extension | SizeLf, _) => {
@@ -162,9 +170,14 @@ impl Chunked {
 
     fn ignore(&mut self, next: State) -> Result<State, BadAnswer> {
         self.ignored += 1;
-        if self.ignored > MAX_IGNORED {
+        if self.ignored > MAX_IGNORED || self.trailers > MAX_HEADERS {
             return Err(BadAnswer("its chunk extensions or trailers are too long"));
         }
         Ok(next)
     }
+}
+
+/// Whether a byte may be in a field's name (RFC 9110, section 5.6.2).
+fn is_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }

@@ -119,6 +119,12 @@ fn chunks_that_could_be_read_in_two_ways() {
         ("0\r\n\n", trailers),
         ("0\r\nA: b\n\r\n", trailers),
         ("0\r\nA: b\r\r\n", trailers),
+        ("0\r\nA\r\n\r\n", trailers),
+        ("0\r\n: b\r\n\r\n", trailers),
+        ("0\r\nA : b\r\n\r\n", trailers),
+        ("0\r\nA: b\r\n c\r\n\r\n", trailers),
+        ("0\r\nA: b\x00\r\n\r\n", trailers),
+        ("0\r\n\u{ed}: b\r\n\r\n", trailers),
         ("11111111111111111\r\n", "a chunk's size is too large"),
     ] {
         assert_eq!(read_any(&format!("{CHUNKED}{framed}")), Err(what), "{framed:?}");
@@ -130,7 +136,8 @@ fn what_is_ignored_is_bounded() {
     let too_long = Err("its chunk extensions or trailers are too long");
     let long = "x".repeat(MAX_IGNORED);
     let each = "1;x\r\na\r\n".repeat(MAX_IGNORED);
-    for framed in [format!("0;{long}\r\n\r\n"), format!("0\r\n{long}x\r\n\r\n"), each] {
+    let many = format!("0\r\n{}\r\n", "a:\r\n".repeat(MAX_HEADERS + 1));
+    for framed in [format!("0;{long}\r\n\r\n"), format!("0\r\na:{long}\r\n\r\n"), each, many] {
         let text = format!("{CHUNKED}{framed}");
         assert_eq!(
             read(text.as_bytes(), text.len()).map(|_| ()).map_err(|BadAnswer(what)| what),
