@@ -1,0 +1,191 @@
+//! A router, and its client and both of its servers in one thread: they take turns,
+//! so every exchange is the same to the router. They allocate nothing, and spend a
+//! few instructions a turn, so what is counted in the process is the router's.
+//!
+//! Included by what counts: `tests/allocations.rs` and `benches/instructions.rs`.
+
+#![allow(unreachable_pub, reason = "included in crates of their own")]
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+use mini_lb::{MiniLbConfig, MiniLoadBalancer, RoundRobin};
+
+/// What a client of OpenAI's sends: a body of 300 bytes behind a head of eleven lines.
+const REQUEST: &str = concat!(
+    "POST /v1/chat/completions HTTP/1.1\r\nhost: router:8000\r\nconnection: keep-alive\r\n",
+    "accept: application/json\r\naccept-encoding: gzip, deflate\r\nauthorization: Bearer sk-0123456789abcdef\r\n",
+    "user-agent: OpenAI/Python 2.8.1\r\nx-stainless-lang: python\r\nx-stainless-retry-count: 0\r\n",
+    "x-request-id: 5f2c1e0a9b7d4c63\r\ncontent-type: application/json\r\ncontent-length: 300\r\n\r\n",
+    r#"{"model":"meta-llama/Llama-3.1-8B-Instruct","messages":[{"role":"system","content":"Answer in one sentence."},"#,
+    r#"{"role":"user","content":"Why does a router for language models send each request to two servers at once?"}],"#,
+    r#""temperature":0.2,"top_p":0.95,"max_tokens":64,"user":"user-0123","stream":"#,
+);
+const PLAIN: &str = "false}";
+/// The spaces make up for the shorter word.
+const STREAMING: &str = "true }";
+
+const HEAD: &str = "HTTP/1.1 200 OK\r\ndate: Sun, 22 Nov 2026 00:00:00 GMT\r\nserver: uvicorn\r\n";
+/// 300 bytes of a body.
+const COMPLETION: &str = concat!(
+    "content-length: 300\r\ncontent-type: application/json\r\n\r\n",
+    r#"{"id":"7c1e5f0b2a9d4e63","object":"chat.completion","created":1795305600,"model":"Llama-3.1-8B-Instruct","#,
+    r#""choices":[{"index":0,"message":{"role":"assistant","content":"One computes; another generates it."},"#,
+    r#""finish_reason":"stop"}],"usage":{"prompt_tokens":42,"total_tokens":49,"completion_tokens":7}}"#,
+);
+const STREAM_HEAD: &str =
+    "content-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n";
+/// One token of a chat stream, as a chunk of its own.
+const EVENT: &str = concat!(
+    "e5\r\n",
+    r#"data: {"id":"7c1e5f0b2a9d4e63","object":"chat.completion.chunk","created":1795305600,"#,
+    r#""model":"Llama-3.1-8B-Instruct","choices":[{"index":0,"delta":{"content":" token"},"logprobs":null,"#,
+    r#""finish_reason":null,"matched_stop":null}]}"#,
+    "\n\n\r\n",
+);
+const LAST_CHUNK: &str = "0\r\n\r\n";
+/// How an answer begins for the client.
+const SUCCESS: &str = "HTTP/1.1 200 OK\r\n";
+
+/// Longer than any turn takes.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A router with one worker between a client and two servers.
+pub struct LockStep {
+    client: TcpStream,
+    prefill: Server,
+    decode: Server,
+    input: Box<[u8]>,
+    pause: Duration,
+}
+
+impl LockStep {
+    /// Starts a router that runs until the process ends. Its peers rest for `pause` before each turn, so that it has
+    /// done all that it can and waits for them, as it does for real ones.
+    pub fn start(pause: Duration) -> Self {
+        let (prefill, decode) = (Server::new(), Server::new());
+        let client = TcpStream::connect(router(&prefill, &decode)).expect("a listening router");
+        tune(&client);
+        Self { client, prefill, decode, input: vec![0; 16 << 10].into(), pause }
+    }
+
+    /// One request of 300 bytes, answered with 300 bytes.
+    pub fn plain(&mut self) {
+        self.ask(PLAIN);
+        self.turn();
+        self.prefill.say(&[HEAD, COMPLETION]);
+        self.turn();
+        self.decode.say(&[HEAD, COMPLETION]);
+        read(&mut self.client, &mut self.input, SUCCESS, "}}");
+    }
+
+    /// One stream of so many tokens, each written when the client has the one before it.
+    pub fn stream(&mut self, tokens: usize) {
+        self.ask(STREAMING);
+        self.turn();
+        self.prefill.say(&[HEAD, STREAM_HEAD, EVENT, LAST_CHUNK]);
+        for token in 0..tokens {
+            self.turn();
+            let is_first = token == 0;
+            self.decode.say(if is_first { &[HEAD, STREAM_HEAD, EVENT] } else { &[EVENT] });
+            read(&mut self.client, &mut self.input, if is_first { SUCCESS } else { "" }, "\n\n\r\n");
+        }
+        self.turn();
+        self.decode.say(&[LAST_CHUNK]);
+        read(&mut self.client, &mut self.input, "", LAST_CHUNK);
+    }
+
+    /// Sends a request that both servers get.
+    fn ask(&mut self, end: &str) {
+        self.turn();
+        write(&mut self.client, &[REQUEST, end]);
+        self.prefill.listen(&mut self.input);
+        self.decode.listen(&mut self.input);
+    }
+
+    fn turn(&self) {
+        thread::sleep(self.pause);
+    }
+}
+
+/// Starts a router between these servers: its address.
+fn router(prefill: &Server, decode: &Server) -> SocketAddr {
+    let minute = Duration::from_secs(60);
+    let config =
+        MiniLbConfig::new("127.0.0.1", 30_000, vec![(prefill.url(), Some(8998))], vec![decode.url()], 60);
+    let config = config.worker_threads(1).health_checks(false).policy(RoundRobin::default);
+    let router = MiniLoadBalancer::new(config.backend_idle_timeout(minute)).expect("a good configuration");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("a bound address");
+    listener.set_nonblocking(true).expect("a socket of tokio's");
+    thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+            router.serve(listener, std::future::pending()).await
+        })
+    });
+    address
+}
+
+/// A server with one connection, on which it gets one request after the other.
+struct Server {
+    listener: TcpListener,
+    connection: Option<TcpStream>,
+}
+
+impl Server {
+    fn new() -> Self {
+        Self { listener: TcpListener::bind("127.0.0.1:0").expect("a free port"), connection: None }
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.listener.local_addr().expect("a bound address"))
+    }
+
+    fn listen(&mut self, input: &mut [u8]) {
+        let connection = self.connection.get_or_insert_with(|| {
+            let (connection, _) = self.listener.accept().expect("the router's connection");
+            tune(&connection);
+            connection
+        });
+        read(connection, input, "POST /v1/chat/completions ", "}");
+    }
+
+    fn say(&mut self, parts: &[&str]) {
+        write(self.connection.as_mut().expect("it has got a request"), parts);
+    }
+}
+
+fn tune(socket: &TcpStream) {
+    socket.set_nodelay(true).expect("TCP_NODELAY");
+    // A turn that does not come fails, rather than waits for ever.
+    socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+}
+
+/// Writes these parts at once.
+fn write(socket: &mut TcpStream, parts: &[&str]) {
+    let mut joined = [0; 2 << 10];
+    let mut length = 0;
+    for part in parts {
+        joined[length..][..part.len()].copy_from_slice(part.as_bytes());
+        length += part.len();
+    }
+    socket.write_all(&joined[..length]).expect("an open connection");
+}
+
+/// Reads until `end` is the last that has come, of what begins with `begin`.
+fn read(socket: &mut TcpStream, input: &mut [u8], begin: &str, end: &str) {
+    let mut length = 0;
+    while !input[..length].ends_with(end.as_bytes()) {
+        length += match socket.read(&mut input[length..]) {
+            Ok(0) => panic!("closed behind {}", input[..length].escape_ascii()),
+            Ok(read) => read,
+            Err(error) if error.kind() == ErrorKind::Interrupted => 0,
+            Err(error) => panic!("{error} behind {}", input[..length].escape_ascii()),
+        };
+    }
+    assert!(input.starts_with(begin.as_bytes()), "{}", input[..length].escape_ascii());
+}
