@@ -81,5 +81,5 @@ async fn exchange(
         whole.extend_from_slice(&data);
     }
     lease.park();
-    Ok((head, whole.freeze()))
+    Ok((head.into_parts(), whole.freeze()))
 }

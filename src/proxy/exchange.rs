@@ -149,13 +149,14 @@ impl Proxy {
         match shape.merge {
             // Decode's refusal is the answer; prefill is dropped.
             _ if !head.status.is_success() => {
-                let answer = reply(head, Relay::piped(leg, None, self.time_limit(false, deadline)));
+                let answer =
+                    reply(head.into_parts(), Relay::piped(leg, None, self.time_limit(false, deadline)));
                 Ok(Answered::Refused(Role::Decode, answer))
             }
-            None => self.piped(prefill, head, leg, deadline).await,
+            None => self.piped(prefill, head.into_parts(), leg, deadline).await,
             Some(merge) => match prefill.end().await? {
                 PrefillEnd::Answered(lists) => {
-                    let merged = self.merged(pair, merge, &lists, head, leg, deadline).await;
+                    let merged = self.merged(pair, merge, &lists, head.into_parts(), leg, deadline).await;
                     merged.map(Answered::Begun)
                 }
                 PrefillEnd::Refused { answer, .. } => Ok(Answered::by_prefill(answer)),

@@ -10,13 +10,12 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
-use hyper::http::response;
 use hyper::{Response, StatusCode};
 use tokio::time::Instant;
 
 use crate::error::{Cause, Error};
 use crate::upstream::{Backend, InFlight, Lease, Outcome, Pools};
-use crate::wire::headers::is_event_stream;
+use crate::wire::answer::Head;
 use crate::wire::refusal;
 use crate::wire::request::LegRequest;
 use crate::wire::sse::{EventTooLarge, Events};
@@ -69,7 +68,7 @@ impl Leg {
         request: LegRequest,
         connection: Connection,
         deadline: Option<Deadline>,
-    ) -> Result<(response::Parts, Self), Error> {
+    ) -> Result<(Head, Self), Error> {
         match before(deadline, send(pools, server.backend(), request, connection)).await.flatten() {
             Ok((lease, head)) => {
                 let outcome = outcome(head.status);
@@ -190,7 +189,7 @@ async fn send(
     server: &Backend,
     request: LegRequest,
     connection: Connection,
-) -> Result<(Lease, response::Parts), Cause> {
+) -> Result<(Lease, Head), Cause> {
     let mut lease = match connection {
         Connection::Any => pools.lease(server).await?,
         Connection::New => pools.lease_new(server).await?,
@@ -246,7 +245,8 @@ fn next_refusal(events: &mut Events) -> Result<Option<Hidden>, EventTooLarge> {
 }
 
 /// The answer that a server would have given, had it refused before its 200.
-fn unhidden(mut head: response::Parts, hidden: Hidden) -> Response<Bytes> {
+fn unhidden(head: Head, hidden: Hidden) -> Response<Bytes> {
+    let mut head = head.into_parts();
     head.status = hidden.status;
     head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Response::from_parts(head, hidden.json)
@@ -275,10 +275,10 @@ pub(super) fn run_prefill(
         let (head, mut leg) = Leg::start(&pools, server, request, connection, deadline).await?;
         if !head.status.is_success() {
             let body = leg.collect(MAX_REFUSAL).await?;
-            let answer = Response::from_parts(head, body);
+            let answer = Response::from_parts(head.into_parts(), body);
             return Ok(PrefillEnd::Refused { server: backend, answer, hidden: false });
         }
-        let events = is_event_stream(&head.headers);
+        let events = head.is_event_stream;
         let (answer, hidden) = match keep {
             Some(Keep { limit, .. }) => {
                 let answer = leg.whole(limit).await?;

@@ -14,11 +14,10 @@ use std::task::{Context, Poll, Waker, ready};
 use std::{fmt, iter};
 
 use bytes::Bytes;
-use hyper::http::response;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::wire::answer::{Answer, BadAnswer, Decoder, read_head};
+use crate::wire::answer::{Answer, BadAnswer, Decoder, Head, read_head};
 use crate::wire::request::LegRequest;
 
 /// What is read at a time. A stream's tokens that are there already come, and go, as one.
@@ -111,7 +110,7 @@ impl Conn {
     }
 
     /// Sends a request and waits for the head of its answer.
-    pub(super) async fn send(&mut self, request: LegRequest) -> Result<response::Parts, SendError> {
+    pub(super) async fn send(&mut self, request: LegRequest) -> Result<Head, SendError> {
         let reused = std::mem::replace(&mut self.used, true);
         self.heard = false;
         self.output = Output::new(request);
@@ -119,7 +118,7 @@ impl Conn {
         head.map_err(|cause| SendError { cause, unseen: reused && !self.heard })
     }
 
-    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<response::Parts, ConnError>> {
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Head, ConnError>> {
         let written = self.poll_write(cx);
         // A server may answer before it has got everything, and then take no more.
         while let Poll::Ready(head) = self.poll_read(cx, Self::take_head)? {
@@ -190,18 +189,31 @@ impl Conn {
         })
     }
 
-    fn take_head(&mut self, come: &[u8]) -> Result<Option<response::Parts>, ConnError> {
+    fn take_head(&mut self, come: &[u8]) -> Result<Option<Head>, ConnError> {
         if come.is_empty() {
             return Err(ConnError::Closed);
         }
+        if self.input.is_empty() {
+            let head = self.begin(come)?;
+            if head.is_none() {
+                self.input = come.to_vec();
+            }
+            return Ok(head);
+        }
         let mut held = std::mem::take(&mut self.input);
         held.extend_from_slice(come);
-        let Some(Answer { head, decoder, keeps_alive, length }) = read_head(&held)? else {
+        let head = self.begin(&held)?;
+        if head.is_none() {
             self.input = held;
-            return Ok(None);
-        };
+        }
+        Ok(head)
+    }
+
+    /// Begins with an answer if all of its head has come, and with the body behind it.
+    fn begin(&mut self, come: &[u8]) -> Result<Option<Head>, ConnError> {
+        let Some(Answer { head, decoder, keeps_alive, length }) = read_head(come)? else { return Ok(None) };
         (self.decoder, self.keeps_alive) = (decoder, keeps_alive);
-        self.first = self.take_body(&held[length..])?;
+        self.first = self.take_body(&come[length..])?;
         Ok(Some(head))
     }
 

@@ -11,11 +11,11 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use hyper::http::response;
 
 use super::conn::{Conn, ConnError, SendError, Stream};
 use super::dial::DialError;
 use super::{Backend, Dialer, SocketOptions};
+use crate::wire::answer::Head;
 use crate::wire::request::LegRequest;
 
 /// How often idle connections are looked through, as a part of the idle timeout. They live at most an eighth too
@@ -131,7 +131,7 @@ pub(crate) struct Lease {
 
 impl Lease {
     /// Sends a request and waits for the head of its answer.
-    pub(crate) async fn send(&mut self, request: LegRequest) -> Result<response::Parts, SendError> {
+    pub(crate) async fn send(&mut self, request: LegRequest) -> Result<Head, SendError> {
         self.conn.send(request).await
     }
 

@@ -9,7 +9,7 @@ mod head;
 mod tests;
 
 pub(crate) use body::Decoder;
-pub(crate) use head::{Answer, read_head};
+pub(crate) use head::{Answer, Head, read_head};
 
 /// Largest head, of all that come before a body together.
 pub(crate) const MAX_HEAD: usize = 64 << 10;

@@ -75,9 +75,13 @@ pub(crate) fn unreadable_encoding(headers: &HeaderMap) -> Option<&HeaderValue> {
 
 /// Whether the body is a stream of server-sent events.
 pub(crate) fn is_event_stream(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|kind| names_event_stream(kind.as_bytes()))
+}
+
+/// Whether a content type is that of server-sent events.
+pub(crate) fn names_event_stream(content_type: &[u8]) -> bool {
     const KIND: &[u8] = b"text/event-stream";
-    let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-    kind.get(..KIND.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(KIND))
+    content_type.get(..KIND.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(KIND))
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {

@@ -204,7 +204,7 @@ fn malformed_heads_are_refused() {
 #[test]
 fn headers_keep_their_values_and_order() {
     let text = "HTTP/1.1 200 Fine\r\nX-A:  1 \r\nx-a: \u{e9}\r\nServer:uvicorn\r\n\r\n";
-    let headers = read_head(text.as_bytes()).unwrap().unwrap().head.headers;
+    let headers = read_head(text.as_bytes()).unwrap().unwrap().head.into_parts().headers;
     let values: Vec<&[u8]> = headers.get_all("x-a").iter().map(|value| value.as_bytes()).collect();
     assert_eq!(values, [&b"1"[..], "\u{e9}".as_bytes()]);
     assert_eq!(headers["server"], "uvicorn");
