@@ -410,7 +410,7 @@ impl Options {
             ("--client-idle-timeout-secs", self.client_idle_timeout.is_zero()),
             ("--max-payload-size", self.max_payload_size == 0),
             ("--max-merge-size", self.max_merge_size == 0),
-            ("backend_idle_timeout", self.sockets.idle_timeout.is_zero()),
+            ("--backend-idle-timeout-secs", self.sockets.idle_timeout.is_zero()),
             ("--connect-timeout-secs", self.sockets.connect_timeout.is_zero()),
             ("--worker-threads", self.worker_threads == 0),
             ("--socket-buffer-size", self.sockets.buffer_size == Some(0)),
@@ -486,7 +486,7 @@ mod tests {
         let refused = |config: MiniLbConfig| config.settle().err().unwrap().to_string();
         let zero = Duration::ZERO;
         for (config, name) in [
-            (config().backend_idle_timeout(zero), "backend_idle_timeout"),
+            (config().backend_idle_timeout(zero), "--backend-idle-timeout-secs"),
             (config().connect_timeout(zero), "--connect-timeout-secs"),
             (config().request_head_timeout(zero), "--request-head-timeout-secs"),
             (config().request_body_idle_timeout(zero), "--request-body-idle-timeout-secs"),

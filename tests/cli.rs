@@ -68,6 +68,7 @@ const SUPPORTED: &[(&str, &str)] = &[
     ("--health-success-threshold <COUNT>", "[default: 2]"),
     ("--disable-health-check", ""),
     ("--worker-threads <COUNT>", "[default: one a core]"),
+    ("--backend-idle-timeout-secs <SECONDS>", "[default: 4]"),
     ("--max-idle-per-backend <COUNT>", "[default: 512]"),
     ("--socket-buffer-size <BYTES>", "[default: tuned by the kernel]"),
     ("--log-level <LEVEL>", "[default: info]"),
@@ -199,7 +200,7 @@ fn every_other_option_is_accepted() {
     let typed = "--prefill-bootstrap-host http://127.0.0.1:1 prefill.example --connect-timeout-secs 1 \
                  --shutdown-grace-period-secs 0 --max-payload-size 1 --max-merge-size 1 \
                  --max-idle-per-backend 0 --socket-buffer-size 65536 --request-timeout-secs 4294967295 \
-                 --retry-on-status 429,503 --retry-on-status 500 --health-check-interval-secs 1 \
+                 --backend-idle-timeout-secs 3 --retry-on-status 429,503 --retry-on-status 500 --health-check-interval-secs 1 \
                  --health-check-timeout-secs 1 --health-failure-threshold 1 --health-success-threshold 1";
     let router = Running::start_plain(&typed.split_whitespace().collect::<Vec<_>>());
     router.wait_for_line("listening on ");

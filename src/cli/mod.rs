@@ -13,12 +13,12 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, ValueEnum, value_parser};
 use mini_lb::{
-    DEFAULT_CLIENT_IDLE_TIMEOUT, DEFAULT_CONNECT_TIMEOUT, DEFAULT_HEALTH_CHECK_INTERVAL,
-    DEFAULT_HEALTH_CHECK_TIMEOUT, DEFAULT_HEALTH_FAILURE_THRESHOLD, DEFAULT_HEALTH_SUCCESS_THRESHOLD,
-    DEFAULT_MAX_IDLE_PER_BACKEND, DEFAULT_MAX_MERGE_SIZE, DEFAULT_MAX_PAYLOAD_SIZE, DEFAULT_MAX_RETRIES,
-    DEFAULT_REQUEST_BODY_IDLE_TIMEOUT, DEFAULT_REQUEST_HEAD_TIMEOUT, DEFAULT_REQUEST_TIMEOUT,
-    DEFAULT_SHUTDOWN_GRACE_PERIOD, DEFAULT_SHUTDOWN_LAME_DUCK, DEFAULT_STREAM_IDLE_TIMEOUT, MiniLbConfig,
-    Random, RoundRobin,
+    DEFAULT_BACKEND_IDLE_TIMEOUT, DEFAULT_CLIENT_IDLE_TIMEOUT, DEFAULT_CONNECT_TIMEOUT,
+    DEFAULT_HEALTH_CHECK_INTERVAL, DEFAULT_HEALTH_CHECK_TIMEOUT, DEFAULT_HEALTH_FAILURE_THRESHOLD,
+    DEFAULT_HEALTH_SUCCESS_THRESHOLD, DEFAULT_MAX_IDLE_PER_BACKEND, DEFAULT_MAX_MERGE_SIZE,
+    DEFAULT_MAX_PAYLOAD_SIZE, DEFAULT_MAX_RETRIES, DEFAULT_REQUEST_BODY_IDLE_TIMEOUT,
+    DEFAULT_REQUEST_HEAD_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, DEFAULT_SHUTDOWN_GRACE_PERIOD,
+    DEFAULT_SHUTDOWN_LAME_DUCK, DEFAULT_STREAM_IDLE_TIMEOUT, MiniLbConfig, Random, RoundRobin,
 };
 
 use unsupported::{ACCEPTED, POLICIES, REFUSED};
@@ -372,6 +372,9 @@ struct Sockets {
     /// Threads that serve, each with connections of its own [default: one a core]
     #[arg(long, value_name = "COUNT")]
     worker_threads: Option<usize>,
+    /// Longest time a connection to a server may stay idle; keep it below the server's own keep-alive (5 s in SGLang)
+    #[arg(long, value_name = "SECONDS", default_value_t = seconds(DEFAULT_BACKEND_IDLE_TIMEOUT))]
+    backend_idle_timeout_secs: u32,
     /// Idle connections that each thread keeps to one server
     #[arg(long, value_name = "COUNT", default_value_t = DEFAULT_MAX_IDLE_PER_BACKEND)]
     max_idle_per_backend: usize,
@@ -387,7 +390,9 @@ impl Sockets {
 
     /// All but the threads: [`Sockets::workers`] counts them once, for the log too.
     fn add(&self, config: MiniLbConfig) -> MiniLbConfig {
-        let config = config.max_idle_per_backend(self.max_idle_per_backend);
+        let config = config
+            .backend_idle_timeout(Duration::from_secs(self.backend_idle_timeout_secs.into()))
+            .max_idle_per_backend(self.max_idle_per_backend);
         match self.socket_buffer_size {
             Some(bytes) => config.socket_buffer_size(bytes),
             None => config,
