@@ -252,6 +252,7 @@ impl From<ConnError> for Cause {
     fn from(error: ConnError) -> Self {
         match error {
             ConnError::Bad(bad) => Self::BadResponse(bad),
+            ConnError::TooLarge { limit } => Self::TooLarge { limit },
             error => Self::Closed { error, unseen: false },
         }
     }

@@ -97,6 +97,34 @@ async fn a_kept_connection_that_answers_in_part_is_not_tried_again() {
     assert_eq!((decode.opened(), decode.seen().len()), (1, 2));
 }
 
+/// A server that is so busy that the kernel takes no more connections for it.
+fn full() -> (socket2::Socket, Vec<std::net::TcpStream>, String) {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    socket.listen(0).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    // Whoever comes when the queue is full gets no answer at all.
+    let connect = || std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200)).ok();
+    let waiting: Vec<_> = std::iter::from_fn(connect).take(16).collect();
+    assert!(waiting.len() < 16, "the queue is never full");
+    (socket, waiting, format!("http://{address}"))
+}
+
+#[tokio::test]
+async fn a_server_that_takes_no_connection_in_time_is_a_504_and_its_partner_is_told() {
+    for role in ["prefill", "decode"] {
+        let (_socket, _waiting, url) = full();
+        let partner = Upstream::start(|_| vec![Step::Hang]).await;
+        let (prefill, decode) = if role == "prefill" { (url, partner.url()) } else { (partner.url(), url) };
+        let config = MiniLbConfig::new("127.0.0.1", 1, vec![(prefill, None)], vec![decode], 60)
+            .connect_timeout(Duration::from_millis(200));
+        let router = Router::serve(config).await;
+        let answer = router.client().await.post("/generate", BODY).await;
+        assert_eq!((answer.status(), answer.code()), (504, format!("{role}_connect_timeout")));
+        partner.closed(partner.opened()).await;
+    }
+}
+
 const BUSY: &str = r#"{"object":"error","message":"busy"}"#;
 
 /// A server that has too much to do.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use hyper::Method;
 use hyper::header::HeaderMap;
 use hyper::http::response;
@@ -73,13 +73,7 @@ async fn exchange(
     let head = RequestHead::new(&question.method, question.target.as_ref(), &question.headers, false);
     let mut lease = pools.lease(server).await?;
     let head = lease.send(head.to(server.host_header(), LegBody::default())).await?;
-    let mut whole = BytesMut::new();
-    while let Some(data) = std::future::poll_fn(|cx| lease.poll_data(cx)).await.transpose()? {
-        if whole.len() + data.len() > MAX_ANSWER {
-            return Err(Cause::TooLarge { limit: MAX_ANSWER });
-        }
-        whole.extend_from_slice(&data);
-    }
+    let body = lease.read(MAX_ANSWER).await?;
     lease.park();
-    Ok((head.into_parts(), whole.freeze()))
+    Ok((head.into_parts(), body))
 }

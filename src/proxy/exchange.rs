@@ -19,9 +19,10 @@ use super::leg::{Connection, Deadline, Keep, Leg, PrefillEnd, PrefillRun, run_pr
 use super::relay::{Relay, TimeLimit};
 use crate::error::{Cause, Error};
 use crate::upstream::{Backend, Fleet, InFlight, Pools, Role, ServerPair};
+use crate::wire::answer::Head;
 use crate::wire::body::ClientBody;
 use crate::wire::bootstrap::MAX_ROOM;
-use crate::wire::headers::{self, is_event_stream};
+use crate::wire::headers;
 use crate::wire::logprobs::{Merge, PromptLogprobs};
 use crate::wire::request::RequestHead;
 use crate::wire::shape::{Dialect, Shape};
@@ -153,10 +154,10 @@ impl Proxy {
                     reply(head.into_parts(), Relay::piped(leg, None, self.time_limit(false, deadline)));
                 Ok(Answered::Refused(Role::Decode, answer))
             }
-            None => self.piped(prefill, head.into_parts(), leg, deadline).await,
+            None => self.piped(prefill, head, leg, deadline).await,
             Some(merge) => match prefill.end().await? {
                 PrefillEnd::Answered(lists) => {
-                    let merged = self.merged(pair, merge, &lists, head.into_parts(), leg, deadline).await;
+                    let merged = self.merged(pair, merge, &lists, head, leg, deadline).await;
                     merged.map(Answered::Begun)
                 }
                 PrefillEnd::Refused { answer, .. } => Ok(Answered::by_prefill(answer)),
@@ -169,11 +170,11 @@ impl Proxy {
     async fn piped(
         &self,
         mut prefill: Prefill,
-        head: response::Parts,
+        head: Head,
         mut leg: Leg,
         deadline: Deadline,
     ) -> Result<Answered, Error> {
-        let events = is_event_stream(&head.headers);
+        let events = head.is_event_stream;
         let begun = prefill.unless_it_fails(leg.begun());
         let begun = if events {
             // A `/generate` stream has its head at once, and its first event when prefill is done.
@@ -190,7 +191,7 @@ impl Proxy {
             (_, Prefill::Answered(_) | Prefill::Refusing(..)) => None,
         };
         let relay = Relay::piped(leg, prefill, self.time_limit(events, deadline));
-        Ok(Answered::Begun(reply(head, relay.with_events(events))))
+        Ok(Answered::Begun(reply(head.into_parts(), relay.with_events(events))))
     }
 
     fn time_limit(&self, events: bool, deadline: Deadline) -> TimeLimit {
@@ -203,17 +204,19 @@ impl Proxy {
         pair: &ServerPair,
         merge: Merge,
         prefill: &Bytes,
-        mut head: response::Parts,
+        head: Head,
         leg: Leg,
         deadline: Deadline,
     ) -> Result<Response<Relay>, Error> {
         let unmergeable = |server: &Arc<Backend>, what| Error::upstream(server, Cause::Unmergeable(what));
         let lists =
             PromptLogprobs::read(merge, prefill).map_err(|error| unmergeable(pair.prefill(), error.what))?;
+        let events = head.is_event_stream;
+        let mut head = head.into_parts();
         if headers::unreadable_encoding(&head.headers).is_some() {
             return Err(unmergeable(pair.decode(), "the answer is compressed"));
         }
-        if is_event_stream(&head.headers) {
+        if events {
             head.headers.remove(CONTENT_LENGTH);
             let splicer = lists.into_splicer(self.limits.max_merge_size);
             let relay = Relay::spliced(leg, splicer, self.time_limit(true, deadline));

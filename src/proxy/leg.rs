@@ -3,18 +3,19 @@
 //! A leg that is dropped closes its connection, and the server takes that as a
 //! cancellation. It gives the connection back only when its body has ended.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 use tokio::time::Instant;
 
 use crate::error::{Cause, Error};
-use crate::upstream::{Backend, InFlight, Lease, Outcome, Pools};
+use crate::upstream::{Backend, ConnError, InFlight, Lease, Outcome, Pools};
 use crate::wire::answer::Head;
 use crate::wire::refusal;
 use crate::wire::request::LegRequest;
@@ -56,8 +57,6 @@ pub(super) struct Leg {
     outcome: Outcome,
     /// For all that is waited for here. A relay has limits of its own.
     deadline: Option<Deadline>,
-    /// Data that was asked for ahead of time.
-    first: Option<Bytes>,
 }
 
 impl Leg {
@@ -76,7 +75,7 @@ impl Leg {
                     // That is said, whether the rest of it is read or not.
                     server.ends_as(outcome);
                 }
-                Ok((head, Self { lease, server, outcome, deadline, first: None }))
+                Ok((head, Self { lease, server, outcome, deadline }))
             }
             Err(cause) => Err(failed(&mut server, cause)),
         }
@@ -84,30 +83,14 @@ impl Leg {
 
     /// The next data of the body.
     pub(super) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
-        match self.first.take() {
-            Some(first) => Poll::Ready(Some(Ok(first))),
-            None => self.poll_more(cx),
-        }
-    }
-
-    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
         let data = ready!(self.lease.poll_data(cx));
         Poll::Ready(data.map(|data| data.map_err(|error| self.fail(error))))
     }
 
     /// Waits for the first data, or for the end of an empty body. Both are still to be had afterwards.
     pub(super) async fn begun(&mut self) -> Result<(), Error> {
-        if !self.has_begun() {
-            match before(self.deadline, std::future::poll_fn(|cx| self.poll_more(cx))).await {
-                Ok(first) => self.first = first.transpose()?,
-                Err(late) => return Err(self.fail(late)),
-            }
-        }
-        Ok(())
-    }
-
-    async fn data(&mut self) -> Option<Result<Bytes, Error>> {
-        std::future::poll_fn(|cx| self.poll_data(cx)).await
+        let begun = before(self.deadline, self.lease.begun()).await;
+        self.or_fail(begun)
     }
 
     /// The whole body, which may have `limit` bytes, and the connection back to the pool.
@@ -118,28 +101,24 @@ impl Leg {
     }
 
     async fn whole(&mut self, limit: usize) -> Result<Bytes, Error> {
-        match before(self.deadline, self.read(limit)).await {
-            Ok(whole) => whole,
-            Err(late) => Err(self.fail(late)),
-        }
+        let whole = before(self.deadline, self.lease.read(limit)).await;
+        self.or_fail(whole)
     }
 
-    async fn read(&mut self, limit: usize) -> Result<Bytes, Error> {
-        let mut whole = BytesMut::new();
-        while let Some(data) = self.data().await.transpose()? {
-            if whole.len() + data.len() > limit {
-                return Err(self.fail(Cause::TooLarge { limit }));
-            }
-            whole.extend_from_slice(&data);
+    /// What came of a wait.
+    fn or_fail<T>(&mut self, waited: Result<Result<T, ConnError>, Cause>) -> Result<T, Error> {
+        match waited {
+            Ok(Ok(come)) => Ok(come),
+            Ok(Err(error)) => Err(self.fail(error)),
+            Err(late) => Err(self.fail(late)),
         }
-        Ok(whole.freeze())
     }
 
     /// Reads the body to its end and throws it away, and gives the connection back to the pool; or finds a refusal
     /// in it. `events`: the body is a stream of events.
     async fn drain(mut self, events: bool) -> Result<Option<Hidden>, Error> {
         let mut events = events.then(|| Events::new(MAX_REFUSAL));
-        while let Some(data) = self.data().await.transpose()? {
+        while let Some(data) = poll_fn(|cx| self.poll_data(cx)).await.transpose()? {
             let Some(watched) = &mut events else { continue };
             watched.push(data);
             match next_refusal(watched) {
@@ -158,7 +137,7 @@ impl Leg {
 
     /// Whether something of the body is there, or all of an empty one.
     pub(super) fn has_begun(&self) -> bool {
-        self.first.is_some() || self.lease.is_ended()
+        self.lease.has_begun()
     }
 
     /// Gives the connection back. Only for a leg whose body has ended.
@@ -174,13 +153,12 @@ impl Leg {
 
     /// Whether the body has been read to its end.
     pub(super) fn is_ended(&self) -> bool {
-        self.first.is_none() && self.lease.is_ended()
+        self.lease.is_ended()
     }
 
     /// What is left of a body of announced length.
     pub(super) fn remaining(&self) -> Option<u64> {
-        let first = self.first.as_ref().map_or(0, Bytes::len) as u64;
-        self.lease.remaining().map(|rest| rest + first)
+        self.lease.remaining()
     }
 }
 

@@ -53,7 +53,7 @@ pub(super) struct Conn {
     output: Output,
     /// A head of which the end has not come.
     input: Vec<u8>,
-    /// The part of the body that came with the head.
+    /// Data of the body that nobody has asked for yet: it came with the head, or was waited for.
     first: Option<Bytes>,
     decoder: Decoder,
     /// Nothing speaks against another request when this answer's body has ended.
@@ -71,6 +71,10 @@ pub(crate) enum ConnError {
     /// The server has closed the connection.
     Closed,
     Bad(BadAnswer),
+    /// A body that must be held in memory is over the limit.
+    TooLarge {
+        limit: usize,
+    },
 }
 
 /// Why a request has no answer.
@@ -148,6 +152,19 @@ impl Conn {
             }
         }
         Poll::Ready(None)
+    }
+
+    /// Waits for some of the body, or for the end of an empty one. It is still to be had afterwards.
+    pub(super) fn poll_begun(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnError>> {
+        if self.first.is_none() {
+            self.first = ready!(self.poll_data(cx)).transpose()?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Whether some of the body is there to be handed out, or there is none left.
+    pub(super) fn has_begun(&self) -> bool {
+        self.first.is_some() || self.decoder.is_ended()
     }
 
     /// Whether all of the body has been handed out. Of one that ends with the connection this is not known before.
@@ -306,6 +323,7 @@ impl fmt::Display for ConnError {
             Self::Io(error) => error.fmt(f),
             Self::Closed => f.write_str("the connection was closed"),
             Self::Bad(BadAnswer(what)) => f.write_str(what),
+            Self::TooLarge { limit } => write!(f, "its body is over {limit} bytes"),
         }
     }
 }

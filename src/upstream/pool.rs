@@ -6,11 +6,12 @@
 //! also how a request is cancelled at the server. The pool never retries, never
 //! picks a server, and never looks into a body.
 
+use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::conn::{Conn, ConnError, SendError, Stream};
 use super::dial::DialError;
@@ -138,6 +139,28 @@ impl Lease {
     /// The next data of the answer's body. Trailers are not passed on: SGLang sends none.
     pub(crate) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ConnError>>> {
         self.conn.poll_data(cx)
+    }
+
+    /// Waits for some of the body, or for the end of an empty one. It is still to be had afterwards.
+    pub(crate) async fn begun(&mut self) -> Result<(), ConnError> {
+        poll_fn(|cx| self.conn.poll_begun(cx)).await
+    }
+
+    /// Whether some of the body is there to be handed out, or there is none left.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.conn.has_begun()
+    }
+
+    /// The whole body, which may have `limit` bytes.
+    pub(crate) async fn read(&mut self, limit: usize) -> Result<Bytes, ConnError> {
+        let mut whole = BytesMut::new();
+        while let Some(data) = poll_fn(|cx| self.poll_data(cx)).await.transpose()? {
+            if whole.len() + data.len() > limit {
+                return Err(ConnError::TooLarge { limit });
+            }
+            whole.extend_from_slice(&data);
+        }
+        Ok(whole.freeze())
     }
 
     /// Whether all of the body has been handed out, or there is none.

@@ -73,17 +73,6 @@ pub(crate) fn unreadable_encoding(headers: &HeaderMap) -> Option<&HeaderValue> {
     encoded.or_else(|| headers.get(BODY_COMPRESSED))
 }
 
-/// Whether the body is a stream of server-sent events.
-pub(crate) fn is_event_stream(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|kind| names_event_stream(kind.as_bytes()))
-}
-
-/// Whether a content type is that of server-sent events.
-pub(crate) fn names_event_stream(content_type: &[u8]) -> bool {
-    const KIND: &[u8] = b"text/event-stream";
-    content_type.get(..KIND.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(KIND))
-}
-
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
     // Most answers have none, and looking is cheaper than removing.
     if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {

@@ -1,7 +1,9 @@
 //! A client that sends the bytes a test gives and shows the bytes that come.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -46,6 +48,16 @@ impl Client {
         let stream = TcpStream::connect(address).await.expect("the router listens");
         stream.set_nodelay(true).expect("TCP_NODELAY");
         Self { stream, buffer: Vec::new() }
+    }
+
+    /// Sets the kernel's buffer for what comes.
+    pub fn receives_at_most(&self, bytes: usize) {
+        SockRef::from(&self.stream).set_recv_buffer_size(bytes).expect("SO_RCVBUF");
+    }
+
+    /// Leaves with a reset instead of a clean end.
+    pub fn reset_when_dropped(&self) {
+        SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
     }
 
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {

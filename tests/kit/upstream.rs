@@ -226,6 +226,8 @@ async fn take(step: Step, stream: &mut TcpStream, buffer: &mut Vec<u8>) -> bool 
             true
         }
         Step::Flood(written) => {
+            // Or the kernel would take several megabytes that nobody has read.
+            SockRef::from(&*stream).set_send_buffer_size(64 << 10).expect("SO_SNDBUF");
             let chunk = [b"10000\r\n", &[b'x'; 1 << 16][..], b"\r\n"].concat();
             while let Ok(count) = stream.write(&chunk).await {
                 written.fetch_add(count, Ordering::SeqCst);

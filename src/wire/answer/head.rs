@@ -10,7 +10,6 @@ use hyper::http::response;
 use hyper::{Response, StatusCode, Version};
 
 use super::{BadAnswer, Decoder, MAX_HEAD, MAX_HEADERS};
-use crate::wire::headers::names_event_stream;
 
 /// An answer whose head has come.
 #[derive(Debug)]
@@ -28,6 +27,7 @@ pub(crate) struct Answer {
 #[derive(Debug)]
 pub(crate) struct Head {
     pub(crate) status: StatusCode,
+    /// The body is a stream of server-sent events.
     pub(crate) is_event_stream: bool,
     version: Version,
     reason: Option<ReasonPhrase>,
@@ -136,6 +136,12 @@ fn uncommon_reason(status: StatusCode, reason: Option<&str>) -> Option<ReasonPhr
 fn place(text: &[u8], part: &[u8]) -> Range<usize> {
     let begin = part.as_ptr() as usize - text.as_ptr() as usize;
     begin..begin + part.len()
+}
+
+/// Whether a content type is that of server-sent events.
+fn names_event_stream(content_type: &[u8]) -> bool {
+    const KIND: &[u8] = b"text/event-stream";
+    content_type.get(..KIND.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(KIND))
 }
 
 const CONNECTION: &str = "connection";
