@@ -8,13 +8,13 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{ConfigError, MiniLbConfig, Options, Settings};
 use crate::server;
-use crate::upstream::{Backend, Fleet, ServerPair};
+use crate::upstream::{Backend, LiveFleet, ServerPair};
 
 /// A router in front of prefill and decode servers.
 pub struct MiniLoadBalancer {
     host: String,
     port: u16,
-    fleet: Arc<Fleet>,
+    fleet: Arc<LiveFleet>,
     options: Options,
 }
 
@@ -26,10 +26,8 @@ impl MiniLoadBalancer {
     /// The first thing in the configuration that cannot work: no server of a role, a URL that is none, a server
     /// named twice, a port or a limit of 0.
     pub fn new(config: MiniLbConfig) -> Result<Self, ConfigError> {
-        let Settings { host, port, prefill, decode, options } = config.settle()?;
-        let policies = (Arc::clone(&options.prefill_policy), Arc::clone(&options.decode_policy));
-        let fleet = Arc::new(Fleet::new(prefill, decode, policies.0, policies.1, &options.health));
-        Ok(Self { host, port, fleet, options })
+        let Settings { host, port, wanted, options } = config.settle()?;
+        Ok(Self { host, port, fleet: Arc::new(LiveFleet::new(wanted)), options })
     }
 
     /// Listens on the configured address and [serves](Self::serve) until the process is told to end by SIGINT or
@@ -77,14 +75,26 @@ impl MiniLoadBalancer {
         server::serve(listener, Arc::clone(&self.fleet), self.options.clone(), shutdown).await
     }
 
-    /// Every server, prefill first: its health, and how requests end on it.
-    pub fn servers(&self) -> impl Iterator<Item = &Arc<Backend>> {
-        self.fleet.all()
+    /// Takes over the servers and the policies of another configuration, while requests go on: a server that is in both
+    /// keeps its connections and what is known of it, and one that is in the new one no more finishes what it has.
+    /// Everything else of `config` is left alone.
+    ///
+    /// # Errors
+    ///
+    /// As for [`new`](Self::new); then nothing has changed.
+    pub fn reload(&self, config: MiniLbConfig) -> Result<(), ConfigError> {
+        self.fleet.become_as(config.settle()?.wanted);
+        Ok(())
     }
 
-    /// Chooses two servers, as for a request.
-    pub fn select_pair(&self) -> ServerPair {
-        self.fleet.select_pair()
+    /// Every server that gets requests now, prefill first: its health, and how requests end on it.
+    pub fn servers(&self) -> Vec<Arc<Backend>> {
+        self.fleet.now().all().cloned().collect()
+    }
+
+    /// Chooses two servers, as for a request. `None`: a role has no server.
+    pub fn select_pair(&self) -> Option<ServerPair> {
+        self.fleet.now().select_pair().ok()
     }
 }
 

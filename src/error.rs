@@ -49,6 +49,8 @@ pub(crate) enum Error {
     Internal,
     /// An answer of `/ready`.
     NotReady(&'static str),
+    /// There is none of this role.
+    NoServer(Role),
     Upstream {
         server: Arc<Backend>,
         cause: Cause,
@@ -93,7 +95,7 @@ impl Error {
             Self::BodyEncoded { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::RequestTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::NotReady(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotReady(_) | Self::NoServer(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::BodyRead(_) | Self::BadBody(_) | Self::ManySamples | Self::BadRequest(_) => {
                 StatusCode::BAD_REQUEST
             }
@@ -118,6 +120,8 @@ impl Error {
             Self::RequestTimeout { .. } => "request_timeout",
             Self::Internal => "internal",
             Self::NotReady(_) => "not_ready",
+            Self::NoServer(Role::Prefill) => "prefill_unavailable",
+            Self::NoServer(Role::Decode) => "decode_unavailable",
             Self::Upstream { server, cause } => cause.code(server.role()),
         }
     }
@@ -277,6 +281,7 @@ impl fmt::Display for Error {
             Self::RequestTimeout { what, after } => write!(f, "{what} did not come within {after:?}"),
             Self::Internal => f.write_str("the router failed at this request"),
             Self::NotReady(why) => f.write_str(why),
+            Self::NoServer(role) => write!(f, "the router has no {role} server"),
             Self::Upstream { server, cause } => write!(f, "{} server {} {cause}", server.role(), server.url()),
         }
     }

@@ -106,12 +106,12 @@ fn a_library_user_can_ask_for_a_pair() {
     .prefill_policy(RoundRobin::default())
     .decode_policy(Random);
     let balancer = MiniLoadBalancer::new(config).unwrap();
-    let pair = balancer.select_pair();
+    let pair = balancer.select_pair().expect("servers of both roles");
     let prefill = pair.prefill();
     assert_eq!((prefill.role(), prefill.url()), (Role::Prefill, "http://[fd00::1]:1234"));
     assert_eq!((prefill.bootstrap_host(), prefill.bootstrap_port()), (Some("[fd00::1]"), Some(9_000)));
     assert_eq!((pair.decode().role(), pair.decode().url()), (Role::Decode, "http://d1:31000"));
-    let pair = balancer.select_pair();
+    let pair = balancer.select_pair().expect("servers of both roles");
     assert_eq!((pair.prefill().url(), pair.prefill().bootstrap_port()), ("http://p2:80", None));
     assert_eq!(pair.decode().bootstrap_host(), None);
 }

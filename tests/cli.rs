@@ -71,6 +71,8 @@ const SUPPORTED: &[(&str, &str)] = &[
     ("--backend-idle-timeout-secs <SECONDS>", "[default: 4]"),
     ("--max-idle-per-backend <COUNT>", "[default: 512]"),
     ("--socket-buffer-size <BYTES>", "[default: tuned by the kernel]"),
+    ("--prometheus-host <HOST>", "[default: 127.0.0.1]"),
+    ("--prometheus-port <PORT>", "[default: 29000, or none if that is taken]"),
     ("--log-level <LEVEL>", "[default: info]"),
 ];
 

@@ -71,8 +71,6 @@ pub(crate) const REFUSED: &[(&str, &str)] = &[
     // Logging, metrics and tracing.
     ("--log-dir", "mini-lb logs to stderr; redirect that to a file"),
     ("--log-interval", "mini-lb writes no periodic log line; leave the flag out"),
-    ("--prometheus-port", METRICS),
-    ("--prometheus-host", METRICS),
     ("--prometheus-duration-buckets", METRICS),
     (
         "--request-id-headers",

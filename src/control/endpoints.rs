@@ -18,7 +18,7 @@ use tracing::warn;
 
 use super::ask::{Answer, Question, ask, ask_all};
 use crate::error::{Error, Reply, json_reply};
-use crate::upstream::{Backend, Fleet, Pools};
+use crate::upstream::{Backend, LiveFleet, Pools, Role};
 use crate::wire::headers;
 
 /// How long a server may take to describe itself.
@@ -59,7 +59,7 @@ impl Draining {
 
 /// Answers for all endpoints but generation.
 pub(crate) struct Control {
-    fleet: Arc<Fleet>,
+    fleet: Arc<LiveFleet>,
     pools: Arc<Pools>,
     draining: Draining,
     flush_timeout: Duration,
@@ -68,7 +68,7 @@ pub(crate) struct Control {
 impl Control {
     /// `flush_timeout` is how long one server may take to flush: it may wait for its requests to end.
     pub(crate) fn new(
-        fleet: Arc<Fleet>,
+        fleet: Arc<LiveFleet>,
         pools: Arc<Pools>,
         draining: Draining,
         flush_timeout: Duration,
@@ -89,11 +89,12 @@ impl Control {
 
     fn ready(&self) -> Result<Reply, Error> {
         let is_missing = |servers: &[Arc<Backend>]| !servers.iter().any(|server| server.is_ready());
+        let fleet = self.fleet.now();
         let why = if self.draining.has_begun() {
             "the router is shutting down"
-        } else if is_missing(self.fleet.prefill()) {
+        } else if is_missing(fleet.prefill()) {
             "no prefill server is known to be healthy"
-        } else if is_missing(self.fleet.decode()) {
+        } else if is_missing(fleet.decode()) {
             "no decode server is known to be healthy"
         } else {
             return Ok(Response::default());
@@ -103,7 +104,7 @@ impl Control {
 
     async fn health_generate(&self, head: request::Parts) -> Reply {
         let question = question(head, HEALTH_TIMEOUT);
-        let answers = ask_all(&self.pools, self.fleet.all(), &question).await;
+        let answers = ask_all(&self.pools, self.fleet.snapshot().all(), &question).await;
         let unwell = failures(&answers);
         if unwell.is_empty() {
             return Response::default();
@@ -113,7 +114,7 @@ impl Control {
 
     async fn flush_cache(&self, head: request::Parts) -> Reply {
         let question = question(head, self.flush_timeout);
-        let answers = ask_all(&self.pools, self.fleet.all(), &question).await;
+        let answers = ask_all(&self.pools, self.fleet.snapshot().all(), &question).await;
         let failed = failures(&answers);
         if failed.is_empty() {
             let servers: Vec<&str> = answers.iter().map(|answer| answer.server.url()).collect();
@@ -130,8 +131,9 @@ impl Control {
     /// The shape of Python's mini_lb, which SGLang's own benchmark tools read.
     async fn server_info(&self, head: request::Parts) -> Reply {
         let question = question(head, INFO_TIMEOUT);
-        let answers = ask_all(&self.pools, self.fleet.all(), &question).await;
-        let (prefill, decode) = answers.split_at(self.fleet.prefill().len());
+        let fleet = self.fleet.snapshot();
+        let answers = ask_all(&self.pools, fleet.all(), &question).await;
+        let (prefill, decode) = answers.split_at(fleet.prefill().len());
         let body = format!(
             r#"{{"internal_states":{},"prefill":{},"decode":{}}}"#,
             list(decode.iter().flat_map(internal_states)),
@@ -146,7 +148,7 @@ impl Control {
     async fn pass_on(&self, head: request::Parts) -> Result<Reply, Error> {
         let question = question(head, INFO_TIMEOUT);
         let mut first_error = None;
-        for server in self.fleet.prefill() {
+        for server in self.fleet.snapshot().prefill() {
             match ask(&self.pools, Arc::clone(server), question.clone()).await.outcome {
                 Ok((mut head, body)) => {
                     headers::for_client(&mut head.headers);
@@ -155,7 +157,7 @@ impl Control {
                 Err(error) => first_error = first_error.or(Some(error)),
             }
         }
-        Err(first_error.expect("there is at least one prefill server"))
+        Err(first_error.unwrap_or(Error::NoServer(Role::Prefill)))
     }
 }
 

@@ -4,18 +4,19 @@
 //! takes connections is a part of the question. What follows from an answer is for
 //! [`Backend`] to know.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::header::HeaderMap;
 use hyper::http::uri::PathAndQuery;
 use hyper::{Method, StatusCode};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use super::ask::{Question, ask};
 use crate::error::Error;
-use crate::upstream::{Backend, Fleet, HealthOptions, Outcome, Pools, SocketOptions};
+use crate::upstream::{Backend, HealthOptions, LiveFleet, Outcome, Pools, SocketOptions};
 
 /// How often a server is asked that has failed: twice in a row well, and it has its requests back.
 const RECOVERY_INTERVAL: Duration = Duration::from_secs(1);
@@ -25,24 +26,37 @@ const READY: &str = "/ready";
 /// Where there is no [`READY`]. It costs the server a token.
 const HEALTH: &str = "/health";
 
-/// Probes of all servers; they end when this is dropped.
-pub(crate) struct Probes {
-    _tasks: JoinSet<()>,
-}
-
-impl Probes {
-    /// Begins at once, on the caller's runtime.
-    pub(crate) fn start(fleet: &Fleet, options: &HealthOptions, sockets: &SocketOptions) -> Self {
-        let mut tasks = JoinSet::new();
-        if options.enabled {
-            // Nothing is kept, so that each probe opens a connection.
-            let sockets = SocketOptions { max_idle: 0, ..sockets.clone() };
-            let pools = Arc::new(Pools::new(fleet.all().count(), &sockets));
-            for server in fleet.all() {
-                tasks.spawn(watch(Arc::clone(server), Arc::clone(&pools), options.clone()));
+/// Probes all servers, those that are added later as well, on the runtime that polls it.
+pub(crate) async fn probe_all(fleet: &LiveFleet, options: &HealthOptions, sockets: &SocketOptions) {
+    if !options.enabled {
+        return std::future::pending().await;
+    }
+    // Nothing is kept, so that each probe opens a connection.
+    let pools = Arc::new(Pools::new(&SocketOptions { max_idle: 0, ..sockets.clone() }));
+    let mut changes = fleet.changes();
+    // Dropped with this future, and with them whatever they do.
+    let mut tasks = JoinSet::new();
+    let mut probed: HashMap<u64, AbortHandle> = HashMap::new();
+    loop {
+        let servers = fleet.snapshot();
+        probed.retain(|id, task| {
+            let stays = servers.all().any(|server| server.id() == *id);
+            if !stays {
+                task.abort();
             }
+            stays
+        });
+        for server in servers.all() {
+            probed.entry(server.id()).or_insert_with(|| {
+                tasks.spawn(watch(Arc::clone(server), Arc::clone(&pools), options.clone()))
+            });
         }
-        Self { _tasks: tasks }
+        drop(servers);
+        if changes.changed().await.is_err() {
+            return;
+        }
+        // What has been aborted.
+        while tasks.try_join_next().is_some() {}
     }
 }
 

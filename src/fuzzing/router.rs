@@ -20,7 +20,9 @@ use tokio::time::{sleep, timeout};
 use super::http::{Answer, answers};
 use super::{DIALECTS, Input, cut_at_most, splice_stream};
 use crate::proxy::{Limits, Proxy, Relay};
-use crate::upstream::{Address, Fleet, HealthOptions, Pools, PrefillSpec, Random, Role, SocketOptions};
+use crate::upstream::{
+    Address, HealthOptions, LiveFleet, Pools, PrefillSpec, Random, Role, SocketOptions, Wanted,
+};
 use crate::wire::logprobs::{Merge, PromptLogprobs};
 use crate::wire::shape::{Dialect, Inspector, Shape};
 
@@ -255,7 +257,6 @@ impl Scene {
             bootstrap_host: "prefill".into(),
             bootstrap_port: Some(8998),
         };
-        let policies = (Arc::new(Random), Arc::new(Random));
         // Servers that fail are tried all the same: there are no others.
         let health = HealthOptions {
             enabled: true,
@@ -265,7 +266,13 @@ impl Scene {
             success_threshold: 1,
         };
         let decode = vec![address("http://decode:2")];
-        let fleet = Fleet::new(vec![prefill], decode, policies.0, policies.1, &health);
+        let fleet = LiveFleet::new(Wanted {
+            prefill: vec![prefill],
+            decode,
+            prefill_policy: Arc::new(Random),
+            decode_policy: Arc::new(Random),
+            health,
+        });
         let options = SocketOptions {
             connect_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(4),
@@ -277,7 +284,7 @@ impl Scene {
             Role::Prefill => prefill.connect(),
             Role::Decode => decode.connect(),
         };
-        let pools = Pools::in_memory(2, &options, Box::new(connect));
+        let pools = Pools::in_memory(&options, Box::new(connect));
         let limits = Limits {
             max_payload_size: 16 << 10,
             max_merge_size: 16 << 10,

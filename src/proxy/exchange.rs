@@ -18,7 +18,7 @@ use super::intake;
 use super::leg::{Connection, Deadline, Keep, Leg, PrefillEnd, PrefillRun, run_prefill};
 use super::relay::{Relay, TimeLimit};
 use crate::error::{Cause, Error};
-use crate::upstream::{Backend, Fleet, InFlight, Pools, Role, ServerPair};
+use crate::upstream::{Backend, InFlight, LiveFleet, Pools, Role, ServerPair};
 use crate::wire::answer::Head;
 use crate::wire::body::ClientBody;
 use crate::wire::bootstrap::MAX_ROOM;
@@ -29,7 +29,7 @@ use crate::wire::shape::{Dialect, Shape};
 
 /// Sends requests to pairs of servers.
 pub(crate) struct Proxy {
-    fleet: Arc<Fleet>,
+    fleet: Arc<LiveFleet>,
     pools: Arc<Pools>,
     limits: Limits,
 }
@@ -53,7 +53,7 @@ pub(crate) struct Limits {
 }
 
 impl Proxy {
-    pub(crate) fn new(fleet: Arc<Fleet>, pools: Arc<Pools>, limits: Limits) -> Self {
+    pub(crate) fn new(fleet: Arc<LiveFleet>, pools: Arc<Pools>, limits: Limits) -> Self {
         Self { fleet, pools, limits }
     }
 
@@ -78,7 +78,7 @@ impl Proxy {
         }
         let deadline = Deadline::after(self.limits.request_timeout);
         let outgoing = RequestHead::new(&head.method, head.uri.path_and_query(), &head.headers, true);
-        let mut pair = self.fleet.select_pair();
+        let mut pair = self.fleet.now().select_pair().map_err(Error::NoServer)?;
         let mut connection = Connection::Any;
         for _ in 0..self.limits.max_retries {
             let answered = self.attempt(&pair, connection, &outgoing, &body, &shape, deadline).await;
@@ -87,7 +87,8 @@ impl Proxy {
             };
             // Both legs end here.
             drop(answered);
-            (pair, connection) = (self.fleet.select_other_pair(&server), next);
+            pair = self.fleet.now().select_other_pair(&server).map_err(Error::NoServer)?;
+            connection = next;
         }
         let last = self.attempt(&pair, connection, &outgoing, &body, &shape, deadline).await;
         last.map(Answered::into_response)

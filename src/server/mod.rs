@@ -4,10 +4,12 @@
 //! An acceptor (here) hands sockets to [`workers`]. Each worker is a thread with a
 //! runtime and connections of its own, so that a request never changes threads.
 //! [`connection`] times and closes one client connection, with what [`activity`]
-//! notes of it; [`service`] answers its requests, unless [`head`] refuses one. What a
-//! request means is for `proxy` and `control` to know.
+//! notes of it; [`service`] answers its requests, unless [`head`] refuses one. Operators
+//! have a listener of their own ([`admin`]). What a request means is for `proxy` and
+//! `control` to know.
 
 mod activity;
+mod admin;
 mod connection;
 mod head;
 mod service;
@@ -24,8 +26,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, info, warn};
 
 use crate::config::Options;
-use crate::control::{Draining, Probes};
-use crate::upstream::{Dialer, Fleet};
+use crate::control::{Admin, Draining, probe_all};
+use crate::upstream::{Dialer, LiveFleet};
 use workers::Workers;
 
 /// How long the acceptor rests when the process has no descriptor left.
@@ -37,22 +39,37 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Dropping the future ends all workers and probes at once.
 pub(crate) async fn serve(
     listener: TcpListener,
-    fleet: Arc<Fleet>,
+    fleet: Arc<LiveFleet>,
     options: Options,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
     let draining = Draining::default();
+    let admin_listener = admin::bind(options.admin.as_ref()).await?;
+    let operators = Arc::new(Admin::new(Arc::clone(&fleet)));
     let workers = Workers::spawn(&fleet, &options, &draining)?;
-    let probes = Probes::start(&fleet, &options.health, &options.sockets);
-    let acceptor = Acceptor { listener, dialer: Dialer::new(&options.sockets), workers: &workers };
-    acceptor.accept_until(shutdown).await;
-    draining.begin();
-    info!("shutting down: /ready says so, and connections are taken for {:?}", options.shutdown_lame_duck);
-    acceptor.accept_until(tokio::time::sleep(options.shutdown_lame_duck)).await;
-    drop(acceptor);
-    drop(probes);
-    info!("no more connections are taken; open requests have {:?} to finish", options.shutdown_grace_period);
-    workers.finish().await;
+    let clients = async {
+        let acceptor = Acceptor { listener, dialer: Dialer::new(&options.sockets), workers: &workers };
+        let accept = async {
+            acceptor.accept_until(shutdown).await;
+            draining.begin();
+            let lame_duck = options.shutdown_lame_duck;
+            info!("shutting down: /ready says so, and connections are taken for {lame_duck:?}");
+            acceptor.accept_until(tokio::time::sleep(lame_duck)).await;
+        };
+        tokio::select! {
+            () = accept => {}
+            () = probe_all(&fleet, &options.health, &options.sockets) => {}
+        }
+        drop(acceptor);
+        let grace_period = options.shutdown_grace_period;
+        info!("no more connections are taken; open requests have {grace_period:?} to finish");
+        workers.finish().await;
+    };
+    // Whoever is on call wants to see how the shutdown goes.
+    tokio::select! {
+        () = clients => {}
+        () = admin::serve(admin_listener, &operators) => {}
+    }
     Ok(())
 }
 

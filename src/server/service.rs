@@ -19,7 +19,7 @@ use crate::config::Options;
 use crate::control::{Control, Draining, Endpoint, allows};
 use crate::error::Error;
 use crate::proxy::{Limits, Proxy, Relay, discard};
-use crate::upstream::{Fleet, Pools};
+use crate::upstream::{LiveFleet, Pools};
 use crate::wire::shape::Dialect;
 
 /// What a worker answers requests with.
@@ -42,8 +42,8 @@ enum Route {
 }
 
 impl Service {
-    pub(super) fn new(fleet: &Arc<Fleet>, options: &Options, draining: &Draining) -> Self {
-        let pools = Arc::new(Pools::new(fleet.all().count(), &options.sockets));
+    pub(super) fn new(fleet: &Arc<LiveFleet>, options: &Options, draining: &Draining) -> Self {
+        let pools = Arc::new(Pools::new(&options.sockets));
         let limits = Limits {
             max_payload_size: options.max_payload_size,
             max_merge_size: options.max_merge_size,

@@ -14,7 +14,7 @@ use super::connection::{self, Patience};
 use super::service::Service;
 use crate::config::Options;
 use crate::control::Draining;
-use crate::upstream::Fleet;
+use crate::upstream::LiveFleet;
 
 /// Accepted sockets that wait for one worker.
 const MAX_HANDED_OVER: usize = 1_024;
@@ -34,7 +34,7 @@ struct Worker {
 }
 
 impl Workers {
-    pub(super) fn spawn(fleet: &Arc<Fleet>, options: &Options, draining: &Draining) -> io::Result<Self> {
+    pub(super) fn spawn(fleet: &Arc<LiveFleet>, options: &Options, draining: &Draining) -> io::Result<Self> {
         let (alive_sender, alive) = watch::channel(());
         let worker = |number| {
             let (sockets, handed_over) = mpsc::channel(MAX_HANDED_OVER);

@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use hyper::header::HeaderValue;
 use tracing::{info, warn};
@@ -47,11 +47,13 @@ pub(crate) struct PrefillSpec {
     pub(crate) bootstrap_port: Option<u16>,
 }
 
+/// The next server's [`Backend::id`].
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
 /// A prefill or decode server.
 #[derive(Debug)]
 pub struct Backend {
-    /// Position among all servers: where each worker's pool for it is.
-    pub(super) index: usize,
+    id: u64,
     role: Role,
     address: Address,
     host_header: HeaderValue,
@@ -62,25 +64,40 @@ pub struct Backend {
 }
 
 impl Backend {
-    pub(super) fn prefill(index: usize, spec: PrefillSpec, health: Health) -> Self {
+    pub(super) fn prefill(spec: PrefillSpec, health: Health) -> Self {
         let fields = BootstrapFields::new(spec.bootstrap_host, spec.bootstrap_port);
-        Self::new(index, Role::Prefill, spec.address, Some(fields), health)
+        Self::new(Role::Prefill, spec.address, Some(fields), health)
     }
 
-    pub(super) fn decode(index: usize, address: Address, health: Health) -> Self {
-        Self::new(index, Role::Decode, address, None, health)
+    pub(super) fn decode(address: Address, health: Health) -> Self {
+        Self::new(Role::Decode, address, None, health)
     }
 
-    fn new(
-        index: usize,
-        role: Role,
-        address: Address,
-        bootstrap: Option<BootstrapFields>,
-        health: Health,
-    ) -> Self {
+    fn new(role: Role, address: Address, bootstrap: Option<BootstrapFields>, health: Health) -> Self {
         let host_header = HeaderValue::from_str(&address.authority).expect("a URL's authority is printable");
         let (in_flight, outcomes) = (AtomicUsize::new(0), Outcomes::default());
-        Self { index, role, address, host_header, bootstrap, in_flight, outcomes, health }
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        Self { id, role, address, host_header, bootstrap, in_flight, outcomes, health }
+    }
+
+    /// Whether this is the prefill server that is meant, as decode servers find it too.
+    pub(super) fn is_prefill(&self, spec: &PrefillSpec) -> bool {
+        self.is_at(Role::Prefill, &spec.address)
+            && self.bootstrap_host() == Some(&spec.bootstrap_host)
+            && self.bootstrap_port() == spec.bootstrap_port
+    }
+
+    pub(super) fn is_decode(&self, address: &Address) -> bool {
+        self.is_at(Role::Decode, address)
+    }
+
+    fn is_at(&self, role: Role, address: &Address) -> bool {
+        self.role == role && self.address.url == address.url
+    }
+
+    /// A number that no other server of this process has, or had.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
     }
 
     /// The server's role.

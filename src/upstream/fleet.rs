@@ -1,47 +1,116 @@
 //! All servers, and the choice of two of them for a request.
+//!
+//! A [`Fleet`] never changes: [`LiveFleet`] puts another one in its place, so that
+//! whoever looks sees one state and waits for nobody.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::{ArcSwap, Guard};
+use tokio::sync::watch;
 
 use super::health::Health;
-use super::{Address, Backend, Choice, HealthOptions, Policy, PrefillSpec};
+use super::{Address, Backend, Choice, HealthOptions, Policy, PrefillSpec, Random, Role};
 
-/// The servers of both roles.
+/// Which servers there should be, and how they are chosen.
+#[derive(Clone)]
+pub(crate) struct Wanted {
+    pub(crate) prefill: Vec<PrefillSpec>,
+    pub(crate) decode: Vec<Address>,
+    pub(crate) prefill_policy: Arc<dyn Policy>,
+    pub(crate) decode_policy: Arc<dyn Policy>,
+    /// For servers that are new.
+    pub(crate) health: HealthOptions,
+}
+
+/// The servers as they are now.
+pub(crate) struct LiveFleet {
+    now: ArcSwap<Fleet>,
+    /// One change at a time: each is made from the state that it replaces.
+    changing: Mutex<()>,
+    changes: watch::Sender<()>,
+}
+
+impl LiveFleet {
+    pub(crate) fn new(wanted: Wanted) -> Self {
+        let now = ArcSwap::from_pointee(Fleet::default().become_as(wanted));
+        Self { now, changing: Mutex::default(), changes: watch::channel(()).0 }
+    }
+
+    /// The present state, for a moment: not to be held across an await.
+    pub(crate) fn now(&self) -> Guard<Arc<Fleet>> {
+        self.now.load()
+    }
+
+    /// The present state, to be kept.
+    pub(crate) fn snapshot(&self) -> Arc<Fleet> {
+        self.now.load_full()
+    }
+
+    /// Puts the fleet that is wanted in the place of the present one.
+    pub(crate) fn become_as(&self, wanted: Wanted) {
+        // A change that panicked has changed nothing.
+        let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.now.store(Arc::new(self.now.load().become_as(wanted)));
+        self.changes.send_replace(());
+    }
+
+    /// Tells of each change from now on.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+}
+
+/// The servers of both roles at one moment.
+#[derive(Default)]
 pub(crate) struct Fleet {
     prefill: Group,
     decode: Group,
+    draining: Vec<Arc<Backend>>,
 }
 
 impl Fleet {
-    pub(crate) fn new(
-        prefill: Vec<PrefillSpec>,
-        decode: Vec<Address>,
-        prefill_policy: Arc<dyn Policy>,
-        decode_policy: Arc<dyn Policy>,
-        health: &HealthOptions,
-    ) -> Self {
-        let first_decode = prefill.len();
-        let (prefill_unhealthy, decode_unhealthy) = (Arc::default(), Arc::default());
-        let prefill = prefill.into_iter().enumerate().map(|(index, spec)| {
-            Backend::prefill(index, spec, Health::new(health.clone(), Arc::clone(&prefill_unhealthy)))
+    /// The fleet that is wanted, with the servers that it has already: whoever is wanted still, at the same address and
+    /// under the same bootstrap fields, stays who it is. The others get no more requests, and finish those they have.
+    fn become_as(&self, wanted: Wanted) -> Self {
+        let Wanted { prefill, decode, prefill_policy, decode_policy, health } = wanted;
+        let new_health = |group: &Group| Health::new(health.clone(), Arc::clone(&group.unhealthy));
+        let prefill = prefill.into_iter().map(|spec| {
+            let known = self.known(|server| server.is_prefill(&spec));
+            known.unwrap_or_else(|| Arc::new(Backend::prefill(spec, new_health(&self.prefill))))
         });
-        let decode = decode.into_iter().zip(first_decode..).map(|(address, index)| {
-            Backend::decode(index, address, Health::new(health.clone(), Arc::clone(&decode_unhealthy)))
+        let decode = decode.into_iter().map(|address| {
+            let known = self.known(|server| server.is_decode(&address));
+            known.unwrap_or_else(|| Arc::new(Backend::decode(address, new_health(&self.decode))))
         });
-        let (prefill, decode) = (prefill.map(Arc::new).collect(), decode.map(Arc::new).collect());
-        Self {
-            prefill: Group { servers: prefill, policy: prefill_policy, unhealthy: prefill_unhealthy },
-            decode: Group { servers: decode, policy: decode_policy, unhealthy: decode_unhealthy },
-        }
+        let prefill = self.prefill.with(prefill.collect(), prefill_policy);
+        let decode = self.decode.with(decode.collect(), decode_policy);
+        let is_wanted = |server: &Arc<Backend>| {
+            prefill.servers.iter().chain(&decode.servers).any(|wanted| Arc::ptr_eq(wanted, server))
+        };
+        let draining = self.known_servers().filter(|server| !is_wanted(server) && server.in_flight() > 0);
+        let draining = draining.cloned().collect();
+        Self { prefill, decode, draining }
     }
 
-    pub(crate) fn select_pair(&self) -> ServerPair {
-        ServerPair { prefill: self.prefill.pick(), decode: self.decode.pick() }
+    fn known(&self, is_it: impl Fn(&Backend) -> bool) -> Option<Arc<Backend>> {
+        self.known_servers().find(|server| is_it(server)).cloned()
+    }
+
+    fn known_servers(&self) -> impl Iterator<Item = &Arc<Backend>> {
+        self.all().chain(&self.draining)
+    }
+
+    /// Chooses two servers. The error is a role that has none.
+    pub(crate) fn select_pair(&self) -> Result<ServerPair, Role> {
+        let prefill = self.prefill.pick().ok_or(Role::Prefill)?;
+        Ok(ServerPair { prefill, decode: self.decode.pick().ok_or(Role::Decode)? })
     }
 
     /// Chooses two servers without the one that has just failed, where there is another of its role.
-    pub(crate) fn select_other_pair(&self, failed: &Arc<Backend>) -> ServerPair {
-        ServerPair { prefill: self.prefill.pick_other(failed), decode: self.decode.pick_other(failed) }
+    pub(crate) fn select_other_pair(&self, failed: &Arc<Backend>) -> Result<ServerPair, Role> {
+        let prefill = self.prefill.pick_other(failed).ok_or(Role::Prefill)?;
+        Ok(ServerPair { prefill, decode: self.decode.pick_other(failed).ok_or(Role::Decode)? })
     }
 
     pub(crate) fn prefill(&self) -> &[Arc<Backend>] {
@@ -52,7 +121,7 @@ impl Fleet {
         &self.decode.servers
     }
 
-    /// Every server, prefill first.
+    /// Every server that gets requests, prefill first.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Backend>> {
         self.prefill.servers.iter().chain(&self.decode.servers)
     }
@@ -66,29 +135,40 @@ struct Group {
     unhealthy: Arc<AtomicUsize>,
 }
 
+impl Default for Group {
+    fn default() -> Self {
+        Self { servers: Vec::new(), policy: Arc::new(Random), unhealthy: Arc::default() }
+    }
+}
+
 impl Group {
+    /// The same role with other servers.
+    fn with(&self, servers: Vec<Arc<Backend>>, policy: Arc<dyn Policy>) -> Self {
+        Self { servers, policy, unhealthy: Arc::clone(&self.unhealthy) }
+    }
+
     /// A server that may be down is better than none: if all are unhealthy, any is picked.
-    fn pick(&self) -> Arc<Backend> {
+    fn pick(&self) -> Option<Arc<Backend>> {
         if self.unhealthy.load(Ordering::Relaxed) == 0 {
             return self.pick_of(&self.servers);
         }
-        self.pick_where(|server| server.is_healthy()).unwrap_or_else(|| self.pick_of(&self.servers))
+        self.pick_where(|server| server.is_healthy()).or_else(|| self.pick_of(&self.servers))
     }
 
-    fn pick_other(&self, failed: &Arc<Backend>) -> Arc<Backend> {
+    fn pick_other(&self, failed: &Arc<Backend>) -> Option<Arc<Backend>> {
         let is_other = |server: &Arc<Backend>| !Arc::ptr_eq(server, failed);
         self.pick_where(|server| is_other(server) && server.is_healthy())
             .or_else(|| self.pick_where(is_other))
-            .unwrap_or_else(|| self.pick_of(&self.servers))
+            .or_else(|| self.pick_of(&self.servers))
     }
 
     fn pick_where(&self, wish: impl Fn(&Arc<Backend>) -> bool) -> Option<Arc<Backend>> {
         let wanted: Vec<_> = self.servers.iter().filter(|server| wish(server)).cloned().collect();
-        (!wanted.is_empty()).then(|| self.pick_of(&wanted))
+        self.pick_of(&wanted)
     }
 
-    fn pick_of(&self, servers: &[Arc<Backend>]) -> Arc<Backend> {
-        Arc::clone(self.policy.pick(&Choice::new(servers)))
+    fn pick_of(&self, servers: &[Arc<Backend>]) -> Option<Arc<Backend>> {
+        (!servers.is_empty()).then(|| Arc::clone(self.policy.pick(&Choice::new(servers))))
     }
 }
 

@@ -110,6 +110,16 @@ impl Health {
     }
 }
 
+/// A server that is gone counts no more. Until then it may count although it gets no requests, which costs a look at
+/// each server's health and nothing else.
+impl Drop for Health {
+    fn drop(&mut self) {
+        if self.state() == State::Unhealthy {
+            self.unhealthy.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
 /// What a leg's end says of its server: that it is well, that it is not, or nothing.
 pub(super) fn sign(outcome: Outcome) -> Option<bool> {
     match outcome {

@@ -1,5 +1,5 @@
 //! The servers behind the router and the sockets to them: who there is
-//! ([`Fleet`]), who is chosen ([`Policy`]), and connections, fresh ([`dial`])
+//! ([`LiveFleet`]), who is chosen ([`Policy`]), and connections, fresh ([`dial`])
 //! or kept ([`Pools`]).
 //!
 //! Nothing here knows what a request says or what an answer means.
@@ -19,8 +19,8 @@ pub use backend::{Backend, Role};
 pub(crate) use backend::{InFlight, PrefillSpec};
 pub(crate) use conn::{ConnError, SendError};
 pub(crate) use dial::{DialError, Dialer, SocketOptions};
-pub(crate) use fleet::Fleet;
 pub use fleet::ServerPair;
+pub(crate) use fleet::{LiveFleet, Wanted};
 pub(crate) use health::HealthOptions;
 pub use outcome::Outcome;
 pub use policy::{Choice, Policy, Random, RoundRobin};

@@ -1,11 +1,13 @@
 //! Keep-alive connections, kept between requests.
 //!
 //! Each worker has its own [`Pools`], one per server, so that a connection stays
-//! on the runtime that opened it. A connection comes back only through
+//! on the runtime that opened it. A pool is made when a server is first asked, and
+//! is gone when nothing is left in it. A connection comes back only through
 //! [`Lease::park`]; a lease that is merely dropped closes its socket, which is
 //! also how a request is cancelled at the server. The pool never retries, never
 //! picks a server, and never looks into a body.
 
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -28,8 +30,9 @@ const SHORTEST_SWEEP: Duration = Duration::from_millis(1);
 
 /// The connections of one worker.
 pub(crate) struct Pools {
-    /// By [`Backend::index`].
-    pools: Vec<Arc<Pool>>,
+    /// By [`Backend::id`]. Only its worker's thread takes this lock, as that of a [`Pool`].
+    pools: Mutex<HashMap<u64, Arc<Pool>>>,
+    max_idle: usize,
     dialer: Dialer,
     idle_timeout: Duration,
     /// Takes the dialer's place.
@@ -42,10 +45,10 @@ pub(crate) struct Pools {
 type Connector = Box<dyn Fn(&Backend) -> std::io::Result<tokio::io::DuplexStream> + Send + Sync>;
 
 impl Pools {
-    pub(crate) fn new(servers: usize, options: &SocketOptions) -> Self {
-        let pool = || Arc::new(Pool { idle: Mutex::default(), max_idle: options.max_idle });
+    pub(crate) fn new(options: &SocketOptions) -> Self {
         Self {
-            pools: (0..servers).map(|_| pool()).collect(),
+            pools: Mutex::default(),
+            max_idle: options.max_idle,
             dialer: Dialer::new(options),
             idle_timeout: options.idle_timeout,
             #[cfg(any(test, fuzzing))]
@@ -55,27 +58,40 @@ impl Pools {
 
     /// Pools whose connections `connector` opens.
     #[cfg(any(test, fuzzing))]
-    pub(crate) fn in_memory(servers: usize, options: &SocketOptions, connector: Connector) -> Self {
-        Self { memory: Some(connector), ..Self::new(servers, options) }
+    pub(crate) fn in_memory(options: &SocketOptions, connector: Connector) -> Self {
+        Self { memory: Some(connector), ..Self::new(options) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Pool>>> {
+        // Nothing under the lock leaves the map half changed.
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn of(&self, backend: &Backend) -> Arc<Pool> {
+        let pool = || Arc::new(Pool { idle: Mutex::default(), max_idle: self.max_idle });
+        Arc::clone(self.lock().entry(backend.id()).or_insert_with(pool))
     }
 
     /// A connection to `backend`: a kept one if there is any, otherwise a new one.
     pub(crate) async fn lease(&self, backend: &Backend) -> Result<Lease, DialError> {
-        let pool = &self.pools[backend.index];
+        let pool = self.of(backend);
         while let Some(idle) = pool.pop() {
             let mut conn = idle.conn;
             if idle.since.elapsed() < self.idle_timeout && conn.is_usable() {
-                return Ok(Lease { conn, pool: Arc::clone(pool) });
+                return Ok(Lease { conn, pool });
             }
         }
-        self.lease_new(backend).await
+        self.open_into(pool, backend).await
     }
 
     /// A new connection to `backend`, for a request that a kept one has failed already.
     pub(crate) async fn lease_new(&self, backend: &Backend) -> Result<Lease, DialError> {
-        let pool = &self.pools[backend.index];
+        self.open_into(self.of(backend), backend).await
+    }
+
+    async fn open_into(&self, pool: Arc<Pool>, backend: &Backend) -> Result<Lease, DialError> {
         let stream = self.open(backend).await?;
-        Ok(Lease { conn: Conn::new(stream), pool: Arc::clone(pool) })
+        Ok(Lease { conn: Conn::new(stream), pool })
     }
 
     async fn open(&self, backend: &Backend) -> Result<Stream, DialError> {
@@ -92,9 +108,11 @@ impl Pools {
         let mut ticks = tokio::time::interval(period);
         loop {
             ticks.tick().await;
-            for pool in &self.pools {
+            self.lock().retain(|_, pool| {
                 pool.lock().retain(|idle| idle.since.elapsed() < self.idle_timeout);
-            }
+                // A server may be gone for good, and one that is asked again gets a pool again.
+                Arc::strong_count(pool) > 1 || !pool.lock().is_empty()
+            });
         }
     }
 }

@@ -14,7 +14,7 @@ mod upstream;
 pub use client::{Answer, Client};
 pub use fixtures::{Exchange, exchanges, fixture, fixture_names};
 pub use http::{Head, dechunk};
-pub use router::Router;
+pub use router::{BOOTSTRAP_PORT, Router};
 pub use upstream::{Gate, Seen, Step, Upstream, json};
 
 use std::time::Duration;

@@ -69,7 +69,7 @@ impl Router {
 
     /// Waits until no leg is under way on the first pair.
     pub async fn idle(&self) {
-        let pair = self.balancer.select_pair();
+        let pair = self.balancer.select_pair().expect("servers of both roles");
         let busy = || pair.prefill().in_flight() + pair.decode().in_flight() > 0;
         super::patiently("both legs' end", async {
             while busy() {
@@ -79,11 +79,16 @@ impl Router {
         .await;
     }
 
+    /// Gives the router another configuration.
+    pub fn reload(&self, config: MiniLbConfig) -> Result<(), mini_lb::ConfigError> {
+        self.balancer.reload(config)
+    }
+
     /// What the router knows of a server.
     pub fn knows(&self, server: &super::Upstream) -> Arc<Backend> {
         let url = server.url();
-        let known = self.balancer.servers().find(|known| known.url() == url);
-        Arc::clone(known.expect("a server of this router's"))
+        let known = self.balancer.servers().into_iter().find(|known| known.url() == url);
+        known.expect("a server of this router's")
     }
 
     /// Begins a shutdown.

@@ -4,50 +4,18 @@
 //! sense, so nothing behind it checks again. No flag is read and no socket is
 //! opened here.
 
-use std::collections::HashSet;
+mod defaults;
+mod settings;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::upstream::{Address, HealthOptions, Policy, PrefillSpec, Random, SocketOptions, checked_host};
+use crate::upstream::{HealthOptions, Policy, Random, SocketOptions};
 
-/// Largest request body by default: 512 MiB, as in `sglang_router`.
-pub const DEFAULT_MAX_PAYLOAD_SIZE: usize = 512 << 20;
-/// Largest answer that is held back for a logprob merge by default: 256 MiB. A 128k-token prompt with 20 top
-/// logprobs a token is about 90 MB.
-pub const DEFAULT_MAX_MERGE_SIZE: usize = 256 << 20;
-/// How long a request may take by default, as in `sglang_router`.
-pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(1_800);
-/// How long a stream may be silent by default.
-pub const DEFAULT_STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
-/// How often a request is sent again by default that no server can have seen.
-pub const DEFAULT_MAX_RETRIES: u32 = 1;
-/// How long a router that is told to end goes on as before by default, so that whoever sends requests to it can
-/// notice.
-pub const DEFAULT_SHUTDOWN_LAME_DUCK: Duration = Duration::from_secs(3);
-/// How long open requests may go on after a shutdown began by default, as in `sglang_router`.
-pub const DEFAULT_SHUTDOWN_GRACE_PERIOD: Duration = Duration::from_secs(180);
-/// How long a client may take to send a request's head by default.
-pub const DEFAULT_REQUEST_HEAD_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long a client may pause within a request's body by default.
-pub const DEFAULT_REQUEST_BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a client's connection may stay without a request by default.
-pub const DEFAULT_CLIENT_IDLE_TIMEOUT: Duration = Duration::from_secs(90);
-/// How long a TCP connection to a server may take to open by default.
-pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a connection to a server may stay idle by default. SGLang's uvicorn closes at 5 s, so 4 s leaves a
-/// second in which a reused connection is still good.
-pub const DEFAULT_BACKEND_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
-/// Idle connections kept for one server in each worker by default.
-pub const DEFAULT_MAX_IDLE_PER_BACKEND: usize = 512;
-/// From one probe of a healthy server to the next by default.
-pub const DEFAULT_HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(10);
-/// How long a server may take to answer a probe by default, as in `sglang_router`.
-pub const DEFAULT_HEALTH_CHECK_TIMEOUT: Duration = Duration::from_secs(5);
-/// Failures in a row that make a server unhealthy by default, as in `sglang_router`.
-pub const DEFAULT_HEALTH_FAILURE_THRESHOLD: u32 = 3;
-/// Successes in a row that make it healthy again by default, as in `sglang_router`.
-pub const DEFAULT_HEALTH_SUCCESS_THRESHOLD: u32 = 2;
+pub use defaults::*;
+pub use settings::ConfigError;
+pub(crate) use settings::Settings;
 
 /// 136 years: what a longer timeout is taken for, so that no deadline overflows the clock.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(u32::MAX as u64);
@@ -98,6 +66,17 @@ pub(crate) struct Options {
     pub(crate) health: HealthOptions,
     pub(crate) sockets: SocketOptions,
     pub(crate) worker_threads: usize,
+    /// Where operators are answered.
+    pub(crate) admin: Option<AdminAddress>,
+}
+
+/// Where the admin listener listens.
+#[derive(Debug, Clone)]
+pub(crate) struct AdminAddress {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    /// Whether the router does not start if the port is taken.
+    pub(crate) must: bool,
 }
 
 impl MiniLbConfig {
@@ -147,6 +126,7 @@ impl MiniLbConfig {
                     max_idle: DEFAULT_MAX_IDLE_PER_BACKEND,
                     buffer_size: None,
                 },
+                admin: None,
                 worker_threads: std::thread::available_parallelism().map_or(1, usize::from),
             },
         }
@@ -341,51 +321,19 @@ impl MiniLbConfig {
         self
     }
 
-    /// Checks everything at once; the first thing found wrong is the error.
-    pub(crate) fn settle(self) -> Result<Settings, ConfigError> {
-        let bad = |what: String| Err(ConfigError(what));
-        if self.port == 0 {
-            return bad("--port 0: the port to listen on must be between 1 and 65535".into());
-        }
-        if self.prefill.is_empty() {
-            return bad("no prefill server: give at least one --prefill URL [BOOTSTRAP_PORT]".into());
-        }
-        if self.decode.is_empty() {
-            return bad("no decode server: give at least one --decode URL".into());
-        }
-        self.options.check()?;
-        let mut prefill = Vec::with_capacity(self.prefill.len());
-        for (url, port) in &self.prefill {
-            if *port == Some(0) {
-                return bad(format!(
-                    "--prefill {url} 0: the bootstrap port must be between 1 and 65535, or none"
-                ));
-            }
-            let address = address("--prefill", url)?;
-            prefill.push(PrefillSpec {
-                bootstrap_host: address.host.clone(),
-                address,
-                bootstrap_port: *port,
-            });
-        }
-        let decode: Vec<Address> =
-            self.decode.iter().map(|url| address("--decode", url)).collect::<Result<_, _>>()?;
-        for (url, host) in &self.bootstrap_hosts {
-            let server = address("--prefill-bootstrap-host", url)?;
-            let Some(spec) = prefill.iter_mut().find(|spec| spec.address.authority == server.authority)
-            else {
-                return bad(format!("--prefill-bootstrap-host {url}: no --prefill has this URL"));
-            };
-            let Some(host) = checked_host(host) else {
-                let what = host.escape_debug();
-                return bad(format!(
-                    "--prefill-bootstrap-host {url} {what}: the host is not a name or an address"
-                ));
-            };
-            spec.bootstrap_host = host;
-        }
-        refuse_duplicates(prefill.iter().map(|spec| &spec.address).chain(&decode))?;
-        Ok(Settings { host: self.host, port: self.port, prefill, decode, options: self.options })
+    /// Answers operators (metrics, status) at this address, apart from clients. The router does not start if the port
+    /// is taken. Default: nowhere.
+    #[must_use]
+    pub fn admin_address(mut self, host: impl Into<String>, port: u16) -> Self {
+        self.options.admin = Some(AdminAddress { host: host.into(), port, must: true });
+        self
+    }
+
+    /// As [`admin_address`](Self::admin_address), but does without if the port is taken.
+    #[must_use]
+    pub fn admin_address_if_free(mut self, host: impl Into<String>, port: u16) -> Self {
+        self.options.admin = Some(AdminAddress { host: host.into(), port, must: false });
+        self
     }
 }
 
@@ -397,128 +345,5 @@ impl fmt::Debug for MiniLbConfig {
             .field("prefill", &self.prefill)
             .field("decode", &self.decode)
             .finish_non_exhaustive()
-    }
-}
-
-impl Options {
-    fn check(&self) -> Result<(), ConfigError> {
-        let zero = [
-            ("--request-timeout-secs", self.request_timeout.is_zero()),
-            ("--stream-idle-timeout-secs", self.stream_idle_timeout.is_zero()),
-            ("--request-head-timeout-secs", self.request_head_timeout.is_zero()),
-            ("--request-body-idle-timeout-secs", self.request_body_idle_timeout.is_zero()),
-            ("--client-idle-timeout-secs", self.client_idle_timeout.is_zero()),
-            ("--max-payload-size", self.max_payload_size == 0),
-            ("--max-merge-size", self.max_merge_size == 0),
-            ("--backend-idle-timeout-secs", self.sockets.idle_timeout.is_zero()),
-            ("--connect-timeout-secs", self.sockets.connect_timeout.is_zero()),
-            ("--worker-threads", self.worker_threads == 0),
-            ("--socket-buffer-size", self.sockets.buffer_size == Some(0)),
-            ("--health-check-interval-secs", self.health.interval.is_zero()),
-            ("--health-check-timeout-secs", self.health.timeout.is_zero()),
-            ("--health-failure-threshold", self.health.failure_threshold == 0),
-            ("--health-success-threshold", self.health.success_threshold == 0),
-        ];
-        if let Some((flag, _)) = zero.iter().find(|(_, wrong)| *wrong) {
-            return Err(ConfigError(format!("{flag} 0: the value must be at least 1")));
-        }
-        match self.retry_on.iter().find(|status| !(400..600).contains(*status)) {
-            Some(status) => Err(ConfigError(format!(
-                "--retry-on-status {status}: only a status of 400 to 599 is a refusal"
-            ))),
-            None => Ok(()),
-        }
-    }
-}
-
-/// A configuration that made sense.
-pub(crate) struct Settings {
-    pub(crate) host: String,
-    pub(crate) port: u16,
-    pub(crate) prefill: Vec<PrefillSpec>,
-    pub(crate) decode: Vec<Address>,
-    pub(crate) options: Options,
-}
-
-/// Reads the URL given with `flag`.
-fn address(flag: &str, url: &str) -> Result<Address, ConfigError> {
-    Address::parse(url).map_err(|why| ConfigError(format!("{flag} {}: {why}", url.escape_debug())))
-}
-
-fn refuse_duplicates<'a>(servers: impl Iterator<Item = &'a Address>) -> Result<(), ConfigError> {
-    let mut seen = HashSet::new();
-    for server in servers {
-        if !seen.insert(&server.authority) {
-            return Err(ConfigError(format!("{} is given twice: each server may be named once", server.url)));
-        }
-    }
-    Ok(())
-}
-
-/// A configuration that cannot work: one sentence that names the value at fault.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigError(String);
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for ConfigError {}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn config() -> MiniLbConfig {
-        MiniLbConfig::new("127.0.0.1", 1, vec![("http://p".into(), None)], vec!["http://d".into()], u64::MAX)
-    }
-
-    #[test]
-    fn a_timeout_of_ages_is_shortened_to_what_a_clock_can_count() {
-        let settings = config().settle().ok().unwrap();
-        assert!(std::time::Instant::now().checked_add(settings.options.request_timeout).is_some());
-    }
-
-    #[test]
-    fn limits_of_zero_are_refused_by_name() {
-        let refused = |config: MiniLbConfig| config.settle().err().unwrap().to_string();
-        let zero = Duration::ZERO;
-        for (config, name) in [
-            (config().backend_idle_timeout(zero), "--backend-idle-timeout-secs"),
-            (config().connect_timeout(zero), "--connect-timeout-secs"),
-            (config().request_head_timeout(zero), "--request-head-timeout-secs"),
-            (config().request_body_idle_timeout(zero), "--request-body-idle-timeout-secs"),
-            (config().client_idle_timeout(zero), "--client-idle-timeout-secs"),
-            (config().health_check_interval(zero), "--health-check-interval-secs"),
-            (config().health_check_timeout(zero), "--health-check-timeout-secs"),
-            (config().health_failure_threshold(0), "--health-failure-threshold"),
-            (config().health_success_threshold(0), "--health-success-threshold"),
-            (config().max_payload_size(0), "--max-payload-size"),
-            (config().max_merge_size(0), "--max-merge-size"),
-            (config().worker_threads(0), "--worker-threads"),
-            (config().socket_buffer_size(0), "--socket-buffer-size"),
-        ] {
-            assert_eq!(refused(config), format!("{name} 0: the value must be at least 1"));
-        }
-    }
-
-    #[test]
-    fn only_refusals_are_sent_again() {
-        for (status, good) in [(399, false), (400, true), (599, true), (600, false), (200, false)] {
-            assert_eq!(config().retry_on_status([503, status]).settle().is_ok(), good, "{status}");
-        }
-    }
-
-    #[test]
-    fn a_server_may_have_one_role_once() {
-        let twice = "http://p:80 is given twice: each server may be named once";
-        for config in [
-            MiniLbConfig::new("h", 1, vec![("http://p".into(), None)], vec!["http://P:80/".into()], 1),
-            MiniLbConfig::new("h", 1, vec![("http://p".into(), None); 2], vec!["http://d".into()], 1),
-        ] {
-            assert_eq!(config.settle().err().unwrap().to_string(), twice);
-        }
     }
 }
