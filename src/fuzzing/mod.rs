@@ -193,7 +193,7 @@ pub fn splice_logprobs(data: &[u8]) {
     let read = || PromptLogprobs::read(merge, &prefill);
     let Ok(lists) = read() else { return };
     let nothing = lists.is_empty();
-    let body = lists.splice_body(&decode);
+    let body = lists.splice_body(&decode).into_bytes();
     let stream = splice_stream(lists, vec![&decode]);
     let again = read().expect("it was read before");
     assert_eq!(splice_stream(again, cut(&decode, cuts)), stream);
@@ -220,7 +220,7 @@ fn splice_stream(lists: PromptLogprobs, decode: Vec<&[u8]>) -> Bytes {
     for piece in decode {
         splicer.push(Bytes::copy_from_slice(piece));
         while let Some(event) = splicer.next() {
-            sent.extend_from_slice(&event.expect("there is no limit"));
+            sent.extend_from_slice(&event.expect("there is no limit").into_bytes());
         }
     }
     sent.extend_from_slice(&splicer.finish().unwrap_or_default());

@@ -24,6 +24,7 @@ use crate::upstream::{
     Address, HealthOptions, LiveFleet, Pools, PrefillSpec, Random, Role, SocketOptions, Wanted,
 };
 use crate::wire::logprobs::{Merge, PromptLogprobs};
+use crate::wire::pieces::Pieces;
 use crate::wire::shape::{Dialect, Inspector, Shape};
 
 /// What a connection holds that nobody has read.
@@ -342,7 +343,7 @@ impl Scene {
 /// What a merge may make, of a stream or of a whole answer.
 fn merged(merge: Merge, prefill: Option<&Bytes>, decode: &Bytes) -> Vec<Bytes> {
     let read = || PromptLogprobs::read(merge, prefill?).ok();
-    let body = read().map(|lists| lists.splice_body(decode));
+    let body = read().map(|lists| lists.splice_body(decode).into_bytes());
     let stream = read().map(|lists| splice_stream(lists, vec![decode]));
     body.into_iter().chain(stream).collect()
 }
@@ -381,7 +382,7 @@ async fn serve(proxy: Proxy, socket: DuplexStream, asked: Arc<AtomicUsize>) {
 async fn answer(
     proxy: Arc<Proxy>,
     request: Request<Incoming>,
-) -> io::Result<Response<Either<Relay, Full<Bytes>>>> {
+) -> io::Result<Response<Either<Relay, Full<Pieces>>>> {
     let dialect = match request.uri().path() {
         "/v1/chat/completions" => Dialect::Chat,
         "/v1/completions" => Dialect::Completions,
@@ -392,6 +393,10 @@ async fn answer(
     }
     Ok(match proxy.handle(dialect, request).await {
         Ok(answer) => answer.map(Either::Left),
-        Err(error) => error.to_reply().map(Either::Right),
+        Err(error) => {
+            let (head, body) = error.to_reply().into_parts();
+            let body = body.collect().await.unwrap_or_default().to_bytes();
+            Response::from_parts(head, Either::Right(Full::new(body.into())))
+        }
     })
 }

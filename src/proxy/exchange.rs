@@ -80,18 +80,17 @@ impl Proxy {
         let outgoing = RequestHead::new(&head.method, head.uri.path_and_query(), &head.headers, true);
         let mut pair = self.fleet.now().select_pair().map_err(Error::NoServer)?;
         let mut connection = Connection::Any;
-        for _ in 0..self.limits.max_retries {
+        let mut retries = self.limits.max_retries;
+        loop {
             let answered = self.attempt(&pair, connection, &outgoing, &body, &shape, deadline).await;
-            let Some((server, next)) = self.sent_again(&pair, &answered) else {
-                return answered.map(Answered::into_response);
-            };
+            let again = if retries > 0 { self.sent_again(&pair, &answered) } else { None };
+            let Some((server, next)) = again else { return answered.map(Answered::into_response) };
             // Both legs end here.
             drop(answered);
             pair = self.fleet.now().select_other_pair(&server).map_err(Error::NoServer)?;
             connection = next;
+            retries -= 1;
         }
-        let last = self.attempt(&pair, connection, &outgoing, &body, &shape, deadline).await;
-        last.map(Answered::into_response)
     }
 
     /// Whether a request is sent again after this: which server is to be avoided, and on which connections.
@@ -158,8 +157,9 @@ impl Proxy {
             None => self.piped(prefill, head, leg, deadline).await,
             Some(merge) => match prefill.end().await? {
                 PrefillEnd::Answered(lists) => {
-                    let merged = self.merged(pair, merge, &lists, head, leg, deadline).await;
-                    merged.map(Answered::Begun)
+                    // Boxed, so that requests with nothing to merge are not as large.
+                    let merged = Box::pin(self.merged(pair, merge, &lists, head, leg, deadline));
+                    merged.await.map(Answered::Begun)
                 }
                 PrefillEnd::Refused { answer, .. } => Ok(Answered::by_prefill(answer)),
             },

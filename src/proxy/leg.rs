@@ -4,7 +4,7 @@
 //! cancellation. It gives the connection back only when its body has ended.
 
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -44,7 +44,8 @@ impl Deadline {
     }
 }
 
-async fn before<T>(deadline: Option<Deadline>, wait: impl Future<Output = T>) -> Result<T, Cause> {
+/// `wait` is pinned by the caller: taken by value it would have a second place in each future that holds this one.
+async fn before<T>(deadline: Option<Deadline>, wait: Pin<&mut impl Future<Output = T>>) -> Result<T, Cause> {
     let Some(Deadline { at, after }) = deadline else { return Ok(wait.await) };
     tokio::time::timeout_at(at, wait).await.map_err(|_| Cause::Timeout(after))
 }
@@ -68,7 +69,11 @@ impl Leg {
         connection: Connection,
         deadline: Option<Deadline>,
     ) -> Result<(Head, Self), Error> {
-        match before(deadline, send(pools, server.backend(), request, connection)).await.flatten() {
+        let sent = {
+            let sent = pin!(send(pools, server.backend(), request, connection));
+            before(deadline, sent).await.flatten()
+        };
+        match sent {
             Ok((lease, head)) => {
                 let outcome = outcome(head.status);
                 if !head.status.is_success() {
@@ -89,7 +94,7 @@ impl Leg {
 
     /// Waits for the first data, or for the end of an empty body. Both are still to be had afterwards.
     pub(super) async fn begun(&mut self) -> Result<(), Error> {
-        let begun = before(self.deadline, self.lease.begun()).await;
+        let begun = before(self.deadline, pin!(self.lease.begun())).await;
         self.or_fail(begun)
     }
 
@@ -101,7 +106,7 @@ impl Leg {
     }
 
     async fn whole(&mut self, limit: usize) -> Result<Bytes, Error> {
-        let whole = before(self.deadline, self.lease.read(limit)).await;
+        let whole = before(self.deadline, pin!(self.lease.read(limit))).await;
         self.or_fail(whole)
     }
 
@@ -170,7 +175,7 @@ async fn send(
 ) -> Result<(Lease, Head), Cause> {
     let mut lease = match connection {
         Connection::Any => pools.lease(server).await?,
-        Connection::New => pools.lease_new(server).await?,
+        Connection::New => Box::pin(pools.lease_new(server)).await?,
     };
     let head = lease.send(request).await?;
     Ok((lease, head))

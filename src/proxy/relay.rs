@@ -16,6 +16,7 @@ use super::leg::{Deadline, Leg, PrefillEnd, PrefillRun};
 use crate::error::{Cause, Error};
 use crate::timer::poll_until;
 use crate::wire::logprobs::StreamSplicer;
+use crate::wire::pieces::Pieces;
 
 /// An answer's body on its way to the client.
 pub(crate) struct Relay {
@@ -39,7 +40,7 @@ enum Source {
     /// Decode's events with prefill's logprobs in them.
     Spliced(Box<(Leg, StreamSplicer)>),
     /// Bytes that are all here.
-    Whole(Bytes),
+    Whole(Pieces),
     /// Nothing more comes.
     Ended,
 }
@@ -83,9 +84,9 @@ struct Failing {
 }
 
 impl Failing {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Pieces>, Error>>> {
         if let Some(event) = self.event.take() {
-            return Poll::Ready(Some(Ok(Frame::data(event))));
+            return Poll::Ready(Some(Ok(Frame::data(event.into()))));
         }
         if !self.flushed {
             self.flushed = true;
@@ -115,8 +116,8 @@ impl Relay {
     }
 
     /// Bytes that are all here.
-    pub(super) fn whole(bytes: Bytes) -> Self {
-        Self::new(Source::Whole(bytes), None, None)
+    pub(super) fn whole(bytes: impl Into<Pieces>) -> Self {
+        Self::new(Source::Whole(bytes.into()), None, None)
     }
 
     /// Whether the client reads events, so that an error can be told as one.
@@ -125,9 +126,9 @@ impl Relay {
         self
     }
 
-    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Pieces, Error>>> {
         match &mut self.source {
-            Source::Piped(leg) => leg.poll_data(cx),
+            Source::Piped(leg) => leg.poll_data(cx).map_ok(Pieces::One),
             Source::Spliced(spliced) => {
                 let (leg, splicer) = &mut **spliced;
                 poll_spliced(leg, splicer, cx)
@@ -172,7 +173,7 @@ impl Relay {
     }
 
     /// A piece of the body is on its way.
-    fn note_piece(&mut self, data: &[u8]) {
+    fn note_piece(&mut self, data: &Pieces) {
         self.begun = true;
         self.at_event_end = data.ends_with(b"\n\n") || data.ends_with(b"\r\n\r\n");
         if let Some(limit) = &mut self.time_limit {
@@ -210,16 +211,16 @@ fn poll_spliced(
     leg: &mut Leg,
     splicer: &mut StreamSplicer,
     cx: &mut Context<'_>,
-) -> Poll<Option<Result<Bytes, Error>>> {
+) -> Poll<Option<Result<Pieces, Error>>> {
     loop {
-        if let Some(event) = splicer.next() {
-            let event = event.map_err(|error| leg.fail(Cause::TooLarge { limit: error.limit }));
-            return Poll::Ready(Some(event));
+        if let Some(events) = splicer.next() {
+            let events = events.map_err(|error| leg.fail(Cause::TooLarge { limit: error.limit }));
+            return Poll::Ready(Some(events));
         }
         match ready!(leg.poll_data(cx)) {
             Some(Ok(data)) => splicer.push(data),
             Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-            None => return Poll::Ready(splicer.finish().map(Ok)),
+            None => return Poll::Ready(splicer.finish().map(|rest| Ok(rest.into()))),
         }
     }
 }
@@ -255,13 +256,13 @@ fn note_late_end(end: Result<PrefillEnd, Error>) {
 }
 
 impl Body for Relay {
-    type Data = Bytes;
+    type Data = Pieces;
     type Error = Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    ) -> Poll<Option<Result<Frame<Pieces>, Error>>> {
         if self.failing.is_none()
             && let Some(error) = self.poll_prefill(cx)
         {

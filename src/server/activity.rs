@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 
 use crate::error::Error;
 use crate::proxy::Relay;
+use crate::wire::pieces::Pieces;
 
 /// One connection's flags. All of them are set and read by its own task; they are atomic only because tasks must
 /// be `Send`.
@@ -121,25 +122,34 @@ impl AnswerBody {
 }
 
 impl Body for AnswerBody {
-    type Data = Bytes;
+    type Data = Pieces;
     type Error = Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    ) -> Poll<Option<Result<Frame<Pieces>, Error>>> {
         match &mut self.body {
             Either::Left(relay) => Pin::new(relay).poll_frame(cx),
-            Either::Right(own) => Pin::new(own).poll_frame(cx).map_err(|never| match never {}),
+            Either::Right(own) => {
+                let frame = Pin::new(own).poll_frame(cx).map_ok(|frame| frame.map_data(Pieces::One));
+                frame.map_err(|never| match never {})
+            }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        match &self.body {
+            Either::Left(relay) => relay.is_end_stream(),
+            Either::Right(own) => own.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match &self.body {
+            Either::Left(relay) => relay.size_hint(),
+            Either::Right(own) => own.size_hint(),
+        }
     }
 }
 

@@ -92,7 +92,8 @@ impl Service {
         let (head, body) = request.into_parts();
         let drained = discard(body, self.body_idle_timeout).await?;
         let outcome = match routed {
-            Ok(Route::Control(endpoint)) => self.control.handle(endpoint, head).await,
+            // Boxed, so that requests of the other kind are not as large.
+            Ok(Route::Control(endpoint)) => Box::pin(self.control.handle(endpoint, head)).await,
             Ok(Route::Proxy(_)) => unreachable!("handled above"),
             Err(error) => Err(error),
         };

@@ -81,7 +81,8 @@ impl Pools {
                 return Ok(Lease { conn, pool });
             }
         }
-        self.open_into(pool, backend).await
+        // Boxed: most requests have no use for the room that it takes.
+        Box::pin(self.open_into(pool, backend)).await
     }
 
     /// A new connection to `backend`, for a request that a kept one has failed already.
@@ -171,14 +172,20 @@ impl Lease {
 
     /// The whole body, which may have `limit` bytes.
     pub(crate) async fn read(&mut self, limit: usize) -> Result<Bytes, ConnError> {
-        let mut whole = BytesMut::new();
+        // Most come at once, and are not copied.
+        let (mut only, mut whole) = (Bytes::new(), BytesMut::new());
         while let Some(data) = poll_fn(|cx| self.poll_data(cx)).await.transpose()? {
-            if whole.len() + data.len() > limit {
+            if only.len() + whole.len() + data.len() > limit {
                 return Err(ConnError::TooLarge { limit });
             }
+            if only.is_empty() && whole.is_empty() {
+                only = data;
+                continue;
+            }
+            whole.extend_from_slice(&std::mem::take(&mut only));
             whole.extend_from_slice(&data);
         }
-        Ok(whole.freeze())
+        Ok(if whole.is_empty() { only } else { whole.freeze() })
     }
 
     /// Whether all of the body has been handed out, or there is none.

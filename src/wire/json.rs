@@ -89,6 +89,63 @@ pub(crate) struct Member<'a> {
     pub(crate) value: Value<'a>,
 }
 
+/// Walks the object that starts at `start`, and looks at each byte once: `visit` is given a member's name between its
+/// quotes and where the value starts, and returns where it ends. Returns where the object ends.
+pub(crate) fn walk_members<'a>(
+    text: &'a [u8],
+    start: usize,
+    mut visit: impl FnMut(Key<'a>, usize) -> Result<usize, Malformed>,
+) -> Result<usize, Malformed> {
+    walk(text, start, [b'{', b'}'], |at| {
+        let key_end = end_of_key(text, at)?;
+        let value = start_of_value(text, key_end)?;
+        visit(Key(&text[at + 1..key_end - 1]), value)
+    })
+}
+
+/// The same for an array: `visit` is given where an element starts.
+pub(crate) fn walk_elements(
+    text: &[u8],
+    start: usize,
+    visit: impl FnMut(usize) -> Result<usize, Malformed>,
+) -> Result<usize, Malformed> {
+    walk(text, start, [b'[', b']'], visit)
+}
+
+fn walk(
+    text: &[u8],
+    start: usize,
+    [open, close]: [u8; 2],
+    mut visit: impl FnMut(usize) -> Result<usize, Malformed>,
+) -> Result<usize, Malformed> {
+    if text.get(start) != Some(&open) {
+        return Err(Malformed::new("neither the object nor the array it should be"));
+    }
+    let mut at = skip_whitespace(text, start + 1);
+    if text.get(at) == Some(&close) {
+        return Ok(at + 1);
+    }
+    loop {
+        at = skip_whitespace(text, visit(at)?);
+        match text.get(at) {
+            Some(byte) if *byte == close => return Ok(at + 1),
+            Some(b',') => at = skip_whitespace(text, at + 1),
+            _ => return Err(Malformed::new("no comma between two items")),
+        }
+    }
+}
+
+/// A member's name, escapes as they were written.
+#[derive(Clone, Copy)]
+pub(crate) struct Key<'a>(&'a [u8]);
+
+impl Key<'_> {
+    /// Whether this is `name`, however it is written.
+    pub(crate) fn is(self, name: &str) -> bool {
+        is_named(self.0, name)
+    }
+}
+
 impl<'a> Value<'a> {
     /// The one value that `text` is, white space around it aside.
     pub(crate) fn root(text: &'a [u8]) -> Result<Self, Malformed> {
@@ -156,12 +213,16 @@ impl<'a> Value<'a> {
 impl Member<'_> {
     /// Whether the member's name is `name`, however it is written.
     pub(crate) fn is_named(self, name: &str) -> bool {
-        if !self.raw_key.contains(&b'\\') {
-            return self.raw_key == name.as_bytes();
-        }
-        // No escape is shorter than what it stands for.
-        self.raw_key.len() > name.len() && unescaped_is(self.raw_key, name)
+        is_named(self.raw_key, name)
     }
+}
+
+fn is_named(raw_key: &[u8], name: &str) -> bool {
+    // No escape is shorter than what it stands for.
+    if raw_key.len() <= name.len() {
+        return raw_key == name.as_bytes() && !raw_key.contains(&b'\\');
+    }
+    raw_key.contains(&b'\\') && unescaped_is(raw_key, name)
 }
 
 /// Slow and rare: servers do not write escapes in the names that matter here.
@@ -184,11 +245,7 @@ impl<'a> Iterator for Members<'a> {
     fn next(&mut self) -> Option<Self::Item> {
         self.items.next_with(|text, at| {
             let key_end = end_of_key(text, at)?;
-            let colon = skip_whitespace(text, key_end);
-            if text.get(colon) != Some(&b':') {
-                return Err(Malformed::new("a member without a colon"));
-            }
-            let value = Value::at(text, skip_whitespace(text, colon + 1))?;
+            let value = Value::at(text, start_of_value(text, key_end)?)?;
             Ok((Member { raw_key: &text[at + 1..key_end - 1], value }, value.end))
         })
     }
@@ -282,7 +339,8 @@ pub(crate) fn trim_end(text: &[u8]) -> &[u8] {
     &text[..end]
 }
 
-fn end_of_value(text: &[u8], start: usize) -> Result<usize, Malformed> {
+/// The end of the value that starts at `start`.
+pub(crate) fn end_of_value(text: &[u8], start: usize) -> Result<usize, Malformed> {
     match text.get(start) {
         Some(b'"') => end_of_string(text, start),
         Some(b'{' | b'[') => end_of_nested(text, start),
@@ -296,6 +354,15 @@ fn end_of_key(text: &[u8], start: usize) -> Result<usize, Malformed> {
         Some(b'"') => end_of_string(text, start),
         _ => Err(Malformed::new("a member without a name")),
     }
+}
+
+/// The start of the value whose name ends at `key_end`.
+fn start_of_value(text: &[u8], key_end: usize) -> Result<usize, Malformed> {
+    let colon = skip_whitespace(text, key_end);
+    if text.get(colon) != Some(&b':') {
+        return Err(Malformed::new("a member without a colon"));
+    }
+    Ok(skip_whitespace(text, colon + 1))
 }
 
 /// The end of the string whose opening quote is at `start`.
@@ -326,210 +393,52 @@ fn end_of_scalar(text: &[u8], start: usize) -> Result<usize, Malformed> {
 fn end_of_nested(text: &[u8], start: usize) -> Result<usize, Malformed> {
     let mut depth = 0_usize;
     let mut at = start;
-    while at < text.len() {
-        (at, depth) = skip_plain_blocks(text, at, depth);
-        let end = text.len().min(at + BLOCK);
-        while at < end {
-            match text[at] {
-                b'"' => {
-                    at = end_of_string(text, at)?;
-                    break;
-                }
-                b'{' | b'[' => depth += 1,
+    'words: while at < text.len() {
+        let mut marked = marked(word(&text[at..]));
+        while marked != 0 {
+            let byte = at + marked.trailing_zeros() as usize / 8;
+            match text.get(byte) {
+                Some(b'{' | b'[') => depth += 1,
                 // Not below 0: the byte at `start` opened.
-                b'}' | b']' => depth -= 1,
+                Some(b'}' | b']') if depth == 1 => return Ok(byte + 1),
+                Some(b'}' | b']') => depth -= 1,
+                Some(b'"') => {
+                    at = end_of_string(text, byte)?;
+                    continue 'words;
+                }
                 _ => {}
             }
-            at += 1;
-            if depth == 0 {
-                return Ok(at);
-            }
+            marked &= marked - 1;
         }
+        at += WORD;
     }
     Err(Malformed::new("an object or array that does not end"))
 }
 
-/// Passes whole blocks without a quote and with too few closing brackets to come to depth 0: in those the
-/// order of the brackets does not matter, and counting is branch-free. Lists of numbers (all of a logprob
-/// list unless token texts are asked for) are made of such blocks.
-fn skip_plain_blocks(text: &[u8], mut at: usize, mut depth: usize) -> (usize, usize) {
-    for block in text[at..].chunks_exact(BLOCK) {
-        let closing = count(block, |byte| byte | 0x20 == b'}');
-        if closing >= depth || count(block, |byte| byte == b'"') > 0 {
-            break;
-        }
-        depth = depth - closing + count(block, |byte| byte | 0x20 == b'{');
-        at += BLOCK;
-    }
-    (at, depth)
+/// How many bytes [`marked`] tests at once.
+const WORD: usize = size_of::<u64>();
+
+/// A text's first bytes; zeros where it has none.
+fn word(text: &[u8]) -> u64 {
+    let bytes = text.first_chunk().copied().unwrap_or_else(|| {
+        let mut bytes = [0; WORD];
+        bytes[..text.len()].copy_from_slice(text);
+        bytes
+    });
+    u64::from_le_bytes(bytes)
 }
 
-/// How many bytes of a block pass the test; no more than a `u8` can count.
-fn count(block: &[u8], test: impl Fn(u8) -> bool) -> usize {
-    block.iter().map(|&byte| u8::from(test(byte))).sum::<u8>().into()
+/// The highest bit of each byte that may be a quote, a brace or a bracket: of all that are, and of few others. A word
+/// of eight costs a dozen instructions, and most words of a list of numbers have a bracket at most.
+fn marked(word: u64) -> u64 {
+    const EACH: u64 = u64::from_ne_bytes([1; WORD]);
+    // A byte that is 0 borrows from its highest bit.
+    let zeros = |word: u64| word.wrapping_sub(EACH) & !word;
+    // Braces and brackets differ in these bits only. What else they let pass (`Y`, `_`, `y`, DEL) is looked at in vain.
+    let brackets = (word | (EACH * 0x26)) ^ (EACH * 0x7f);
+    let quotes = word ^ (EACH * u64::from(b'"'));
+    (zeros(brackets) | zeros(quotes)) & (EACH * 0x80)
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use serde_json::Value as Parsed;
-
-    use super::*;
-
-    /// What is in an object, by walking it.
-    fn walk_object(text: &[u8]) -> Result<Vec<[&[u8]; 2]>, Malformed> {
-        Value::root(text)?.members().map(|member| member.map(|it| [it.raw_key, it.value.raw()])).collect()
-    }
-
-    fn walk_array(text: &[u8]) -> Result<Vec<&[u8]>, Malformed> {
-        Value::root(text)?.elements().map(|element| element.map(Value::raw)).collect()
-    }
-
-    /// Walks all of it, and panics if a value lies outside of the text.
-    fn walk_everything(value: Value<'_>) -> Result<(), Malformed> {
-        assert_eq!(value.raw(), &value.text[value.span()]);
-        if value.is_object() {
-            value.members().try_for_each(|member| walk_everything(member?.value))
-        } else if value.is_array() {
-            value.elements().try_for_each(|element| walk_everything(element?))
-        } else {
-            Ok(())
-        }
-    }
-
-    fn parse(text: &[u8]) -> Parsed {
-        serde_json::from_slice(text).unwrap()
-    }
-
-    fn any_json() -> impl Strategy<Value = Parsed> {
-        let scalar = prop_oneof![
-            Just(Parsed::Null),
-            any::<bool>().prop_map(Parsed::from),
-            any::<i64>().prop_map(Parsed::from),
-            // serde_json reads eighths exactly, and not every number.
-            any::<i32>().prop_map(|number| Parsed::from(f64::from(number) / 8.0)),
-            any::<String>().prop_map(Parsed::from),
-            "[\\[\\]{}\"\\\\,:]{0,9}".prop_map(Parsed::from),
-        ];
-        scalar.prop_recursive(5, 60, 8, |inner| {
-            prop_oneof![
-                prop::collection::vec(inner.clone(), 0..8).prop_map(Parsed::from),
-                prop::collection::btree_map(any::<String>(), inner, 0..8)
-                    .prop_map(|members| Parsed::from(members.into_iter().collect::<serde_json::Map<_, _>>())),
-            ]
-        })
-    }
-
-    #[test]
-    fn members_and_elements_come_in_order_and_raw() {
-        let text = br#" { "a" : 1.50 , "b":[1, 2 ,{"c":"]"}],"":"\\\"" } "#;
-        let members = [[&b"a"[..], b"1.50"], [b"b", br#"[1, 2 ,{"c":"]"}]"#], [b"", br#""\\\"""#]];
-        assert_eq!(walk_object(text).unwrap(), members);
-        assert_eq!(walk_array(b"[1, 2 ,[3,4],\n]").unwrap_err().what, "no value where one must be");
-        assert_eq!(walk_array(b"[1, 2 ,[3,4]\n]").unwrap(), [&b"1"[..], b"2", b"[3,4]"]);
-        assert!(walk_object(b"{ }").unwrap().is_empty());
-        assert!(walk_array(b"[\n]").unwrap().is_empty());
-    }
-
-    #[test]
-    fn a_member_is_found_on_its_own_level_only() {
-        let text =
-            br#"{"my_index":0,"inner":{"index":1},"list":[{"index":2}],"text":"\"index\":3","index":4}"#;
-        let root = Value::root(text).unwrap();
-        assert_eq!(root.member("index").unwrap().unwrap().as_u64(), Some(4));
-        assert!(root.member("other").unwrap().is_none());
-        assert!(Value::root(b"[1]").unwrap().member("index").unwrap().is_none());
-    }
-
-    #[test]
-    fn a_key_with_escapes_is_the_key_it_stands_for() {
-        let text = br#"{"ind\u0065x":1,"a\/b":2,"bad\x":3,"\ud800":4}"#;
-        let root = Value::root(text).unwrap();
-        assert_eq!(root.member("index").unwrap().unwrap().raw(), b"1");
-        assert_eq!(root.member("a/b").unwrap().unwrap().raw(), b"2");
-        assert!(root.member("bad\\x").unwrap().is_none());
-    }
-
-    #[test]
-    fn only_whole_numbers_that_are_not_negative_are_read() {
-        let number = |text: &str| Value::root(text.as_bytes()).unwrap().as_u64();
-        assert_eq!(number("18446744073709551615"), Some(u64::MAX));
-        for other in ["18446744073709551616", "-1", "1.0", "1e3", "null", "\"1\"", "[1]"] {
-            assert_eq!(number(other), None, "{other}");
-        }
-    }
-
-    #[test]
-    fn what_is_not_json_is_an_error() {
-        let objects: [&[u8]; 9] = [
-            b"",
-            b" ",
-            b"{",
-            b"{\"a\" 12}",
-            b"{\"a\":}",
-            b"{\"a\":1,}",
-            b"{\"a\":1 \"b\":2}",
-            b"{a:1}",
-            b"[1]",
-        ];
-        for text in objects {
-            assert!(walk_object(text).is_err(), "{}", text.escape_ascii());
-        }
-        let arrays: [&[u8]; 9] = [b"[", b"[1", b"[1 2]", b"[,]", b"[1}", b"[\"a]", b"[\"a\\", b"[[1]", b"{}"];
-        for text in arrays {
-            assert!(walk_array(text).is_err(), "{}", text.escape_ascii());
-        }
-        assert!(Value::root(b"{} {}").is_err());
-    }
-
-    #[test]
-    fn depth_costs_no_stack() {
-        let deep = ["[".repeat(1_000_000), "]".repeat(1_000_000)].concat();
-        assert_eq!(walk_array(deep.as_bytes()).unwrap().len(), 1);
-        assert!(Value::root(&deep.as_bytes()[..1_999_999]).is_err());
-    }
-
-    proptest! {
-        #[test]
-        fn a_walk_sees_what_a_parser_sees(value in any_json(), pretty: bool) {
-            let write = if pretty { serde_json::to_vec_pretty } else { serde_json::to_vec };
-            let text = write(&value).unwrap();
-            prop_assert!(walk_everything(Value::root(&text).unwrap()).is_ok());
-            match &value {
-                Parsed::Array(elements) => {
-                    let walked: Vec<_> = walk_array(&text).unwrap().iter().map(|raw| parse(raw)).collect();
-                    prop_assert_eq!(&walked, elements);
-                }
-                Parsed::Object(members) => {
-                    for (name, expected) in members {
-                        let found = Value::root(&text).unwrap().member(name).unwrap().unwrap();
-                        prop_assert_eq!(&parse(found.raw()), expected);
-                    }
-                    prop_assert_eq!(walk_object(&text).unwrap().len(), members.len());
-                }
-                scalar => prop_assert_eq!(&parse(&text), scalar),
-            }
-        }
-
-        #[test]
-        fn a_cut_object_or_array_is_an_error(value in any_json(), cut: prop::sample::Index) {
-            let text = serde_json::to_vec(&[value]).unwrap();
-            prop_assert!(Value::root(&text[..cut.index(text.len())]).is_err());
-        }
-
-        #[test]
-        fn no_bytes_panic(bytes: Vec<u8>, json in "[\\[\\]{}\"\\\\,:a0 ]{0,40}") {
-            for text in [&bytes[..], json.as_bytes()] {
-                let _ = Value::root(text).and_then(walk_everything);
-                let _ = walk_object(text);
-                let _ = walk_array(text);
-            }
-        }
-
-        #[test]
-        fn the_first_structural_byte_is_found(text in "[a\\[\\]{}\"]{0,3}[a-z0-9]{0,80}[\\[\\]{}\"a]{0,3}") {
-            let expected = text.find(['[', ']', '{', '}', '"']);
-            prop_assert_eq!(find_structural(text.as_bytes()), expected);
-        }
-    }
-}
+mod tests;

@@ -6,6 +6,7 @@ pub(crate) mod bootstrap;
 pub(crate) mod headers;
 mod json;
 pub(crate) mod logprobs;
+pub(crate) mod pieces;
 pub(crate) mod refusal;
 pub(crate) mod request;
 pub(crate) mod shape;

@@ -64,6 +64,17 @@ impl Events {
         }
     }
 
+    /// Whether the next event began in an earlier frame than its end will be in.
+    pub(crate) fn has_begun(&self) -> bool {
+        !self.begun.is_empty()
+    }
+
+    /// What is left of the latest frame. If nothing [has begun](Self::has_begun), its events follow one another from
+    /// its first byte on.
+    pub(crate) fn frame(&self) -> &Bytes {
+        &self.frame
+    }
+
     /// The next complete event, its blank line included: a slice of the frame when it lies within one.
     ///
     /// After an error there are no more events, only that error again; [`Self::take_rest`] has the bytes.

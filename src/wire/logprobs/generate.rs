@@ -2,15 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::LazyLock;
 
 use bytes::Bytes;
 use memchr::memmem;
 
 use super::Edit;
-use crate::wire::json::{Malformed, Value, is_whitespace, skip_whitespace, trim_end};
+use crate::wire::json::{
+    Malformed, Value, end_of_value, is_whitespace, skip_whitespace, trim_end, walk_elements, walk_members,
+};
 
 /// What all keys begin with, so that one search finds any of them.
 const PREFIX: &[u8] = b"\"input_to";
+/// Made once: that costs more than to search through a small event.
+static KEY: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(PREFIX));
 
 /// The keys in an item's `meta_info`, and whether decode's value gives way.
 const KEYS: [(&str, Replaces); 9] = [
@@ -59,50 +64,51 @@ impl Items {
     /// Adds the lists of an answer or of a stream's event. Every event has the full lists, so the last one
     /// wins.
     pub(super) fn read(&mut self, json: &Bytes) -> Result<(), Malformed> {
-        let answer = Value::root(json)?;
-        if answer.is_object() {
-            return self.read_item(json, answer, None);
-        }
-        if !answer.is_array() {
-            return Err(Malformed::new("neither an object nor an array"));
-        }
-        self.batch = true;
-        answer.elements().zip(0..).try_for_each(|(item, index)| self.read_item(json, item?, Some(index)))
-    }
-
-    /// `position` is the item's place in an array; in a stream the item itself tells its index.
-    fn read_item(&mut self, json: &Bytes, item: Value<'_>, position: Option<u64>) -> Result<(), Malformed> {
-        if !item.is_object() {
-            return Ok(());
-        }
-        let (mut index, mut meta_info) = (position, None);
-        for member in item.members() {
-            let member = member?;
-            if member.is_named("meta_info") {
-                meta_info = Some(member.value);
-            } else if position.is_none() && member.is_named("index") {
-                index = member.value.as_u64();
+        let start = skip_whitespace(json, 0);
+        let end = match json.get(start) {
+            Some(b'{') => self.read_item(json, start, None)?,
+            Some(b'[') => {
                 self.batch = true;
+                let mut index = 0..;
+                walk_elements(json, start, |item| match json.get(item) {
+                    Some(b'{') => self.read_item(json, item, index.next()),
+                    _ => {
+                        index.next();
+                        end_of_value(json, item)
+                    }
+                })?
             }
-        }
-        match meta_info.filter(|value| value.is_object()) {
-            Some(meta_info) => self.read_lists(json, meta_info, index.unwrap_or(0)),
-            None => Ok(()),
+            _ => return Err(Malformed::new("neither an object nor an array")),
+        };
+        if skip_whitespace(json, end) == json.len() {
+            Ok(())
+        } else {
+            Err(Malformed::new("more than one value"))
         }
     }
 
-    fn read_lists(&mut self, json: &Bytes, meta_info: Value<'_>, index: u64) -> Result<(), Malformed> {
-        for member in meta_info.members() {
-            let member = member?;
-            let Some(key) = KEYS.iter().position(|(name, _)| member.is_named(name)) else {
-                continue;
-            };
-            if KEYS[key].1 == Replaces::Anything || is_filled_list(member.value) {
-                let list = json.slice(member.value.span());
-                self.by_index.entry(index).or_default()[key] = Some(list);
+    /// Reads the item that starts at `start`, and returns where it ends. `position` is its place in an array; in a
+    /// stream the item itself tells its index.
+    fn read_item(&mut self, json: &Bytes, start: usize, position: Option<u64>) -> Result<usize, Malformed> {
+        let (mut index, mut lists) = (position, Item::default());
+        let end = walk_members(json, start, |name, value| {
+            if name.is("meta_info") {
+                lists = Item::default();
+                if json.get(value) == Some(&b'{') {
+                    return read_lists(json, value, &mut lists);
+                }
+            } else if position.is_none() && name.is("index") {
+                let value = Value::at(json, value)?;
+                index = value.as_u64();
+                self.batch = true;
+                return Ok(value.span().end);
             }
+            end_of_value(json, value)
+        })?;
+        for (list, of) in lists.into_iter().zip(0..).filter(|(list, _)| list.is_some()) {
+            self.by_index.entry(index.unwrap_or(0)).or_default()[of] = list;
         }
-        Ok(())
+        Ok(end)
     }
 
     /// What to change in decode's answer, which is an item or an array of items in the order of the prompts.
@@ -142,7 +148,7 @@ impl Items {
             return;
         };
         let mut missing = lists.iter().flatten().count();
-        for hit in memmem::find_iter(&text[item.clone()], PREFIX) {
+        for hit in KEY.find_iter(&text[item.clone()]) {
             let Some((key, value)) = key_at(text, item.start + hit) else {
                 continue;
             };
@@ -158,6 +164,20 @@ impl Items {
             }
         }
     }
+}
+
+/// Reads the lists of the `meta_info` that starts at `start`, and returns where it ends.
+fn read_lists(json: &Bytes, start: usize, lists: &mut Item) -> Result<usize, Malformed> {
+    walk_members(json, start, |name, start| {
+        let value = Value::at(json, start)?;
+        let span = value.span();
+        if let Some(key) = KEYS.iter().position(|(key, _)| name.is(key))
+            && (KEYS[key].1 == Replaces::Anything || is_filled_list(value))
+        {
+            lists[key] = Some(json.slice(span.clone()));
+        }
+        Ok(span.end)
+    })
 }
 
 /// Prefill has empty lists, too, where no prompt logprobs were asked for: nothing to splice then.

@@ -14,6 +14,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::json::{Malformed, skip_whitespace, trim_end};
+use super::pieces::{Pieces, Row};
 use super::sse::{EventTooLarge, Events, only_data};
 
 /// Where the lists are, and how the two servers' lists become one.
@@ -60,12 +61,16 @@ impl PromptLogprobs {
 
     /// Decode's answer with the lists in place, when it is one JSON text. What cannot be read comes back as
     /// it is.
-    pub(crate) fn splice_body(&self, body: &Bytes) -> Bytes {
+    pub(crate) fn splice_body(&self, body: &Bytes) -> Pieces {
         let edits = match &self.lists {
             Lists::Generate(items) => items.edits_of_body(body),
             Lists::Echo(choices) => choices.edits(body).map(|found| found.edits),
         };
-        apply(edits.unwrap_or_default(), body, 0)
+        let mut row = Row::default();
+        let mut spliced = Spliced::new(body, &mut row);
+        spliced.apply(edits.unwrap_or_default(), 0);
+        spliced.end_at(body.len());
+        row.into()
     }
 
     /// A splicer for one stream of decode's, of which no event may be larger than `event_limit`.
@@ -73,17 +78,16 @@ impl PromptLogprobs {
         StreamSplicer { events: Events::new(event_limit), lists: self }
     }
 
-    /// One event of decode's stream with the lists in place. What cannot be read comes back as it is.
-    fn splice_event(&mut self, event: &Bytes) -> Bytes {
-        let Some(data) = object_in(event) else {
-            return event.clone();
-        };
+    /// Puts the lists into one event of decode's stream, which begins at `start` of what is spliced. What cannot be
+    /// read stays as it is.
+    fn splice_event(&mut self, event: &[u8], start: usize, into: &mut Spliced<'_>) {
+        let Some(data) = object_in(event) else { return };
         let text = &event[data.clone()];
         let edits = match &mut self.lists {
             Lists::Generate(items) => items.edits_of_event(text),
             Lists::Echo(choices) => choices.take_edits(text).unwrap_or_default(),
         };
-        apply(edits, event, data.start)
+        into.apply(edits, start + data.start);
     }
 }
 
@@ -133,14 +137,40 @@ impl StreamSplicer {
         self.events.push(frame);
     }
 
-    /// The next bytes for the client: a complete event, spliced, or whatever there is once nothing is left to
-    /// splice. An error is final.
-    pub(crate) fn next(&mut self) -> Option<Result<Bytes, EventTooLarge>> {
+    /// The next bytes for the client: all events that are complete, spliced, or whatever there is once nothing is
+    /// left to splice. An error is final.
+    pub(crate) fn next(&mut self) -> Option<Result<Pieces, EventTooLarge>> {
         if self.lists.is_empty() {
-            return self.events.take_rest().map(Ok);
+            return self.events.take_rest().map(|rest| Ok(rest.into()));
         }
-        let event = self.events.next()?;
-        Some(event.map(|event| self.lists.splice_event(&event)))
+        let mut row = Row::default();
+        if self.events.has_begun() {
+            // This one lies in no frame.
+            let event = match self.events.next()? {
+                Ok(event) => event,
+                Err(error) => return Some(Err(error)),
+            };
+            let mut spliced = Spliced::new(&event, &mut row);
+            self.lists.splice_event(&event, 0, &mut spliced);
+            spliced.end_at(event.len());
+        }
+        let frame = self.events.frame().clone();
+        let mut spliced = Spliced::new(&frame, &mut row);
+        let mut end = 0;
+        while !self.lists.is_empty() {
+            match self.events.next() {
+                Some(Ok(event)) => {
+                    self.lists.splice_event(&event, end, &mut spliced);
+                    end += event.len();
+                }
+                // It comes again when it is all that there is.
+                Some(Err(_)) if end > 0 || !spliced.row.is_empty() => break,
+                Some(Err(error)) => return Some(Err(error)),
+                None => break,
+            }
+        }
+        spliced.end_at(end);
+        (!row.is_empty()).then(|| Ok(row.into()))
     }
 
     /// At the end of decode's stream: what is left of an event that was never finished. It passes as it is.
@@ -170,22 +200,32 @@ struct Edit {
     with: Bytes,
 }
 
-/// `text` after all edits, which are in order and count from `base`. Copies only if there are any.
-fn apply(edits: Vec<Edit>, text: &Bytes, base: usize) -> Bytes {
-    if edits.is_empty() {
-        return text.clone();
+/// A text with edits, as pieces: what is put in is shared, and so is what stays between two edits.
+struct Spliced<'a> {
+    text: &'a Bytes,
+    /// The text up to here is in the row, or replaced.
+    done: usize,
+    row: &'a mut Row,
+}
+
+impl<'a> Spliced<'a> {
+    fn new(text: &'a Bytes, row: &'a mut Row) -> Self {
+        Self { text, done: 0, row }
     }
-    let removed: usize = edits.iter().map(|edit| edit.at.len()).sum();
-    let added: usize = edits.iter().map(|edit| edit.with.len()).sum();
-    let mut edited = Vec::with_capacity(text.len() - removed + added);
-    let mut kept = 0;
-    for Edit { at, with } in edits {
-        edited.extend_from_slice(&text[kept..base + at.start]);
-        edited.extend_from_slice(&with);
-        kept = base + at.end;
+
+    /// Makes edits, which are in order, behind all earlier ones, and count from `base`.
+    fn apply(&mut self, edits: Vec<Edit>, base: usize) {
+        for Edit { at, with } in edits {
+            self.row.push(self.text.slice(self.done..base + at.start));
+            self.row.push(with);
+            self.done = base + at.end;
+        }
     }
-    edited.extend_from_slice(&text[kept..]);
-    edited.into()
+
+    /// The text goes no further than this.
+    fn end_at(self, end: usize) {
+        self.row.push(self.text.slice(self.done..end));
+    }
 }
 
 #[cfg(test)]

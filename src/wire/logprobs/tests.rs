@@ -1,4 +1,4 @@
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -43,7 +43,7 @@ fn read(merge: Merge, prefill: &[u8]) -> PromptLogprobs {
 }
 
 fn splice(merge: Merge, prefill: &[u8], decode: &[u8]) -> String {
-    text(read(merge, prefill).splice_body(&Bytes::copy_from_slice(decode)))
+    text(read(merge, prefill).splice_body(&Bytes::copy_from_slice(decode)).into_bytes())
 }
 
 /// What the client gets of a stream that comes in these pieces.
@@ -53,7 +53,7 @@ fn splice_stream<'a>(merge: Merge, prefill: &[u8], decode: impl IntoIterator<Ite
     for piece in decode {
         splicer.push(Bytes::copy_from_slice(piece));
         while let Some(event) = splicer.next() {
-            sent.extend_from_slice(&event.unwrap());
+            sent.extend_from_slice(&event.unwrap().into_bytes());
         }
     }
     sent.extend_from_slice(&splicer.finish().unwrap_or_default());
@@ -169,7 +169,7 @@ fn chat_has_no_prompt_logprobs_to_splice() {
         let decode = body("pd/chat_logprobs.decode");
         let prefill = read(merge, &body("pd/chat_logprobs.prefill"));
         assert!(prefill.is_empty());
-        assert_eq!(prefill.splice_body(&decode).as_ptr(), decode.as_ptr());
+        assert_eq!(prefill.splice_body(&decode).into_bytes().as_ptr(), decode.as_ptr());
         let decode = body("pd/chat_logprobs_stream.decode");
         let prefill = body("pd/chat_logprobs_stream.prefill");
         assert_eq!(splice_stream(merge, &prefill, [&decode[..]]), text(decode));
@@ -444,11 +444,11 @@ fn an_answer_of_decode_that_cannot_be_read_passes_untouched() {
         let decode = body(&format!("pd/{name}.decode"));
         for end in 0..decode.len() {
             let cut = decode.slice(..end);
-            assert_eq!(lists.splice_body(&cut), cut);
+            assert_eq!(lists.splice_body(&cut).into_bytes(), cut);
         }
         for other in ["", "Internal Server Error", "null", r#"{"error":{"message":"x"}}"#, "[1,null]", "[[]]"]
         {
-            assert_eq!(lists.splice_body(&Bytes::from(other)), other);
+            assert_eq!(lists.splice_body(&Bytes::from(other)).into_bytes(), other);
         }
     }
 }
@@ -529,9 +529,31 @@ fn events_that_stay_as_they_are_are_not_copied() {
     let mut splicer = read(Merge::Generate, &body("pd/gen_logprob.prefill")).into_splicer(usize::MAX);
     let frame = Bytes::from(event(item("d", "", "")) + &event("[DONE]"));
     splicer.push(frame.clone());
-    assert_eq!(splicer.next().unwrap().unwrap().as_ptr(), frame.as_ptr());
-    assert_eq!(splicer.next().unwrap().unwrap(), frame.slice(frame.len() - 14..));
+    let sent = splicer.next().unwrap().unwrap().into_bytes();
+    assert_eq!((sent.as_ptr(), sent.len()), (frame.as_ptr(), frame.len()));
     assert!(splicer.next().is_none());
+}
+
+#[test]
+fn events_that_come_together_go_together_and_share_the_list() {
+    let prefill = Bytes::from(item("p", &list("[[-1.5,7,null]]"), ""));
+    let mut splicer = PromptLogprobs::read(Merge::Generate, &prefill).unwrap().into_splicer(usize::MAX);
+    let decode = event(item("d", &list("[]"), ""));
+    let cut = decode.len() / 2;
+    // The first one is begun in a frame before.
+    splicer.push(Bytes::from(decode[..cut].to_owned()));
+    assert!(splicer.next().is_none());
+    splicer.push(Bytes::from([&decode[cut..], &decode, &decode, "data: {"].concat()));
+    let mut sent = splicer.next().unwrap().unwrap();
+    assert!(splicer.next().is_none());
+    let (mut text, mut shared) = (Vec::new(), 0);
+    while sent.has_remaining() {
+        shared += usize::from(prefill.as_ptr_range().contains(&sent.chunk().as_ptr()));
+        text.extend_from_slice(sent.chunk());
+        sent.advance(sent.chunk().len());
+    }
+    assert_eq!(text, event(item("d", &list("[[-1.5,7,null]]"), "")).repeat(3).as_bytes());
+    assert_eq!(shared, 3);
 }
 
 #[test]
@@ -539,7 +561,7 @@ fn a_stream_with_nothing_to_splice_is_not_even_cut_into_events() {
     let mut splicer = read(Merge::Generate, &body("pd/gen_logprob_default.prefill")).into_splicer(1);
     let frame = Bytes::from_static(b"data: {} half an ev");
     splicer.push(frame.clone());
-    assert_eq!(splicer.next().unwrap().unwrap().as_ptr(), frame.as_ptr());
+    assert_eq!(splicer.next().unwrap().unwrap().into_bytes().as_ptr(), frame.as_ptr());
     assert!(splicer.next().is_none());
     assert!(splicer.finish().is_none());
 }
@@ -547,9 +569,12 @@ fn a_stream_with_nothing_to_splice_is_not_even_cut_into_events() {
 #[test]
 fn an_event_that_is_too_large_is_an_error() {
     let mut splicer = read(Merge::Generate, &body("pd/gen_logprob.prefill")).into_splicer(100);
-    splicer.push(Bytes::from(vec![b'x'; 101]));
-    assert_eq!(splicer.next(), Some(Err(EventTooLarge { limit: 100 })));
-    assert_eq!(splicer.next(), Some(Err(EventTooLarge { limit: 100 })));
+    let before = event("[DONE]");
+    splicer.push(Bytes::from(before.clone() + &"x".repeat(101)));
+    assert_eq!(splicer.next().unwrap().unwrap().into_bytes(), before);
+    for _ in 0..2 {
+        assert_eq!(splicer.next().unwrap().unwrap_err(), EventTooLarge { limit: 100 });
+    }
 }
 
 #[test]
