@@ -66,7 +66,7 @@ impl Bed {
         let idle = process::rss_kib(pid)?;
         let own = [("--url", format!("http://{}", running.addr)), ("--watch", format!("router={pid}"))];
         let flags = own.iter().chain(flags).flat_map(|(name, value)| [(*name).to_owned(), value.clone()]);
-        let report = generate(&flags.collect::<Vec<_>>(), &self.cores.generator, || {})?;
+        let report = generate(&flags.collect::<Vec<_>>(), &self.cores.generator, |_| {})?;
         if report.errors > 0 {
             let first = report.first_error.unwrap_or_default();
             return Err(io::Error::other(format!("{} requests failed: {first}", report.errors)));
@@ -101,7 +101,9 @@ fn bodies(bed: &Bed, count: usize, size: usize) -> io::Result<bool> {
         ("--seconds", "3".to_owned()),
         ("--label", "memory of bodies".to_owned()),
     ];
-    let (_, report) = bed.load(&Plan::default(), &flags)?;
+    // As with real servers; otherwise more bodies are in flight than there are connections.
+    let plan = Plan { paired: true, ..Plan::default() };
+    let (_, report) = bed.load(&plan, &flags)?;
     let peak = report.process("router").map_or(0, |router| router.peak_kib);
     let bodies = (count * size) as f64 / 1024.0;
     let times = peak as f64 / bodies;

@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::load::Watched;
 
@@ -123,6 +124,20 @@ pub(crate) fn difference(watch: &[Watch], before: &[Cpu]) -> io::Result<Vec<Watc
     .collect()
 }
 
+/// Time that all cores together were busy since the start of the machine, to about 10 ms; nothing if it cannot be read.
+pub(crate) fn all_busy() -> Duration {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    parse_busy(&stat)
+}
+
+/// The first line's `user nice system idle iowait irq softirq steal` in hundredths of a second, but for the two in
+/// which nothing runs. What the host took away (steal) is as bad as another program.
+fn parse_busy(stat: &str) -> Duration {
+    let fields = stat.lines().next().unwrap_or_default().split_whitespace().skip(1).take(8);
+    let ticks = fields.enumerate().filter(|(index, _)| !matches!(index, 3 | 4));
+    Duration::from_millis(10 * ticks.filter_map(|(_, ticks)| ticks.parse::<u64>().ok()).sum::<u64>())
+}
+
 /// How many descriptors this process, and those it starts, may have.
 pub fn descriptor_limit() -> u64 {
     let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
@@ -192,6 +207,12 @@ mod tests {
     fn list_of_cores_is_read() {
         assert_eq!(parse_cores("0-2,5"), [0, 1, 2, 5]);
         assert_eq!(parse_cores(""), [0; 0]);
+    }
+
+    #[test]
+    fn idle_time_is_not_busy() {
+        assert_eq!(parse_busy("cpu  1 2 4 800 900 8 16 32 64 0\ncpu0 …"), Duration::from_millis(630));
+        assert_eq!(parse_busy(""), Duration::ZERO);
     }
 
     #[test]

@@ -98,7 +98,7 @@ pub fn run(options: &Options) -> io::Result<bool> {
     ];
     let flags: Vec<_> = flags.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect();
     let sampler = Sampler::start(pid)?;
-    let report = generate(&flags, &cores.generator, || {})?;
+    let report = generate(&flags, &cores.generator, |_| {})?;
     let samples = sampler.stop();
     fs::write(folder.join("soak.json"), serde_json::to_vec(&samples)?)?;
     print!("{report}");

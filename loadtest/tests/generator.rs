@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use loadtest::canned::{Canned, Plan, Role};
 use loadtest::load::{Kind, Load, Mix, Mode, Report, Request, Until, ask};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 const ANYWHERE: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
@@ -197,6 +197,59 @@ async fn probes_are_answered_and_not_counted() {
         assert_eq!(ask(server.addr(), "GET", path).await.expect("an answer").0, 200, "{path}");
     }
     assert_eq!(server.seen().requests, 0);
+}
+
+/// The head and the body of a request of `size` bytes that ends with a room, or without one.
+fn large(size: usize, room: Option<u64>) -> Vec<u8> {
+    let room =
+        room.map(|room| format!(r#","bootstrap_port":8998,"bootstrap_room":{room}"#)).unwrap_or_default();
+    let body = format!(r#"{{"text":"{}"{room}}}"#, "x".repeat(size));
+    let length = body.len();
+    format!("POST /v1/chat/completions HTTP/1.1\r\nhost: h\r\ncontent-length: {length}\r\n\r\n{body}")
+        .into_bytes()
+}
+
+async fn send(server: &Canned, bytes: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(server.addr()).await.expect("a server");
+    stream.write_all(bytes).await.expect("a server that reads");
+    stream
+}
+
+/// Whether an answer begins within `time`.
+async fn answers(stream: &mut TcpStream, time: Duration) -> bool {
+    let mut first = [0; 12];
+    let read = tokio::time::timeout(time, stream.read_exact(&mut first)).await;
+    read.is_ok_and(|read| read.is_ok() && &first == b"HTTP/1.1 200")
+}
+
+const SOON: Duration = Duration::from_secs(10);
+const MOMENT: Duration = Duration::from_millis(150);
+
+#[tokio::test]
+async fn decode_of_a_pair_waits_until_prefill_has_read_the_room() {
+    let plan = Plan { paired: true, ..Plan::default() };
+    let [prefill, decode] = Canned::pair(ANYWHERE.into(), ANYWHERE.into(), plan).expect("free ports");
+    let body = large(1 << 20, Some(77));
+    let mut waiting = send(&decode, &body).await;
+    let mut other = send(&prefill, &large(1 << 20, Some(78))).await;
+    assert!(answers(&mut other, SOON).await, "prefill waits for nobody");
+    let (last, rest) = body.split_last().expect("a body");
+    let mut slow = send(&prefill, rest).await;
+    assert!(!answers(&mut waiting, MOMENT).await, "prefill lacks a byte of this room");
+    slow.write_all(&[*last]).await.expect("a server that reads");
+    assert!(answers(&mut waiting, SOON).await);
+    // Prefill was first here.
+    assert!(answers(&mut send(&decode, &large(1 << 20, Some(78))).await, SOON).await);
+}
+
+#[tokio::test]
+async fn decode_waits_neither_without_a_room_nor_unless_it_is_paired() {
+    let plan = Plan { paired: true, ..Plan::default() };
+    let [_prefill, decode] = Canned::pair(ANYWHERE.into(), ANYWHERE.into(), plan).expect("free ports");
+    assert!(answers(&mut send(&decode, &large(1 << 20, None)).await, SOON).await);
+    assert!(answers(&mut send(&decode, &large(1 << 10, Some(1))).await, SOON).await, "a small body");
+    decode.plan(Plan::default());
+    assert!(answers(&mut send(&decode, &large(1 << 20, Some(2))).await, SOON).await);
 }
 
 #[tokio::test]

@@ -56,11 +56,11 @@ impl Drop for Child {
     }
 }
 
-/// Runs the generator with `flags` as a process on `cores`; `meanwhile` is done while it runs.
-pub(crate) fn generate(flags: &[String], cores: &[u32], meanwhile: impl FnOnce()) -> io::Result<Report> {
+/// Runs the generator with `flags` as a process on `cores`; `meanwhile` is done while it runs, and given its id.
+pub(crate) fn generate(flags: &[String], cores: &[u32], meanwhile: impl FnOnce(u32)) -> io::Result<Report> {
     let mut command = pinned(std::env::current_exe()?, cores);
     let child = command.args(["run", "--json"]).args(flags).stdout(Stdio::piped()).spawn()?;
-    meanwhile();
+    meanwhile(child.id());
     let output = child.wait_with_output()?;
     serde_json::from_slice(&output.stdout)
         .map_err(|error| io::Error::other(format!("the generator failed ({}): {error}", output.status)))

@@ -30,6 +30,19 @@ impl Cores {
         Self { router: router.to_vec(), upstreams, generator: load[..1].to_vec() }
     }
 
+    /// For a router that takes turns with its load: both have all cores, generator and servers one each. The servers
+    /// stay where they are. `None` if that is not two.
+    pub(crate) fn by_turns(&self, workers: usize) -> Option<Self> {
+        let cores = if has("taskset") { process::cores() } else { Vec::new() };
+        self.taking_turns(&cores, workers)
+    }
+
+    fn taking_turns(&self, cores: &[u32], workers: usize) -> Option<Self> {
+        let generator = *cores.iter().find(|core| !self.upstreams.contains(core))?;
+        let router = cores.get(cores.len().checked_sub(workers)?..)?.to_vec();
+        Some(Self { router, upstreams: self.upstreams.clone(), generator: vec![generator] })
+    }
+
     /// Whether each part has cores of its own, so that a router's throughput is its own too.
     pub(crate) fn are_apart(&self) -> bool {
         !self.router.is_empty() && self.upstreams != self.generator
@@ -71,5 +84,13 @@ mod tests {
         assert_eq!(four, Cores { router: vec![2, 3], upstreams: vec![1], generator: vec![0] });
         assert!(four.are_apart());
         assert_eq!(Cores::of(&[0, 1], 2), Cores::default());
+    }
+
+    #[test]
+    fn router_that_takes_turns_has_the_cores_of_its_load() {
+        let two = Cores::of(&[0, 1], 1);
+        let turns = Cores { router: vec![0, 1], upstreams: vec![0], generator: vec![1] };
+        assert_eq!(two.taking_turns(&[0, 1], 2), Some(turns));
+        assert_eq!(Cores::of(&[0], 1).taking_turns(&[0], 2), None);
     }
 }

@@ -125,6 +125,11 @@ impl Router {
         !matches!(self, Self::Direct | Self::Haproxy(_) | Self::Nginx(_))
     }
 
+    /// Whether it takes a fraction of a second to start; those that come with Python take several.
+    pub(crate) fn starts_quickly(&self) -> bool {
+        !matches!(self, Self::Sglang(_) | Self::PythonMiniLb(_) | Self::Smg(_))
+    }
+
     /// Starts it with `workers` threads (peers have one) and waits until it answers a request.
     pub(crate) fn start(
         &self,

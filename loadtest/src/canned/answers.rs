@@ -94,6 +94,8 @@ pub(super) struct Answers {
     pub(super) interval: Duration,
     /// Time until a generation request is answered.
     pub(super) delay: Duration,
+    /// Decode's answer to a room waits for prefill.
+    pub(super) paired: bool,
     pub(super) chat: Vec<u8>,
     pub(super) generate: Vec<u8>,
     pub(super) chat_stream: Stream,
@@ -110,6 +112,7 @@ impl Answers {
             in_one_write: plan.in_one_write,
             interval: if prefill { Duration::ZERO } else { plan.interval },
             delay: if prefill { plan.prefill_delay } else { Duration::ZERO },
+            paired: plan.paired,
             chat: sized(&chat(tokens)),
             generate: sized(&generated(tokens, tokens, &prompt, false)),
             chat_stream: Stream::new(&chat_events(tokens)),

@@ -15,10 +15,13 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::answers::{Answers, Stream};
-use super::{Shared, control};
+use super::rooms::room_in;
+use super::{Role, Shared, control};
 
 /// How much of a body is looked at for `"stream":true`.
 const LOOKED_AT: usize = 4096;
+/// How much of a larger body's end is looked at for its room.
+const TAIL: usize = 256;
 /// With this flag Linux drops what a TCP socket received instead of copying it out.
 const MSG_TRUNC: i32 = 0x20;
 
@@ -34,13 +37,21 @@ pub(super) async fn serve(mut stream: TcpStream, shared: Arc<Shared>) -> io::Res
     let mut buffer = BytesMut::with_capacity(16 << 10);
     let mut is_counted = false;
     while let Some(head) = read_head(&mut stream, &mut buffer).await? {
-        let wants_stream = read_body(&mut stream, &mut buffer, head.body).await?;
+        let answers = shared.answers();
+        let rooms = shared.rooms.as_ref().filter(|_| answers.paired);
+        let tail = if rooms.is_some() { TAIL } else { 0 };
+        let body = read_body(&mut stream, &mut buffer, head.body, tail).await?;
         if head.method == "POST" && !head.target.starts_with("/flush") {
             shared.seen.connections.fetch_add(u64::from(!is_counted), Relaxed);
             is_counted = true;
             shared.seen.requests.fetch_add(1, Relaxed);
             shared.seen.bytes.fetch_add(head.body as u64, Relaxed);
-            answer(&mut stream, &shared.answers(), &head.target, wants_stream).await?;
+            match rooms.zip(body.room) {
+                Some((rooms, room)) if shared.role == Role::Prefill => rooms.read(room),
+                Some((rooms, room)) => rooms.wait(room).await,
+                None => {}
+            }
+            answer(&mut stream, &answers, &head.target, body.wants_stream).await?;
         } else {
             let answer = control::answer(&shared, &head.method, &head.target);
             stream.write_all(&answer).await?;
@@ -77,24 +88,42 @@ fn parse_head(bytes: &[u8]) -> io::Result<Option<(usize, Head)>> {
     Ok(Some((length, Head { method, target, body: body.unwrap_or(0) })))
 }
 
-/// Reads a body to its end; whether it asks for a stream. Large ones never do.
-async fn read_body(stream: &mut TcpStream, buffer: &mut BytesMut, length: usize) -> io::Result<bool> {
+/// What matters of a body: of a large one its room, of a small one whether it asks for a stream.
+#[derive(Default)]
+struct Body {
+    wants_stream: bool,
+    room: Option<u64>,
+}
+
+/// Reads a body to its end. Of a large one all but the last `tail` bytes are thrown away.
+async fn read_body(
+    stream: &mut TcpStream,
+    buffer: &mut BytesMut,
+    length: usize,
+    tail: usize,
+) -> io::Result<Body> {
     if length <= LOOKED_AT {
-        while buffer.len() < length {
-            buffer.reserve(length);
-            if stream.read_buf(buffer).await? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-        }
-        let body = buffer.split_to(length);
-        return Ok([&b"\"stream\":true"[..], b"\"stream\": true"]
-            .iter()
-            .any(|wanted| memmem::find(&body, wanted).is_some()));
+        let body = read_exactly(stream, buffer, length).await?;
+        let asks = |wanted: &[u8]| memmem::find(&body, wanted).is_some();
+        let wants_stream = asks(b"\"stream\":true") || asks(b"\"stream\": true");
+        return Ok(Body { wants_stream, ..Body::default() });
     }
-    let buffered = buffer.len().min(length);
+    let thrown_away = length - tail;
+    let buffered = buffer.len().min(thrown_away);
     buffer.advance(buffered);
-    discard(stream, length - buffered).await?;
-    Ok(false)
+    discard(stream, thrown_away - buffered).await?;
+    let end = read_exactly(stream, buffer, tail).await?;
+    Ok(Body { room: room_in(&end), ..Body::default() })
+}
+
+async fn read_exactly(stream: &mut TcpStream, buffer: &mut BytesMut, length: usize) -> io::Result<BytesMut> {
+    while buffer.len() < length {
+        buffer.reserve(length);
+        if stream.read_buf(buffer).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(buffer.split_to(length))
 }
 
 async fn discard(stream: &TcpStream, mut left: usize) -> io::Result<()> {

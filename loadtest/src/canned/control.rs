@@ -32,6 +32,7 @@ fn parse_plan(query: &str) -> Plan {
             "in_one_write" => plan.in_one_write = value > 0,
             "prefill_delay_ms" => plan.prefill_delay = Duration::from_millis(value.into()),
             "prompt_tokens" => plan.prompt_tokens = value,
+            "paired" => plan.paired = value > 0,
             _ => {}
         }
     }
@@ -41,11 +42,11 @@ fn parse_plan(query: &str) -> Plan {
 impl Plan {
     /// The target that sets this plan on a running server.
     pub fn target(&self) -> String {
-        let Self { tokens, interval, in_one_write, prefill_delay, prompt_tokens } = self;
-        let in_one_write = u8::from(*in_one_write);
+        let Self { tokens, interval, in_one_write, prefill_delay, prompt_tokens, paired } = self;
+        let [in_one_write, paired] = [in_one_write, paired].map(|switch| u8::from(*switch));
         let (interval, delay) = (interval.as_micros(), prefill_delay.as_millis());
         format!(
-            "/canned?tokens={tokens}&interval_us={interval}&in_one_write={in_one_write}&prefill_delay_ms={delay}&prompt_tokens={prompt_tokens}"
+            "/canned?tokens={tokens}&interval_us={interval}&in_one_write={in_one_write}&prefill_delay_ms={delay}&prompt_tokens={prompt_tokens}&paired={paired}"
         )
     }
 }

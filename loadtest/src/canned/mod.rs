@@ -1,12 +1,14 @@
 //! Servers for load: the answers of SGLang, byte shapes and all, written beforehand.
 //!
 //! What is answered follows from the path and from `"stream":true`; how (tokens, pace, delay) is set for the whole
-//! server with [`Canned::plan`] or `PUT /canned?tokens=64&interval_us=20000`. Request bodies are thrown away unread
-//! beyond their first 4 KiB. Nothing is checked and no room is met: that is [`crate::sim`]'s business.
+//! server with [`Canned::plan`] or `PUT /canned?tokens=64&interval_us=20000`. Bodies above 4 KiB are thrown away unread,
+//! but for the room at their end if the plan is [`Plan::paired`]: then decode answers no room that prefill has not read.
+//! Nothing else is checked, and no room is met: that is [`crate::sim`]'s business.
 
 mod answers;
 mod connection;
 mod control;
+mod rooms;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -22,6 +24,7 @@ pub use crate::sim::Role;
 use answers::Answers;
 pub use answers::{MARK, STAMP};
 pub(crate) use connection::unix_nanos;
+use rooms::Rooms;
 
 /// How a server answers until it is told otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,12 +39,15 @@ pub struct Plan {
     pub prefill_delay: Duration,
     /// Entries in prefill's list of prompt logprobs.
     pub prompt_tokens: u32,
+    /// Decode of a [`Canned::pair`] answers a body above 4 KiB with a room at its end only when prefill has read that
+    /// room's body whole, or after 30 seconds.
+    pub paired: bool,
 }
 
 impl Default for Plan {
     fn default() -> Self {
         let (interval, prefill_delay) = (Duration::ZERO, Duration::ZERO);
-        Self { tokens: 64, interval, in_one_write: false, prefill_delay, prompt_tokens: 512 }
+        Self { tokens: 64, interval, in_one_write: false, prefill_delay, prompt_tokens: 512, paired: false }
     }
 }
 
@@ -67,11 +73,14 @@ struct Shared {
     role: Role,
     answers: Mutex<Arc<Answers>>,
     seen: Counters,
+    /// With the other server of a pair.
+    rooms: Option<Arc<Rooms>>,
 }
 
 impl Shared {
-    fn new(role: Role, plan: Plan) -> Self {
-        Self { role, answers: Mutex::new(Arc::new(Answers::new(role, plan))), seen: Counters::default() }
+    fn new(role: Role, plan: Plan, rooms: Option<Arc<Rooms>>) -> Self {
+        let answers = Mutex::new(Arc::new(Answers::new(role, plan)));
+        Self { role, answers, seen: Counters::default(), rooms }
     }
 
     fn answers(&self) -> Arc<Answers> {
@@ -106,9 +115,25 @@ impl Canned {
     /// # Errors
     /// If the address cannot be listened on.
     pub fn start(role: Role, addr: SocketAddr, plan: Plan) -> io::Result<Self> {
+        Self::serve(role, addr, plan, None)
+    }
+
+    /// A prefill and a decode server that know of each other's rooms.
+    ///
+    /// # Errors
+    /// If an address cannot be listened on.
+    pub fn pair(prefill: SocketAddr, decode: SocketAddr, plan: Plan) -> io::Result<[Self; 2]> {
+        let rooms = Some(Arc::new(Rooms::default()));
+        Ok([
+            Self::serve(Role::Prefill, prefill, plan, rooms.clone())?,
+            Self::serve(Role::Decode, decode, plan, rooms)?,
+        ])
+    }
+
+    fn serve(role: Role, addr: SocketAddr, plan: Plan, rooms: Option<Arc<Rooms>>) -> io::Result<Self> {
         let listener = listen(addr)?;
         let addr = listener.local_addr()?;
-        let shared = Arc::new(Shared::new(role, plan));
+        let shared = Arc::new(Shared::new(role, plan, rooms));
         let accepting = tokio::spawn(accept(listener, shared.clone()));
         Ok(Self { addr, shared, accepting })
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::results::{Outcome, Sample};
 use super::scenario::Scenario;
+use super::turns::{Sides, Turns};
 use crate::bed::{Cores, Router, Running, Upstreams, generate};
 use crate::load::{Kind, Mode};
 use crate::process;
@@ -20,10 +21,10 @@ pub(super) struct Bench {
 }
 
 pub(super) fn measure(bench: &Bench, scenario: &Scenario, router: &Router, label: &str) -> Outcome {
-    let cores = if scenario.workers > 1 { Cores::share(scenario.workers) } else { bench.cores.clone() };
-    if scenario.workers > 1 && !scenario.spread && !cores.are_apart() {
-        return Outcome::NotMeasured("needs four cores".to_owned());
-    }
+    let cores = match cores_for(bench, scenario) {
+        Ok(cores) => cores,
+        Err(why) => return Outcome::NotMeasured(why.to_owned()),
+    };
     let router_cores = if scenario.spread { &[][..] } else { &cores.router };
     let started = bench
         .servers
@@ -38,6 +39,17 @@ pub(super) fn measure(bench: &Bench, scenario: &Scenario, router: &Router, label
     }
 }
 
+fn cores_for(bench: &Bench, scenario: &Scenario) -> Result<Cores, &'static str> {
+    if scenario.by_turns {
+        return bench.cores.by_turns(2).ok_or("needs two cores");
+    }
+    let cores = if scenario.workers > 1 { Cores::share(scenario.workers) } else { bench.cores.clone() };
+    if scenario.workers > 1 && !scenario.spread && !cores.are_apart() {
+        return Err("needs four cores");
+    }
+    Ok(cores)
+}
+
 fn load(
     bench: &Bench,
     scenario: &Scenario,
@@ -46,8 +58,12 @@ fn load(
     label: &str,
 ) -> io::Result<Sample> {
     let idle_kib = running.pid.map(process::rss_kib).transpose()?.unwrap_or(0);
-    let mut spread = None;
-    let meanwhile = || {
+    let (mut spread, mut turns) = (None, None);
+    let meanwhile = |generator| {
+        if let (true, Some(router)) = (scenario.by_turns, running.pid) {
+            let sides = Sides { router, generator, servers: bench.servers.pid() };
+            turns = Some(sides.alternate());
+        }
         if let (true, Some(pid)) = (scenario.spread, running.pid) {
             sleep(scenario.warmup + scenario.time / 2);
             spread = process::clients_per_loop(pid, running.addr.port()).ok();
@@ -55,7 +71,8 @@ fn load(
     };
     let report = generate(&flags(bench, scenario, running, label), &cores.generator, meanwhile)?;
     let [prefill, decode] = bench.servers.seen()?;
-    Ok(Sample { report, idle_kib, prefill, decode, spread })
+    let turns = turns.transpose()?.map(|turns| Turns::within(&report, &turns));
+    Ok(Sample { report, idle_kib, prefill, decode, spread, turns })
 }
 
 fn flags(bench: &Bench, scenario: &Scenario, running: &Running, label: &str) -> Vec<String> {

@@ -9,7 +9,7 @@ pub enum Metric {
     CpuPerRequest,
     /// CPU time of the router for a token of a stream, in microseconds.
     CpuPerToken,
-    /// Requests a second.
+    /// Requests a second, of the router's own turns if it had any.
     Rate,
     /// Median latency, in microseconds.
     P50,
@@ -35,7 +35,7 @@ pub enum Metric {
     PeakPerBodies,
     /// Connections that servers saw.
     Connections,
-    /// How busy the router's core was; 1 is always.
+    /// How busy the router's cores were, one for each worker; 1 is always.
     RouterBusy,
     /// How much of the time it had to wait for its core, because of something that does not belong here.
     RouterWaited,
@@ -47,6 +47,8 @@ pub enum Metric {
     GeneratorLate,
     /// By how many connections the router's threads differ.
     Unevenness,
+    /// How busy the least busy of its workers was in the router's turns; 1 is always.
+    IdlestWorker,
 }
 
 impl Metric {
@@ -56,17 +58,24 @@ impl Metric {
         let router = report.process("router");
         let requests = (report.requests > 0).then_some(report.requests as f64);
         let tokens = (report.tokens > 0).then_some(report.tokens as f64);
+        // In turns a latency is mostly the time that someone was stopped.
+        let timed = requests.filter(|_| sample.turns.is_none());
+        let turns = sample.turns.as_ref();
+        // Of one core for each worker, while the router may run.
+        let busy = |cores: f64| {
+            cores * turns.map_or(1.0, |turns| report.seconds / turns.seconds) / row.workers as f64
+        };
         let has_delays = row.is_stream && report.token_delay.count > 0;
         let (latency, delay) = (&report.latency, &report.token_delay);
         match self {
             Self::CpuPerRequest => Some(router?.cpu_ns as f64 / 1e3 / requests?),
             Self::CpuPerToken => Some(router?.cpu_ns as f64 / 1e3 / tokens?),
-            Self::Rate => Some(requests? / report.seconds),
-            Self::P50 => requests.map(|_| latency.p50),
-            Self::P90 => requests.map(|_| latency.p90),
-            Self::P99 => requests.map(|_| latency.p99),
-            Self::P999 => requests.map(|_| latency.p999),
-            Self::FirstByte => requests.map(|_| report.first_byte.p50),
+            Self::Rate => Some(requests? / turns.map_or(report.seconds, |turns| turns.seconds)),
+            Self::P50 => timed.map(|_| latency.p50),
+            Self::P90 => timed.map(|_| latency.p90),
+            Self::P99 => timed.map(|_| latency.p99),
+            Self::P999 => timed.map(|_| latency.p999),
+            Self::FirstByte => timed.map(|_| report.first_byte.p50),
             Self::TokenP50 => has_delays.then_some(delay.p50),
             Self::TokenP99 => has_delays.then_some(delay.p99),
             Self::Memory => Some(router?.rss_kib as f64 / 1024.0),
@@ -80,12 +89,13 @@ impl Metric {
             Self::Connections => {
                 router.map(|_| (sample.prefill.connections + sample.decode.connections) as f64)
             }
-            Self::RouterBusy => router.map(|_| report.cores("router")),
-            Self::RouterWaited => router.map(|_| report.waited("router")),
+            Self::RouterBusy => router.map(|_| busy(report.cores("router"))),
+            Self::RouterWaited => router.map(|_| busy(report.waited("router"))),
             Self::GeneratorBusy => Some(report.cores("generator")),
             Self::ServersBusy => Some(report.cores("servers")),
             Self::GeneratorLate => Some(report.late.p99),
             Self::Unevenness => unevenness(sample.spread.as_ref()?),
+            Self::IdlestWorker => turns?.idlest(row.workers),
         }
     }
 }

@@ -10,6 +10,7 @@ mod reach;
 mod results;
 mod scenario;
 mod table;
+mod turns;
 
 use std::fs;
 use std::io::{self, IsTerminal as _};
@@ -22,6 +23,10 @@ use measure::{Bench, measure};
 pub use metric::Metric;
 pub use results::{Machine, Outcome, Results, Row, Sample};
 pub use scenario::Scenario;
+pub use turns::Turns;
+
+/// With fewer, two workers and their load cannot run at the same time.
+const FEW_CORES: usize = 4;
 
 /// What to compare, and where to put what was found.
 #[derive(Clone, Debug, clap::Args)]
@@ -52,7 +57,7 @@ impl Options {
 
     fn scenarios(&self) -> io::Result<Vec<Scenario>> {
         let time = Duration::try_from_secs_f64(self.seconds).map_err(io::Error::other)?;
-        let all = scenario::all(time);
+        let all = scenario::all(time, process::cores().len() < FEW_CORES);
         let unknown = self.scenario.iter().find(|name| all.iter().all(|scenario| scenario.name != **name));
         if let Some(name) = unknown {
             let names: Vec<_> = all.iter().map(|scenario| scenario.name).collect();
@@ -101,12 +106,22 @@ fn check_descriptors(scenarios: &[Scenario]) -> io::Result<()> {
     Ok(())
 }
 
+/// The measurements of a round: each router once, and again as often as it has slices.
+fn turns<'a>(
+    scenario: &'a Scenario,
+    routers: &'a [Router],
+) -> impl Iterator<Item = (&'a Scenario, &'a Router)> {
+    let slices = 0..routers.iter().map(|router| scenario.slices(router)).max().unwrap_or(1);
+    let suited = move |router: &&Router| scenario.suits(router);
+    slices.flat_map(move |slice| {
+        let now = routers.iter().filter(suited).filter(move |router| slice < scenario.slices(router));
+        now.map(move |router| (scenario, router))
+    })
+}
+
 fn rounds(rounds: usize, scenarios: &[Scenario], bench: &Bench, routers: &[Router], results: &mut Results) {
-    let pairs: Vec<(&Scenario, &Router)> = scenarios
-        .iter()
-        .flat_map(|scenario| routers.iter().map(move |router| (scenario, router)))
-        .filter(|(scenario, router)| scenario.suits(router))
-        .collect();
+    let pairs: Vec<(&Scenario, &Router)> =
+        scenarios.iter().flat_map(|scenario| turns(scenario, routers)).collect();
     let all = pairs.len() * rounds;
     for round in 0..rounds {
         for (index, (scenario, router)) in pairs.iter().enumerate() {
@@ -124,7 +139,7 @@ fn rounds(rounds: usize, scenarios: &[Scenario], bench: &Bench, routers: &[Route
             if !io::stderr().is_terminal() {
                 eprintln!("{label}");
             }
-            results.add(scenario, router.name(), measure(bench, scenario, router, &label));
+            results.add(scenario, router, measure(bench, scenario, router, &label));
         }
     }
 }

@@ -4,9 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use super::metric::{Metric, Spread};
 use super::scenario::Scenario;
-use crate::bed::Cores;
+use super::turns::Turns;
+use crate::bed::{Cores, Router};
 use crate::canned::Seen;
-use crate::load::Report;
+use crate::load::{Distribution, Report};
 use crate::process;
 
 /// One measurement that was made.
@@ -22,6 +23,8 @@ pub struct Sample {
     pub decode: Seen,
     /// Clients' connections of each of the router's event loops.
     pub spread: Option<Vec<usize>>,
+    /// If load and router took turns: the router's.
+    pub turns: Option<Turns>,
 }
 
 /// How one measurement went.
@@ -51,6 +54,10 @@ pub struct Row {
     pub connections: usize,
     /// Bytes of a request's body.
     pub body: usize,
+    /// Measurements of a round.
+    pub slices: usize,
+    /// Threads of this router that serve clients.
+    pub workers: usize,
     /// Whether requests wait for answers.
     pub is_closed: bool,
     /// Whether answers are streams.
@@ -61,6 +68,9 @@ pub struct Row {
 
 /// Below this share of its core, a router was not what limited a closed loop.
 pub(super) const BUSY: f64 = 0.85;
+
+/// In cores: with more, something else was busy while a latency was measured.
+pub(super) const OTHERS: f64 = 0.1;
 
 impl Row {
     /// The measurements that were made.
@@ -74,6 +84,27 @@ impl Row {
     /// The median and the range of a metric over all rounds.
     pub fn spread(&self, metric: Metric) -> Option<Spread> {
         Spread::of(self.samples().filter_map(|sample| metric.of(self, sample)))
+    }
+
+    /// All latencies of an open loop, of `round` or of all rounds. What was measured while something else was busy is
+    /// left out.
+    pub fn pooled(&self, round: Option<usize>) -> Distribution {
+        let rounds = self.rounds.chunks(self.slices.max(1)).enumerate();
+        let wanted = rounds.filter(|(index, _)| round.is_none_or(|round| round == *index));
+        let mut all = Distribution::default();
+        for outcome in wanted.flat_map(|(_, slices)| slices) {
+            if let Outcome::Measured(sample) = outcome
+                && sample.report.others <= OTHERS
+            {
+                all.add(&sample.report.times);
+            }
+        }
+        all
+    }
+
+    /// How many of the measurements are left out of [`Self::pooled`].
+    pub fn disturbed(&self) -> usize {
+        self.samples().filter(|sample| sample.report.others > OTHERS).count()
     }
 
     /// Why its numbers are not those of a router that does its work.
@@ -189,7 +220,8 @@ impl Results {
         rounds.into_iter().any(|outcome| matches!(outcome, Outcome::NotStarted(_)))
     }
 
-    pub(super) fn add(&mut self, scenario: &Scenario, router: &str, outcome: Outcome) {
+    pub(super) fn add(&mut self, scenario: &Scenario, router: &Router, outcome: Outcome) {
+        let (slices, router) = (scenario.slices(router), router.name());
         let found = self.rows.iter().position(|row| row.router == router && row.scenario == scenario.name);
         let at = found.unwrap_or_else(|| {
             self.rows.push(Row {
@@ -198,6 +230,8 @@ impl Results {
                 router: router.to_owned(),
                 connections: scenario.connections,
                 body: scenario.body,
+                slices,
+                workers: scenario.workers,
                 is_closed: scenario.mode == crate::load::Mode::Closed && scenario.plan.interval.is_zero(),
                 is_stream: scenario.is_stream(),
                 rounds: Vec::new(),
@@ -242,6 +276,8 @@ mod tests {
             router: "mini-lb".to_owned(),
             connections: 1,
             body: 300,
+            slices: 1,
+            workers: 1,
             is_closed: true,
             is_stream: false,
             rounds: vec![Outcome::Measured(Box::new(sample))],

@@ -35,6 +35,10 @@ pub struct Scenario {
     pub(super) workers: usize,
     /// Streams stay open, and who has them is looked at.
     pub(super) spread: bool,
+    /// How often it is measured in a round with each router that starts quickly; with the others once.
+    pub(super) slices: usize,
+    /// Router and load have all cores in turn.
+    pub(super) by_turns: bool,
 }
 
 impl Scenario {
@@ -53,6 +57,8 @@ impl Scenario {
             time,
             workers: 1,
             spread: false,
+            slices: 1,
+            by_turns: false,
         }
     }
 
@@ -64,20 +70,30 @@ impl Scenario {
         }
     }
 
+    /// How often it is measured in a round with `router`.
+    pub(super) fn slices(&self, router: &Router) -> usize {
+        if router.starts_quickly() { self.slices } else { 1 }
+    }
+
     /// Tokens of a stream, if it is one.
     pub(super) fn is_stream(&self) -> bool {
         matches!(self.kind, Kind::ChatStream | Kind::LogprobStream)
     }
 }
 
-/// All of them, measured for `time` each.
-pub(super) fn all(time: Duration) -> Vec<Scenario> {
+/// What disturbs a machine comes and goes: routers in turn, each for some seconds, have their share of it.
+const OPEN_SLICES: usize = 6;
+
+/// All of them, measured for `time` each; `few_cores`: there are fewer than two workers and their load need.
+pub(super) fn all(time: Duration, few_cores: bool) -> Vec<Scenario> {
     let new = |name, title, kind, connections| Scenario::new(name, title, kind, connections, time);
+    // Real decode servers wait for prefill; without it, more bodies are in flight than there are connections.
+    let plan = Plan { paired: true, ..Plan::default() };
     let body =
-        |name, title, body, connections| Scenario { body, ..new(name, title, Kind::Chat, connections) };
+        |name, title, body, connections| Scenario { body, plan, ..new(name, title, Kind::Chat, connections) };
     let merged = Plan { tokens: 16, ..Plan::default() };
     let pd = |plan, scenario| Scenario { of: For::Pd, plan, ..scenario };
-    vec![
+    let mut all = vec![
         new("chat_300b", "300 B chat, 64 connections", Kind::Chat, 64),
         new("stream_64", "streams of 64 tokens, a write each, 64 connections", Kind::ChatStream, 64),
         Scenario {
@@ -101,14 +117,32 @@ pub(super) fn all(time: Duration) -> Vec<Scenario> {
         Scenario {
             mode: Mode::Open { rate: 500.0 },
             time: time * 3,
+            slices: OPEN_SLICES,
             ..new("open_500", "300 B chat, 500 a second, open loop", Kind::Chat, 64)
         },
-        Scenario {
-            of: For::MiniLb,
-            workers: 2,
-            ..new("two_workers", "300 B chat, 128 connections, two workers", Kind::Chat, 128)
-        },
-        spread(time),
+    ];
+    all.extend(if few_cores { by_turns(time) } else { vec![two_workers(time)] });
+    all.push(spread(time));
+    all
+}
+
+fn two_workers(time: Duration) -> Scenario {
+    let title = "300 B chat, 128 connections, two workers";
+    Scenario { of: For::MiniLb, workers: 2, ..Scenario::new("two_workers", title, Kind::Chat, 128, time) }
+}
+
+/// Both numbers of workers, as only what is measured in the same way can be compared.
+fn by_turns(time: Duration) -> Vec<Scenario> {
+    let of = |name, title, workers| Scenario {
+        of: For::MiniLb,
+        workers,
+        by_turns: true,
+        warmup: Duration::from_secs(1),
+        ..Scenario::new(name, title, Kind::Chat, 1000, time * 3)
+    };
+    vec![
+        of("one_worker", "300 B chat, 1,000 connections, one worker, load and router by turns", 1),
+        of("two_workers", "300 B chat, 1,000 connections, two workers, load and router by turns", 2),
     ]
 }
 

@@ -127,6 +127,15 @@ fn notes(row: &Row, out: &mut String) {
     if waited > DISTURBED && row.is_closed {
         note(format!("≈ {router}: waited for its core up to {:.0} % of the time", 100.0 * waited));
     }
+    if let Some(turns) = row.samples().find_map(|sample| sample.turns.as_ref()) {
+        note(format!(
+            "{router}: by turns, {} of {:.1} ms a round, requests/s are of these; the least busy worker was busy {:.0} % of them, workers waited for a core {:.0} %",
+            turns.count,
+            1e3 * turns.seconds / turns.count.max(1) as f64,
+            percent(Metric::IdlestWorker),
+            percent(Metric::RouterWaited)
+        ));
+    }
     if let Some(counts) = row.samples().find_map(|sample| sample.spread.as_ref()) {
         note(format!("{router}: connections of each event loop {counts:?}"));
     }
@@ -143,6 +152,15 @@ fn load_notes(row: &Row, load_cores: usize, out: &mut String) {
             "\n▵ {router}: the core of generator and servers was {percent:.0} % busy: times are theirs as well\n"
         );
     }
+    let pooled = row.pooled(None);
+    if let (Some(p50), Some(p99)) = (pooled.quantile(0.5), pooled.quantile(0.99)) {
+        let (all, left_out) = (row.samples().count(), row.disturbed());
+        let [p50, p99] = [p50, p99].map(|time| number(time / 1e3));
+        *out += &format!(
+            "\n{router}: {} latencies together: p50 {p50}, p99 {p99} ms; {left_out} of {all} measurements left out, as something else was busy\n",
+            pooled.count()
+        );
+    }
     let late = share(Metric::GeneratorLate);
     if late > LATE {
         *out += &format!("\n▵ {router}: the generator itself was late, p99 {:.1} ms\n", late / 1e3);
@@ -153,7 +171,10 @@ fn reach(results: &Results) -> String {
     let mut out =
         "\n## What mini-lb promises\n\n| promise | bound | measured | |\n|---|---|---|---|\n".to_owned();
     for promise in promises(results) {
-        let measured = promise.measured.map_or("–".to_owned(), number);
+        let mut measured = promise.measured.map_or("–".to_owned(), number);
+        if let Some(Spread { min, max, .. }) = Spread::of(promise.rounds.iter().copied()) {
+            let _ = write!(measured, " ({}–{})", number(min), number(max));
+        }
         let _ =
             writeln!(out, "| {} | {} | {measured} | {} |", promise.what, promise.bound(), promise.verdict());
     }

@@ -6,6 +6,7 @@
 
 mod answer;
 mod connection;
+mod distribution;
 mod pace;
 mod progress;
 mod report;
@@ -21,8 +22,10 @@ use std::time::Duration;
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use crate::canned::unix_nanos;
 use crate::process::{self, Watch};
 pub use connection::ask;
+pub use distribution::Distribution;
 pub use pace::Ticket;
 pub use progress::Progress;
 pub use report::{Percentiles, Report, Watched};
@@ -131,8 +134,8 @@ impl Run {
             self.show_until(shown.as_ref(), Instant::now() + self.load.warmup).await;
             self.tally.replace(Tally::default());
         }
-        let before = process::cost_of(&self.load.watch)?;
-        let started = Instant::now();
+        let (before, all_before) = (process::cost_of(&self.load.watch)?, process::all_busy());
+        let (began_ns, started) = (unix_nanos(), Instant::now());
         let time = if let Until::Time(time) = self.load.until { time } else { FOREVER };
         let all = async { while connections.join_next().await.is_some() {} };
         tokio::select! {
@@ -141,7 +144,15 @@ impl Run {
         }
         let seconds = started.elapsed().as_secs_f64();
         let watched = process::difference(&self.load.watch, &before)?;
-        Ok(self.tally.borrow().report(seconds, watched))
+        let own: u64 = watched.iter().map(|watched| watched.cpu_ns).sum();
+        let all = process::all_busy().saturating_sub(all_before);
+        let mut report = self.tally.borrow().report(seconds, watched);
+        report.began_ns = began_ns;
+        report.others = all.saturating_sub(Duration::from_nanos(own)).as_secs_f64() / seconds;
+        if self.pace.is_some() {
+            report.times = self.tally.borrow().times();
+        }
+        Ok(report)
     }
 
     /// Sends requests one after the other until there are none left.

@@ -5,6 +5,8 @@ use std::fmt;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+use super::distribution::Distribution;
+
 /// Of a distribution of times: in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Percentiles {
@@ -58,6 +60,8 @@ pub struct Watched {
 /// One run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
+    /// When measuring began, in nanoseconds of the system's clock.
+    pub began_ns: u64,
     /// How long was measured.
     pub seconds: f64,
     /// Requests answered as they should be.
@@ -74,12 +78,16 @@ pub struct Report {
     pub tokens: u64,
     /// From when a request was due to the end of its answer.
     pub latency: Percentiles,
+    /// The same, every one of them: of an open loop only.
+    pub times: Distribution,
     /// From when a request was due to its answer's first byte.
     pub first_byte: Percentiles,
     /// From when the server wrote a token to when it was here.
     pub token_delay: Percentiles,
     /// How late the generator itself was in an open loop.
     pub late: Percentiles,
+    /// Cores that something else kept busy, to about a hundredth: neither this process nor a watched one.
+    pub others: f64,
     /// The watched processes; the generator itself comes last.
     pub watched: Vec<Watched>,
 }

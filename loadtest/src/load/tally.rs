@@ -4,6 +4,7 @@ use hdrhistogram::Histogram;
 
 use super::answer::Wrong;
 use super::connection::Times;
+use super::distribution::Distribution;
 use super::pace::Ticket;
 use super::report::{Percentiles, Report, Watched};
 
@@ -68,6 +69,11 @@ impl Tally {
         self.first_error.get_or_insert(why.0);
     }
 
+    /// All latencies.
+    pub(super) fn times(&self) -> Distribution {
+        Distribution::of(&self.latency)
+    }
+
     pub(super) fn report(&self, seconds: f64, watched: Vec<Watched>) -> Report {
         Report {
             seconds,
@@ -82,6 +88,7 @@ impl Tally {
             token_delay: Percentiles::of(&self.token_delay),
             late: Percentiles::of(&self.late),
             watched,
+            ..Report::default()
         }
     }
 }

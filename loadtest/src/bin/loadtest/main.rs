@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use flags::{CannedFlags, Command, Flags, RunFlags};
-use loadtest::canned::{Canned, Plan, Role};
+use loadtest::canned::{Canned, Plan};
 use loadtest::load::Report;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
@@ -53,8 +53,9 @@ fn canned(flags: &CannedFlags) -> io::Result<bool> {
         let (mut terminate, mut interrupt) =
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let plan = Plan::default();
-        let prefill = Canned::start(Role::Prefill, ([127, 0, 0, 1], flags.prefill_port).into(), plan)?;
-        let decode = Canned::start(Role::Decode, ([127, 0, 0, 1], flags.decode_port).into(), plan)?;
+        let [prefill, decode] =
+            [flags.prefill_port, flags.decode_port].map(|port| ([127, 0, 0, 1], port).into());
+        let [prefill, decode] = Canned::pair(prefill, decode, plan)?;
         println!("prefill listening on {}\ndecode listening on {}", prefill.url(), decode.url());
         tokio::select! {
             _ = terminate.recv() => {}
