@@ -1,13 +1,13 @@
 //! The router as a whole: its parts put together, and how it is started.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::{ConfigError, MiniLbConfig, Options, Settings};
-use crate::server;
+use crate::config::{Comparable, ConfigError, MiniLbConfig, Options, Reloaded, Settings};
+use crate::server::{self, Live};
 use crate::upstream::{Backend, LiveFleet, ServerPair};
 
 /// A router in front of prefill and decode servers.
@@ -15,7 +15,11 @@ pub struct MiniLoadBalancer {
     host: String,
     port: u16,
     fleet: Arc<LiveFleet>,
+    live: Arc<Live>,
     options: Options,
+    started_with: Comparable,
+    /// What `reload` compares with. Its lock lets one reload happen at a time.
+    last: Mutex<Comparable>,
 }
 
 impl MiniLoadBalancer {
@@ -26,8 +30,11 @@ impl MiniLoadBalancer {
     /// The first thing in the configuration that cannot work: no server of a role, a URL that is none, a server
     /// named twice, a port or a limit of 0.
     pub fn new(config: MiniLbConfig) -> Result<Self, ConfigError> {
-        let Settings { host, port, wanted, options } = config.settle()?;
-        Ok(Self { host, port, fleet: Arc::new(LiveFleet::new(wanted)), options })
+        let settings = config.settle()?;
+        let (started_with, last) = (Comparable::of(&settings), Mutex::new(Comparable::of(&settings)));
+        let Settings { host, port, wanted, options } = settings;
+        let (fleet, live) = (Arc::new(LiveFleet::new(wanted)), Arc::new(Live::new(&options)));
+        Ok(Self { host, port, fleet, live, options, started_with, last })
     }
 
     /// Listens on the configured address and [serves](Self::serve) until the process is told to end by SIGINT or
@@ -72,19 +79,37 @@ impl MiniLoadBalancer {
         listener: TcpListener,
         shutdown: impl Future<Output = ()> + Send,
     ) -> io::Result<()> {
-        server::serve(listener, Arc::clone(&self.fleet), self.options.clone(), shutdown).await
+        let (fleet, live) = (Arc::clone(&self.fleet), Arc::clone(&self.live));
+        server::serve(listener, fleet, self.options.clone(), live, shutdown).await
     }
 
-    /// Takes over the servers and the policies of another configuration, while requests go on: a server that is in both
-    /// keeps its connections and what is known of it, and one that is in the new one no more finishes what it has.
-    /// Everything else of `config` is left alone.
+    /// Takes over another configuration, while requests go on: its servers and policies, what a request may take, how
+    /// long clients may wait, how servers are watched, and the times of a shutdown. A server that is in both keeps its
+    /// connections and what is known of it, and one that is in the new one no more finishes what it has. A request keeps the
+    /// limits that it began with, and a client's connection its timeouts. What cannot change without a restart is left as
+    /// it is, and named in what is returned.
     ///
     /// # Errors
     ///
     /// As for [`new`](Self::new); then nothing has changed.
-    pub fn reload(&self, config: MiniLbConfig) -> Result<(), ConfigError> {
-        self.fleet.become_as(config.settle()?.wanted);
-        Ok(())
+    pub fn reload(&self, config: MiniLbConfig) -> Result<Reloaded, ConfigError> {
+        let settings = config.settle()?;
+        let new = Comparable::of(&settings);
+        // Nothing below fails half-way.
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.servers();
+        // Everyone who takes over a part of it.
+        self.live.reload(&settings.options);
+        self.fleet.become_as(settings.wanted);
+        let after = self.servers();
+        let reloaded = Reloaded {
+            servers_added: missing(&after, &before),
+            servers_removed: missing(&before, &after),
+            changed: last.changed_at_once(&new),
+            needs_restart: self.started_with.needs_restart(&new),
+        };
+        *last = new;
+        Ok(reloaded)
     }
 
     /// Every server that gets requests now, prefill first: its health, and how requests end on it.
@@ -96,6 +121,11 @@ impl MiniLoadBalancer {
     pub fn select_pair(&self) -> Option<ServerPair> {
         self.fleet.now().select_pair().ok()
     }
+}
+
+/// How many of `these` are not among `those`.
+fn missing(these: &[Arc<Backend>], those: &[Arc<Backend>]) -> usize {
+    these.iter().filter(|server| !those.iter().any(|other| Arc::ptr_eq(server, other))).count()
 }
 
 /// Ends when the process has been told to end `count` times.

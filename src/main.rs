@@ -6,6 +6,7 @@
 #![warn(clippy::unwrap_used)]
 
 mod cli;
+mod reload;
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -15,17 +16,23 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing::{Level, info};
 
-use cli::LogLevel;
+use cli::{LogLevel, Plan};
+use reload::Reloads;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Exit codes: 0 after a shutdown, 1 for what went wrong while running, 2 for what was typed.
 fn main() -> ExitCode {
-    let plan = cli::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    let plan = cli::parse(std::env::args_os(), std::env::vars_os()).unwrap_or_else(|error| error.exit());
     log_to_stderr(plan.log_level);
-    let balancer = MiniLoadBalancer::new(plan.config).unwrap_or_else(|error| cli::refusal(error).exit());
-    match run(&balancer, &plan.summary) {
+    let balancer = MiniLoadBalancer::new(plan.config.clone())
+        .unwrap_or_else(|error| cli::refusal(plan.layers.placed(&error.to_string())).exit());
+    if let Some(checked) = &plan.check {
+        let printed = io::stdout().write_all(checked.as_bytes());
+        return printed.map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    }
+    match run(&balancer, &plan) {
         Ok(()) => ExitCode::SUCCESS,
         Err(sentence) => {
             // Not `eprintln!`, which panics when stderr is closed.
@@ -51,23 +58,24 @@ fn log_to_stderr(level: LogLevel) {
 }
 
 /// This thread accepts connections and waits for signals; the library brings its own workers.
-fn run(balancer: &MiniLoadBalancer, summary: &str) -> Result<(), String> {
+fn run(balancer: &MiniLoadBalancer, plan: &Plan) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start the runtime: {error}"))?;
-    let ended = runtime.block_on(serve(balancer, summary));
+    let ended = runtime.block_on(serve(balancer, plan));
     // A dropped runtime would wait for blocking tasks, which a second signal must not.
     runtime.shutdown_background();
     ended
 }
 
-async fn serve(balancer: &MiniLoadBalancer, summary: &str) -> Result<(), String> {
+async fn serve(balancer: &MiniLoadBalancer, plan: &Plan) -> Result<(), String> {
     // Before the socket: whoever can connect can also shut down.
     let signals = Signals::new().map_err(|error| format!("cannot wait for signals: {error}"))?;
+    let reloads = Reloads::new(plan).map_err(|error| format!("cannot wait for SIGHUP: {error}"))?;
     let listener = balancer.bind().await.map_err(|error| error.to_string())?;
     let address = listener.local_addr().map_err(|error| format!("the address is not known: {error}"))?;
-    info!("listening on http://{address}: {summary}");
+    info!("listening on http://{address}: {}", plan.summary);
     let (begin, begun) = oneshot::channel();
     let shutdown = async move {
         // An error means that `begin` is gone, and with it this future.
@@ -78,6 +86,7 @@ async fn serve(balancer: &MiniLoadBalancer, summary: &str) -> Result<(), String>
             served.map_err(|error| format!("cannot go on serving {address}: {error}"))
         }
         () = second_signal(signals, begin) => Ok(()),
+        () = reloads.follow(balancer) => Ok(()),
     }
 }
 

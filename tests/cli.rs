@@ -74,6 +74,8 @@ const SUPPORTED: &[(&str, &str)] = &[
     ("--prometheus-host <HOST>", "[default: 127.0.0.1]"),
     ("--prometheus-port <PORT>", "[default: 29000, or none if that is taken]"),
     ("--log-level <LEVEL>", "[default: info]"),
+    ("--config <FILE>", ""),
+    ("--check-config", ""),
 ];
 
 /// Without it each test that ends a router takes 3 s longer.

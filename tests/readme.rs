@@ -77,6 +77,33 @@ fn the_line_for_a_real_pair_starts_a_router() {
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
 }
 
+#[test]
+fn the_configuration_file_is_a_good_one() {
+    let readme = file("README.md");
+    let text = readme.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("readme-{}.toml", std::process::id()));
+    fs::write(&path, text).unwrap();
+    let checked =
+        Command::new(env!("CARGO_BIN_EXE_mini-lb")).arg("--check-config").arg("--config").arg(&path).output();
+    fs::remove_file(&path).unwrap();
+    let checked = checked.unwrap();
+    assert_eq!(String::from_utf8(checked.stderr).unwrap(), "");
+    let printed = String::from_utf8(checked.stdout).unwrap();
+    assert!(printed.contains("\nport = 8000  # ") && printed.contains("\nretry_on_status = [429, 503]  # "));
+    assert!(printed.contains("[\"http://prefill-3:30000\", 8998]]  # "), "{printed}");
+}
+
+/// The list in the README is the library's.
+#[test]
+fn what_needs_a_restart_is_what_the_source_says() {
+    let readme = file("README.md");
+    let list = readme.split("After a restart only: ").nth(1).unwrap().split(".\n").next().unwrap();
+    let documented: BTreeSet<&str> = list.split('`').skip(1).step_by(2).collect();
+    let source = file("src/config/reload.rs");
+    let calls = source.split("after_restart(\"").skip(1).map(|rest| rest.split('"').next().unwrap());
+    assert_eq!(documented, calls.chain(["log-level"]).collect());
+}
+
 /// The words of `text` that begin with `--`.
 fn flags(text: &str) -> BTreeSet<String> {
     let is_part = |c: char| c.is_ascii_lowercase() || c == '-';
@@ -89,7 +116,7 @@ fn the_flags_are_those_of_the_help_text() {
     let help = Command::new(env!("CARGO_BIN_EXE_mini-lb")).arg("--help").output().unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
     let readme = file("README.md");
-    let table = readme.split("### Flags").nth(1).unwrap().split("## Endpoints").next().unwrap();
+    let table = readme.split("### Flags").nth(1).unwrap().split("## Configuration").next().unwrap();
     let of_servers = "--disaggregation-bootstrap-port".to_owned();
     let mut in_help = flags(&help);
     in_help.remove(&of_servers);

@@ -2,8 +2,10 @@
 
 mod kit;
 
+use std::time::Duration;
+
 use kit::{Gate, Router, Step, Upstream, json};
-use mini_lb::MiniLbConfig;
+use mini_lb::{MiniLbConfig, RoundRobin};
 
 const BODY: &str = r#"{"text":"a"}"#;
 
@@ -14,7 +16,7 @@ async fn server() -> Upstream {
 fn config(prefill: &[&Upstream], decode: &[&Upstream]) -> MiniLbConfig {
     let prefill = prefill.iter().map(|server| (server.url(), Some(kit::BOOTSTRAP_PORT))).collect();
     let decode = decode.iter().map(|server| server.url()).collect();
-    MiniLbConfig::new("127.0.0.1", 30_000, prefill, decode, 60)
+    MiniLbConfig::new("127.0.0.1", 30_000, prefill, decode, 60).health_checks(false)
 }
 
 #[tokio::test]
@@ -65,7 +67,87 @@ async fn a_server_that_comes_later_is_probed() {
     let (prefill, decode, late) = (server().await, server().await, server().await);
     let checked = |config: MiniLbConfig| config.health_checks(true);
     let router = Router::start_with(&[&prefill], &[&decode], checked).await;
-    router.reload(config(&[&prefill], &[&decode, &late])).expect("a good configuration");
+    router.reload(checked(config(&[&prefill], &[&decode, &late]))).expect("a good configuration");
     late.arrived(1).await;
     assert_eq!(late.seen()[0].target(), "/ready");
+}
+
+#[tokio::test]
+async fn what_is_reloaded_is_said() {
+    let (prefill, decode, other) = (server().await, server().await, server().await);
+    let router = Router::start(&[&prefill], &[&decode]).await;
+    let quiet = |config: MiniLbConfig| config.shutdown_lame_duck(Duration::ZERO).worker_threads(1);
+    let same = router.reload(quiet(config(&[&prefill], &[&decode]))).expect("a good configuration");
+    assert_eq!(same.to_string(), "nothing has changed");
+    let new = quiet(config(&[&prefill], &[&other])).policy(RoundRobin::default).max_merge_size(1);
+    let changed = router.reload(new.worker_threads(7)).expect("a good configuration");
+    assert_eq!((changed.servers_added, changed.servers_removed), (1, 1));
+    assert_eq!(changed.changed, ["prefill-policy", "decode-policy", "max-merge-size"]);
+    assert_eq!(changed.needs_restart, ["worker-threads"]);
+    let said =
+        "servers +1 -1, prefill-policy, decode-policy, max-merge-size; needs a restart: worker-threads";
+    assert_eq!(changed.to_string(), said);
+}
+
+#[tokio::test]
+async fn a_request_keeps_the_limits_that_it_began_with() {
+    let (prefill, gate) = (server().await, Gate::new());
+    let held = gate.clone();
+    let decode =
+        Upstream::start(move |_| vec![Step::Wait(held.clone()), Step::Send(json("200 OK", "{}"))]).await;
+    let router = Router::start(&[&prefill], &[&decode]).await;
+    let mut early = router.client().await;
+    early.start("POST", "/generate", &[], BODY.as_bytes()).await;
+    decode.arrived(1).await;
+    let prefill_urls = vec![(prefill.url(), Some(kit::BOOTSTRAP_PORT))];
+    let hasty = MiniLbConfig::new("127.0.0.1", 30_000, prefill_urls, vec![decode.url()], 1);
+    router.reload(hasty.health_checks(false)).expect("a good configuration");
+    // By its end the early one has taken longer than that too.
+    assert_eq!(router.client().await.post("/generate", BODY).await.status(), 504);
+    gate.open();
+    assert_eq!(early.answer().await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_new_connection_has_the_new_patience_and_an_old_one_its_own() {
+    let (prefill, decode) = (server().await, server().await);
+    let router = Router::start(&[&prefill], &[&decode]).await;
+    let mut old = router.client().await;
+    assert_eq!(old.get("/health").await.status(), 200);
+    let hasty = config(&[&prefill], &[&decode]).client_idle_timeout(Duration::from_millis(1));
+    router.reload(hasty).expect("a good configuration");
+    router.client().await.closed().await;
+    assert_eq!(old.get("/health").await.status(), 200);
+}
+
+#[tokio::test]
+async fn how_servers_are_watched_changes_for_those_that_are_there() {
+    let (prefill, decode) = (server().await, server().await);
+    let router = Router::start(&[&prefill], &[&decode]).await;
+    let watched =
+        |every: Duration| config(&[&prefill], &[&decode]).health_checks(true).health_check_interval(every);
+    router.reload(watched(Duration::from_secs(3_600))).expect("a good configuration");
+    decode.arrived(1).await;
+    router.reload(watched(Duration::from_millis(1))).expect("a good configuration");
+    decode.arrived(10).await;
+    router.reload(watched(Duration::from_millis(1)).health_checks(false)).expect("a good configuration");
+    // A probe may be under way still.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let probes = decode.seen().len();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(decode.seen().len(), probes);
+}
+
+#[tokio::test]
+async fn the_times_of_a_shutdown_are_those_of_the_last_configuration() {
+    let (prefill, decode) = (server().await, Upstream::start(|_| vec![Step::Hang]).await);
+    let mut router = Router::start(&[&prefill], &[&decode]).await;
+    let mut open = router.client().await;
+    open.start("POST", "/generate", &[], BODY.as_bytes()).await;
+    decode.arrived(1).await;
+    let hasty = config(&[&prefill], &[&decode]).shutdown_lame_duck(Duration::ZERO);
+    router.reload(hasty.shutdown_grace_period(Duration::ZERO)).expect("a good configuration");
+    // With the grace period that it was started with, this would take 180 s.
+    router.shut_down();
+    router.ended().await;
 }

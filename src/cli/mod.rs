@@ -1,8 +1,10 @@
-//! The command line: what was typed, as a [`Plan`].
+//! The command line, and what the environment and a file put below it ([`layers`]), as a [`Plan`].
 //!
 //! It knows flags and their sentences. Whether the values make sense together
 //! is the library's question ([`MiniLbConfig`]), and nothing is started here.
 
+mod configuring;
+mod layers;
 mod limits;
 mod operating;
 mod servers;
@@ -10,11 +12,14 @@ mod unsupported;
 
 use std::ffi::OsString;
 use std::fmt::Display;
+use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, Args, Command, FromArgMatches, ValueEnum};
 use mini_lb::MiniLbConfig;
 
+use configuring::Configuring;
+use layers::Layers;
 use limits::{Health, Limits, Sockets};
 use operating::Operating;
 use servers::{Choosing, Servers, server_args};
@@ -26,15 +31,48 @@ pub(crate) struct Plan {
     pub(crate) log_level: LogLevel,
     /// Servers, policies and workers in a few words, for the log.
     pub(crate) summary: String,
+    /// What was asked for by flags that the library does not know, by their names.
+    pub(crate) of_the_program: Vec<(&'static str, String)>,
+    /// Where it all comes from.
+    pub(crate) layers: Layers,
+    /// The files that it was read from, or that it names.
+    pub(crate) files: Vec<PathBuf>,
+    /// The effective configuration as text, if that is all that is wanted.
+    pub(crate) check: Option<String>,
 }
 
 /// Reads a command line, program name first. The error may also be a request for help or the version: its
 /// [`exit`](clap::Error::exit) does what is right for each.
-pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Plan, clap::Error> {
+pub(crate) fn parse(
+    args: impl IntoIterator<Item = OsString>,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Plan, clap::Error> {
     let args: Vec<OsString> = args.into_iter().collect();
     refuse_unsupported(&args)?;
-    let matches = command().try_get_matches_from(args)?;
-    Flags::from_arg_matches(&matches)?.plan(&Servers::from_matches(&matches)?)
+    let layers = if words_before_help(&args).count() + 1 < args.len() {
+        Layers::none(args)
+    } else {
+        Layers::read(command(), args, environment)?
+    };
+    plan(layers)
+}
+
+fn plan(layers: Layers) -> Result<Plan, clap::Error> {
+    let command = command();
+    let matches = command.clone().try_get_matches_from(&layers.words)?;
+    let flags = Flags::from_arg_matches(&matches)?;
+    let check = flags.configuring.check_config.then(|| layers::show(command.clone(), &matches, &layers));
+    let files = layers::files(&command, &matches, &layers);
+    let servers = Servers::from_matches(&matches).map_err(|error| layers.placed_error(error))?;
+    match flags.plan(&servers) {
+        Ok(plan) => Ok(Plan { check, files, layers, ..plan }),
+        Err(error) => Err(layers.placed_error(error)),
+    }
+}
+
+/// What an error says, in one sentence.
+pub(crate) fn sentence(error: &clap::Error) -> String {
+    layers::sentence(error)
 }
 
 /// A usage error of one sentence: `error: ` before it and exit code 2.
@@ -47,14 +85,20 @@ pub(crate) fn refusal(sentence: impl Display) -> clap::Error {
 /// A word that begins with `--` is never a value (neither here nor in argparse), so values cannot be mistaken
 /// for flags. A request for help ends the search, as it ends argparse's.
 fn refuse_unsupported(args: &[OsString]) -> Result<(), clap::Error> {
-    let words = args.iter().skip(1).filter_map(|arg| arg.to_str());
-    for word in words.take_while(|word| !["--", "--help", "-h", "--version", "-V"].contains(word)) {
+    for word in words_before_help(args) {
+        let word = word.to_str().unwrap_or_default();
         let name = word.split_once('=').map_or(word, |(name, _)| name);
         if let Some((flag, instead)) = REFUSED.iter().find(|(flag, _)| *flag == name) {
             return Err(refusal(format_args!("{flag} is not supported: {instead}")));
         }
     }
     Ok(())
+}
+
+/// The words that a request for help, or for the version, does not make idle.
+fn words_before_help(args: &[OsString]) -> impl Iterator<Item = &OsString> {
+    let ends = ["--", "--help", "-h", "--version", "-V"];
+    args.iter().skip(1).take_while(move |word| !word.to_str().is_some_and(|word| ends.contains(&word)))
 }
 
 fn command() -> Command {
@@ -97,6 +141,8 @@ struct Flags {
     operating: Operating,
     #[command(flatten, next_help_heading = "Logging")]
     logging: Logging,
+    #[command(flatten, next_help_heading = "Configuration")]
+    configuring: Configuring,
 }
 
 impl Flags {
@@ -122,7 +168,10 @@ impl Flags {
             decode_policy.name(),
             if workers == 1 { "" } else { "s" },
         );
-        Ok(Plan { config, log_level: self.logging.log_level, summary })
+        let log_level = self.logging.log_level;
+        let of_the_program = vec![("log-level", format!("{log_level:?}"))];
+        let (layers, files, check) = (Layers::none(Vec::new()), Vec::new(), None);
+        Ok(Plan { config, log_level, summary, of_the_program, layers, files, check })
     }
 }
 

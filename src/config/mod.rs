@@ -5,8 +5,10 @@
 //! opened here.
 
 mod defaults;
+mod reload;
 mod settings;
 
+use std::any::type_name;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +16,8 @@ use std::time::Duration;
 use crate::upstream::{HealthOptions, Policy, Random, SocketOptions};
 
 pub use defaults::*;
+pub(crate) use reload::Comparable;
+pub use reload::Reloaded;
 pub use settings::ConfigError;
 pub(crate) use settings::Settings;
 
@@ -50,7 +54,10 @@ pub struct MiniLbConfig {
 #[derive(Clone)]
 pub(crate) struct Options {
     pub(crate) prefill_policy: Arc<dyn Policy>,
+    /// The policy's type, to tell whether another one has come.
+    pub(crate) prefill_policy_kind: &'static str,
     pub(crate) decode_policy: Arc<dyn Policy>,
+    pub(crate) decode_policy_kind: &'static str,
     pub(crate) max_payload_size: usize,
     pub(crate) max_merge_size: usize,
     pub(crate) request_timeout: Duration,
@@ -101,7 +108,9 @@ impl MiniLbConfig {
             bootstrap_hosts: Vec::new(),
             options: Options {
                 prefill_policy: Arc::new(Random),
+                prefill_policy_kind: type_name::<Random>(),
                 decode_policy: Arc::new(Random),
+                decode_policy_kind: type_name::<Random>(),
                 max_payload_size: DEFAULT_MAX_PAYLOAD_SIZE,
                 max_merge_size: DEFAULT_MAX_MERGE_SIZE,
                 request_timeout: Duration::from_secs(timeout_secs).min(LONGEST_TIMEOUT),
@@ -142,15 +151,17 @@ impl MiniLbConfig {
 
     /// Chooses prefill servers. Default: [`Random`].
     #[must_use]
-    pub fn prefill_policy(mut self, policy: impl Policy) -> Self {
+    pub fn prefill_policy<P: Policy>(mut self, policy: P) -> Self {
         self.options.prefill_policy = Arc::new(policy);
+        self.options.prefill_policy_kind = type_name::<P>();
         self
     }
 
     /// Chooses decode servers. Default: [`Random`].
     #[must_use]
-    pub fn decode_policy(mut self, policy: impl Policy) -> Self {
+    pub fn decode_policy<P: Policy>(mut self, policy: P) -> Self {
         self.options.decode_policy = Arc::new(policy);
+        self.options.decode_policy_kind = type_name::<P>();
         self
     }
 

@@ -62,26 +62,25 @@ pub(crate) struct Control {
     fleet: Arc<LiveFleet>,
     pools: Arc<Pools>,
     draining: Draining,
-    flush_timeout: Duration,
 }
 
 impl Control {
-    /// `flush_timeout` is how long one server may take to flush: it may wait for its requests to end.
-    pub(crate) fn new(
-        fleet: Arc<LiveFleet>,
-        pools: Arc<Pools>,
-        draining: Draining,
-        flush_timeout: Duration,
-    ) -> Self {
-        Self { fleet, pools, draining, flush_timeout }
+    pub(crate) fn new(fleet: Arc<LiveFleet>, pools: Arc<Pools>, draining: Draining) -> Self {
+        Self { fleet, pools, draining }
     }
 
-    pub(crate) async fn handle(&self, endpoint: Endpoint, head: request::Parts) -> Result<Reply, Error> {
+    /// `flush_timeout` is how long one server may take to flush: it may wait for its requests to end.
+    pub(crate) async fn handle(
+        &self,
+        endpoint: Endpoint,
+        head: request::Parts,
+        flush_timeout: Duration,
+    ) -> Result<Reply, Error> {
         match endpoint {
             Endpoint::Health => Ok(Response::default()),
             Endpoint::Ready => self.ready(),
             Endpoint::HealthGenerate => Ok(self.health_generate(head).await),
-            Endpoint::FlushCache => Ok(self.flush_cache(head).await),
+            Endpoint::FlushCache => Ok(self.flush_cache(head, flush_timeout).await),
             Endpoint::ServerInfo => Ok(self.server_info(head).await),
             Endpoint::FromOne => self.pass_on(head).await,
         }
@@ -112,8 +111,8 @@ impl Control {
         failure_reply(StatusCode::SERVICE_UNAVAILABLE, "unhealthy", "not all servers are well", &unwell)
     }
 
-    async fn flush_cache(&self, head: request::Parts) -> Reply {
-        let question = question(head, self.flush_timeout);
+    async fn flush_cache(&self, head: request::Parts, timeout: Duration) -> Reply {
+        let question = question(head, timeout);
         let answers = ask_all(&self.pools, self.fleet.snapshot().all(), &question).await;
         let failed = failures(&answers);
         if failed.is_empty() {

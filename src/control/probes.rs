@@ -27,28 +27,28 @@ const READY: &str = "/ready";
 const HEALTH: &str = "/health";
 
 /// Probes all servers, those that are added later as well, on the runtime that polls it.
-pub(crate) async fn probe_all(fleet: &LiveFleet, options: &HealthOptions, sockets: &SocketOptions) {
-    if !options.enabled {
-        return std::future::pending().await;
-    }
+pub(crate) async fn probe_all(fleet: &LiveFleet, sockets: &SocketOptions) {
     // Nothing is kept, so that each probe opens a connection.
     let pools = Arc::new(Pools::new(&SocketOptions { max_idle: 0, ..sockets.clone() }));
     let mut changes = fleet.changes();
     // Dropped with this future, and with them whatever they do.
     let mut tasks = JoinSet::new();
     let mut probed: HashMap<u64, AbortHandle> = HashMap::new();
+    let mut options = fleet.watching();
     loop {
         let servers = fleet.snapshot();
+        let before = std::mem::replace(&mut options, fleet.watching());
+        let goes_on = options.enabled && before == options;
         probed.retain(|id, task| {
-            let stays = servers.all().any(|server| server.id() == *id);
+            let stays = goes_on && servers.all().any(|server| server.id() == *id);
             if !stays {
                 task.abort();
             }
             stays
         });
-        for server in servers.all() {
+        for server in servers.all().filter(|_| options.enabled) {
             probed.entry(server.id()).or_insert_with(|| {
-                tasks.spawn(watch(Arc::clone(server), Arc::clone(&pools), options.clone()))
+                tasks.spawn(watch(Arc::clone(server), Arc::clone(&pools), Arc::clone(&options)))
             });
         }
         drop(servers);
@@ -61,7 +61,7 @@ pub(crate) async fn probe_all(fleet: &LiveFleet, options: &HealthOptions, socket
 }
 
 /// Probes one server for as long as it is polled.
-async fn watch(server: Arc<Backend>, pools: Arc<Pools>, options: HealthOptions) {
+async fn watch(server: Arc<Backend>, pools: Arc<Pools>, options: Arc<HealthOptions>) {
     let mut probe = Probe { server: &server, pools: &pools, timeout: options.timeout, path: READY };
     loop {
         let begun = Instant::now();

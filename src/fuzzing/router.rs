@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::Incoming;
@@ -295,7 +296,7 @@ impl Scene {
             max_retries: 1,
             retry_on: vec![503],
         };
-        Proxy::new(Arc::new(fleet), Arc::new(pools), limits)
+        Proxy::new(Arc::new(fleet), Arc::new(pools), Arc::new(ArcSwap::from_pointee(limits)))
     }
 
     /// Sends the requests and returns all that comes back.
@@ -391,7 +392,7 @@ async fn answer(
     if ![Method::POST, Method::PUT].contains(request.method()) {
         return Err(io::Error::other("not routed to the proxy"));
     }
-    Ok(match proxy.handle(dialect, request).await {
+    Ok(match proxy.begin().handle(dialect, request).await {
         Ok(answer) => answer.map(Either::Left),
         Err(error) => {
             let (head, body) = error.to_reply().into_parts();

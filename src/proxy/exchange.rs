@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::{Poll, ready};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_LENGTH, HeaderValue};
@@ -31,7 +32,14 @@ use crate::wire::shape::{Dialect, Shape};
 pub(crate) struct Proxy {
     fleet: Arc<LiveFleet>,
     pools: Arc<Pools>,
-    limits: Limits,
+    limits: Arc<ArcSwap<Limits>>,
+}
+
+/// One request's way. It keeps the limits that it began with.
+pub(crate) struct Exchange<'a> {
+    fleet: &'a LiveFleet,
+    pools: &'a Arc<Pools>,
+    limits: Arc<Limits>,
 }
 
 /// What a request may take.
@@ -53,10 +61,16 @@ pub(crate) struct Limits {
 }
 
 impl Proxy {
-    pub(crate) fn new(fleet: Arc<LiveFleet>, pools: Arc<Pools>, limits: Limits) -> Self {
+    pub(crate) fn new(fleet: Arc<LiveFleet>, pools: Arc<Pools>, limits: Arc<ArcSwap<Limits>>) -> Self {
         Self { fleet, pools, limits }
     }
 
+    pub(crate) fn begin(&self) -> Exchange<'_> {
+        Exchange { fleet: &self.fleet, pools: &self.pools, limits: self.limits.load_full() }
+    }
+}
+
+impl Exchange<'_> {
     /// Answers a generation request. One that no server can have seen is sent again, and one that was refused with a
     /// status that says so.
     pub(crate) async fn handle(
@@ -138,11 +152,11 @@ impl Proxy {
         let to_decode = outgoing.to(pair.decode().host_header(), body);
         let keep = shape.merge.map(|_| Keep { limit: self.limits.max_merge_size, deadline });
         let prefill =
-            run_prefill(Arc::clone(&self.pools), enter(pair.prefill()), to_prefill, connection, keep);
+            run_prefill(Arc::clone(self.pools), enter(pair.prefill()), to_prefill, connection, keep);
         let mut prefill = Prefill::Running(prefill);
         // Pinned here: handed on by value, it would be copied at every step on the way to where it is polled.
         let decode =
-            pin!(Leg::start(&self.pools, enter(pair.decode()), to_decode, connection, Some(deadline)));
+            pin!(Leg::start(self.pools, enter(pair.decode()), to_decode, connection, Some(deadline)));
         let (head, leg) = match prefill.unless_it_fails(decode).await? {
             First::Decode(begun) => begun,
             First::Refused(answer) => return Ok(Answered::by_prefill(answer)),

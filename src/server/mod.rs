@@ -5,13 +5,14 @@
 //! runtime and connections of its own, so that a request never changes threads.
 //! [`connection`] times and closes one client connection, with what [`activity`]
 //! notes of it; [`service`] answers its requests, unless [`head`] refuses one. Operators
-//! have a listener of their own ([`admin`]). What a request means is for `proxy` and
-//! `control` to know.
+//! have a listener of their own ([`admin`]). What may change meanwhile is in [`live`]. What
+//! a request means is for `proxy` and `control` to know.
 
 mod activity;
 mod admin;
 mod connection;
 mod head;
+mod live;
 mod service;
 mod workers;
 
@@ -30,6 +31,8 @@ use crate::control::{Admin, Draining, probe_all};
 use crate::upstream::{Dialer, LiveFleet};
 use workers::Workers;
 
+pub(crate) use live::Live;
+
 /// How long the acceptor rests when the process has no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -41,27 +44,28 @@ pub(crate) async fn serve(
     listener: TcpListener,
     fleet: Arc<LiveFleet>,
     options: Options,
+    live: Arc<Live>,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
     let draining = Draining::default();
     let admin_listener = admin::bind(options.admin.as_ref()).await?;
     let operators = Arc::new(Admin::new(Arc::clone(&fleet)));
-    let workers = Workers::spawn(&fleet, &options, &draining)?;
+    let workers = Workers::spawn(&fleet, &options, &live, &draining)?;
     let clients = async {
         let acceptor = Acceptor { listener, dialer: Dialer::new(&options.sockets), workers: &workers };
         let accept = async {
             acceptor.accept_until(shutdown).await;
             draining.begin();
-            let lame_duck = options.shutdown_lame_duck;
+            let lame_duck = live.lame_duck();
             info!("shutting down: /ready says so, and connections are taken for {lame_duck:?}");
             acceptor.accept_until(tokio::time::sleep(lame_duck)).await;
         };
         tokio::select! {
             () = accept => {}
-            () = probe_all(&fleet, &options.health, &options.sockets) => {}
+            () = probe_all(&fleet, &options.sockets) => {}
         }
         drop(acceptor);
-        let grace_period = options.shutdown_grace_period;
+        let grace_period = live.grace_period();
         info!("no more connections are taken; open requests have {grace_period:?} to finish");
         workers.finish().await;
     };

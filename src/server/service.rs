@@ -4,7 +4,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{Either, Full};
@@ -15,10 +14,11 @@ use tracing::{debug, error, warn};
 
 use super::activity::Activity;
 use super::head;
+use super::live::Live;
 use crate::config::Options;
 use crate::control::{Control, Draining, Endpoint, allows};
 use crate::error::Error;
-use crate::proxy::{Limits, Proxy, Relay, discard};
+use crate::proxy::{Proxy, Relay, discard};
 use crate::upstream::{LiveFleet, Pools};
 use crate::wire::shape::Dialect;
 
@@ -29,7 +29,7 @@ pub(super) struct Service {
     /// Swept by the worker.
     pub(super) pools: Arc<Pools>,
     draining: Draining,
-    body_idle_timeout: Duration,
+    live: Arc<Live>,
 }
 
 /// An answer: relayed from a server, or the router's own.
@@ -42,28 +42,19 @@ enum Route {
 }
 
 impl Service {
-    pub(super) fn new(fleet: &Arc<LiveFleet>, options: &Options, draining: &Draining) -> Self {
+    pub(super) fn new(
+        fleet: &Arc<LiveFleet>,
+        options: &Options,
+        live: &Arc<Live>,
+        draining: &Draining,
+    ) -> Self {
         let pools = Arc::new(Pools::new(&options.sockets));
-        let limits = Limits {
-            max_payload_size: options.max_payload_size,
-            max_merge_size: options.max_merge_size,
-            request_timeout: options.request_timeout,
-            stream_idle_timeout: options.stream_idle_timeout,
-            max_retries: options.max_retries,
-            retry_on: options.retry_on.clone(),
-            body_idle_timeout: options.request_body_idle_timeout,
-        };
         Self {
-            proxy: Proxy::new(Arc::clone(fleet), Arc::clone(&pools), limits),
-            control: Control::new(
-                Arc::clone(fleet),
-                Arc::clone(&pools),
-                draining.clone(),
-                options.request_timeout,
-            ),
+            proxy: Proxy::new(Arc::clone(fleet), Arc::clone(&pools), Arc::clone(live.limits())),
+            control: Control::new(Arc::clone(fleet), Arc::clone(&pools), draining.clone()),
             pools,
             draining: draining.clone(),
-            body_idle_timeout: options.request_body_idle_timeout,
+            live: Arc::clone(live),
         }
     }
 
@@ -87,13 +78,16 @@ impl Service {
     async fn answer_checked(&self, request: Request<Incoming>) -> Result<Answer, Error> {
         let routed = route(request.method(), request.uri().path());
         if let Ok(Route::Proxy(dialect)) = routed {
-            return Ok(self.proxy.handle(dialect, request).await?.map(Either::Left));
+            return Ok(self.proxy.begin().handle(dialect, request).await?.map(Either::Left));
         }
         let (head, body) = request.into_parts();
-        let drained = discard(body, self.body_idle_timeout).await?;
+        let limits = self.live.limits().load_full();
+        let drained = discard(body, limits.body_idle_timeout).await?;
         let outcome = match routed {
             // Boxed, so that requests of the other kind are not as large.
-            Ok(Route::Control(endpoint)) => Box::pin(self.control.handle(endpoint, head)).await,
+            Ok(Route::Control(endpoint)) => {
+                Box::pin(self.control.handle(endpoint, head, limits.request_timeout)).await
+            }
             Ok(Route::Proxy(_)) => unreachable!("handled above"),
             Err(error) => Err(error),
         };

@@ -4,13 +4,13 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::warn;
 
-use super::connection::{self, Patience};
+use super::connection;
+use super::live::Live;
 use super::service::Service;
 use crate::config::Options;
 use crate::control::Draining;
@@ -34,21 +34,25 @@ struct Worker {
 }
 
 impl Workers {
-    pub(super) fn spawn(fleet: &Arc<LiveFleet>, options: &Options, draining: &Draining) -> io::Result<Self> {
+    pub(super) fn spawn(
+        fleet: &Arc<LiveFleet>,
+        options: &Options,
+        live: &Arc<Live>,
+        draining: &Draining,
+    ) -> io::Result<Self> {
         let (alive_sender, alive) = watch::channel(());
         let worker = |number| {
             let (sockets, handed_over) = mpsc::channel(MAX_HANDED_OVER);
             let (ends, ended) = oneshot::channel();
             let connections = Arc::new(AtomicUsize::new(0));
-            let service = Arc::new(Service::new(fleet, options, draining));
-            let patience = Patience { head: options.request_head_timeout, idle: options.client_idle_timeout };
-            let grace_period = options.shutdown_grace_period;
+            let service = Arc::new(Service::new(fleet, options, live, draining));
+            let live = Arc::clone(live);
             let (mut alive, counted) = (alive.clone(), Arc::clone(&connections));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
                 runtime.block_on(async {
                     tokio::select! {
-                        () = work(service, handed_over, counted, patience, grace_period) => {}
+                        () = work(service, handed_over, counted, &live) => {}
                         _ = alive.changed() => {}
                     }
                 });
@@ -87,8 +91,7 @@ async fn work(
     service: Arc<Service>,
     mut sockets: mpsc::Receiver<std::net::TcpStream>,
     connections: Arc<AtomicUsize>,
-    patience: Patience,
-    grace_period: Duration,
+    live: &Live,
 ) {
     // Closed when the last connection has dropped its receiver.
     let (close, closing) = watch::channel(());
@@ -98,7 +101,8 @@ async fn work(
         let counted = Counted(Arc::clone(&connections));
         match TcpStream::from_std(socket) {
             Ok(socket) => {
-                let served = connection::serve(socket, Arc::clone(&service), patience, closing.clone());
+                let served =
+                    connection::serve(socket, Arc::clone(&service), live.patience(), closing.clone());
                 tokio::spawn(async move {
                     served.await;
                     drop(counted);
@@ -109,7 +113,7 @@ async fn work(
     }
     drop(closing);
     close.send_replace(());
-    if tokio::time::timeout(grace_period, close.closed()).await.is_err() {
+    if tokio::time::timeout(live.grace_period(), close.closed()).await.is_err() {
         warn!("the grace period is over; open requests are cut off");
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
 
-use super::health::Health;
+use super::health::{Health, Watching};
 use super::{Address, Backend, Choice, HealthOptions, Policy, PrefillSpec, Random, Role};
 
 /// Which servers there should be, and how they are chosen.
@@ -19,7 +19,7 @@ pub(crate) struct Wanted {
     pub(crate) decode: Vec<Address>,
     pub(crate) prefill_policy: Arc<dyn Policy>,
     pub(crate) decode_policy: Arc<dyn Policy>,
-    /// For servers that are new.
+    /// For all servers.
     pub(crate) health: HealthOptions,
 }
 
@@ -33,7 +33,7 @@ pub(crate) struct LiveFleet {
 
 impl LiveFleet {
     pub(crate) fn new(wanted: Wanted) -> Self {
-        let now = ArcSwap::from_pointee(Fleet::default().become_as(wanted));
+        let now = ArcSwap::from_pointee(Fleet::new(wanted.health.clone()).become_as(wanted));
         Self { now, changing: Mutex::default(), changes: watch::channel(()).0 }
     }
 
@@ -55,6 +55,11 @@ impl LiveFleet {
         self.changes.send_replace(());
     }
 
+    /// How servers are watched.
+    pub(crate) fn watching(&self) -> Arc<HealthOptions> {
+        self.now.load().watching.options()
+    }
+
     /// Tells of each change from now on.
     pub(crate) fn changes(&self) -> watch::Receiver<()> {
         self.changes.subscribe()
@@ -62,19 +67,27 @@ impl LiveFleet {
 }
 
 /// The servers of both roles at one moment.
-#[derive(Default)]
 pub(crate) struct Fleet {
     prefill: Group,
     decode: Group,
     draining: Vec<Arc<Backend>>,
+    watching: Arc<Watching>,
 }
 
 impl Fleet {
+    /// Without a server.
+    fn new(health: HealthOptions) -> Self {
+        let watching = Arc::new(Watching::new(health));
+        Self { prefill: Group::default(), decode: Group::default(), draining: Vec::new(), watching }
+    }
+
     /// The fleet that is wanted, with the servers that it has already: whoever is wanted still, at the same address and
     /// under the same bootstrap fields, stays who it is. The others get no more requests, and finish those they have.
     fn become_as(&self, wanted: Wanted) -> Self {
         let Wanted { prefill, decode, prefill_policy, decode_policy, health } = wanted;
-        let new_health = |group: &Group| Health::new(health.clone(), Arc::clone(&group.unhealthy));
+        self.watching.become_as(health);
+        let new_health =
+            |group: &Group| Health::new(Arc::clone(&self.watching), Arc::clone(&group.unhealthy));
         let prefill = prefill.into_iter().map(|spec| {
             let known = self.known(|server| server.is_prefill(&spec));
             known.unwrap_or_else(|| Arc::new(Backend::prefill(spec, new_health(&self.prefill))))
@@ -90,7 +103,7 @@ impl Fleet {
         };
         let draining = self.known_servers().filter(|server| !is_wanted(server) && server.in_flight() > 0);
         let draining = draining.cloned().collect();
-        Self { prefill, decode, draining }
+        Self { prefill, decode, draining, watching: Arc::clone(&self.watching) }
     }
 
     fn known(&self, is_it: impl Fn(&Backend) -> bool) -> Option<Arc<Backend>> {

@@ -3,14 +3,16 @@
 //! Signs come in and a state comes out. Nobody is asked here (`control::probes`
 //! does that) and nothing is chosen (`fleet` does).
 
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use arc_swap::ArcSwap;
 
 use super::Outcome;
 
 /// How servers are watched.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HealthOptions {
     /// Without it every server counts as well.
     pub(crate) enabled: bool,
@@ -22,6 +24,30 @@ pub(crate) struct HealthOptions {
     pub(crate) failure_threshold: u32,
     /// Successes in a row that make it healthy again.
     pub(crate) success_threshold: u32,
+}
+
+/// The options as they are now, for all servers.
+#[derive(Debug)]
+pub(crate) struct Watching {
+    /// As in the options; asked at the end of each leg.
+    enabled: AtomicBool,
+    options: ArcSwap<HealthOptions>,
+}
+
+impl Watching {
+    pub(super) fn new(options: HealthOptions) -> Self {
+        Self { enabled: AtomicBool::new(options.enabled), options: ArcSwap::from_pointee(options) }
+    }
+
+    /// Takes over other options. What is known of servers is judged by them at the next sign.
+    pub(super) fn become_as(&self, options: HealthOptions) {
+        self.enabled.store(options.enabled, Relaxed);
+        self.options.store(Arc::new(options));
+    }
+
+    pub(crate) fn options(&self) -> Arc<HealthOptions> {
+        self.options.load_full()
+    }
 }
 
 /// What is known of a server.
@@ -42,7 +68,7 @@ pub(super) struct Health {
     /// A [`State`]; written under the lock only, read without.
     state: AtomicU8,
     in_a_row: Mutex<InARow>,
-    options: HealthOptions,
+    watching: Arc<Watching>,
     /// The unhealthy servers of this one's role.
     unhealthy: Arc<AtomicUsize>,
 }
@@ -55,29 +81,34 @@ struct InARow {
 }
 
 impl Health {
-    pub(super) fn new(options: HealthOptions, unhealthy: Arc<AtomicUsize>) -> Self {
+    pub(super) fn new(watching: Arc<Watching>, unhealthy: Arc<AtomicUsize>) -> Self {
         let state = AtomicU8::new(State::Unknown as u8);
-        Self { state, in_a_row: Mutex::default(), options, unhealthy }
+        Self { state, in_a_row: Mutex::default(), watching, unhealthy }
     }
 
     pub(super) fn state(&self) -> State {
+        if self.is_watched() { self.known() } else { State::Healthy }
+    }
+
+    fn is_watched(&self) -> bool {
+        self.watching.enabled.load(Relaxed)
+    }
+
+    /// What has been seen, whether anybody minds or not.
+    fn known(&self) -> State {
         const STATES: [State; 4] = [State::Unknown, State::Healthy, State::Suspect, State::Unhealthy];
-        if !self.options.enabled {
-            return State::Healthy;
-        }
         STATES[usize::from(self.state.load(Relaxed))]
     }
 
     /// Takes a sign. Returns the new state if the server has become healthy or unhealthy by it.
     pub(super) fn note(&self, well: bool) -> Option<State> {
-        let before = self.state();
         // The usual case takes no lock: this runs at the end of each leg.
-        if !self.options.enabled || (well && before == State::Healthy) {
+        if !self.is_watched() || (well && self.known() == State::Healthy) {
             return None;
         }
         // The numbers are whole whatever happens under the lock.
         let mut in_a_row = self.in_a_row.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = self.state();
+        let before = self.known();
         let after =
             if well { self.success(before, &mut in_a_row) } else { self.failure(before, &mut in_a_row) };
         self.state.store(after as u8, Relaxed);
@@ -92,7 +123,8 @@ impl Health {
     fn success(&self, before: State, in_a_row: &mut InARow) -> State {
         in_a_row.failures = 0;
         in_a_row.successes = in_a_row.successes.saturating_add(1);
-        let recovering = before == State::Unhealthy && in_a_row.successes < self.options.success_threshold;
+        let recovering =
+            before == State::Unhealthy && in_a_row.successes < self.watching.options.load().success_threshold;
         if recovering { State::Unhealthy } else { State::Healthy }
     }
 
@@ -102,7 +134,9 @@ impl Health {
         match before {
             // It has never been seen well: it may be starting, or have another address.
             State::Unknown | State::Unhealthy => State::Unhealthy,
-            State::Healthy | State::Suspect if in_a_row.failures >= self.options.failure_threshold => {
+            State::Healthy | State::Suspect
+                if in_a_row.failures >= self.watching.options.load().failure_threshold =>
+            {
                 State::Unhealthy
             }
             State::Healthy | State::Suspect => State::Suspect,
@@ -114,7 +148,7 @@ impl Health {
 /// each server's health and nothing else.
 impl Drop for Health {
     fn drop(&mut self) {
-        if self.state() == State::Unhealthy {
+        if self.known() == State::Unhealthy {
             self.unhealthy.fetch_sub(1, Relaxed);
         }
     }
@@ -144,15 +178,18 @@ pub(super) fn sign(outcome: Outcome) -> Option<bool> {
 mod tests {
     use super::*;
 
-    fn health(enabled: bool) -> Health {
-        let options = HealthOptions {
+    fn options(enabled: bool) -> HealthOptions {
+        HealthOptions {
             enabled,
             interval: Duration::from_secs(10),
             timeout: Duration::from_secs(5),
             failure_threshold: 3,
             success_threshold: 2,
-        };
-        Health::new(options, Arc::default())
+        }
+    }
+
+    fn health(enabled: bool) -> Health {
+        Health::new(Arc::new(Watching::new(options(enabled))), Arc::default())
     }
 
     fn after(health: &Health, signs: &[bool]) -> (State, usize) {
@@ -192,6 +229,27 @@ mod tests {
             .collect();
         let (well, unwell) = (Some(State::Healthy), Some(State::Unhealthy));
         assert_eq!(told, [well, None, None, None, unwell, None, None, well, None]);
+    }
+
+    #[test]
+    fn other_options_hold_for_the_next_sign() {
+        let health = health(true);
+        assert_eq!(after(&health, &[true, false]), (State::Suspect, 0));
+        health.watching.become_as(HealthOptions { failure_threshold: 2, ..options(true) });
+        assert_eq!(after(&health, &[false]), (State::Unhealthy, 1));
+        health.watching.become_as(HealthOptions { success_threshold: 1, ..options(true) });
+        assert_eq!(after(&health, &[true]), (State::Healthy, 0));
+    }
+
+    #[test]
+    fn a_server_that_nobody_watches_any_more_counts_until_it_is_gone() {
+        let health = health(true);
+        assert_eq!(after(&health, &[false]), (State::Unhealthy, 1));
+        health.watching.become_as(options(false));
+        assert_eq!(after(&health, &[]), (State::Healthy, 1));
+        let unhealthy = Arc::clone(&health.unhealthy);
+        drop(health);
+        assert_eq!(unhealthy.load(Relaxed), 0);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 mod client;
 mod fixtures;
 mod http;
+pub mod program;
 mod router;
 mod upstream;
 

@@ -80,7 +80,7 @@ impl Router {
     }
 
     /// Gives the router another configuration.
-    pub fn reload(&self, config: MiniLbConfig) -> Result<(), mini_lb::ConfigError> {
+    pub fn reload(&self, config: MiniLbConfig) -> Result<mini_lb::Reloaded, mini_lb::ConfigError> {
         self.balancer.reload(config)
     }
 

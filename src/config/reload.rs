@@ -1,0 +1,141 @@
+//! What of a configuration changes while the router serves, and what waits for a restart.
+//!
+//! It compares and says; who takes what over is listed in `balancer`.
+
+use std::fmt::{self, Debug};
+
+use super::{Options, Settings};
+
+/// What came of a [`reload`](crate::MiniLoadBalancer::reload). Options are named as their flags are, without the
+/// dashes before them; as text it is one line for a log.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Reloaded {
+    /// Servers that get requests from now on.
+    pub servers_added: usize,
+    /// Servers that get none any more.
+    pub servers_removed: usize,
+    /// What holds from now on, for requests and connections that begin from now on.
+    pub changed: Vec<&'static str>,
+    /// What differs from what the router was started with, and cannot be changed while it runs.
+    pub needs_restart: Vec<&'static str>,
+}
+
+impl fmt::Display for Reloaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { servers_added, servers_removed, changed, needs_restart } = self;
+        let mut parts: Vec<String> = Vec::new();
+        if servers_added + servers_removed > 0 {
+            parts.push(format!("servers +{servers_added} -{servers_removed}"));
+        }
+        parts.extend(changed.iter().map(|&name| name.to_owned()));
+        match parts.is_empty() {
+            true => f.write_str("nothing has changed")?,
+            false => f.write_str(&parts.join(", "))?,
+        }
+        if !needs_restart.is_empty() {
+            write!(f, "; needs a restart: {}", needs_restart.join(", "))?;
+        }
+        Ok(())
+    }
+}
+
+/// When another value of an option holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Holds {
+    AtOnce,
+    AfterRestart,
+}
+
+/// An option that can be compared: its flag, and its value as text that is never shown.
+type Entry = (&'static str, Holds, String);
+
+/// What changes between two configurations can be seen in.
+pub(crate) struct Comparable(Vec<Entry>);
+
+impl Comparable {
+    pub(crate) fn of(settings: &Settings) -> Self {
+        let Settings { host, port, wanted: _, options } = settings;
+        let mut entries = vec![after_restart("host", host), after_restart("port", port)];
+        entries.extend(options.entries());
+        Self(entries)
+    }
+
+    /// The options with `holds` that have another value in `new`.
+    fn changed(&self, new: &Self, holds: Holds) -> Vec<&'static str> {
+        let pairs = self.0.iter().zip(&new.0);
+        pairs.filter(|(old, new)| old.1 == holds && old.2 != new.2).map(|(old, _)| old.0).collect()
+    }
+
+    /// What has changed since the last configuration.
+    pub(crate) fn changed_at_once(&self, new: &Self) -> Vec<&'static str> {
+        self.changed(new, Holds::AtOnce)
+    }
+
+    /// What is not as in the configuration that the router was started with.
+    pub(crate) fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
+        self.changed(new, Holds::AfterRestart)
+    }
+}
+
+fn at_once(flag: &'static str, value: &dyn Debug) -> Entry {
+    (flag, Holds::AtOnce, format!("{value:?}"))
+}
+
+fn after_restart(flag: &'static str, value: &dyn Debug) -> Entry {
+    (flag, Holds::AfterRestart, format!("{value:?}"))
+}
+
+impl Options {
+    /// Every option, so that a new one cannot be forgotten here.
+    fn entries(&self) -> Vec<Entry> {
+        let Self {
+            prefill_policy: _,
+            prefill_policy_kind,
+            decode_policy: _,
+            decode_policy_kind,
+            max_payload_size,
+            max_merge_size,
+            request_timeout,
+            stream_idle_timeout,
+            max_retries,
+            retry_on,
+            request_head_timeout,
+            request_body_idle_timeout,
+            client_idle_timeout,
+            shutdown_lame_duck,
+            shutdown_grace_period,
+            health,
+            sockets,
+            worker_threads,
+            admin,
+        } = self;
+        vec![
+            at_once("prefill-policy", prefill_policy_kind),
+            at_once("decode-policy", decode_policy_kind),
+            at_once("max-payload-size", max_payload_size),
+            at_once("max-merge-size", max_merge_size),
+            at_once("request-timeout-secs", request_timeout),
+            at_once("stream-idle-timeout-secs", stream_idle_timeout),
+            at_once("retry-max-retries", max_retries),
+            at_once("retry-on-status", retry_on),
+            at_once("request-head-timeout-secs", request_head_timeout),
+            at_once("request-body-idle-timeout-secs", request_body_idle_timeout),
+            at_once("client-idle-timeout-secs", client_idle_timeout),
+            at_once("shutdown-lame-duck-secs", shutdown_lame_duck),
+            at_once("shutdown-grace-period-secs", shutdown_grace_period),
+            at_once("disable-health-check", &health.enabled),
+            at_once("health-check-interval-secs", &health.interval),
+            at_once("health-check-timeout-secs", &health.timeout),
+            at_once("health-failure-threshold", &health.failure_threshold),
+            at_once("health-success-threshold", &health.success_threshold),
+            after_restart("connect-timeout-secs", &sockets.connect_timeout),
+            after_restart("backend-idle-timeout-secs", &sockets.idle_timeout),
+            after_restart("max-idle-per-backend", &sockets.max_idle),
+            after_restart("socket-buffer-size", &sockets.buffer_size),
+            after_restart("worker-threads", worker_threads),
+            after_restart("prometheus-host", &admin.as_ref().map(|admin| &admin.host)),
+            after_restart("prometheus-port", &admin.as_ref().map(|admin| (admin.port, admin.must))),
+        ]
+    }
+}

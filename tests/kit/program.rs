@@ -1,0 +1,156 @@
+//! The built program: its configuration file, its log and its end.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::time::Instant;
+
+use super::{Client, PATIENCE};
+
+/// A folder of a test's own, gone with it.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    pub fn new(name: &str) -> Self {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("a folder for tests");
+        Self(path)
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// Writes a file whole, or not at all, as careful editors do.
+    pub fn put(&self, name: &str, text: &str) -> PathBuf {
+        let (new, path) = (self.path(&format!("{name}.new")), self.path(name));
+        std::fs::write(&new, text).expect("a file");
+        std::fs::rename(new, &path).expect("a file in its place");
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+/// The program with arguments, and without variables of ours that the test did not give.
+pub fn command<'a>(args: impl IntoIterator<Item = &'a str>, variables: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mini-lb"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("MINI_LB_")) {
+            command.env_remove(name);
+        }
+    }
+    command.args(args).envs(variables.iter().copied());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// What the program says that ends by itself.
+pub fn output<'a>(args: impl IntoIterator<Item = &'a str>, variables: &[(&str, &str)]) -> Output {
+    command(args, variables).output().expect("the program runs")
+}
+
+/// A program that goes on, killed when the test ends.
+pub struct Program {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Program {
+    pub fn start<'a>(args: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut child = command(args, &[]).spawn().expect("the program starts");
+        let stderr = BufReader::new(child.stderr.take().expect("a pipe"));
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
+        Self { child, lines }
+    }
+
+    /// Waits for a line of the log. Those before it are gone.
+    pub fn wait_for(&self, part: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        let mut seen = Vec::new();
+        loop {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) if line.contains(part) => return line,
+                Ok(line) => seen.push(line),
+                Err(error) => panic!("no line with {part:?} ({error}) after {seen:?}"),
+            }
+        }
+    }
+
+    pub fn hang_up(&self) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-HUP", &id]).status().expect("kill").success());
+    }
+
+    /// Tells it to read its configuration again. Returns what it says of it.
+    pub fn reload(&self) -> String {
+        self.hang_up();
+        self.wait_for("reloaded (SIGHUP)")
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+pub fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("a bound address").port()
+}
+
+/// The flags of the help text that are about what the router does, without dashes.
+pub fn flags() -> Vec<String> {
+    let help = String::from_utf8(output(["--help"], &[]).stdout).expect("UTF-8");
+    let names = help.lines().filter_map(|line| line.trim().strip_prefix("--"));
+    let names = names.map(|rest| rest.split([' ', ',']).next().expect("a name").to_owned());
+    names.filter(|name| !["config", "check-config", "help", "version"].contains(&name.as_str())).collect()
+}
+
+/// A value of a flag that is not its default: in a file, in the environment, and as it is shown. A new flag for which 7 or
+/// `true` will not do needs a line here.
+pub fn sample(flag: &str, is_switch: bool) -> [String; 3] {
+    let same = |text: &str| [text, text, text].map(str::to_owned);
+    let text = |text: &str| [format!("\"{text}\""), text.to_owned(), format!("\"{text}\"")];
+    let of = |file: &str, variable: &str| [file, variable, file].map(str::to_owned);
+    match flag {
+        _ if is_switch => same("true"),
+        "prefill" => of("[[\"http://127.0.0.1:9\", 7]]", "http://127.0.0.1:9 7"),
+        "decode" => of("[\"http://127.0.0.1:9\"]", "http://127.0.0.1:9"),
+        "prefill-bootstrap-host" => of("[[\"http://127.0.0.1:1\", \"b\"]]", "http://127.0.0.1:1 b"),
+        "policy" | "prefill-policy" | "decode-policy" => text("round_robin"),
+        "retry-on-status" => of("[503]", "503"),
+        "log-level" => text("debug"),
+        _ => same("7"),
+    }
+}
+
+/// A file with one key for each server flag, and `line` in the place of the one that sets the same.
+pub fn file_with(line: &str) -> String {
+    let servers = ["prefill = [[\"http://127.0.0.1:1\", 8998]]", "decode = [\"http://127.0.0.1:2\"]"];
+    let key = line.split(' ').next().unwrap_or_default();
+    let kept = servers.iter().filter(|server| server.split(' ').next() != Some(key));
+    kept.copied().chain([line]).collect::<Vec<_>>().join("\n") + "\n"
+}
+
+/// A client of a program, as soon as that listens.
+pub async fn client(port: u16) -> Client {
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    super::patiently("the program's listener", async {
+        while tokio::net::TcpStream::connect(address).await.is_err() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    Client::connect(address).await
+}
