@@ -33,7 +33,9 @@ pub mod fuzzing;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod internals;
+mod metrics;
 mod proxy;
+mod record;
 mod server;
 mod timer;
 mod upstream;

@@ -4,17 +4,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module may use of the crate.
-const MAY_USE: [(&str, &[&str]); 12] = [
+const MAY_USE: [(&str, &[&str]); 14] = [
     ("wire", &[]),
     ("upstream", &["wire"]),
     ("error", &["upstream", "wire"]),
     ("config", &["upstream"]),
     ("timer", &[]),
-    ("proxy", &["error", "timer", "upstream", "wire"]),
-    ("control", &["error", "upstream", "wire"]),
-    ("server", &["config", "control", "error", "proxy", "timer", "upstream", "wire"]),
+    ("record", &["error", "upstream", "wire"]),
+    ("metrics", &["record", "upstream"]),
+    ("proxy", &["error", "record", "timer", "upstream", "wire"]),
+    ("control", &["error", "metrics", "upstream", "wire"]),
+    ("server", &["config", "control", "error", "metrics", "proxy", "record", "timer", "upstream", "wire"]),
     ("balancer", &["config", "server", "upstream"]),
-    ("fuzzing", &["proxy", "upstream", "wire"]),
+    ("fuzzing", &["proxy", "record", "upstream", "wire"]),
     ("internals", &["wire"]),
     ("lib", &[]),
 ];

@@ -131,7 +131,7 @@ const RATE: &str =
     "mini-lb does not limit or queue requests; do that in a proxy in front, or leave the flag out";
 const RETRIES: &str = "mini-lb sends a request again at once or not at all; see --retry-max-retries";
 const BREAKER: &str = "mini-lb has no circuit breaker besides its health checks; see --health-failure-threshold, or leave the flag out";
-const METRICS: &str = "mini-lb has no Prometheus metrics; scrape the servers' own /metrics";
+const METRICS: &str = "the bounds of mini-lb's histograms are fixed (docs/METRICS.md); leave the flag out";
 const TRACING: &str = "mini-lb sends no traces; use the servers' own --enable-trace";
 const TLS: &str = "mini-lb listens without TLS; put a TLS proxy in front";
 const SERVER_TLS: &str = "mini-lb speaks plain http to servers; put a TLS proxy between them";

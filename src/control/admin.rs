@@ -4,21 +4,28 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::http::request;
 use hyper::{Method, Response};
 
 use super::endpoints::allows;
 use crate::error::{Error, Reply};
+use crate::metrics::Metrics;
 use crate::upstream::LiveFleet;
+
+/// Prometheus' text format.
+const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Answers for operators.
 pub(crate) struct Admin {
-    _fleet: Arc<LiveFleet>,
+    fleet: Arc<LiveFleet>,
+    metrics: Arc<Metrics>,
 }
 
 impl Admin {
-    pub(crate) fn new(fleet: Arc<LiveFleet>) -> Self {
-        Self { _fleet: fleet }
+    pub(crate) fn new(fleet: Arc<LiveFleet>, metrics: Arc<Metrics>) -> Self {
+        Self { fleet, metrics }
     }
 
     pub(crate) async fn handle(
@@ -29,8 +36,15 @@ impl Admin {
     ) -> Result<Reply, Error> {
         match head.uri.path() {
             "/health" => only("GET, HEAD", &head.method).map(|()| Response::default()),
+            "/metrics" => only("GET, HEAD", &head.method).map(|()| self.metrics()),
             _ => Err(Error::NotFound),
         }
+    }
+
+    fn metrics(&self) -> Reply {
+        let mut reply = Response::new(Full::new(self.metrics.to_text(&self.fleet.snapshot()).into()));
+        reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(METRICS_TYPE));
+        reply
     }
 }
 

@@ -21,6 +21,7 @@ use tokio::time::{sleep, timeout};
 use super::http::{Answer, answers};
 use super::{DIALECTS, Input, cut_at_most, splice_stream};
 use crate::proxy::{Limits, Proxy, Relay};
+use crate::record::Recorder;
 use crate::upstream::{
     Address, HealthOptions, LiveFleet, Pools, PrefillSpec, Random, Role, SocketOptions, Wanted,
 };
@@ -392,7 +393,8 @@ async fn answer(
     if ![Method::POST, Method::PUT].contains(request.method()) {
         return Err(io::Error::other("not routed to the proxy"));
     }
-    Ok(match proxy.begin().handle(dialect, request).await {
+    let mut record = Recorder::new(Vec::new()).begin();
+    Ok(match proxy.begin().handle(dialect, request, &mut record).await {
         Ok(answer) => answer.map(Either::Left),
         Err(error) => {
             let (head, body) = error.to_reply().into_parts();

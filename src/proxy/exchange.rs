@@ -19,7 +19,8 @@ use super::intake;
 use super::leg::{Connection, Deadline, Keep, Leg, PrefillEnd, PrefillRun, run_prefill};
 use super::relay::{Relay, TimeLimit};
 use crate::error::{Cause, Error};
-use crate::upstream::{Backend, InFlight, LiveFleet, Pools, Role, ServerPair};
+use crate::record::{Attempt, Record};
+use crate::upstream::{Backend, LiveFleet, Pools, Role, ServerPair};
 use crate::wire::answer::Head;
 use crate::wire::body::ClientBody;
 use crate::wire::bootstrap::MAX_ROOM;
@@ -77,6 +78,7 @@ impl Exchange<'_> {
         &self,
         dialect: Dialect,
         request: Request<Incoming>,
+        record: &mut Record,
     ) -> Result<Response<Relay>, Error> {
         let (head, body) = request.into_parts();
         let (body, shape) = intake::read(
@@ -87,6 +89,7 @@ impl Exchange<'_> {
             self.limits.body_idle_timeout,
         )
         .await?;
+        record.body_read(body.len(), shape.stream);
         if shape.many_samples {
             return Err(Error::ManySamples);
         }
@@ -96,9 +99,11 @@ impl Exchange<'_> {
         let mut connection = Connection::Any;
         let mut retries = self.limits.max_retries;
         loop {
-            let answered = self.attempt(&pair, connection, &outgoing, &body, &shape, deadline).await;
+            let attempt = record.sent_to(&pair);
+            let answered = self.attempt(&attempt, connection, &outgoing, &body, &shape, deadline).await;
             let again = if retries > 0 { self.sent_again(&pair, &answered) } else { None };
             let Some((server, next)) = again else { return answered.map(Answered::into_response) };
+            record.tried_again(&server, answered.as_ref().err());
             // Both legs end here.
             drop(answered);
             pair = self.fleet.now().select_other_pair(&server).map_err(Error::NoServer)?;
@@ -139,24 +144,25 @@ impl Exchange<'_> {
     /// Sends a request to a pair, in a room of its own. Both legs have ended when this fails.
     async fn attempt(
         &self,
-        pair: &ServerPair,
+        attempt: &Attempt<'_>,
         connection: Connection,
         outgoing: &RequestHead,
         body: &ClientBody,
         shape: &Shape,
         deadline: Deadline,
     ) -> Result<Answered, Error> {
+        let pair = attempt.pair;
         let fields = pair.prefill().bootstrap().expect("a prefill server has bootstrap fields");
         let body = body.with_fields(&shape.edit, fields, fastrand::u64(1..=MAX_ROOM));
         let to_prefill = outgoing.to(pair.prefill().host_header(), body.clone());
         let to_decode = outgoing.to(pair.decode().host_header(), body);
         let keep = shape.merge.map(|_| Keep { limit: self.limits.max_merge_size, deadline });
         let prefill =
-            run_prefill(Arc::clone(self.pools), enter(pair.prefill()), to_prefill, connection, keep);
+            run_prefill(Arc::clone(self.pools), attempt.leg(pair.prefill()), to_prefill, connection, keep);
         let mut prefill = Prefill::Running(prefill);
         // Pinned here: handed on by value, it would be copied at every step on the way to where it is polled.
         let decode =
-            pin!(Leg::start(self.pools, enter(pair.decode()), to_decode, connection, Some(deadline)));
+            pin!(Leg::start(self.pools, attempt.leg(pair.decode()), to_decode, connection, Some(deadline)));
         let (head, leg) = match prefill.unless_it_fails(decode).await? {
             First::Decode(begun) => begun,
             First::Refused(answer) => return Ok(Answered::by_prefill(answer)),
@@ -171,6 +177,7 @@ impl Exchange<'_> {
             None => self.piped(prefill, head, leg, deadline).await,
             Some(merge) => match prefill.end().await? {
                 PrefillEnd::Answered(lists) => {
+                    attempt.merges();
                     // Boxed, so that requests with nothing to merge are not as large.
                     let merged = Box::pin(self.merged(pair, merge, &lists, head, leg, deadline));
                     merged.await.map(Answered::Begun)
@@ -328,10 +335,6 @@ impl Prefill {
             Self::Refusing(refused, _) => Ok(refused),
         }
     }
-}
-
-fn enter(server: &Arc<Backend>) -> InFlight {
-    InFlight::enter(Arc::clone(server))
 }
 
 fn reply(mut head: response::Parts, body: Relay) -> Response<Relay> {

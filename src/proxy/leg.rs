@@ -15,7 +15,8 @@ use hyper::{Response, StatusCode};
 use tokio::time::Instant;
 
 use crate::error::{Cause, Error};
-use crate::upstream::{Backend, ConnError, InFlight, Lease, Outcome, Pools};
+use crate::record::LegRecord;
+use crate::upstream::{Backend, ConnError, Lease, Outcome, Pools};
 use crate::wire::answer::Head;
 use crate::wire::refusal;
 use crate::wire::request::LegRequest;
@@ -53,7 +54,7 @@ async fn before<T>(deadline: Option<Deadline>, wait: Pin<&mut impl Future<Output
 /// A leg whose answer has begun.
 pub(super) struct Leg {
     lease: Lease,
-    server: InFlight,
+    server: LegRecord,
     /// How it ends if its body does.
     outcome: Outcome,
     /// For all that is waited for here. A relay has limits of its own.
@@ -64,7 +65,7 @@ impl Leg {
     /// Takes a connection, sends the request, and waits for the head of the answer.
     pub(super) async fn start(
         pools: &Pools,
-        mut server: InFlight,
+        mut server: LegRecord,
         request: LegRequest,
         connection: Connection,
         deadline: Option<Deadline>,
@@ -75,6 +76,7 @@ impl Leg {
         };
         match sent {
             Ok((lease, head)) => {
+                server.head_came(lease.sent(), lease.has_begun());
                 let outcome = outcome(head.status);
                 if !head.status.is_success() {
                     // That is said, whether the rest of it is read or not.
@@ -89,12 +91,18 @@ impl Leg {
     /// The next data of the body.
     pub(super) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
         let data = ready!(self.lease.poll_data(cx));
+        if let Some(Ok(_)) = data {
+            self.server.body_came();
+        }
         Poll::Ready(data.map(|data| data.map_err(|error| self.fail(error))))
     }
 
     /// Waits for the first data, or for the end of an empty body. Both are still to be had afterwards.
     pub(super) async fn begun(&mut self) -> Result<(), Error> {
         let begun = before(self.deadline, pin!(self.lease.begun())).await;
+        if let Ok(Ok(())) = begun {
+            self.server.body_came();
+        }
         self.or_fail(begun)
     }
 
@@ -181,7 +189,7 @@ async fn send(
     Ok((lease, head))
 }
 
-fn failed(server: &mut InFlight, cause: Cause) -> Error {
+fn failed(server: &mut LegRecord, cause: Cause) -> Error {
     server.ends_as(cause.outcome());
     Error::upstream(server.backend(), cause)
 }
@@ -247,7 +255,7 @@ pub(super) struct Keep {
 /// deadline.
 pub(super) fn run_prefill(
     pools: Arc<Pools>,
-    server: InFlight,
+    server: LegRecord,
     request: LegRequest,
     connection: Connection,
     keep: Option<Keep>,

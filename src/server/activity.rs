@@ -7,8 +7,9 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{Either, Full};
@@ -17,12 +18,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::error::Error;
+use crate::metrics::WorkerMetrics;
 use crate::proxy::Relay;
+use crate::record::Record;
 use crate::wire::pieces::Pieces;
 
 /// One connection's flags. All of them are set and read by its own task; they are atomic only because tasks must
 /// be `Send`.
-#[derive(Default)]
 pub(super) struct Activity {
     /// A request is under way, from the end of its head to the end of its answer.
     busy: AtomicBool,
@@ -34,6 +36,10 @@ pub(super) struct Activity {
     blocked: AtomicBool,
     /// An answer was given before its request was read to the end.
     cut_short: AtomicBool,
+    /// When decode's first byte came that is about to be written: nanoseconds after `begun`. 0: none is.
+    first_byte: AtomicU64,
+    begun: Instant,
+    metrics: Arc<WorkerMetrics>,
 }
 
 /// What a connection without a request waits for.
@@ -44,6 +50,31 @@ pub(super) enum Waiting {
 }
 
 impl Activity {
+    pub(super) fn new(metrics: Arc<WorkerMetrics>) -> Self {
+        Self {
+            busy: AtomicBool::new(false),
+            in_head: AtomicBool::new(false),
+            touched: AtomicBool::new(false),
+            blocked: AtomicBool::new(false),
+            cut_short: AtomicBool::new(false),
+            first_byte: AtomicU64::new(0),
+            begun: Instant::now(),
+            metrics,
+        }
+    }
+
+    /// What came first of decode is the next to be written.
+    fn gives_first(&self, came: Instant) {
+        let nanos = came.saturating_duration_since(self.begun).as_nanos();
+        self.first_byte.store(u64::try_from(nanos).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// Something was written, or could not be.
+    fn relayed(&self) {
+        let came = self.first_byte.swap(0, Relaxed);
+        self.metrics.relayed(self.begun.elapsed().saturating_sub(Duration::from_nanos(came)));
+    }
+
     /// `None` while a request is under way.
     pub(super) fn waiting(&self) -> Option<Waiting> {
         if self.busy.load(Relaxed) {
@@ -83,6 +114,9 @@ impl Activity {
     }
 
     fn wrote(&self, blocked: bool) {
+        if self.first_byte.load(Relaxed) != 0 && !blocked {
+            self.relayed();
+        }
         self.blocked.store(blocked, Relaxed);
         // Every answer's end is written after the request's beginning was seen, and mostly after its body is dropped.
         self.touched.store(true, Relaxed);
@@ -112,12 +146,14 @@ impl Drop for Busy {
 /// The body of an answer: relayed from a server, or the router's own. The request is under way until it is dropped.
 pub(super) struct AnswerBody {
     body: Either<Relay, Full<Bytes>>,
-    _busy: Busy,
+    busy: Busy,
+    /// After the body: finished when the legs have ended.
+    record: Record,
 }
 
 impl AnswerBody {
-    pub(super) fn new(body: Either<Relay, Full<Bytes>>, busy: Busy) -> Self {
-        Self { body, _busy: busy }
+    pub(super) fn new(body: Either<Relay, Full<Bytes>>, busy: Busy, record: Record) -> Self {
+        Self { body, busy, record }
     }
 }
 
@@ -129,13 +165,23 @@ impl Body for AnswerBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Pieces>, Error>>> {
-        match &mut self.body {
+        let frame = match &mut self.body {
             Either::Left(relay) => Pin::new(relay).poll_frame(cx),
             Either::Right(own) => {
                 let frame = Pin::new(own).poll_frame(cx).map_ok(|frame| frame.map_data(Pieces::One));
                 frame.map_err(|never| match never {})
             }
+        };
+        match &frame {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(came) = self.record.gives(frame.data_ref().map_or(0, Pieces::len)) {
+                    self.busy.activity().gives_first(came);
+                }
+            }
+            Poll::Ready(Some(Err(error))) => self.record.failed(error),
+            Poll::Ready(None) | Poll::Pending => {}
         }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
@@ -149,6 +195,15 @@ impl Body for AnswerBody {
         match &self.body {
             Either::Left(relay) => relay.size_hint(),
             Either::Right(own) => own.size_hint(),
+        }
+    }
+}
+
+/// hyper does not ask for the end of a body that has said that it is there.
+impl Drop for AnswerBody {
+    fn drop(&mut self) {
+        if matches!(self.body, Either::Right(_)) || Body::is_end_stream(self) {
+            self.record.completed();
         }
     }
 }

@@ -64,15 +64,16 @@ pub(super) async fn serve(
     patience: Patience,
     mut closing: watch::Receiver<()>,
 ) {
-    let activity = Arc::new(Activity::default());
+    let activity = Arc::new(Activity::new(Arc::clone(&service.metrics)));
     let answer = {
         let activity = Arc::clone(&activity);
         move |request: Request<Incoming>| {
             let (service, busy) = (Arc::clone(&service), Busy::begin(&activity));
             // hyper would keep a place of its size for as long as the connection lives, and a stream lives long.
             Box::pin(async move {
-                let answer = service.answer(request, busy.activity()).await;
-                Ok::<_, Infallible>(answer.map(|body| AnswerBody::new(body, busy)))
+                let mut record = service.recorder.begin();
+                let answer = service.answer(request, busy.activity(), &mut record).await;
+                Ok::<_, Infallible>(answer.map(|body| AnswerBody::new(body, busy, record)))
             })
         }
     };

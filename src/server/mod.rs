@@ -28,6 +28,7 @@ use tracing::{debug, info, warn};
 
 use crate::config::Options;
 use crate::control::{Admin, Draining, probe_all};
+use crate::metrics::Metrics;
 use crate::upstream::{Dialer, LiveFleet};
 use workers::Workers;
 
@@ -48,9 +49,10 @@ pub(crate) async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
     let draining = Draining::default();
+    let metrics = Arc::new(Metrics::default());
     let admin_listener = admin::bind(options.admin.as_ref()).await?;
-    let operators = Arc::new(Admin::new(Arc::clone(&fleet)));
-    let workers = Workers::spawn(&fleet, &options, &live, &draining)?;
+    let operators = Arc::new(Admin::new(Arc::clone(&fleet), Arc::clone(&metrics)));
+    let workers = Workers::spawn(&fleet, &options, &live, &draining, &metrics)?;
     let clients = async {
         let acceptor = Acceptor { listener, dialer: Dialer::new(&options.sockets), workers: &workers };
         let accept = async {

@@ -18,7 +18,9 @@ use super::live::Live;
 use crate::config::Options;
 use crate::control::{Control, Draining, Endpoint, allows};
 use crate::error::Error;
+use crate::metrics::{Metrics, WorkerMetrics};
 use crate::proxy::{Proxy, Relay, discard};
+use crate::record::{Kind, Record, Recorder};
 use crate::upstream::{LiveFleet, Pools};
 use crate::wire::shape::Dialect;
 
@@ -28,6 +30,8 @@ pub(super) struct Service {
     control: Control,
     /// Swept by the worker.
     pub(super) pools: Arc<Pools>,
+    pub(super) metrics: Arc<WorkerMetrics>,
+    pub(super) recorder: Arc<Recorder>,
     draining: Draining,
     live: Arc<Live>,
 }
@@ -47,24 +51,34 @@ impl Service {
         options: &Options,
         live: &Arc<Live>,
         draining: &Draining,
+        metrics: &Metrics,
     ) -> Self {
         let pools = Arc::new(Pools::new(&options.sockets));
+        let metrics = metrics.worker();
         Self {
             proxy: Proxy::new(Arc::clone(fleet), Arc::clone(&pools), Arc::clone(live.limits())),
             control: Control::new(Arc::clone(fleet), Arc::clone(&pools), draining.clone()),
             pools,
+            recorder: Recorder::new(vec![Arc::clone(&metrics) as _]),
+            metrics,
             draining: draining.clone(),
             live: Arc::clone(live),
         }
     }
 
     /// Answers a request, whatever happens to it.
-    pub(super) async fn answer(&self, request: Request<Incoming>, activity: &Activity) -> Answer {
+    pub(super) async fn answer(
+        &self,
+        request: Request<Incoming>,
+        activity: &Activity,
+        record: &mut Record,
+    ) -> Answer {
         let outcome = match head::check(&request) {
-            Ok(()) => unless_it_panics(pin!(self.answer_checked(request))).await,
+            Ok(()) => unless_it_panics(pin!(self.answer_checked(request, record))).await,
             Err(what) => Err(Error::BadRequest(what)),
         };
-        let mut answer = outcome.unwrap_or_else(|error| own(&error));
+        let mut answer = outcome.unwrap_or_else(|error| own(&error, record));
+        record.answered(answer.status().as_u16());
         // Servers' own are not passed on, so this one says that something of the request is unread.
         if answer.headers().contains_key(CONNECTION) {
             activity.cut_short();
@@ -75,10 +89,10 @@ impl Service {
         answer
     }
 
-    async fn answer_checked(&self, request: Request<Incoming>) -> Result<Answer, Error> {
-        let routed = route(request.method(), request.uri().path());
+    async fn answer_checked(&self, request: Request<Incoming>, record: &mut Record) -> Result<Answer, Error> {
+        let routed = route(request.method(), request.uri().path(), record);
         if let Ok(Route::Proxy(dialect)) = routed {
-            return Ok(self.proxy.begin().handle(dialect, request).await?.map(Either::Left));
+            return Ok(self.proxy.begin().handle(dialect, request, record).await?.map(Either::Left));
         }
         let (head, body) = request.into_parts();
         let limits = self.live.limits().load_full();
@@ -91,7 +105,7 @@ impl Service {
             Ok(Route::Proxy(_)) => unreachable!("handled above"),
             Err(error) => Err(error),
         };
-        let mut answer = outcome.map_or_else(|error| own(&error), |reply| reply.map(Either::Right));
+        let mut answer = outcome.map_or_else(|error| own(&error, record), |reply| reply.map(Either::Right));
         if !drained {
             // What is left of the body would be taken for the next request.
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -113,7 +127,8 @@ async fn unless_it_panics(
 }
 
 /// The router's own answer to an error.
-fn own(error: &Error) -> Answer {
+fn own(error: &Error, record: &mut Record) -> Answer {
+    record.failed(error);
     match error {
         // What the panic said may hold a client's bytes.
         Error::Internal => error!(code = error.code(), "{error}"),
@@ -123,7 +138,8 @@ fn own(error: &Error) -> Answer {
     error.to_reply().map(Either::Right)
 }
 
-fn route(method: &Method, path: &str) -> Result<Route, Error> {
+/// Finds the route, and tells `record` of it, whether the method is one of its or not.
+fn route(method: &Method, path: &str, record: &mut Record) -> Result<Route, Error> {
     let (route, allow) = match path {
         "/generate" => (Route::Proxy(Dialect::Generate), "POST, PUT"),
         "/v1/chat/completions" => (Route::Proxy(Dialect::Chat), "POST"),
@@ -133,5 +149,18 @@ fn route(method: &Method, path: &str) -> Result<Route, Error> {
             (Route::Control(endpoint), endpoint.allow())
         }
     };
+    record.is(kind(&route));
     if allows(allow, method) { Ok(route) } else { Err(Error::MethodNotAllowed { allow }) }
+}
+
+fn kind(route: &Route) -> Kind {
+    match route {
+        Route::Proxy(dialect) => (*dialect).into(),
+        Route::Control(Endpoint::Health) => Kind::Health,
+        Route::Control(Endpoint::Ready) => Kind::Ready,
+        Route::Control(Endpoint::HealthGenerate) => Kind::HealthGenerate,
+        Route::Control(Endpoint::FlushCache) => Kind::FlushCache,
+        Route::Control(Endpoint::ServerInfo) => Kind::ServerInfo,
+        Route::Control(Endpoint::FromOne) => Kind::ModelInfo,
+    }
 }

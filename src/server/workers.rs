@@ -14,6 +14,7 @@ use super::live::Live;
 use super::service::Service;
 use crate::config::Options;
 use crate::control::Draining;
+use crate::metrics::Metrics;
 use crate::upstream::LiveFleet;
 
 /// Accepted sockets that wait for one worker.
@@ -39,13 +40,14 @@ impl Workers {
         options: &Options,
         live: &Arc<Live>,
         draining: &Draining,
+        metrics: &Metrics,
     ) -> io::Result<Self> {
         let (alive_sender, alive) = watch::channel(());
         let worker = |number| {
             let (sockets, handed_over) = mpsc::channel(MAX_HANDED_OVER);
             let (ends, ended) = oneshot::channel();
             let connections = Arc::new(AtomicUsize::new(0));
-            let service = Arc::new(Service::new(fleet, options, live, draining));
+            let service = Arc::new(Service::new(fleet, options, live, draining, metrics));
             let live = Arc::clone(live);
             let (mut alive, counted) = (alive.clone(), Arc::clone(&connections));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -95,7 +97,7 @@ async fn work(
 ) {
     // Closed when the last connection has dropped its receiver.
     let (close, closing) = watch::channel(());
-    let sweeping = Arc::clone(&service);
+    let (sweeping, recorder) = (Arc::clone(&service), Arc::clone(&service.recorder));
     tokio::spawn(async move { sweeping.pools.sweep().await });
     while let Some(socket) = sockets.recv().await {
         let counted = Counted(Arc::clone(&connections));
@@ -114,6 +116,7 @@ async fn work(
     drop(closing);
     close.send_replace(());
     if tokio::time::timeout(live.grace_period(), close.closed()).await.is_err() {
+        recorder.cut_off();
         warn!("the grace period is over; open requests are cut off");
     }
 }

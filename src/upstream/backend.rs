@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use hyper::header::HeaderValue;
 use tracing::{info, warn};
 
+use super::connections::{ConnectionCounts, Connections};
 use super::health::{Health, State, sign};
 use super::outcome::Outcomes;
 use super::{Address, Outcome};
@@ -60,6 +61,8 @@ pub struct Backend {
     bootstrap: Option<BootstrapFields>,
     in_flight: AtomicUsize,
     outcomes: Outcomes,
+    /// Shared with the pools.
+    connections: Arc<ConnectionCounts>,
     health: Health,
 }
 
@@ -77,7 +80,8 @@ impl Backend {
         let host_header = HeaderValue::from_str(&address.authority).expect("a URL's authority is printable");
         let (in_flight, outcomes) = (AtomicUsize::new(0), Outcomes::default());
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        Self { id, role, address, host_header, bootstrap, in_flight, outcomes, health }
+        let connections = Arc::default();
+        Self { id, role, address, host_header, bootstrap, in_flight, outcomes, connections, health }
     }
 
     /// Whether this is the prefill server that is meant, as decode servers find it too.
@@ -170,6 +174,15 @@ impl Backend {
 
     pub(crate) fn bootstrap(&self) -> Option<&BootstrapFields> {
         self.bootstrap.as_ref()
+    }
+
+    /// Its connections, of all workers.
+    pub(crate) fn connections(&self) -> Connections {
+        self.connections.sum()
+    }
+
+    pub(super) fn connection_counts(&self) -> &Arc<ConnectionCounts> {
+        &self.connections
     }
 
     pub(crate) fn address(&self) -> &Address {

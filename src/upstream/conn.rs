@@ -11,6 +11,7 @@ use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Instant;
 use std::{fmt, iter};
 
 use bytes::Bytes;
@@ -60,8 +61,18 @@ pub(super) struct Conn {
     keeps_alive: bool,
     /// It has carried a request before.
     used: bool,
+    sent: Sent,
     /// Something has come since the request.
     heard: bool,
+}
+
+/// How a request was sent.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Sent {
+    /// On a connection that had carried others.
+    pub(crate) on_kept: bool,
+    /// When its last byte was written. `None`: it was answered before, or not at all.
+    pub(crate) written_at: Option<Instant>,
 }
 
 /// Why an answer has no end, or no beginning.
@@ -97,6 +108,7 @@ impl Conn {
             decoder: Decoder::ended(),
             keeps_alive: true,
             used: false,
+            sent: Sent::default(),
             heard: false,
         })
     }
@@ -116,7 +128,7 @@ impl Conn {
     /// Sends a request and waits for the head of its answer.
     pub(super) async fn send(&mut self, request: LegRequest) -> Result<Head, SendError> {
         let reused = std::mem::replace(&mut self.used, true);
-        self.heard = false;
+        (self.heard, self.sent) = (false, Sent { on_kept: reused, written_at: None });
         self.output = Output::new(request);
         let head = std::future::poll_fn(|cx| self.poll_head(cx)).await;
         head.map_err(|cause| SendError { cause, unseen: reused && !self.heard })
@@ -172,6 +184,11 @@ impl Conn {
         self.first.is_none() && self.decoder.is_ended()
     }
 
+    /// How the last request was sent.
+    pub(super) fn sent(&self) -> Sent {
+        self.sent
+    }
+
     /// What is to be handed out of a body of announced length.
     pub(super) fn remaining(&self) -> Option<u64> {
         let first = self.first.as_ref().map_or(0, Bytes::len) as u64;
@@ -187,6 +204,9 @@ impl Conn {
             match ready!(write)? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 written => self.output.advance(written),
+            }
+            if self.output.is_done() {
+                self.sent.written_at = Some(Instant::now());
             }
         }
         Poll::Ready(Ok(()))

@@ -110,7 +110,8 @@ impl Fleet {
         self.known_servers().find(|server| is_it(server)).cloned()
     }
 
-    fn known_servers(&self) -> impl Iterator<Item = &Arc<Backend>> {
+    /// Also those that are not wanted any more and have requests under way.
+    pub(crate) fn known_servers(&self) -> impl Iterator<Item = &Arc<Backend>> {
         self.all().chain(&self.draining)
     }
 

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
-use super::conn::{Conn, ConnError, SendError, Stream};
+use super::conn::{Conn, ConnError, SendError, Sent, Stream};
+use super::connections::{ConnectionCounts, Shard};
 use super::dial::DialError;
 use super::{Backend, Dialer, SocketOptions};
 use crate::wire::answer::Head;
@@ -33,6 +34,8 @@ pub(crate) struct Pools {
     /// By [`Backend::id`]. Only its worker's thread takes this lock, as that of a [`Pool`].
     pools: Mutex<HashMap<u64, Arc<Pool>>>,
     max_idle: usize,
+    /// Where this worker counts connections.
+    shard: Shard,
     dialer: Dialer,
     idle_timeout: Duration,
     /// Takes the dialer's place.
@@ -49,6 +52,7 @@ impl Pools {
         Self {
             pools: Mutex::default(),
             max_idle: options.max_idle,
+            shard: Shard::next(),
             dialer: Dialer::new(options),
             idle_timeout: options.idle_timeout,
             #[cfg(any(test, fuzzing))]
@@ -68,7 +72,10 @@ impl Pools {
     }
 
     fn of(&self, backend: &Backend) -> Arc<Pool> {
-        let pool = || Arc::new(Pool { idle: Mutex::default(), max_idle: self.max_idle });
+        let pool = || {
+            let counts = Arc::clone(backend.connection_counts());
+            Arc::new(Pool { idle: Mutex::default(), max_idle: self.max_idle, counts, shard: self.shard })
+        };
         Arc::clone(self.lock().entry(backend.id()).or_insert_with(pool))
     }
 
@@ -78,6 +85,7 @@ impl Pools {
         while let Some(idle) = pool.pop() {
             let mut conn = idle.conn;
             if idle.since.elapsed() < self.idle_timeout && conn.is_usable() {
+                pool.counts.reused(self.shard);
                 return Ok(Lease { conn, pool });
             }
         }
@@ -92,6 +100,7 @@ impl Pools {
 
     async fn open_into(&self, pool: Arc<Pool>, backend: &Backend) -> Result<Lease, DialError> {
         let stream = self.open(backend).await?;
+        pool.counts.opened(self.shard);
         Ok(Lease { conn: Conn::new(stream), pool })
     }
 
@@ -110,7 +119,7 @@ impl Pools {
         loop {
             ticks.tick().await;
             self.lock().retain(|_, pool| {
-                pool.lock().retain(|idle| idle.since.elapsed() < self.idle_timeout);
+                pool.retain(|idle| idle.since.elapsed() < self.idle_timeout);
                 // A server may be gone for good, and one that is asked again gets a pool again.
                 Arc::strong_count(pool) > 1 || !pool.lock().is_empty()
             });
@@ -124,6 +133,8 @@ struct Pool {
     /// run on any runtime.
     idle: Mutex<Vec<Idle>>,
     max_idle: usize,
+    counts: Arc<ConnectionCounts>,
+    shard: Shard,
 }
 
 struct Idle {
@@ -139,7 +150,30 @@ impl Pool {
 
     /// The connection used last has the longest time left.
     fn pop(&self) -> Option<Idle> {
-        self.lock().pop()
+        let idle = self.lock().pop()?;
+        self.counts.unparked(self.shard, 1);
+        Some(idle)
+    }
+
+    fn push(&self, conn: Box<Conn>) {
+        let mut idle = self.lock();
+        if idle.len() < self.max_idle {
+            idle.push(Idle { conn, since: Instant::now() });
+            self.counts.parked(self.shard);
+        }
+    }
+
+    fn retain(&self, stays: impl FnMut(&Idle) -> bool) {
+        let mut idle = self.lock();
+        let before = idle.len();
+        idle.retain(stays);
+        self.counts.unparked(self.shard, before - idle.len());
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.retain(|_| false);
     }
 }
 
@@ -153,6 +187,11 @@ impl Lease {
     /// Sends a request and waits for the head of its answer.
     pub(crate) async fn send(&mut self, request: LegRequest) -> Result<Head, SendError> {
         self.conn.send(request).await
+    }
+
+    /// How the request was sent.
+    pub(crate) fn sent(&self) -> Sent {
+        self.conn.sent()
     }
 
     /// The next data of the answer's body. Trailers are not passed on: SGLang sends none.
@@ -200,12 +239,8 @@ impl Lease {
 
     /// Gives the connection back, if the answer's body has ended cleanly and the server means to keep it.
     pub(crate) fn park(self) {
-        if !self.conn.is_reusable() {
-            return;
-        }
-        let mut idle = self.pool.lock();
-        if idle.len() < self.pool.max_idle {
-            idle.push(Idle { conn: self.conn, since: Instant::now() });
+        if self.conn.is_reusable() {
+            self.pool.push(self.conn);
         }
     }
 }

@@ -25,6 +25,10 @@ impl ClientBody {
         self.pieces.push(piece);
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.length
+    }
+
     /// The body for both legs: everything but the cuts, with the fields in front of the closing brace.
     pub(crate) fn with_fields(&self, edit: &Edit, fields: &BootstrapFields, room: u64) -> LegBody {
         if self.length <= COPY_UP_TO {

@@ -1,0 +1,384 @@
+//! One request of a client's, from its head to the end of its answer: what it was,
+//! when which phase was reached, on which servers, and how it ended.
+//!
+//! A [`Record`] is made when a head has been read, travels with the request, and is
+//! finished when it is dropped, which happens whatever becomes of the request. What
+//! has been recorded is then shown, once, as a [`Finished`], to all [`Observer`]s.
+//! Nothing is counted and nothing is written here.
+
+mod leg;
+mod timeline;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use crate::error::{Cause, Error};
+use crate::upstream::{Backend, InFlight, Role, ServerPair};
+use crate::wire::shape::Dialect;
+
+pub(crate) use leg::LegRecord;
+pub(crate) use timeline::Phase;
+use timeline::Timeline;
+
+/// What a client asked for: a fixed set, whatever paths are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Generate,
+    Chat,
+    Completions,
+    Health,
+    Ready,
+    HealthGenerate,
+    FlushCache,
+    ServerInfo,
+    ModelInfo,
+    /// Anything else, mostly refused.
+    Other,
+}
+
+impl Kind {
+    /// All of them, in the order of their definition; those that generate come first.
+    pub(crate) const ALL: [Self; 10] = [
+        Self::Generate,
+        Self::Chat,
+        Self::Completions,
+        Self::Health,
+        Self::Ready,
+        Self::HealthGenerate,
+        Self::FlushCache,
+        Self::ServerInfo,
+        Self::ModelInfo,
+        Self::Other,
+    ];
+
+    /// How many of [`ALL`](Self::ALL) generate.
+    pub(crate) const GENERATING: usize = 3;
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Generate => "generate",
+            Self::Chat => "chat_completions",
+            Self::Completions => "completions",
+            Self::Health => "health",
+            Self::Ready => "ready",
+            Self::HealthGenerate => "health_generate",
+            Self::FlushCache => "flush_cache",
+            Self::ServerInfo => "server_info",
+            Self::ModelInfo => "model_info",
+            Self::Other => "other",
+        }
+    }
+
+    pub(crate) fn generates(self) -> bool {
+        (self as usize) < Self::GENERATING
+    }
+}
+
+impl From<Dialect> for Kind {
+    fn from(dialect: Dialect) -> Self {
+        match dialect {
+            Dialect::Generate => Self::Generate,
+            Dialect::Chat => Self::Chat,
+            Dialect::Completions => Self::Completions,
+        }
+    }
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// All of an answer, a server's whatever its status, was given to the client's connection.
+    Complete,
+    /// With an error of the router's, of this code: as the answer, or in the middle of one.
+    Failed(&'static str),
+    /// The client left before the end.
+    ClientLeft,
+    /// The router ended first: the grace period of its shutdown was over.
+    CutOff,
+}
+
+/// Something of a server's for which a request was sent again.
+#[derive(Debug, Clone)]
+pub(crate) struct Fault {
+    pub(crate) server: Arc<Backend>,
+    /// The error's code; `None`: the server answered with a status that is tried again elsewhere.
+    #[allow(dead_code, reason = "for the access log")]
+    pub(crate) code: Option<&'static str>,
+    pub(crate) cause: RetryCause,
+}
+
+/// Why a request was sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RetryCause {
+    Connect,
+    ConnectTimeout,
+    /// A kept connection had been closed.
+    Closed,
+    /// `--retry-on-status`.
+    Status,
+}
+
+impl RetryCause {
+    /// All of them, in the order of their definition.
+    pub(crate) const ALL: [Self; 4] = [Self::Connect, Self::ConnectTimeout, Self::Closed, Self::Status];
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::Closed => "closed",
+            Self::Status => "status",
+        }
+    }
+
+    fn of(error: &Error) -> Self {
+        match error {
+            Error::Upstream { cause: Cause::Connect(_), .. } => Self::Connect,
+            Error::Upstream { cause: Cause::ConnectTimeout(_), .. } => Self::ConnectTimeout,
+            _ => Self::Closed,
+        }
+    }
+}
+
+/// Who is shown what was recorded. Called on the request's own thread: to be quick.
+pub(crate) trait Observer: Send + Sync {
+    /// A request has come to its end.
+    fn finished(&self, request: &Finished<'_>);
+}
+
+/// Makes the records of one worker.
+pub(crate) struct Recorder {
+    observers: Vec<Arc<dyn Observer>>,
+    cut_off: AtomicBool,
+}
+
+impl Recorder {
+    pub(crate) fn new(observers: Vec<Arc<dyn Observer>>) -> Arc<Self> {
+        Arc::new(Self { observers, cut_off: AtomicBool::new(false) })
+    }
+
+    /// A request's head has been read.
+    pub(crate) fn begin(self: &Arc<Self>) -> Record {
+        Record {
+            recorder: Arc::clone(self),
+            timeline: Arc::new(Timeline::new(Instant::now())),
+            kind: Kind::Other,
+            streaming: false,
+            status: None,
+            ending: Ending::ClientLeft,
+            pair: None,
+            attempts: 0,
+            faults: Vec::new(),
+            bytes_in: 0,
+            bytes_out: 0,
+            given: false,
+        }
+    }
+
+    /// From now on a request that ends early was ended by the router.
+    pub(crate) fn cut_off(&self) {
+        self.cut_off.store(true, Relaxed);
+    }
+}
+
+/// One request, as long as it is under way. Finished when dropped.
+pub(crate) struct Record {
+    recorder: Arc<Recorder>,
+    /// Shared with the legs, which reach the phases.
+    timeline: Arc<Timeline>,
+    kind: Kind,
+    streaming: bool,
+    status: Option<u16>,
+    ending: Ending,
+    pair: Option<ServerPair>,
+    attempts: u32,
+    faults: Vec<Fault>,
+    bytes_in: u64,
+    bytes_out: u64,
+    /// Something of the answer's body has been given to the client's connection.
+    given: bool,
+}
+
+impl Record {
+    /// What the request is.
+    pub(crate) fn is(&mut self, kind: Kind) {
+        self.kind = kind;
+    }
+
+    /// All of a generation request's body has come. `streaming`: it asks for a stream.
+    pub(crate) fn body_read(&mut self, bytes: usize, streaming: bool) {
+        self.bytes_in = bytes as u64;
+        self.streaming = streaming;
+        self.timeline.reach(Phase::BodyRead);
+    }
+
+    /// It is sent to a pair, for the first time or again.
+    pub(crate) fn sent_to<'a>(&'a mut self, pair: &'a ServerPair) -> Attempt<'a> {
+        self.attempts += 1;
+        self.pair = Some(pair.clone());
+        self.timeline.begin_attempt();
+        Attempt { pair, timeline: &self.timeline }
+    }
+
+    /// It will be sent again, because of what a server did: an error, or else a status.
+    pub(crate) fn tried_again(&mut self, server: &Arc<Backend>, error: Option<&Error>) {
+        let cause = error.map_or(RetryCause::Status, RetryCause::of);
+        self.faults.push(Fault { server: Arc::clone(server), code: error.map(Error::code), cause });
+    }
+
+    /// The head of its answer is there.
+    pub(crate) fn answered(&mut self, status: u16) {
+        self.status = Some(status);
+    }
+
+    /// It ends with an error of the router's.
+    pub(crate) fn failed(&mut self, error: &Error) {
+        self.ending = Ending::Failed(error.code());
+    }
+
+    /// A piece of the answer's body goes to the client's connection. Returns when decode's first byte came, if this is
+    /// the first piece and nothing but the router stood between the two.
+    pub(crate) fn gives(&mut self, bytes: usize) -> Option<Instant> {
+        self.bytes_out += bytes as u64;
+        if self.given {
+            return None;
+        }
+        self.given = true;
+        self.timeline.reach(Phase::Answering);
+        self.timeline.instant(Phase::DecodeByte).filter(|_| !self.timeline.is_merged())
+    }
+
+    /// All of the answer has been given to the client's connection.
+    pub(crate) fn completed(&mut self) {
+        if self.ending == Ending::ClientLeft {
+            self.ending = Ending::Complete;
+        }
+    }
+
+    /// What there is to be seen of it.
+    fn finished(&self) -> Finished<'_> {
+        let left = self.ending == Ending::ClientLeft && self.recorder.cut_off.load(Relaxed);
+        let ending = if left { Ending::CutOff } else { self.ending };
+        Finished { record: self, ending, took: self.timeline.begun.elapsed() }
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let finished = self.finished();
+        for observer in &self.recorder.observers {
+            observer.finished(&finished);
+        }
+    }
+}
+
+/// One time that a request is sent to a pair.
+pub(crate) struct Attempt<'a> {
+    pub(crate) pair: &'a ServerPair,
+    timeline: &'a Arc<Timeline>,
+}
+
+impl Attempt<'_> {
+    /// The leg on one of the two begins.
+    pub(crate) fn leg(&self, server: &Arc<Backend>) -> LegRecord {
+        LegRecord::new(InFlight::enter(Arc::clone(server)), Arc::clone(self.timeline))
+    }
+
+    /// Decode's bytes have waited for prefill's answer.
+    pub(crate) fn merges(&self) {
+        self.timeline.merge();
+    }
+}
+
+/// A request that has ended, to be looked at.
+pub(crate) struct Finished<'a> {
+    record: &'a Record,
+    ending: Ending,
+    took: Duration,
+}
+
+impl Finished<'_> {
+    pub(crate) fn kind(&self) -> Kind {
+        self.record.kind
+    }
+
+    /// Whether a stream was asked for.
+    pub(crate) fn streaming(&self) -> bool {
+        self.record.streaming
+    }
+
+    /// The status that the client was sent. `None`: it left before that, or was cut off.
+    pub(crate) fn status(&self) -> Option<u16> {
+        self.record.status
+    }
+
+    pub(crate) fn ending(&self) -> Ending {
+        self.ending
+    }
+
+    /// From the request's head to its end.
+    pub(crate) fn took(&self) -> Duration {
+        self.took
+    }
+
+    /// The servers of the last attempt; `None`: there was none.
+    pub(crate) fn pair(&self) -> Option<&ServerPair> {
+        self.record.pair.as_ref()
+    }
+
+    /// How often it was sent to a pair.
+    #[allow(dead_code, reason = "for the access log")]
+    pub(crate) fn attempts(&self) -> u32 {
+        self.record.attempts
+    }
+
+    /// Why it was sent again, each time.
+    pub(crate) fn faults(&self) -> &[Fault] {
+        &self.record.faults
+    }
+
+    /// Which leg failed first in the last attempt, before decode's answer had begun or, of decode, at any time.
+    pub(crate) fn failed_leg(&self) -> Option<Role> {
+        self.record.timeline.failed_leg()
+    }
+
+    /// Of the request's body.
+    pub(crate) fn bytes_in(&self) -> u64 {
+        self.record.bytes_in
+    }
+
+    /// Of the answer's body.
+    pub(crate) fn bytes_out(&self) -> u64 {
+        self.record.bytes_out
+    }
+
+    /// When the head was read.
+    #[allow(dead_code, reason = "for traces")]
+    pub(crate) fn begun(&self) -> Instant {
+        self.record.timeline.begun
+    }
+
+    /// From the request's head to a phase of the last attempt; `None`: it was not reached.
+    pub(crate) fn reached(&self, phase: Phase) -> Option<Duration> {
+        self.record.timeline.reached(phase)
+    }
+
+    /// From one phase to another; `None`: one was not reached. Zero if the other came first.
+    pub(crate) fn between(&self, from: Phase, to: Phase) -> Option<Duration> {
+        Some(self.reached(to)?.saturating_sub(self.reached(from)?))
+    }
+
+    /// Whether a leg of the last attempt opened a connection, instead of using a kept one.
+    pub(crate) fn has_dialled(&self) -> bool {
+        self.record.timeline.has_dialled()
+    }
+
+    /// How long a leg ran on after its partner had failed, in any attempt; the last one counts.
+    pub(crate) fn ran_on(&self, role: Role) -> Option<Duration> {
+        self.record.timeline.ran_on(role)
+    }
+}
+
+#[cfg(test)]
+mod tests;

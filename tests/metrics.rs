@@ -1,0 +1,398 @@
+//! What a scrape shows after requests that are known: exact counts, over real sockets.
+
+#![allow(unreachable_pub, reason = "a test file is a crate of its own")]
+
+mod kit;
+#[path = "metrics/promtool.rs"]
+mod promtool;
+#[path = "metrics/scrape.rs"]
+mod scrape;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use kit::{Client, Gate, Router, Step, Upstream, json};
+use mini_lb::{MiniLbConfig, Outcome, RoundRobin};
+use scrape::Scrape;
+
+const BODY: &str = r#"{"text":"a"}"#;
+const STREAMING: &str = r#"{"text":"a","stream":true}"#;
+const ANSWER: &str = r#"{"text":"hi"}"#;
+const EVENTS_HEAD: &str =
+    "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+const EVENT: &str = "data: {\"text\":\"a\"}\n\n";
+
+fn chunk(text: &str) -> Vec<u8> {
+    format!("{:x}\r\n{text}\r\n", text.len()).into()
+}
+
+fn beginning() -> Step {
+    Step::Send([EVENTS_HEAD.as_bytes(), &chunk(EVENT)].concat())
+}
+
+/// A router that operators can ask.
+struct Watched {
+    router: Router,
+    port: u16,
+}
+
+impl Watched {
+    async fn start(
+        prefill: &[&Upstream],
+        decode: &[&Upstream],
+        options: impl FnOnce(MiniLbConfig) -> MiniLbConfig,
+    ) -> Self {
+        let port = scrape::free_port();
+        let with_port = |config: MiniLbConfig| options(config.admin_address("127.0.0.1", port));
+        Self { router: Router::start_with(prefill, decode, with_port).await, port }
+    }
+
+    async fn client(&self) -> Client {
+        self.router.client().await
+    }
+
+    /// The numbers when so many requests have ended.
+    async fn after(&self, requests: u64) -> Scrape {
+        scrape::after(self.port, requests).await
+    }
+}
+
+/// A server whose every answer waits until a test lets it go.
+struct Held {
+    server: Upstream,
+    gates: Arc<Mutex<Vec<Gate>>>,
+}
+
+impl Held {
+    async fn start(steps: impl Fn() -> Vec<Step> + Send + Sync + 'static) -> Self {
+        let gates: Arc<Mutex<Vec<Gate>>> = Arc::default();
+        let added = Arc::clone(&gates);
+        let server = Upstream::start(move |_| {
+            let gate = Gate::new();
+            added.lock().unwrap().push(gate.clone());
+            [vec![Step::Wait(gate)], steps()].concat()
+        })
+        .await;
+        Self { server, gates }
+    }
+
+    /// Lets the answer to a request go, counted from 1, when it has come and prefill has answered its own.
+    async fn answer_after(&self, prefill: &Upstream, router: &Router, request: usize) {
+        self.server.arrived(request).await;
+        let prefill = router.knows(prefill);
+        kit::patiently("prefill's end", async {
+            while prefill.ended(Outcome::Completed) < request as u64 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        self.gates.lock().unwrap()[request - 1].open();
+    }
+}
+
+#[tokio::test]
+async fn requests_that_go_well() {
+    let prefill = Upstream::always(json("200 OK", ANSWER)).await;
+    let decode = Held::start(|| vec![Step::Send(json("200 OK", ANSWER))]).await;
+    let watched = Watched::start(&[&prefill], &[&decode.server], |config| config).await;
+    let mut client = watched.client().await;
+    for (request, body) in [BODY, BODY, STREAMING].into_iter().enumerate() {
+        let headers = [("content-type", "application/json")];
+        client.start("POST", "/generate", &headers, body.as_bytes()).await;
+        decode.answer_after(&prefill, &watched.router, request + 1).await;
+        assert_eq!(client.answer().await.text(), ANSWER);
+    }
+    let scrape = watched.after(3).await;
+    let plain = [("endpoint", "generate"), ("streaming", "false")];
+    let streaming = [("endpoint", "generate"), ("streaming", "true")];
+    for (labels, count) in [(plain, 2), (streaming, 1)] {
+        scrape.has("mini_lb_requests_total", &[&labels[..], &[("status", "200")]].concat(), count);
+        let success = [&labels[..], &[("outcome", "success")]].concat();
+        scrape.has("mini_lb_request_duration_seconds_count", &success, count);
+        scrape.has("mini_lb_time_to_first_byte_seconds_count", &labels, count);
+    }
+    let generate = [("endpoint", "generate")];
+    scrape.has("mini_lb_request_bytes_total", &generate, (2 * BODY.len() + STREAMING.len()) as u64);
+    scrape.has("mini_lb_response_bytes_total", &generate, 3 * ANSWER.len() as u64);
+    scrape.has("mini_lb_router_send_seconds_count", &[("connections", "opened")], 1);
+    scrape.has("mini_lb_router_send_seconds_count", &[("connections", "kept")], 2);
+    scrape.has("mini_lb_router_relay_seconds_count", &[], 3);
+    let (prefill_url, decode_url) = (prefill.url(), decode.server.url());
+    let pair = [("prefill", prefill_url.as_str()), ("decode", decode_url.as_str())];
+    for phase in ["prefill_head", "decode_first_byte", "gap"] {
+        scrape.has(&format!("mini_lb_pair_{phase}_seconds_count"), &pair, 3);
+    }
+    for (role, url) in [("prefill", &prefill_url), ("decode", &decode_url)] {
+        let server = [("role", role), ("backend", url.as_str())];
+        scrape.has("mini_lb_backend_legs_total", &[&server[..], &[("outcome", "completed")]].concat(), 3);
+        scrape.has("mini_lb_backend_connections_opened_total", &server, 1);
+        scrape.has("mini_lb_backend_connections_reused_total", &server, 2);
+        scrape.has("mini_lb_backend_idle_connections", &server, 1);
+        scrape.has("mini_lb_backend_in_flight_requests", &server, 0);
+        scrape.has("mini_lb_backend_healthy", &server, 1);
+        scrape.has("mini_lb_healthy_backends", &[("role", role)], 1);
+    }
+    scrape.sums_to("mini_lb_cancellations_total", 0);
+    scrape.sums_to("mini_lb_retries_total", 0);
+    scrape.sums_to("mini_lb_errors_total", 0);
+    scrape.sums_to("mini_lb_leg_after_partner_failure_seconds_count", 0);
+    // Decode waited for prefill here, which is no time of the router's.
+    let gap = scrape.get("mini_lb_pair_gap_seconds_sum", &pair);
+    let relay = scrape.get("mini_lb_router_relay_seconds_sum", &[]);
+    assert!(gap > 0.0 && relay > 0.0 && relay < 3.0, "{gap} {relay}");
+}
+
+#[tokio::test]
+async fn a_stream_is_measured_at_its_first_piece() {
+    let gate = Gate::new();
+    let held = gate.clone();
+    let prefill = Upstream::always(json("200 OK", ANSWER)).await;
+    let decode = Upstream::start(move |_| {
+        vec![
+            beginning(),
+            Step::Wait(held.clone()),
+            Step::Send(chunk("data: [DONE]\n\n")),
+            Step::Send(b"0\r\n\r\n".to_vec()),
+        ]
+    })
+    .await;
+    let watched = Watched::start(&[&prefill], &[&decode], |config| config).await;
+    let mut client = watched.client().await;
+    client.start("POST", "/v1/completions", &[], STREAMING.as_bytes()).await;
+    let head = client.head().await;
+    client.read_until("\"a\"").await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    gate.open();
+    assert!(client.rest(head).await.complete);
+    let scrape = watched.after(1).await;
+    let labels = [("endpoint", "completions"), ("streaming", "true")];
+    scrape.has("mini_lb_requests_total", &[&labels[..], &[("status", "200")]].concat(), 1);
+    scrape.has("mini_lb_router_relay_seconds_count", &[], 1);
+    let success = [&labels[..], &[("outcome", "success")]].concat();
+    let first = scrape.get("mini_lb_time_to_first_byte_seconds_sum", &labels);
+    let all = scrape.get("mini_lb_request_duration_seconds_sum", &success);
+    assert!(all - first >= 0.3, "{first} s of {all} s");
+    let bytes = (EVENT.len() + "data: [DONE]\n\n".len()) as u64;
+    scrape.has("mini_lb_response_bytes_total", &[("endpoint", "completions")], bytes);
+}
+
+#[tokio::test]
+async fn prefill_that_fails_and_the_leg_that_is_closed_for_it() {
+    let prefill = Upstream::start(|_| vec![Step::Pause(Duration::from_millis(50)), Step::Close]).await;
+    let decode = Upstream::start(|_| vec![Step::Hang]).await;
+    let watched = Watched::start(&[&prefill], &[&decode], |config| config).await;
+    let answer = watched.client().await.post("/v1/chat/completions", STREAMING).await;
+    assert_eq!((answer.status(), answer.code()), (502, "prefill_closed".to_owned()));
+    let scrape = watched.after(1).await;
+    let labels = [("endpoint", "chat_completions"), ("streaming", "true")];
+    scrape.has("mini_lb_requests_total", &[&labels[..], &[("status", "502")]].concat(), 1);
+    let failure = [&labels[..], &[("outcome", "failure")]].concat();
+    scrape.has("mini_lb_request_duration_seconds_count", &failure, 1);
+    scrape.sums_to("mini_lb_time_to_first_byte_seconds_count", 0);
+    scrape.has("mini_lb_errors_total", &[("code", "prefill_closed")], 1);
+    scrape.has("mini_lb_cancellations_total", &[("cause", "prefill_failed")], 1);
+    scrape.sums_to("mini_lb_cancellations_total", 1);
+    scrape.has("mini_lb_leg_after_partner_failure_seconds_count", &[("role", "decode")], 1);
+    scrape.sums_to("mini_lb_leg_after_partner_failure_seconds_count", 1);
+    // From the failure on, not from the request.
+    let ran_on = scrape.get("mini_lb_leg_after_partner_failure_seconds_sum", &[("role", "decode")]);
+    assert!(ran_on > 0.0 && ran_on < 0.05, "{ran_on} s");
+    let ended = |role: &str, server: &Upstream, outcome: &str| {
+        let url = server.url();
+        scrape.get("mini_lb_backend_legs_total", &[("role", role), ("backend", &url), ("outcome", outcome)])
+    };
+    assert_eq!((ended("prefill", &prefill, "closed"), ended("decode", &decode, "cancelled")), (1.0, 1.0));
+}
+
+#[tokio::test]
+async fn decode_that_breaks_off_in_the_middle() {
+    let prefill = Upstream::always(json("200 OK", ANSWER)).await;
+    let decode = Held::start(|| vec![beginning(), Step::Close]).await;
+    let watched = Watched::start(&[&prefill], &[&decode.server], |config| config).await;
+    let mut client = watched.client().await;
+    client.start("POST", "/generate", &[], STREAMING.as_bytes()).await;
+    decode.answer_after(&prefill, &watched.router, 1).await;
+    assert!(!client.answer().await.complete);
+    let scrape = watched.after(1).await;
+    let labels = [("endpoint", "generate"), ("streaming", "true")];
+    scrape.has("mini_lb_requests_total", &[&labels[..], &[("status", "200")]].concat(), 1);
+    let failure = [&labels[..], &[("outcome", "failure")]].concat();
+    scrape.has("mini_lb_request_duration_seconds_count", &failure, 1);
+    scrape.has("mini_lb_time_to_first_byte_seconds_count", &labels, 1);
+    scrape.has("mini_lb_errors_total", &[("code", "decode_closed")], 1);
+    // Prefill had ended: there was nothing to be cancelled.
+    scrape.sums_to("mini_lb_cancellations_total", 0);
+    scrape.sums_to("mini_lb_leg_after_partner_failure_seconds_count", 0);
+}
+
+#[tokio::test]
+async fn clients_that_leave_before_an_answer_and_within_one() {
+    let prefill = Upstream::always(json("200 OK", ANSWER)).await;
+    let decode = Upstream::start(|seen| {
+        let streams = String::from_utf8_lossy(&seen.body).contains("stream");
+        if streams { vec![beginning(), Step::Hang] } else { vec![Step::Hang] }
+    })
+    .await;
+    let watched = Watched::start(&[&prefill], &[&decode], |config| config).await;
+    let mut client = watched.client().await;
+    client.start("POST", "/generate", &[], STREAMING.as_bytes()).await;
+    client.read_until("\"a\"").await;
+    drop(client);
+    watched.after(1).await;
+    let mut client = watched.client().await;
+    client.start("POST", "/generate", &[], BODY.as_bytes()).await;
+    decode.arrived(2).await;
+    drop(client);
+    let scrape = watched.after(2).await;
+    for (streaming, status, cause) in
+        [("true", "200", "client_left_mid_answer"), ("false", "499", "client_left")]
+    {
+        let labels = [("endpoint", "generate"), ("streaming", streaming)];
+        scrape.has("mini_lb_requests_total", &[&labels[..], &[("status", status)]].concat(), 1);
+        let left = [&labels[..], &[("outcome", "client_left")]].concat();
+        scrape.has("mini_lb_request_duration_seconds_count", &left, 1);
+        scrape.has("mini_lb_cancellations_total", &[("cause", cause)], 1);
+    }
+    scrape.sums_to("mini_lb_cancellations_total", 2);
+    scrape.sums_to("mini_lb_errors_total", 0);
+    scrape.sums_to("mini_lb_leg_after_partner_failure_seconds_count", 0);
+}
+
+#[tokio::test]
+async fn requests_that_are_sent_again() {
+    let busy = json("503 Service Unavailable", "{}");
+    for (role, cause) in [("prefill", "connect"), ("decode", "status")] {
+        let failing = Upstream::always(busy.clone()).await;
+        if cause == "connect" {
+            failing.stop_listening().await;
+        }
+        let well = Upstream::always(json("200 OK", ANSWER)).await;
+        let partner = Upstream::always(json("200 OK", ANSWER)).await;
+        let both = [&failing, &well];
+        let (prefill, decode): (&[&Upstream], &[&Upstream]) =
+            if role == "prefill" { (&both, &[&partner]) } else { (&[&partner], &both) };
+        let options = |config: MiniLbConfig| config.policy(RoundRobin::default).retry_on_status([503]);
+        let watched = Watched::start(prefill, decode, options).await;
+        assert_eq!(watched.client().await.post("/generate", BODY).await.status(), 200, "{role}");
+        let scrape = watched.after(1).await;
+        scrape.has("mini_lb_retries_total", &[("role", role), ("cause", cause)], 1);
+        scrape.sums_to("mini_lb_retries_total", 1);
+        scrape.has("mini_lb_cancellations_total", &[("cause", &format!("{role}_failed"))], 1);
+        // The client saw no error, and the first attempt's time is not the router's.
+        scrape.sums_to("mini_lb_errors_total", 0);
+        scrape.sums_to("mini_lb_router_send_seconds_count", 0);
+    }
+}
+
+#[tokio::test]
+async fn whatever_is_asked_for_has_a_name_of_a_fixed_set() {
+    let server = Upstream::always(json("200 OK", "{}")).await;
+    let decode = Upstream::always(json("200 OK", "{}")).await;
+    let watched = Watched::start(&[&server], &[&decode], |config| config).await;
+    let mut client = watched.client().await;
+    for (path, status) in [
+        ("/health", 200),
+        ("/ready", 200),
+        ("/get_model_info", 200),
+        ("/secret?token=1", 404),
+        ("/flush_cache", 405),
+        ("/generate", 405),
+    ] {
+        assert_eq!(client.get(path).await.status(), status, "{path}");
+    }
+    client.send("GET /health HTTP/1.1\r\n\r\n").await;
+    assert_eq!(client.answer().await.status(), 400);
+    let scrape = watched.after(7).await;
+    for (endpoint, status) in [
+        ("health", "200"),
+        ("ready", "200"),
+        ("model_info", "200"),
+        ("other", "404"),
+        ("flush_cache", "405"),
+        ("generate", "405"),
+        ("other", "400"),
+    ] {
+        let labels = [("endpoint", endpoint), ("status", status), ("streaming", "false")];
+        scrape.has("mini_lb_requests_total", &labels, 1);
+    }
+    scrape.has("mini_lb_errors_total", &[("code", "method_not_allowed")], 2);
+    scrape.sums_to("mini_lb_cancellations_total", 0);
+    assert!(!scrape.text().contains("secret"));
+}
+
+#[tokio::test]
+async fn a_server_that_is_gone_has_no_series() {
+    let [prefill, before, after] = [(); 3].map(|()| Upstream::always(json("200 OK", ANSWER)));
+    let (prefill, before, after) = (prefill.await, before.await, after.await);
+    let watched = Watched::start(&[&prefill], &[&before], |config| config).await;
+    assert_eq!(watched.client().await.post("/generate", BODY).await.status(), 200);
+    assert!(watched.after(1).await.text().contains(&before.url()));
+    let decode = vec![after.url()];
+    let config = MiniLbConfig::new("127.0.0.1", 30_000, vec![(prefill.url(), None)], decode, 60);
+    watched.router.reload(config).expect("a good configuration");
+    assert_eq!(watched.client().await.post("/generate", BODY).await.status(), 200);
+    let scrape = watched.after(2).await;
+    assert!(!scrape.text().contains(&before.url()), "{}", scrape.text());
+    assert!(scrape.text().contains(&after.url()));
+    scrape.has("mini_lb_backends", &[("role", "decode")], 1);
+}
+
+/// A scrape in which everything has happened that has series only then.
+async fn full_scrape() -> Scrape {
+    let prefill = Upstream::always(json("200 OK", ANSWER)).await;
+    let decode = Upstream::always(json("200 OK", ANSWER)).await;
+    let watched = Watched::start(&[&prefill], &[&decode], |config| config).await;
+    let mut client = watched.client().await;
+    assert_eq!(client.post("/generate", BODY).await.status(), 200);
+    assert_eq!(client.post("/generate", "[]").await.status(), 400);
+    watched.after(2).await
+}
+
+#[tokio::test]
+async fn promtool_has_nothing_to_say_against_a_scrape() {
+    let scrape = full_scrape().await;
+    let Some(said) = promtool::run(&["check", "metrics"], scrape.text()) else { return };
+    assert_eq!(said, "");
+}
+
+#[test]
+fn promtool_takes_the_alerts_and_they_go_off_when_they_should() {
+    let file = |path: &str| format!("{}/{path}", env!("CARGO_MANIFEST_DIR"));
+    for (what, path) in [("check", "docs/alerts.yaml"), ("test", "tests/metrics/alerts.yaml")] {
+        let Some(said) = promtool::run(&[what, "rules", &file(path)], "") else { return };
+        assert!(said.contains("SUCCESS") && !said.contains("FAILED"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn the_documented_metrics_are_those_of_a_scrape() {
+    let scrape = full_scrape().await;
+    let documented = scrape::documented(include_str!("../docs/METRICS.md"));
+    let mut described = scrape.described();
+    // What a scrape says is what the document says, but for the order.
+    described.sort();
+    assert_eq!(documented, described);
+}
+
+#[tokio::test]
+async fn alerts_and_dashboard_ask_for_metrics_and_labels_that_exist() {
+    let described = full_scrape().await.described();
+    for (file, at_least) in
+        [(include_str!("../docs/alerts.yaml"), 8), (include_str!("../docs/grafana.json"), 25)]
+    {
+        let asked = scrape::metrics_in(file);
+        assert!(asked.len() >= at_least, "{asked:?}");
+        for name in &asked {
+            let family = described.iter().any(|metric| metric.is_series(name));
+            assert!(family, "{name} is no series");
+        }
+    }
+    let dashboard: serde_json::Value =
+        serde_json::from_str(include_str!("../docs/grafana.json")).expect("JSON");
+    assert_eq!(dashboard["title"], "mini-lb");
+}
+
+#[test]
+fn the_built_router_answers_operators_on_its_prometheus_port() {
+    scrape::of_the_binary();
+}
