@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Comparable, ConfigError, MiniLbConfig, Options, Reloaded, Settings};
-use crate::server::{self, Live};
+use crate::server::{self, Guards, Live};
 use crate::upstream::{Backend, LiveFleet, ServerPair};
 
 /// A router in front of prefill and decode servers.
@@ -16,6 +16,7 @@ pub struct MiniLoadBalancer {
     port: u16,
     fleet: Arc<LiveFleet>,
     live: Arc<Live>,
+    guards: Guards,
     options: Options,
     started_with: Comparable,
     /// What `reload` compares with. Its lock lets one reload happen at a time.
@@ -32,9 +33,10 @@ impl MiniLoadBalancer {
     pub fn new(config: MiniLbConfig) -> Result<Self, ConfigError> {
         let settings = config.settle()?;
         let (started_with, last) = (Comparable::of(&settings), Mutex::new(Comparable::of(&settings)));
-        let Settings { host, port, wanted, options } = settings;
+        let Settings { host, port, wanted, access, options } = settings;
         let (fleet, live) = (Arc::new(LiveFleet::new(wanted)), Arc::new(Live::new(&options)));
-        Ok(Self { host, port, fleet, live, options, started_with, last })
+        let guards = Guards::new(access, &options.gate);
+        Ok(Self { host, port, fleet, live, guards, options, started_with, last })
     }
 
     /// Listens on the configured address and [serves](Self::serve) until the process is told to end by SIGINT or
@@ -80,11 +82,12 @@ impl MiniLoadBalancer {
         shutdown: impl Future<Output = ()> + Send,
     ) -> io::Result<()> {
         let (fleet, live) = (Arc::clone(&self.fleet), Arc::clone(&self.live));
-        server::serve(listener, fleet, self.options.clone(), live, shutdown).await
+        server::serve(listener, fleet, &self.guards, self.options.clone(), live, shutdown).await
     }
 
-    /// Takes over another configuration, while requests go on: its servers and policies, what a request may take, how
-    /// long clients may wait, how servers are watched, and the times of a shutdown. A server that is in both keeps its
+    /// Takes over another configuration, while requests go on: its servers and policies, keys and origins, what a request
+    /// may take and how many may be under way, how long clients may wait, how servers are watched, and the times of a
+    /// shutdown. A server that is in both keeps its
     /// connections and what is known of it, and one that is in the new one no more finishes what it has. A request keeps the
     /// limits that it began with, and a client's connection its timeouts. What cannot change without a restart is left as
     /// it is, and named in what is returned.
@@ -100,6 +103,7 @@ impl MiniLoadBalancer {
         let before = self.servers();
         // Everyone who takes over a part of it.
         self.live.reload(&settings.options);
+        self.guards.reload(settings.access, &settings.options.gate);
         self.fleet.become_as(settings.wanted);
         let after = self.servers();
         let reloaded = Reloaded {
@@ -115,6 +119,11 @@ impl MiniLoadBalancer {
     /// Every server that gets requests now, prefill first: its health, and how requests end on it.
     pub fn servers(&self) -> Vec<Arc<Backend>> {
         self.fleet.now().all().cloned().collect()
+    }
+
+    /// Requests that wait for their turn now.
+    pub fn queued(&self) -> usize {
+        self.guards.gate.waiting()
     }
 
     /// Chooses two servers, as for a request. `None`: a role has no server.

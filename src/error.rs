@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 
+use crate::gate::Refusal;
 use crate::upstream::{Backend, ConnError, DialError, Outcome, Role, SendError};
 use crate::wire::answer::BadAnswer;
 use crate::wire::shape::BadBody;
@@ -45,6 +46,12 @@ pub(crate) enum Error {
         what: &'static str,
         after: Duration,
     },
+    /// Without a key that is good here.
+    Unauthorized,
+    /// Not for whoever asks.
+    Forbidden(&'static str),
+    /// Over a limit of the router's own.
+    Overloaded(Refusal),
     /// The router's own fault: a panic.
     Internal,
     /// An answer of `/ready`.
@@ -94,6 +101,10 @@ impl Error {
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyEncoded { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::RequestTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Forbidden(_) => StatusCode::FORBIDDEN,
+            Self::Overloaded(Refusal::QueueTimeout(_)) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Overloaded(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NotReady(_) | Self::NoServer(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::BodyRead(_) | Self::BadBody(_) | Self::ManySamples | Self::BadRequest(_) => {
@@ -118,6 +129,11 @@ impl Error {
             Self::ManySamples => "n_not_supported",
             Self::BadRequest(_) => "bad_request",
             Self::RequestTimeout { .. } => "request_timeout",
+            Self::Unauthorized => "unauthorized",
+            Self::Forbidden(_) => "admin_forbidden",
+            Self::Overloaded(Refusal::QueueFull { .. }) => "queue_full",
+            Self::Overloaded(Refusal::QueueTimeout(_)) => "queue_timeout",
+            Self::Overloaded(Refusal::RateLimited { .. }) => "rate_limited",
             Self::Internal => "internal",
             Self::NotReady(_) => "not_ready",
             Self::NoServer(Role::Prefill) => "prefill_unavailable",
@@ -159,6 +175,12 @@ impl Error {
         match self {
             Self::MethodNotAllowed { allow } => {
                 reply.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+            }
+            Self::Unauthorized => {
+                reply.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            Self::Overloaded(refusal) => {
+                reply.headers_mut().insert(RETRY_AFTER, refusal.retry_after().into());
             }
             // What is left of the request would be taken for the next one.
             Self::BodyTooLarge { drained: false, .. }
@@ -234,6 +256,12 @@ impl Cause {
     }
 }
 
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        Self::Overloaded(refusal)
+    }
+}
+
 impl From<DialError> for Cause {
     fn from(error: DialError) -> Self {
         match error {
@@ -279,6 +307,11 @@ impl fmt::Display for Error {
             ),
             Self::BadRequest(what) => write!(f, "the request is not good HTTP: {what}"),
             Self::RequestTimeout { what, after } => write!(f, "{what} did not come within {after:?}"),
+            Self::Unauthorized => {
+                f.write_str("this wants an API key of the router's: Authorization: Bearer KEY")
+            }
+            Self::Forbidden(why) => f.write_str(why),
+            Self::Overloaded(refusal) => refusal.fmt(f),
             Self::Internal => f.write_str("the router failed at this request"),
             Self::NotReady(why) => f.write_str(why),
             Self::NoServer(role) => write!(f, "the router has no {role} server"),

@@ -4,17 +4,25 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module may use of the crate.
-const MAY_USE: [(&str, &[&str]); 14] = [
+const MAY_USE: [(&str, &[&str]); 16] = [
     ("wire", &[]),
-    ("upstream", &["wire"]),
-    ("error", &["upstream", "wire"]),
-    ("config", &["upstream"]),
+    ("gate", &[]),
+    ("upstream", &["gate", "wire"]),
+    ("error", &["gate", "upstream", "wire"]),
+    ("access", &["error"]),
+    ("config", &["access", "gate", "upstream"]),
     ("timer", &[]),
     ("record", &["error", "upstream", "wire"]),
-    ("metrics", &["record", "upstream"]),
-    ("proxy", &["error", "record", "timer", "upstream", "wire"]),
-    ("control", &["error", "metrics", "upstream", "wire"]),
-    ("server", &["config", "control", "error", "metrics", "proxy", "record", "timer", "upstream", "wire"]),
+    ("metrics", &["gate", "record", "upstream"]),
+    ("proxy", &["error", "gate", "record", "timer", "upstream", "wire"]),
+    ("control", &["access", "error", "gate", "metrics", "upstream", "wire"]),
+    (
+        "server",
+        &[
+            "access", "config", "control", "error", "gate", "metrics", "proxy", "record", "timer",
+            "upstream", "wire",
+        ],
+    ),
     ("balancer", &["config", "server", "upstream"]),
     ("fuzzing", &["proxy", "record", "upstream", "wire"]),
     ("internals", &["wire"]),

@@ -62,6 +62,20 @@ const SUPPORTED: &[(&str, &str)] = &[
     ("--shutdown-grace-period-secs <SECONDS>", "[default: 180]"),
     ("--max-payload-size <BYTES>", "[default: 536870912]"),
     ("--max-merge-size <BYTES>", "[default: 268435456]"),
+    ("--max-concurrent-requests <COUNT>", "[default: -1]"),
+    ("--queue-size <COUNT>", "[default: 100]"),
+    ("--queue-timeout-secs <SECONDS>", "[default: 60]"),
+    ("--rate-limit-tokens-per-second <COUNT>", "[default: no limit]"),
+    ("--max-in-flight-per-prefill <COUNT>", "[default: no limit]"),
+    ("--max-in-flight-per-decode <COUNT>", "[default: no limit]"),
+    ("--api-key <KEY>", ""),
+    ("--api-key-file <PATH>", ""),
+    ("--admin-api-key <KEY>", ""),
+    ("--admin-api-key-file <PATH>", ""),
+    ("--worker-api-key <KEY>", ""),
+    ("--worker-api-key-file <PATH>", ""),
+    ("--worker-api-key-replaces-authorization", ""),
+    ("--cors-allowed-origins <ORIGIN>...", ""),
     ("--health-check-interval-secs <SECONDS>", "[default: 10]"),
     ("--health-check-timeout-secs <SECONDS>", "[default: 5]"),
     ("--health-failure-threshold <COUNT>", "[default: 3]"),
@@ -205,9 +219,70 @@ fn every_other_option_is_accepted() {
                  --shutdown-grace-period-secs 0 --max-payload-size 1 --max-merge-size 1 \
                  --max-idle-per-backend 0 --socket-buffer-size 65536 --request-timeout-secs 4294967295 \
                  --backend-idle-timeout-secs 3 --retry-on-status 429,503 --retry-on-status 500 --health-check-interval-secs 1 \
+                 --max-concurrent-requests 5 --max-concurrent-requests -1 --queue-size 0 --queue-timeout-secs 1 \
+                 --rate-limit-tokens-per-second 1 --max-in-flight-per-prefill 1 --max-in-flight-per-decode 1 \
+                 --cors-allowed-origins http://a.example http://b.example,http://c.example --worker-api-key a \
+                 --worker-api-key-replaces-authorization --admin-api-key b --api-key c \
                  --health-check-timeout-secs 1 --health-failure-threshold 1 --health-success-threshold 1";
     let router = Running::start_plain(&typed.split_whitespace().collect::<Vec<_>>());
     router.wait_for_line("listening on ");
+}
+
+#[test]
+fn keys_are_read_from_the_command_line_and_from_files_and_are_in_no_log() {
+    let folder = std::env::temp_dir().join(format!("mini-lb-keys-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let keys = file("clients", "\nsecret-2\r\n  secret-3  \n\n");
+    let admin = file("admin", "secret-4\n");
+    let port = free_port().to_string();
+    let admin_port = free_port().to_string();
+    let router = Running::start_plain(&[
+        "--port",
+        &port,
+        "--prometheus-port",
+        &admin_port,
+        "--api-key",
+        "secret-1",
+        "--api-key-file",
+        &keys,
+        "--admin-api-key-file",
+        &admin,
+        "--worker-api-key",
+        "secret-5",
+        "--log-level",
+        "debug",
+    ]);
+    let ask = |port: &str, key: &str| {
+        let mut stream = connect(port);
+        let head = format!(
+            "GET /nothing HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\nconnection: close\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        status_line(stream)
+    };
+    for key in ["secret-1", "secret-2", "secret-3"] {
+        assert_eq!(ask(&port, key), "HTTP/1.1 404 Not Found", "{key}");
+        assert_eq!(ask(&admin_port, key), "HTTP/1.1 401 Unauthorized", "{key}");
+    }
+    assert_eq!(ask(&port, "secret-4"), "HTTP/1.1 401 Unauthorized");
+    assert_eq!(ask(&admin_port, "secret-4"), "HTTP/1.1 404 Not Found");
+    let two = file("two", "secret-6\nsecret-7\n");
+    let said = refused(SERVERS.into_iter().chain(["--admin-api-key-file", &two]));
+    assert_eq!(said, format!("error: --admin-api-key-file {two}: one key is wanted, not 2\n"));
+    std::fs::remove_dir_all(&folder).unwrap();
+    router.send("TERM");
+    let deadline = Instant::now() + DEADLINE;
+    let log: Vec<String> = std::iter::from_fn(|| {
+        router.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
+    })
+    .collect();
+    assert!(log.iter().any(|line| line.contains("unauthorized")), "{log:?}");
+    assert!(!log.iter().any(|line| line.contains("secret")), "{log:?}");
 }
 
 #[test]
@@ -290,6 +365,30 @@ fn each_wrong_value_is_named_in_one_sentence() {
             format!("{prefill} {decode} --worker-threads 0"),
             "--worker-threads 0: the value must be at least 1",
         ),
+        (
+            format!("{prefill} {decode} --max-concurrent-requests 0"),
+            "--max-concurrent-requests 0: the value must be at least 1",
+        ),
+        (
+            format!("{prefill} {decode} --cors-allowed-origins https://a.example/"),
+            "--cors-allowed-origins https://a.example/: not an origin such as https://chat.example.com, or *",
+        ),
+        (
+            format!("{prefill} {decode} --worker-api-key-replaces-authorization"),
+            "--worker-api-key-replaces-authorization: there is no --worker-api-key",
+        ),
+        (
+            format!("{prefill} {decode} --api-key ключ"),
+            "--api-key ***: the key is not printable ASCII, or has a space at an end",
+        ),
+        (
+            format!("{prefill} {decode} --api-key-file /nowhere"),
+            "--api-key-file /nowhere: No such file or directory (os error 2)",
+        ),
+        (
+            format!("{prefill} {decode} --api-key-file /dev/null"),
+            "--api-key-file /dev/null: there is no key in it",
+        ),
         (format!("{prefill} {decode} --policy x"), "--policy x: not a policy; use random or round_robin"),
     ] {
         assert_eq!(refused(typed.split_whitespace()), format!("error: {sentence}\n"), "{typed}");
@@ -302,6 +401,11 @@ fn a_value_of_the_wrong_type_is_named() {
         ("--port 70000", "error: invalid value '70000' for '--port <PORT>'"),
         ("--port x", "error: invalid value 'x' for '--port <PORT>'"),
         ("--max-payload-size -1", "error: unexpected argument '-1' found"),
+        ("--max-concurrent-requests -2", "error: invalid value '-2' for '--max-concurrent-requests <COUNT>'"),
+        (
+            "--admin-api-key a --admin-api-key-file b",
+            "error: the argument '--admin-api-key <KEY>' cannot be used",
+        ),
         ("--log-level trace", "error: invalid value 'trace' for '--log-level <LEVEL>'"),
         (
             "--prefill-bootstrap-host http://127.0.0.1:1",
@@ -366,6 +470,8 @@ fn help_is_grouped_and_shows_every_flag_with_its_default() {
         "Choosing servers",
         "Listening",
         "Limits and timeouts",
+        "Queue and rate",
+        "Keys and origins",
         "Sockets and threads",
         "Logging",
         "Compatibility",

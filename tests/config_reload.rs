@@ -192,7 +192,8 @@ async fn every_flag_that_changes_is_taken_over_or_named_as_one_that_waits() {
             "prefill" | "decode" | "prefill-bootstrap-host" => "servers +1 -1",
             "policy" => "prefill-policy, decode-policy",
             "disable-retries" => "retry-max-retries",
-            other => other,
+            // What is in the file is what counts.
+            other => other.strip_suffix("-file").unwrap_or(other),
         };
         let [in_file, ..] = sample(&flag, is_switch);
         folder.put("mini-lb.toml", &file_with(&format!("{flag} = {in_file}")));

@@ -3,7 +3,9 @@
 //! It knows flags and their sentences. Whether the values make sense together
 //! is the library's question ([`MiniLbConfig`]), and nothing is started here.
 
+mod access;
 mod configuring;
+mod gate;
 mod layers;
 mod limits;
 mod operating;
@@ -18,7 +20,9 @@ use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, Args, Command, FromArgMatches, ValueEnum};
 use mini_lb::MiniLbConfig;
 
+use access::Access;
 use configuring::Configuring;
+use gate::Gate;
 use layers::Layers;
 use limits::{Health, Limits, Sockets};
 use operating::Operating;
@@ -133,6 +137,10 @@ struct Flags {
     listening: Listening,
     #[command(flatten, next_help_heading = "Limits and timeouts")]
     limits: Limits,
+    #[command(flatten, next_help_heading = "Queue and rate")]
+    gate: Gate,
+    #[command(flatten, next_help_heading = "Keys and origins")]
+    access: Access,
     #[command(flatten, next_help_heading = "Health of servers")]
     health: Health,
     #[command(flatten, next_help_heading = "Sockets and threads")]
@@ -159,6 +167,7 @@ impl Flags {
         let config = servers.add_bootstrap_hosts(config);
         let config = decode_policy.for_decode(prefill_policy.for_prefill(config));
         let config = self.health.add(self.limits.add(config));
+        let config = self.access.add(self.gate.add(config))?;
         let config = self.operating.add(self.sockets.add(config).worker_threads(workers));
         let summary = format!(
             "{} prefill, {} decode, policy {}/{}, {workers} worker{}",

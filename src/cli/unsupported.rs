@@ -51,10 +51,6 @@ pub(crate) const REFUSED: &[(&str, &str)] = &[
     ("--assignment-mode", TUNING),
     // Limits and timeouts.
     ("--timeout", "use --request-timeout-secs"),
-    ("--max-concurrent-requests", RATE),
-    ("--queue-size", RATE),
-    ("--queue-timeout-secs", RATE),
-    ("--rate-limit-tokens-per-second", RATE),
     // Failures.
     ("--retry-initial-backoff-ms", RETRIES),
     ("--retry-max-backoff-ms", RETRIES),
@@ -78,7 +74,7 @@ pub(crate) const REFUSED: &[(&str, &str)] = &[
     ),
     ("--enable-trace", TRACING),
     ("--otlp-traces-endpoint", TRACING),
-    // TLS, keys and origins.
+    // TLS and tokens.
     ("--tls-cert-path", TLS),
     ("--tls-key-path", TLS),
     ("--server-cert-path", TLS),
@@ -86,14 +82,12 @@ pub(crate) const REFUSED: &[(&str, &str)] = &[
     ("--client-cert-path", SERVER_TLS),
     ("--client-key-path", SERVER_TLS),
     ("--ca-cert-paths", SERVER_TLS),
-    ("--api-key", "mini-lb passes Authorization headers on; have clients send the servers' key"),
     ("--control-plane-api-keys", ADMIN),
     ("--control-plane-audit-enabled", ADMIN),
     ("--jwt-issuer", ADMIN),
     ("--jwt-audience", ADMIN),
     ("--jwt-jwks-uri", ADMIN),
     ("--jwt-role-mapping", ADMIN),
-    ("--cors-allowed-origins", "mini-lb has no list of origins; set CORS headers in a proxy in front"),
     // What a router that reads prompts needs.
     ("--model-path", TOKENIZER),
     ("--tokenizer-path", TOKENIZER),
@@ -127,15 +121,13 @@ const STARTUP: &str = "mini-lb does not wait for servers; start it when they are
 const DISCOVERY: &str =
     "mini-lb discovers no servers; name each one with --prefill URL [PORT] or --decode URL";
 const TUNING: &str = "mini-lb does not have the policy that it tunes; use --policy random or round_robin";
-const RATE: &str =
-    "mini-lb does not limit or queue requests; do that in a proxy in front, or leave the flag out";
 const RETRIES: &str = "mini-lb sends a request again at once or not at all; see --retry-max-retries";
 const BREAKER: &str = "mini-lb has no circuit breaker besides its health checks; see --health-failure-threshold, or leave the flag out";
 const METRICS: &str = "the bounds of mini-lb's histograms are fixed (docs/METRICS.md); leave the flag out";
 const TRACING: &str = "mini-lb sends no traces; use the servers' own --enable-trace";
 const TLS: &str = "mini-lb listens without TLS; put a TLS proxy in front";
 const SERVER_TLS: &str = "mini-lb speaks plain http to servers; put a TLS proxy between them";
-const ADMIN: &str = "mini-lb checks no keys or tokens; put a proxy in front that does";
+const ADMIN: &str = "mini-lb knows one key for operators and no roles; use --admin-api-key";
 const TOKENIZER: &str = "mini-lb does not tokenize; give the flag's value to the servers";
 const PARSER: &str = "mini-lb does not parse answers; give this flag to the servers";
 const HISTORY: &str = "mini-lb stores no conversations; keep them in the client or in a gateway in front";

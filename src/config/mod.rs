@@ -4,7 +4,9 @@
 //! sense, so nothing behind it checks again. No flag is read and no socket is
 //! opened here.
 
+mod access;
 mod defaults;
+mod gate;
 mod reload;
 mod settings;
 
@@ -13,9 +15,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::gate::GateOptions;
 use crate::upstream::{HealthOptions, Policy, Random, SocketOptions};
 
 pub use defaults::*;
+pub use gate::{DEFAULT_QUEUE_SIZE, DEFAULT_QUEUE_TIMEOUT};
 pub(crate) use reload::Comparable;
 pub use reload::Reloaded;
 pub use settings::ConfigError;
@@ -73,6 +77,10 @@ pub(crate) struct Options {
     pub(crate) health: HealthOptions,
     pub(crate) sockets: SocketOptions,
     pub(crate) worker_threads: usize,
+    /// How many requests may be under way.
+    pub(crate) gate: GateOptions,
+    /// Who may ask.
+    pub(crate) keys: access::Keys,
     /// Where operators are answered.
     pub(crate) admin: Option<AdminAddress>,
 }
@@ -135,6 +143,8 @@ impl MiniLbConfig {
                     max_idle: DEFAULT_MAX_IDLE_PER_BACKEND,
                     buffer_size: None,
                 },
+                gate: gate::no_limits(),
+                keys: access::Keys::default(),
                 admin: None,
                 worker_threads: std::thread::available_parallelism().map_or(1, usize::from),
             },

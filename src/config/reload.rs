@@ -5,6 +5,7 @@
 use std::fmt::{self, Debug};
 
 use super::{Options, Settings};
+use crate::access::{AccessOptions, Secret};
 
 /// What came of a [`reload`](crate::MiniLoadBalancer::reload). Options are named as their flags are, without the
 /// dashes before them; as text it is one line for a log.
@@ -55,8 +56,9 @@ pub(crate) struct Comparable(Vec<Entry>);
 
 impl Comparable {
     pub(crate) fn of(settings: &Settings) -> Self {
-        let Settings { host, port, wanted: _, options } = settings;
+        let Settings { host, port, wanted: _, access, options } = settings;
         let mut entries = vec![after_restart("host", host), after_restart("port", port)];
+        entries.extend(access_entries(access));
         entries.extend(options.entries());
         Self(entries)
     }
@@ -109,6 +111,8 @@ impl Options {
             sockets,
             worker_threads,
             admin,
+            keys: _,
+            gate,
         } = self;
         vec![
             at_once("prefill-policy", prefill_policy_kind),
@@ -129,6 +133,12 @@ impl Options {
             at_once("health-check-timeout-secs", &health.timeout),
             at_once("health-failure-threshold", &health.failure_threshold),
             at_once("health-success-threshold", &health.success_threshold),
+            at_once("max-concurrent-requests", &gate.max_concurrent),
+            at_once("queue-size", &gate.queue_size),
+            at_once("queue-timeout-secs", &gate.queue_timeout),
+            at_once("rate-limit-tokens-per-second", &gate.rate),
+            at_once("max-in-flight-per-prefill", &gate.caps.prefill),
+            at_once("max-in-flight-per-decode", &gate.caps.decode),
             after_restart("connect-timeout-secs", &sockets.connect_timeout),
             after_restart("backend-idle-timeout-secs", &sockets.idle_timeout),
             after_restart("max-idle-per-backend", &sockets.max_idle),
@@ -138,4 +148,17 @@ impl Options {
             after_restart("prometheus-port", &admin.as_ref().map(|admin| (admin.port, admin.must))),
         ]
     }
+}
+
+/// Keys are compared as the text that they are.
+fn access_entries(access: &AccessOptions) -> Vec<Entry> {
+    let AccessOptions { client_keys, admin_key, worker_key, worker_key_replaces, origins } = access;
+    let text = |key: &Secret| key.to_header().as_bytes().to_vec();
+    vec![
+        at_once("api-key", &client_keys.iter().map(text).collect::<Vec<_>>()),
+        at_once("admin-api-key", &admin_key.as_ref().map(text)),
+        at_once("worker-api-key", &worker_key.as_ref().map(text)),
+        at_once("worker-api-key-replaces-authorization", worker_key_replaces),
+        at_once("cors-allowed-origins", origins),
+    ]
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::{MiniLbConfig, Options};
+use crate::access::AccessOptions;
 use crate::upstream::{Address, PrefillSpec, Wanted, checked_host};
 
 impl MiniLbConfig {
@@ -59,7 +60,8 @@ impl MiniLbConfig {
             decode_policy: Arc::clone(&self.options.decode_policy),
             health: self.options.health.clone(),
         };
-        Ok(Settings { host: self.host, port: self.port, wanted, options: self.options })
+        let access = self.options.keys.settle()?;
+        Ok(Settings { host: self.host, port: self.port, wanted, access, options: self.options })
     }
 }
 
@@ -82,7 +84,8 @@ impl Options {
             ("--health-failure-threshold", self.health.failure_threshold == 0),
             ("--health-success-threshold", self.health.success_threshold == 0),
         ];
-        if let Some((flag, _)) = zero.iter().find(|(_, wrong)| *wrong) {
+        let zero = zero.into_iter().find_map(|(flag, wrong)| wrong.then_some(flag));
+        if let Some(flag) = zero.or_else(|| self.gate.zero()) {
             return Err(ConfigError(format!("{flag} 0: the value must be at least 1")));
         }
         match self.retry_on.iter().find(|status| !(400..600).contains(*status)) {
@@ -99,6 +102,7 @@ pub(crate) struct Settings {
     pub(crate) host: String,
     pub(crate) port: u16,
     pub(crate) wanted: Wanted,
+    pub(crate) access: AccessOptions,
     pub(crate) options: Options,
 }
 
@@ -120,6 +124,12 @@ fn refuse_duplicates<'a>(servers: impl Iterator<Item = &'a Address>) -> Result<(
 /// A configuration that cannot work: one sentence that names the value at fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError(String);
+
+impl ConfigError {
+    pub(super) fn new(sentence: String) -> Self {
+        Self(sentence)
+    }
+}
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -163,6 +173,11 @@ mod tests {
             (config().max_merge_size(0), "--max-merge-size"),
             (config().worker_threads(0), "--worker-threads"),
             (config().socket_buffer_size(0), "--socket-buffer-size"),
+            (config().max_concurrent_requests(0), "--max-concurrent-requests"),
+            (config().queue_timeout(zero), "--queue-timeout-secs"),
+            (config().rate_limit(0), "--rate-limit-tokens-per-second"),
+            (config().max_in_flight_per_prefill(0), "--max-in-flight-per-prefill"),
+            (config().max_in_flight_per_decode(0), "--max-in-flight-per-decode"),
         ] {
             assert_eq!(refused(config), format!("{name} 0: the value must be at least 1"));
         }

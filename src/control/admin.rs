@@ -10,7 +10,9 @@ use hyper::http::request;
 use hyper::{Method, Response};
 
 use super::endpoints::allows;
+use crate::access::Access;
 use crate::error::{Error, Reply};
+use crate::gate::Gate;
 use crate::metrics::Metrics;
 use crate::upstream::LiveFleet;
 
@@ -21,19 +23,30 @@ const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub(crate) struct Admin {
     fleet: Arc<LiveFleet>,
     metrics: Arc<Metrics>,
+    access: Arc<Access>,
+    gate: Arc<Gate>,
 }
 
 impl Admin {
-    pub(crate) fn new(fleet: Arc<LiveFleet>, metrics: Arc<Metrics>) -> Self {
-        Self { fleet, metrics }
+    pub(crate) fn new(
+        fleet: Arc<LiveFleet>,
+        metrics: Arc<Metrics>,
+        access: Arc<Access>,
+        gate: Arc<Gate>,
+    ) -> Self {
+        Self { fleet, metrics, access, gate }
     }
 
     pub(crate) async fn handle(
         &self,
         head: &request::Parts,
         _body: Bytes,
-        _peer: SocketAddr,
+        peer: SocketAddr,
     ) -> Result<Reply, Error> {
+        // Probes and Prometheus need no key, and learn of no secret.
+        if !["/health", "/metrics"].contains(&head.uri.path()) {
+            self.access.may_administrate(peer, &head.headers)?;
+        }
         match head.uri.path() {
             "/health" => only("GET, HEAD", &head.method).map(|()| Response::default()),
             "/metrics" => only("GET, HEAD", &head.method).map(|()| self.metrics()),
@@ -42,6 +55,7 @@ impl Admin {
     }
 
     fn metrics(&self) -> Reply {
+        self.metrics.queue().set_limit(self.gate.queue_size());
         let mut reply = Response::new(Full::new(self.metrics.to_text(&self.fleet.snapshot()).into()));
         reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(METRICS_TYPE));
         reply

@@ -8,13 +8,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::header::HeaderMap;
 use hyper::http::uri::PathAndQuery;
 use hyper::{Method, StatusCode};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use super::ask::{Question, ask};
+use crate::access::Access;
 use crate::error::Error;
 use crate::upstream::{Backend, HealthOptions, LiveFleet, Outcome, Pools, SocketOptions};
 
@@ -27,7 +27,7 @@ const READY: &str = "/ready";
 const HEALTH: &str = "/health";
 
 /// Probes all servers, those that are added later as well, on the runtime that polls it.
-pub(crate) async fn probe_all(fleet: &LiveFleet, sockets: &SocketOptions) {
+pub(crate) async fn probe_all(fleet: &LiveFleet, access: &Arc<Access>, sockets: &SocketOptions) {
     // Nothing is kept, so that each probe opens a connection.
     let pools = Arc::new(Pools::new(&SocketOptions { max_idle: 0, ..sockets.clone() }));
     let mut changes = fleet.changes();
@@ -48,7 +48,8 @@ pub(crate) async fn probe_all(fleet: &LiveFleet, sockets: &SocketOptions) {
         });
         for server in servers.all().filter(|_| options.enabled) {
             probed.entry(server.id()).or_insert_with(|| {
-                tasks.spawn(watch(Arc::clone(server), Arc::clone(&pools), Arc::clone(&options)))
+                let (server, pools) = (Arc::clone(server), Arc::clone(&pools));
+                tasks.spawn(watch(server, pools, Arc::clone(access), Arc::clone(&options)))
             });
         }
         drop(servers);
@@ -61,8 +62,9 @@ pub(crate) async fn probe_all(fleet: &LiveFleet, sockets: &SocketOptions) {
 }
 
 /// Probes one server for as long as it is polled.
-async fn watch(server: Arc<Backend>, pools: Arc<Pools>, options: Arc<HealthOptions>) {
-    let mut probe = Probe { server: &server, pools: &pools, timeout: options.timeout, path: READY };
+async fn watch(server: Arc<Backend>, pools: Arc<Pools>, access: Arc<Access>, options: Arc<HealthOptions>) {
+    let mut probe =
+        Probe { server: &server, pools: &pools, access: &access, timeout: options.timeout, path: READY };
     loop {
         let begun = Instant::now();
         if let Some(result) = probe.ask().await {
@@ -88,6 +90,7 @@ async fn rest(begun: Instant, server: &Backend, interval: Duration) {
 struct Probe<'a> {
     server: &'a Arc<Backend>,
     pools: &'a Pools,
+    access: &'a Access,
     timeout: Duration,
     /// What the server was found to have.
     path: &'static str,
@@ -117,7 +120,7 @@ impl Probe<'_> {
         let question = Question {
             method: Method::GET,
             target: Some(PathAndQuery::from_static(self.path)),
-            headers: HeaderMap::new(),
+            headers: self.access.own_headers(),
             timeout: self.timeout,
         };
         let (head, _) = ask(self.pools, Arc::clone(self.server), question).await.outcome?;

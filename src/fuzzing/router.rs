@@ -394,7 +394,7 @@ async fn answer(
         return Err(io::Error::other("not routed to the proxy"));
     }
     let mut record = Recorder::new(Vec::new()).begin();
-    Ok(match proxy.begin().handle(dialect, request, &mut record).await {
+    Ok(match proxy.begin().handle(dialect, request, None, &mut record).await {
         Ok(answer) => answer.map(Either::Left),
         Err(error) => {
             let (head, body) = error.to_reply().into_parts();

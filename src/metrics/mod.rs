@@ -19,9 +19,7 @@ use std::time::Duration;
 
 use counts::Counts;
 use pairs::Pairs;
-pub(crate) use queue::Queue;
-#[allow(unused_imports, reason = "for those who make requests wait")]
-pub(crate) use queue::{Refusal, Waiting};
+pub(crate) use queue::{Queue, Refusal};
 
 use crate::record::{Finished, Observer};
 use crate::upstream::Fleet;
@@ -43,7 +41,6 @@ impl Metrics {
     }
 
     /// What those who make requests wait tell of it.
-    #[allow(dead_code, reason = "for those who make requests wait")]
     pub(crate) fn queue(&self) -> &Arc<Queue> {
         &self.queue
     }

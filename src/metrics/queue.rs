@@ -9,7 +9,6 @@ use super::histogram::Histogram;
 
 /// Why a request was not let wait, or did not get its turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(dead_code, reason = "for those who make requests wait")]
 pub(crate) enum Refusal {
     /// As many wait as may.
     Full,
@@ -40,7 +39,6 @@ pub(crate) struct Queue {
     waits: Mutex<Histogram<19>>,
 }
 
-#[allow(dead_code, reason = "for those who make requests wait")]
 impl Queue {
     /// Says how many may wait; 0 is none.
     pub(crate) fn set_limit(&self, limit: usize) {

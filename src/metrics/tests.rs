@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::pairs::MAX_PAIRS;
 use super::*;
 use crate::record::{Kind, Recorder};
-use crate::upstream::{Address, HealthOptions, LiveFleet, PrefillSpec, RoundRobin, Sent, Wanted};
+use crate::upstream::{Address, HealthOptions, InFlight, LiveFleet, PrefillSpec, RoundRobin, Sent, Wanted};
 
 /// Servers that are never asked.
 fn wanted(prefill: usize, decode: usize) -> Wanted {
@@ -39,7 +39,7 @@ fn request(recorder: &Arc<Recorder>, fleet: &LiveFleet) {
     let attempt = record.sent_to(&pair);
     let sent = Sent { on_kept: true, written_at: Some(std::time::Instant::now()) };
     for server in [pair.prefill(), pair.decode()] {
-        attempt.leg(server).head_came(sent, true);
+        attempt.leg(InFlight::enter(Arc::clone(server))).head_came(sent, true);
     }
     record.answered(200);
     record.gives(5);

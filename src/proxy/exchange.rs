@@ -19,8 +19,9 @@ use super::intake;
 use super::leg::{Connection, Deadline, Keep, Leg, PrefillEnd, PrefillRun, run_prefill};
 use super::relay::{Relay, TimeLimit};
 use crate::error::{Cause, Error};
+use crate::gate::Entrance;
 use crate::record::{Attempt, Record};
-use crate::upstream::{Backend, LiveFleet, Pools, Role, ServerPair};
+use crate::upstream::{Backend, InFlight, LiveFleet, Pools, Role, Seats, ServerPair};
 use crate::wire::answer::Head;
 use crate::wire::body::ClientBody;
 use crate::wire::bootstrap::MAX_ROOM;
@@ -73,11 +74,12 @@ impl Proxy {
 
 impl Exchange<'_> {
     /// Answers a generation request. One that no server can have seen is sent again, and one that was refused with a
-    /// status that says so.
+    /// status that says so. Where servers have so many requests at a time only, it comes with its seats.
     pub(crate) async fn handle(
         &self,
         dialect: Dialect,
         request: Request<Incoming>,
+        seats: Option<Seated>,
         record: &mut Record,
     ) -> Result<Response<Relay>, Error> {
         let (head, body) = request.into_parts();
@@ -95,20 +97,37 @@ impl Exchange<'_> {
         }
         let deadline = Deadline::after(self.limits.request_timeout);
         let outgoing = RequestHead::new(&head.method, head.uri.path_and_query(), &head.headers, true);
-        let mut pair = self.fleet.now().select_pair().map_err(Error::NoServer)?;
+        let limited = seats.as_ref().map(|seated| Arc::clone(&seated.entrance));
+        let (mut pair, mut legs) = match seats {
+            Some(seated) => divided(seated.seats),
+            None => entered(self.fleet.now().select_pair().map_err(Error::NoServer)?),
+        };
         let mut connection = Connection::Any;
         let mut retries = self.limits.max_retries;
         loop {
             let attempt = record.sent_to(&pair);
-            let answered = self.attempt(&attempt, connection, &outgoing, &body, &shape, deadline).await;
+            let answered = self.attempt(&attempt, legs, connection, &outgoing, &body, &shape, deadline).await;
             let again = if retries > 0 { self.sent_again(&pair, &answered) } else { None };
             let Some((server, next)) = again else { return answered.map(Answered::into_response) };
             record.tried_again(&server, answered.as_ref().err());
             // Both legs end here.
             drop(answered);
-            pair = self.fleet.now().select_other_pair(&server).map_err(Error::NoServer)?;
+            (pair, legs) = self.other(&server, limited.as_ref()).map_err(Error::NoServer)?;
             connection = next;
             retries -= 1;
+        }
+    }
+
+    /// Another pair than the one of a server that has failed.
+    fn other(
+        &self,
+        failed: &Arc<Backend>,
+        limited: Option<&Arc<Entrance>>,
+    ) -> Result<(ServerPair, Legs), Role> {
+        let fleet = self.fleet.now();
+        match limited {
+            Some(entrance) => fleet.other_seats(failed, entrance.gate().caps(), entrance).map(divided),
+            None => fleet.select_other_pair(failed).map(entered),
         }
     }
 
@@ -142,9 +161,14 @@ impl Exchange<'_> {
     }
 
     /// Sends a request to a pair, in a room of its own. Both legs have ended when this fails.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what stays the same from one attempt to the next, and what does not"
+    )]
     async fn attempt(
         &self,
         attempt: &Attempt<'_>,
+        (on_prefill, on_decode): Legs,
         connection: Connection,
         outgoing: &RequestHead,
         body: &ClientBody,
@@ -157,12 +181,12 @@ impl Exchange<'_> {
         let to_prefill = outgoing.to(pair.prefill().host_header(), body.clone());
         let to_decode = outgoing.to(pair.decode().host_header(), body);
         let keep = shape.merge.map(|_| Keep { limit: self.limits.max_merge_size, deadline });
-        let prefill =
-            run_prefill(Arc::clone(self.pools), attempt.leg(pair.prefill()), to_prefill, connection, keep);
+        let on_prefill = attempt.leg(on_prefill);
+        let prefill = run_prefill(Arc::clone(self.pools), on_prefill, to_prefill, connection, keep);
         let mut prefill = Prefill::Running(prefill);
         // Pinned here: handed on by value, it would be copied at every step on the way to where it is polled.
         let decode =
-            pin!(Leg::start(self.pools, attempt.leg(pair.decode()), to_decode, connection, Some(deadline)));
+            pin!(Leg::start(self.pools, attempt.leg(on_decode), to_decode, connection, Some(deadline)));
         let (head, leg) = match prefill.unless_it_fails(decode).await? {
             First::Decode(begun) => begun,
             First::Refused(answer) => return Ok(Answered::by_prefill(answer)),
@@ -335,6 +359,27 @@ impl Prefill {
             Self::Refusing(refused, _) => Ok(refused),
         }
     }
+}
+
+/// The request under way on prefill, and on decode.
+type Legs = (InFlight, InFlight);
+
+/// A pair with a place on each server, taken before the request was read.
+pub(crate) struct Seated {
+    pub(crate) seats: Seats,
+    /// Who is told when they are free.
+    pub(crate) entrance: Arc<Entrance>,
+}
+
+fn divided(seats: Seats) -> (ServerPair, Legs) {
+    let (pair, on_prefill, on_decode) = seats.into_legs();
+    (pair, (on_prefill, on_decode))
+}
+
+fn entered(pair: ServerPair) -> (ServerPair, Legs) {
+    let enter = |server: &Arc<Backend>| InFlight::enter(Arc::clone(server));
+    let legs = (enter(pair.prefill()), enter(pair.decode()));
+    (pair, legs)
 }
 
 fn reply(mut head: response::Parts, body: Relay) -> Response<Relay> {

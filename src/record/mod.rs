@@ -281,8 +281,8 @@ pub(crate) struct Attempt<'a> {
 
 impl Attempt<'_> {
     /// The leg on one of the two begins.
-    pub(crate) fn leg(&self, server: &Arc<Backend>) -> LegRecord {
-        LegRecord::new(InFlight::enter(Arc::clone(server)), Arc::clone(self.timeline))
+    pub(crate) fn leg(&self, server: InFlight) -> LegRecord {
+        LegRecord::new(server, Arc::clone(self.timeline))
     }
 
     /// Decode's bytes have waited for prefill's answer.

@@ -3,7 +3,9 @@
 use std::sync::Mutex;
 
 use super::*;
-use crate::upstream::{Address, HealthOptions, LiveFleet, Outcome, PrefillSpec, Random, Sent, Wanted};
+use crate::upstream::{
+    Address, HealthOptions, InFlight, LiveFleet, Outcome, PrefillSpec, Random, Sent, Wanted,
+};
 
 /// What an observer has seen.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -88,7 +90,10 @@ fn seen_of(happens: impl FnOnce(&Recorder, &mut Record, &ServerPair)) -> Seen {
 
 fn legs(record: &mut Record, pair: &ServerPair) -> (LegRecord, LegRecord) {
     let attempt = record.sent_to(pair);
-    (attempt.leg(pair.prefill()), attempt.leg(pair.decode()))
+    (
+        attempt.leg(InFlight::enter(Arc::clone(pair.prefill()))),
+        attempt.leg(InFlight::enter(Arc::clone(pair.decode()))),
+    )
 }
 
 fn sent() -> Sent {
@@ -182,7 +187,7 @@ fn an_early_end_is_the_clients_or_at_the_end_the_routers() {
 fn bytes_that_waited_for_prefill_say_nothing_of_the_router() {
     seen_of(|_, record, pair| {
         let attempt = record.sent_to(pair);
-        attempt.leg(pair.decode()).head_came(sent(), true);
+        attempt.leg(InFlight::enter(Arc::clone(pair.decode()))).head_came(sent(), true);
         attempt.merges();
         assert!(record.gives(1).is_none());
     });

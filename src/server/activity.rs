@@ -5,6 +5,7 @@
 //! more than once a request.
 
 use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -14,10 +15,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body_util::{Either, Full};
 use hyper::body::{Body, Frame, SizeHint};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::error::Error;
+use crate::gate::Place;
 use crate::metrics::WorkerMetrics;
 use crate::proxy::Relay;
 use crate::record::Record;
@@ -40,6 +42,8 @@ pub(super) struct Activity {
     first_byte: AtomicU64,
     begun: Instant,
     metrics: Arc<WorkerMetrics>,
+    /// The request waits for its turn, and its body is unread.
+    queued: AtomicBool,
 }
 
 /// What a connection without a request waits for.
@@ -60,6 +64,7 @@ impl Activity {
             first_byte: AtomicU64::new(0),
             begun: Instant::now(),
             metrics,
+            queued: AtomicBool::new(false),
         }
     }
 
@@ -96,6 +101,11 @@ impl Activity {
 
     pub(super) fn cut_short(&self) {
         self.cut_short.store(true, Relaxed);
+    }
+
+    /// While a request waits in the queue, nobody reads its body, so that hyper would not see its client leave.
+    pub(super) fn set_queued(&self, queued: bool) {
+        self.queued.store(queued, Relaxed);
     }
 
     pub(super) fn is_cut_short(&self) -> bool {
@@ -147,13 +157,20 @@ impl Drop for Busy {
 pub(super) struct AnswerBody {
     body: Either<Relay, Full<Bytes>>,
     busy: Busy,
+    /// The request's place among those that may be under way.
+    _place: Option<Place>,
     /// After the body: finished when the legs have ended.
     record: Record,
 }
 
 impl AnswerBody {
-    pub(super) fn new(body: Either<Relay, Full<Bytes>>, busy: Busy, record: Record) -> Self {
-        Self { body, busy, record }
+    pub(super) fn new(
+        body: Either<Relay, Full<Bytes>>,
+        busy: Busy,
+        place: Option<Place>,
+        record: Record,
+    ) -> Self {
+        Self { body, busy, _place: place, record }
     }
 }
 
@@ -212,16 +229,40 @@ impl Drop for AnswerBody {
 pub(super) struct Watched {
     socket: TcpStream,
     activity: Arc<Activity>,
+    /// Ends when the client leaves; only while its request is queued.
+    leaving: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 impl Watched {
     pub(super) fn new(socket: TcpStream, activity: Arc<Activity>) -> Self {
-        Self { socket, activity }
+        Self { socket, activity, leaving: None }
+    }
+
+    /// Whether the client has left although it has not been read to its end.
+    fn poll_leaving(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.activity.queued.load(Relaxed) {
+            self.leaving = None;
+            return Poll::Pending;
+        }
+        if self.leaving.is_none() {
+            self.leaving = leaving(&self.socket).ok();
+        }
+        self.leaving.as_mut().map_or(Poll::Pending, |leaving| leaving.as_mut().poll(cx))
     }
 
     pub(super) fn into_socket(self) -> TcpStream {
         self.socket
     }
+}
+
+/// Ends when the peer has closed or reset the connection. On a descriptor of its own, because it outlives any borrow.
+fn leaving(socket: &TcpStream) -> io::Result<Pin<Box<dyn Future<Output = ()> + Send>>> {
+    let socket = std::net::TcpStream::from(socket.as_fd().try_clone_to_owned()?);
+    let socket = TcpStream::from_std(socket)?;
+    Ok(Box::pin(async move {
+        // Not `READABLE`, which unread bytes are as well; all there is without them is the end.
+        let _ = socket.ready(Interest::PRIORITY).await;
+    }))
 }
 
 impl AsyncRead for Watched {
@@ -259,6 +300,10 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // hyper comes here whenever it is polled.
+        if self.poll_leaving(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         Pin::new(&mut self.socket).poll_flush(cx)
     }
 

@@ -72,8 +72,8 @@ pub(super) async fn serve(
             // hyper would keep a place of its size for as long as the connection lives, and a stream lives long.
             Box::pin(async move {
                 let mut record = service.recorder.begin();
-                let answer = service.answer(request, busy.activity(), &mut record).await;
-                Ok::<_, Infallible>(answer.map(|body| AnswerBody::new(body, busy, record)))
+                let (answer, place) = service.answer(request, busy.activity(), &mut record).await;
+                Ok::<_, Infallible>(answer.map(|body| AnswerBody::new(body, busy, place, record)))
             })
         }
     };

@@ -11,6 +11,7 @@
 mod activity;
 mod admin;
 mod connection;
+mod guards;
 mod head;
 mod live;
 mod service;
@@ -30,6 +31,7 @@ use crate::config::Options;
 use crate::control::{Admin, Draining, probe_all};
 use crate::metrics::Metrics;
 use crate::upstream::{Dialer, LiveFleet};
+pub(crate) use guards::Guards;
 use workers::Workers;
 
 pub(crate) use live::Live;
@@ -44,6 +46,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub(crate) async fn serve(
     listener: TcpListener,
     fleet: Arc<LiveFleet>,
+    guards: &Guards,
     options: Options,
     live: Arc<Live>,
     shutdown: impl Future<Output = ()>,
@@ -51,8 +54,9 @@ pub(crate) async fn serve(
     let draining = Draining::default();
     let metrics = Arc::new(Metrics::default());
     let admin_listener = admin::bind(options.admin.as_ref()).await?;
-    let operators = Arc::new(Admin::new(Arc::clone(&fleet), Arc::clone(&metrics)));
-    let workers = Workers::spawn(&fleet, &options, &live, &draining, &metrics)?;
+    let Guards { access, gate } = guards.clone();
+    let operators = Arc::new(Admin::new(Arc::clone(&fleet), Arc::clone(&metrics), access, gate));
+    let workers = Workers::spawn(&fleet, guards, &options, &live, &draining, &metrics)?;
     let clients = async {
         let acceptor = Acceptor { listener, dialer: Dialer::new(&options.sockets), workers: &workers };
         let accept = async {
@@ -64,7 +68,7 @@ pub(crate) async fn serve(
         };
         tokio::select! {
             () = accept => {}
-            () = probe_all(&fleet, &options.sockets) => {}
+            () = probe_all(&fleet, &guards.access, &options.sockets) => {}
         }
         drop(acceptor);
         let grace_period = live.grace_period();

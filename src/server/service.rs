@@ -7,19 +7,22 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use http_body_util::{Either, Full};
-use hyper::body::Incoming;
-use hyper::header::{CONNECTION, HeaderValue};
-use hyper::{Method, Request, Response};
+use hyper::body::{Body, Incoming};
+use hyper::header::{CONNECTION, EXPECT, HeaderMap, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
 use tracing::{debug, error, warn};
 
 use super::activity::Activity;
+use super::guards::Guards;
 use super::head;
 use super::live::Live;
+use crate::access::{Access, Shared, Terms};
 use crate::config::Options;
 use crate::control::{Control, Draining, Endpoint, allows};
-use crate::error::Error;
-use crate::metrics::{Metrics, WorkerMetrics};
-use crate::proxy::{Proxy, Relay, discard};
+use crate::error::{Error, Reply};
+use crate::gate::{self, Caps, Entrance, Place};
+use crate::metrics::{self, Metrics, Queue, WorkerMetrics};
+use crate::proxy::{Proxy, Relay, Seated, discard};
 use crate::record::{Kind, Record, Recorder};
 use crate::upstream::{LiveFleet, Pools};
 use crate::wire::shape::Dialect;
@@ -34,7 +37,14 @@ pub(super) struct Service {
     pub(super) recorder: Arc<Recorder>,
     draining: Draining,
     live: Arc<Live>,
+    fleet: Arc<LiveFleet>,
+    entrance: Arc<Entrance>,
+    queue: Arc<Queue>,
+    access: Arc<Access>,
 }
+
+/// What is held for a request until its answer has ended, where requests are limited.
+type Held = Option<Place>;
 
 /// An answer: relayed from a server, or the router's own.
 pub(super) type Answer = Response<Either<Relay, Full<Bytes>>>;
@@ -48,13 +58,14 @@ enum Route {
 impl Service {
     pub(super) fn new(
         fleet: &Arc<LiveFleet>,
+        guards: &Guards,
         options: &Options,
         live: &Arc<Live>,
         draining: &Draining,
         metrics: &Metrics,
     ) -> Self {
         let pools = Arc::new(Pools::new(&options.sockets));
-        let metrics = metrics.worker();
+        let (metrics, queue) = (metrics.worker(), Arc::clone(metrics.queue()));
         Self {
             proxy: Proxy::new(Arc::clone(fleet), Arc::clone(&pools), Arc::clone(live.limits())),
             control: Control::new(Arc::clone(fleet), Arc::clone(&pools), draining.clone()),
@@ -63,21 +74,32 @@ impl Service {
             metrics,
             draining: draining.clone(),
             live: Arc::clone(live),
+            fleet: Arc::clone(fleet),
+            entrance: Entrance::new(Arc::clone(&guards.gate)),
+            queue,
+            access: Arc::clone(&guards.access),
         }
     }
 
-    /// Answers a request, whatever happens to it.
+    /// Answers a request, whatever happens to it. The place is the answer's, to its end.
     pub(super) async fn answer(
         &self,
         request: Request<Incoming>,
         activity: &Activity,
         record: &mut Record,
-    ) -> Answer {
+    ) -> (Answer, Held) {
+        let mut terms = self.access.terms(request.headers());
+        let is_preflight =
+            request.method() == Method::OPTIONS && terms.shared.answers_preflight(request.headers());
         let outcome = match head::check(&request) {
-            Ok(()) => unless_it_panics(pin!(self.answer_checked(request, record))).await,
+            Ok(()) => {
+                let answering = self.answer_checked(request, &mut terms, is_preflight, activity, record);
+                unless_it_panics(pin!(answering)).await
+            }
             Err(what) => Err(Error::BadRequest(what)),
         };
-        let mut answer = outcome.unwrap_or_else(|error| own(&error, record));
+        let (mut answer, held) = outcome.unwrap_or_else(|error| (own(&error, record), None));
+        terms.shared.write(answer.headers_mut(), is_preflight);
         record.answered(answer.status().as_u16());
         // Servers' own are not passed on, so this one says that something of the request is unread.
         if answer.headers().contains_key(CONNECTION) {
@@ -86,23 +108,47 @@ impl Service {
             // Whoever keeps the connection for the next request learns in time that there should be none.
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        answer
+        (answer, held)
     }
 
-    async fn answer_checked(&self, request: Request<Incoming>, record: &mut Record) -> Result<Answer, Error> {
-        let routed = route(request.method(), request.uri().path(), record);
+    async fn answer_checked(
+        &self,
+        mut request: Request<Incoming>,
+        terms: &mut Terms,
+        is_preflight: bool,
+        activity: &Activity,
+        record: &mut Record,
+    ) -> Result<(Answer, Held), Error> {
+        let mut routed = route(request.method(), request.uri().path(), record);
+        if !is_preflight && !needs_no_key(&routed) {
+            routed = terms.check().and(routed);
+        }
+        terms.change(request.headers_mut());
         if let Ok(Route::Proxy(dialect)) = routed {
-            return Ok(self.proxy.begin().handle(dialect, request, record).await?.map(Either::Left));
+            match self.admit(activity).await {
+                Ok((held, seats)) => {
+                    let answer = self.proxy.begin().handle(dialect, request, seats, record).await?;
+                    return Ok((answer.map(Either::Left), held));
+                }
+                Err(error) => routed = Err(error),
+            }
         }
         let (head, body) = request.into_parts();
         let limits = self.live.limits().load_full();
-        let drained = discard(body, limits.body_idle_timeout).await?;
+        // A client that waits for our word before it sends its body need not send it in vain.
+        let refused = matches!(routed, Err(Error::Unauthorized | Error::Overloaded(_)));
+        let drained = if refused && head.headers.contains_key(EXPECT) {
+            body.is_end_stream()
+        } else {
+            discard(body, limits.body_idle_timeout).await?
+        };
         let outcome = match routed {
             // Boxed, so that requests of the other kind are not as large.
             Ok(Route::Control(endpoint)) => {
                 Box::pin(self.control.handle(endpoint, head, limits.request_timeout)).await
             }
             Ok(Route::Proxy(_)) => unreachable!("handled above"),
+            Err(Error::MethodNotAllowed { allow }) if is_preflight => Ok(preflight(allow, &head.headers)),
             Err(error) => Err(error),
         };
         let mut answer = outcome.map_or_else(|error| own(&error, record), |reply| reply.map(Either::Right));
@@ -110,14 +156,65 @@ impl Service {
             // What is left of the body would be taken for the next request.
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        Ok(answer)
+        Ok((answer, None))
+    }
+
+    /// Lets a generation request in when it is its turn. Its body is unread until then, so that a queue costs little.
+    async fn admit(&self, activity: &Activity) -> Result<(Held, Option<Seated>), Error> {
+        if !self.entrance.gate().is_on() {
+            return Ok((None, None));
+        }
+        let take = || {
+            let caps = self.entrance.gate().caps();
+            if caps == Caps::NONE {
+                return Ok(Some(None));
+            }
+            let seats = self.fleet.now().seats(caps, &self.entrance).map_err(Error::NoServer)?;
+            let seated = |seats| Seated { seats, entrance: Arc::clone(&self.entrance) };
+            Ok(seats.map(|seats| Some(seated(seats))))
+        };
+        let mut waiting = None;
+        let entered = self.entrance.enter(take, || {
+            waiting = Some(self.queue.enter());
+            activity.set_queued(true);
+        });
+        let entered = entered.await;
+        if waiting.is_some() {
+            activity.set_queued(false);
+        }
+        if let Err(Error::Overloaded(refusal)) = &entered {
+            self.queue.refuse(counted(refusal));
+        }
+        entered.map(|(place, seats)| (Some(place), seats))
     }
 }
 
+/// A refusal, as it is counted.
+fn counted(refusal: &gate::Refusal) -> metrics::Refusal {
+    match refusal {
+        gate::Refusal::QueueFull { .. } => metrics::Refusal::Full,
+        gate::Refusal::QueueTimeout(_) => metrics::Refusal::Timeout,
+        gate::Refusal::RateLimited { .. } => metrics::Refusal::Rate,
+    }
+}
+
+/// Whoever watches over the router has no key of its clients'.
+fn needs_no_key(routed: &Result<Route, Error>) -> bool {
+    matches!(routed, Ok(Route::Control(Endpoint::Health | Endpoint::Ready)))
+}
+
+/// The answer to a browser's question about a path.
+fn preflight(allow: &'static str, asked: &HeaderMap) -> Reply {
+    let mut reply = Reply::default();
+    *reply.status_mut() = StatusCode::NO_CONTENT;
+    *reply.headers_mut() = Shared::preflight(allow, asked);
+    reply
+}
+
 /// A panic ends the request that it happens in, and nothing else of the worker's.
-async fn unless_it_panics(
-    mut answering: Pin<&mut impl Future<Output = Result<Answer, Error>>>,
-) -> Result<Answer, Error> {
+async fn unless_it_panics<T>(
+    mut answering: Pin<&mut impl Future<Output = Result<T, Error>>>,
+) -> Result<T, Error> {
     std::future::poll_fn(|cx| {
         // Nothing of it is used again: it is dropped, and the connection is closed.
         let polled = catch_unwind(AssertUnwindSafe(|| answering.as_mut().poll(cx)));

@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::warn;
 
 use super::connection;
+use super::guards::Guards;
 use super::live::Live;
 use super::service::Service;
 use crate::config::Options;
@@ -37,6 +38,7 @@ struct Worker {
 impl Workers {
     pub(super) fn spawn(
         fleet: &Arc<LiveFleet>,
+        guards: &Guards,
         options: &Options,
         live: &Arc<Live>,
         draining: &Draining,
@@ -47,7 +49,7 @@ impl Workers {
             let (sockets, handed_over) = mpsc::channel(MAX_HANDED_OVER);
             let (ends, ended) = oneshot::channel();
             let connections = Arc::new(AtomicUsize::new(0));
-            let service = Arc::new(Service::new(fleet, options, live, draining, metrics));
+            let service = Arc::new(Service::new(fleet, guards, options, live, draining, metrics));
             let live = Arc::clone(live);
             let (mut alive, counted) = (alive.clone(), Arc::clone(&connections));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

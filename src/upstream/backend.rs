@@ -13,6 +13,7 @@ use super::connections::{ConnectionCounts, Connections};
 use super::health::{Health, State, sign};
 use super::outcome::Outcomes;
 use super::{Address, Outcome};
+use crate::gate::{Entrance, Freed};
 use crate::wire::bootstrap::BootstrapFields;
 
 /// What a server does for a request.
@@ -198,19 +199,22 @@ impl Backend {
 /// Counts one request on a server for as long as it lives, and how it ended.
 #[derive(Debug)]
 pub(crate) struct InFlight {
-    backend: Arc<Backend>,
+    seat: Seat,
     outcome: Outcome,
 }
 
 impl InFlight {
     pub(crate) fn enter(backend: Arc<Backend>) -> Self {
-        // Relaxed: a policy may read a count that is a moment old.
-        backend.in_flight.fetch_add(1, Ordering::Relaxed);
-        Self { backend, outcome: Outcome::Cancelled }
+        Self::on(Seat::take(backend))
+    }
+
+    /// On a seat that was taken before.
+    pub(crate) fn on(seat: Seat) -> Self {
+        Self { seat, outcome: Outcome::Cancelled }
     }
 
     pub(crate) fn backend(&self) -> &Arc<Backend> {
-        &self.backend
+        &self.seat.backend
     }
 
     /// Says how it ended. A request of which nothing is said was cancelled.
@@ -221,8 +225,42 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        // Counted first: whoever sees that nothing is under way sees how it ended.
-        self.backend.note_end(self.outcome);
+        // Before the seat is free: whoever sees that nothing is under way sees how it ended.
+        self.seat.backend.note_end(self.outcome);
+    }
+}
+
+/// A request's place on a server, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    backend: Arc<Backend>,
+    /// Last, so that it is dropped when the seat is free. Only where seats are limited.
+    _freed: Option<Freed>,
+}
+
+impl Seat {
+    pub(super) fn take(backend: Arc<Backend>) -> Self {
+        // Relaxed: a policy may read a count that is a moment old.
+        backend.in_flight.fetch_add(1, Ordering::Relaxed);
+        Self { backend, _freed: None }
+    }
+
+    /// Takes one of `cap`, if one is free.
+    pub(super) fn take_of(backend: &Arc<Backend>, cap: usize) -> Option<Self> {
+        let counted = |count: usize| (count < cap).then_some(count + 1);
+        let taken = backend.in_flight.fetch_update(Ordering::Acquire, Ordering::Acquire, counted);
+        taken.ok().map(|_| Self { backend: Arc::clone(backend), _freed: None })
+    }
+
+    /// Whoever waits for a seat will be told.
+    pub(super) fn told_of(mut self, entrance: &Arc<Entrance>) -> Self {
+        self._freed = Some(Freed::by(entrance));
+        self
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
         self.backend.in_flight.fetch_sub(1, Ordering::Release);
     }
 }

@@ -3,6 +3,8 @@
 //! A [`Fleet`] never changes: [`LiveFleet`] puts another one in its place, so that
 //! whoever looks sees one state and waits for nobody.
 
+mod room;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,6 +13,7 @@ use tokio::sync::watch;
 
 use super::health::{Health, Watching};
 use super::{Address, Backend, Choice, HealthOptions, Policy, PrefillSpec, Random, Role};
+pub(crate) use room::Seats;
 
 /// Which servers there should be, and how they are chosen.
 #[derive(Clone)]

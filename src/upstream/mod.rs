@@ -22,7 +22,7 @@ pub(crate) use conn::{ConnError, SendError, Sent};
 pub(crate) use connections::Connections;
 pub(crate) use dial::{DialError, Dialer, SocketOptions};
 pub use fleet::ServerPair;
-pub(crate) use fleet::{Fleet, LiveFleet, Wanted};
+pub(crate) use fleet::{Fleet, LiveFleet, Seats, Wanted};
 pub(crate) use health::HealthOptions;
 pub use outcome::Outcome;
 pub use policy::{Choice, Policy, Random, RoundRobin};

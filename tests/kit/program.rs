@@ -114,7 +114,20 @@ pub fn flags() -> Vec<String> {
     let help = String::from_utf8(output(["--help"], &[]).stdout).expect("UTF-8");
     let names = help.lines().filter_map(|line| line.trim().strip_prefix("--"));
     let names = names.map(|rest| rest.split([' ', ',']).next().expect("a name").to_owned());
-    names.filter(|name| !["config", "check-config", "help", "version"].contains(&name.as_str())).collect()
+    names
+        .filter(|name| !["config", "check-config", "help", "version"].contains(&name.as_str()))
+        .filter(|name| !GO_WITH_OTHERS.contains(&name.as_str()))
+        .collect()
+}
+
+/// Flags that are refused without another one.
+const GO_WITH_OTHERS: [&str; 1] = ["worker-api-key-replaces-authorization"];
+
+/// A file with a key.
+fn key_file() -> String {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("a-key");
+    std::fs::write(&path, "a key\n").expect("a file for tests");
+    path.to_str().expect("a path of text").to_owned()
 }
 
 /// A value of a flag that is not its default: in a file, in the environment, and as it is shown. A new flag for which 7 or
@@ -131,6 +144,10 @@ pub fn sample(flag: &str, is_switch: bool) -> [String; 3] {
         "policy" | "prefill-policy" | "decode-policy" => text("round_robin"),
         "retry-on-status" => of("[503]", "503"),
         "log-level" => text("debug"),
+        "api-key" => of("[\"a key\"]", "a key"),
+        "admin-api-key" | "worker-api-key" => text("a key"),
+        "api-key-file" | "admin-api-key-file" | "worker-api-key-file" => text(&key_file()),
+        "cors-allowed-origins" => of("[\"http://a.example\"]", "http://a.example"),
         _ => same("7"),
     }
 }

@@ -84,6 +84,16 @@ impl Router {
         self.balancer.reload(config)
     }
 
+    /// Waits until so many requests wait for their turn.
+    pub async fn queued(&self, count: usize) {
+        super::patiently("the queue", async {
+            while self.balancer.queued() != count {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+    }
+
     /// What the router knows of a server.
     pub fn knows(&self, server: &super::Upstream) -> Arc<Backend> {
         let url = server.url();

@@ -1,0 +1,175 @@
+//! Who may ask: keys of clients and of operators, the key that the router shows to
+//! servers, and the origins whose pages may read answers.
+//!
+//! Heads only: what is asked for is not known here, and nothing is read or sent.
+
+mod cors;
+mod secret;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use arc_swap::{ArcSwap, Guard};
+use hyper::header::{AUTHORIZATION, HOST, HeaderMap, HeaderValue, ORIGIN};
+
+pub(crate) use cors::{Origins, Shared};
+pub(crate) use secret::Secret;
+
+use crate::error::Error;
+
+/// What is asked of whom. The default asks nothing of clients, and that operators are on this machine.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct AccessOptions {
+    /// Each of them is good. None: clients need no key.
+    pub(crate) client_keys: Vec<Secret>,
+    pub(crate) admin_key: Option<Secret>,
+    /// What the router shows to servers.
+    pub(crate) worker_key: Option<Secret>,
+    /// Whether servers get it in the place of what clients sent.
+    pub(crate) worker_key_replaces: bool,
+    pub(crate) origins: Origins,
+}
+
+/// The rules as they are now, for all workers.
+pub(crate) struct Access {
+    now: ArcSwap<AccessOptions>,
+    /// Whether any of it concerns clients' requests, so that those which it does not look at one flag only.
+    concerns_clients: AtomicBool,
+}
+
+/// What follows for a client's request from the rules.
+#[derive(Debug, Default)]
+pub(crate) struct Terms {
+    /// Whether a page may read the answer.
+    pub(crate) shared: Shared,
+    /// Whether the request has a key that is good, or needs none.
+    verdict: Verdict,
+    /// What servers get as `Authorization`, instead of the client's.
+    instead: Option<HeaderValue>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+enum Verdict {
+    #[default]
+    Good,
+    Missing,
+    Ambiguous,
+}
+
+impl Access {
+    pub(crate) fn new(options: AccessOptions) -> Self {
+        let access =
+            Self { now: ArcSwap::from_pointee(AccessOptions::default()), concerns_clients: false.into() };
+        access.reload(options);
+        access
+    }
+
+    /// Takes other rules over, for requests that begin from now on.
+    pub(crate) fn reload(&self, options: AccessOptions) {
+        let concerns =
+            !options.client_keys.is_empty() || options.worker_key_replaces || options.origins.is_on();
+        self.now.store(options.into());
+        self.concerns_clients.store(concerns, Relaxed);
+    }
+
+    fn now(&self) -> Guard<Arc<AccessOptions>> {
+        self.now.load()
+    }
+
+    /// The terms for a client's request.
+    pub(crate) fn terms(&self, headers: &HeaderMap) -> Terms {
+        if !self.concerns_clients.load(Relaxed) {
+            return Terms::default();
+        }
+        let rules = self.now();
+        let verdict =
+            if rules.client_keys.is_empty() { Verdict::Good } else { verdict(headers, &rules.client_keys) };
+        let instead = rules.worker_key.as_ref().filter(|_| rules.worker_key_replaces).map(Secret::to_header);
+        Terms { shared: rules.origins.shared(headers), verdict, instead }
+    }
+
+    /// What the router's own questions to servers say as `Authorization`.
+    pub(crate) fn own_headers(&self) -> HeaderMap {
+        self.now().worker_key.iter().map(|key| (AUTHORIZATION, key.to_header())).collect()
+    }
+
+    /// Whether whoever sent this may see and change the router's own state: with the operators' key from anywhere, or
+    /// if there is none, from this machine.
+    pub(crate) fn may_administrate(&self, peer: SocketAddr, headers: &HeaderMap) -> Result<(), Error> {
+        let rules = self.now();
+        if let Some(key) = &rules.admin_key {
+            return verdict(headers, std::slice::from_ref(key)).check();
+        }
+        if !peer.ip().to_canonical().is_loopback() {
+            return Err(Error::Forbidden("without --admin-api-key this is answered on loopback only"));
+        }
+        // A page that the operator looks at can send requests from this machine too.
+        if headers.get(ORIGIN).is_some_and(|origin| !is_of(origin, headers.get(HOST))) {
+            return Err(Error::Forbidden(
+                "without --admin-api-key this is not answered to pages of other origins",
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Terms {
+    /// Refuses a request that needs a key and has none.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        self.verdict.check()
+    }
+
+    /// Puts the servers' key in the place of the client's, if that is asked for.
+    pub(crate) fn change(&mut self, headers: &mut HeaderMap) {
+        if let Some(value) = self.instead.take() {
+            headers.insert(AUTHORIZATION, value);
+        }
+    }
+}
+
+impl Verdict {
+    fn check(self) -> Result<(), Error> {
+        match self {
+            Self::Good => Ok(()),
+            Self::Missing => Err(Error::Unauthorized),
+            Self::Ambiguous => Err(Error::BadRequest("there is more than one Authorization header")),
+        }
+    }
+}
+
+/// Compares with all keys, so that the time says nothing of which one it was.
+fn verdict(headers: &HeaderMap, keys: &[Secret]) -> Verdict {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let (first, second) = (values.next(), values.next());
+    if second.is_some() {
+        return Verdict::Ambiguous;
+    }
+    let Some(shown) = first.and_then(|value| bearer(value.as_bytes())) else { return Verdict::Missing };
+    let is_good = keys.iter().fold(false, |good, key| key.is(shown) | good);
+    if is_good { Verdict::Good } else { Verdict::Missing }
+}
+
+/// What comes after the scheme, whose case does not matter (RFC 9110, section 11.1).
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, rest) = value.split_at_checked(6)?;
+    let rest = rest.strip_prefix(b" ")?;
+    scheme.eq_ignore_ascii_case(b"bearer").then(|| rest.trim_ascii_start())
+}
+
+/// Whether an origin is the host that was asked.
+fn is_of(origin: &HeaderValue, host: Option<&HeaderValue>) -> bool {
+    let origin = origin.as_bytes();
+    let authority = origin.strip_prefix(b"http://").or_else(|| origin.strip_prefix(b"https://"));
+    authority.zip(host).is_some_and(|(authority, host)| authority == host.as_bytes())
+}
+
+impl fmt::Debug for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Access")
+    }
+}
+
+#[cfg(test)]
+mod tests;
