@@ -8,13 +8,13 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Comparable, ConfigError, MiniLbConfig, Options, Reloaded, Settings};
 use crate::server::{self, Guards, Live};
-use crate::upstream::{Backend, LiveFleet, ServerPair};
+use crate::upstream::{Backend, Members, ServerPair};
 
 /// A router in front of prefill and decode servers.
 pub struct MiniLoadBalancer {
     host: String,
     port: u16,
-    fleet: Arc<LiveFleet>,
+    members: Arc<Members>,
     live: Arc<Live>,
     guards: Guards,
     options: Options,
@@ -33,10 +33,10 @@ impl MiniLoadBalancer {
     pub fn new(config: MiniLbConfig) -> Result<Self, ConfigError> {
         let settings = config.settle()?;
         let (started_with, last) = (Comparable::of(&settings), Mutex::new(Comparable::of(&settings)));
-        let Settings { host, port, wanted, access, options } = settings;
-        let (fleet, live) = (Arc::new(LiveFleet::new(wanted)), Arc::new(Live::new(&options)));
+        let Settings { host, port, wanted, names, access, options } = settings;
+        let (members, live) = (Arc::new(Members::new(wanted, names)), Arc::new(Live::new(&options)));
         let guards = Guards::new(access, &options.gate);
-        Ok(Self { host, port, fleet, live, guards, options, started_with, last })
+        Ok(Self { host, port, members, live, guards, options, started_with, last })
     }
 
     /// Listens on the configured address and [serves](Self::serve) until the process is told to end by SIGINT or
@@ -81,15 +81,16 @@ impl MiniLoadBalancer {
         listener: TcpListener,
         shutdown: impl Future<Output = ()> + Send,
     ) -> io::Result<()> {
-        let (fleet, live) = (Arc::clone(&self.fleet), Arc::clone(&self.live));
-        server::serve(listener, fleet, &self.guards, self.options.clone(), live, shutdown).await
+        let (members, live) = (Arc::clone(&self.members), Arc::clone(&self.live));
+        server::serve(listener, members, &self.guards, self.options.clone(), live, shutdown).await
     }
 
     /// Takes over another configuration, while requests go on: its servers and policies, keys and origins, what a request
     /// may take and how many may be under way, how long clients may wait, how servers are watched, and the times of a
-    /// shutdown. A server that is in both keeps its
-    /// connections and what is known of it, and one that is in the new one no more finishes what it has. A request keeps the
-    /// limits that it began with, and a client's connection its timeouts. What cannot change without a restart is left as
+    /// shutdown. A server that is in both keeps its connections and what is known of it, and one that is in the new one no
+    /// more finishes what it has. What operators have said since holds: servers that they added stay, and one that they
+    /// removed, or whose role they switched, is as they want it until its entry in the configuration changes. A request keeps
+    /// the limits that it began with, and a client's connection its timeouts. What cannot change without a restart is left as
     /// it is, and named in what is returned.
     ///
     /// # Errors
@@ -104,7 +105,7 @@ impl MiniLoadBalancer {
         // Everyone who takes over a part of it.
         self.live.reload(&settings.options);
         self.guards.reload(settings.access, &settings.options.gate);
-        self.fleet.become_as(settings.wanted);
+        self.members.configure(settings.wanted, settings.names);
         let after = self.servers();
         let reloaded = Reloaded {
             servers_added: missing(&after, &before),
@@ -118,7 +119,7 @@ impl MiniLoadBalancer {
 
     /// Every server that gets requests now, prefill first: its health, and how requests end on it.
     pub fn servers(&self) -> Vec<Arc<Backend>> {
-        self.fleet.now().all().cloned().collect()
+        self.members.fleet().now().all().cloned().collect()
     }
 
     /// Requests that wait for their turn now.
@@ -128,7 +129,7 @@ impl MiniLoadBalancer {
 
     /// Chooses two servers, as for a request. `None`: a role has no server.
     pub fn select_pair(&self) -> Option<ServerPair> {
-        self.fleet.now().select_pair().ok()
+        self.members.fleet().now().select_pair().ok()
     }
 }
 

@@ -15,7 +15,9 @@ use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, W
 use hyper::{Response, StatusCode};
 
 use crate::gate::Refusal;
-use crate::upstream::{Backend, ConnError, DialError, Outcome, Role, SendError};
+use crate::upstream::{
+    Backend, ConnError, DialError, MAX_SERVERS_PER_ROLE, NotChanged, Outcome, Role, SendError,
+};
 use crate::wire::answer::BadAnswer;
 use crate::wire::shape::BadBody;
 
@@ -54,6 +56,10 @@ pub(crate) enum Error {
     Overloaded(Refusal),
     /// The router's own fault: a panic.
     Internal,
+    /// An operator's order that makes no sense.
+    BadOrder(String),
+    /// An operator's change that was not made.
+    NotChanged(NotChanged),
     /// An answer of `/ready`.
     NotReady(&'static str),
     /// There is none of this role.
@@ -96,7 +102,8 @@ impl Error {
 
     pub(crate) fn status(&self) -> StatusCode {
         match self {
-            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::NotFound | Self::NotChanged(NotChanged::Unknown) => StatusCode::NOT_FOUND,
+            Self::NotChanged(_) => StatusCode::CONFLICT,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyEncoded { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -107,9 +114,11 @@ impl Error {
             Self::Overloaded(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NotReady(_) | Self::NoServer(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::BodyRead(_) | Self::BadBody(_) | Self::ManySamples | Self::BadRequest(_) => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::BodyRead(_)
+            | Self::BadBody(_)
+            | Self::ManySamples
+            | Self::BadRequest(_)
+            | Self::BadOrder(_) => StatusCode::BAD_REQUEST,
             Self::Upstream { cause: Cause::ConnectTimeout(_) | Cause::Timeout(_), .. } => {
                 StatusCode::GATEWAY_TIMEOUT
             }
@@ -135,6 +144,11 @@ impl Error {
             Self::Overloaded(Refusal::QueueTimeout(_)) => "queue_timeout",
             Self::Overloaded(Refusal::RateLimited { .. }) => "rate_limited",
             Self::Internal => "internal",
+            Self::BadOrder(_) => "invalid_admin_request",
+            Self::NotChanged(NotChanged::Unknown) => "worker_not_found",
+            Self::NotChanged(NotChanged::Exists) => "worker_exists",
+            Self::NotChanged(NotChanged::Busy) => "worker_busy",
+            Self::NotChanged(NotChanged::Full(_)) => "too_many_workers",
             Self::NotReady(_) => "not_ready",
             Self::NoServer(Role::Prefill) => "prefill_unavailable",
             Self::NoServer(Role::Decode) => "decode_unavailable",
@@ -313,6 +327,15 @@ impl fmt::Display for Error {
             Self::Forbidden(why) => f.write_str(why),
             Self::Overloaded(refusal) => refusal.fmt(f),
             Self::Internal => f.write_str("the router failed at this request"),
+            Self::BadOrder(what) => f.write_str(what),
+            Self::NotChanged(NotChanged::Unknown) => f.write_str("the router has no such server"),
+            Self::NotChanged(NotChanged::Exists) => {
+                f.write_str("the router has this server with another role or bootstrap port; delete it first")
+            }
+            Self::NotChanged(NotChanged::Busy) => f.write_str("the server's role is being switched"),
+            Self::NotChanged(NotChanged::Full(role)) => {
+                write!(f, "the router has {MAX_SERVERS_PER_ROLE} {role} servers and takes no more")
+            }
             Self::NotReady(why) => f.write_str(why),
             Self::NoServer(role) => write!(f, "the router has no {role} server"),
             Self::Upstream { server, cause } => write!(f, "{} server {} {cause}", server.role(), server.url()),

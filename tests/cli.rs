@@ -43,6 +43,11 @@ const SGLANG_ROUTER_0_3_2: &str = "
 const SUPPORTED: &[(&str, &str)] = &[
     ("--prefill <URL> [PORT|none]", ""),
     ("--decode <URL>", ""),
+    ("--prefill-dns <HOST:PORT> [BOOTSTRAP|none]", ""),
+    ("--decode-dns <HOST:PORT>", ""),
+    ("--dns-interval-secs <SECONDS>", "[default: 5]"),
+    ("--worker-startup-timeout-secs <SECONDS>", "[default: 1800]"),
+    ("--worker-startup-check-interval <SECONDS>", "[default: 1]"),
     ("--prefill-bootstrap-host <URL> <HOST>", ""),
     ("--policy <POLICY>", "[default: random]"),
     ("--prefill-policy <POLICY>", "[default: --policy]"),

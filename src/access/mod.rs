@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use arc_swap::{ArcSwap, Guard};
-use hyper::header::{AUTHORIZATION, HOST, HeaderMap, HeaderValue, ORIGIN};
+use hyper::header::{AUTHORIZATION, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN};
 
 pub(crate) use cors::{Origins, Shared};
 pub(crate) use secret::Secret;
@@ -31,6 +31,10 @@ pub(crate) struct AccessOptions {
     pub(crate) worker_key_replaces: bool,
     pub(crate) origins: Origins,
 }
+
+/// What says that a request is not its peer's own: the word of a proxy.
+const OF_OTHERS: [HeaderName; 3] =
+    [FORWARDED, HeaderName::from_static("x-forwarded-for"), HeaderName::from_static("x-real-ip")];
 
 /// The rules as they are now, for all workers.
 pub(crate) struct Access {
@@ -97,12 +101,18 @@ impl Access {
 
     /// Whether whoever sent this may see and change the router's own state: with the operators' key from anywhere, or
     /// if there is none, from this machine.
-    pub(crate) fn may_administrate(&self, peer: SocketAddr, headers: &HeaderMap) -> Result<(), Error> {
+    pub(crate) fn may_administrate(
+        &self,
+        peer: Option<SocketAddr>,
+        headers: &HeaderMap,
+    ) -> Result<(), Error> {
         let rules = self.now();
         if let Some(key) = &rules.admin_key {
             return verdict(headers, std::slice::from_ref(key)).check();
         }
-        if !peer.ip().to_canonical().is_loopback() {
+        let is_local = peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback());
+        // A proxy on this machine says that it speaks for somebody else.
+        if !is_local || OF_OTHERS.iter().any(|name| headers.contains_key(name)) {
             return Err(Error::Forbidden("without --admin-api-key this is answered on loopback only"));
         }
         // A page that the operator looks at can send requests from this machine too.

@@ -5,6 +5,7 @@
 
 mod access;
 mod configuring;
+mod discovery;
 mod gate;
 mod layers;
 mod limits;
@@ -22,6 +23,7 @@ use mini_lb::MiniLbConfig;
 
 use access::Access;
 use configuring::Configuring;
+use discovery::{Discovery, Names, name_args};
 use gate::Gate;
 use layers::Layers;
 use limits::{Health, Limits, Sockets};
@@ -68,7 +70,8 @@ fn plan(layers: Layers) -> Result<Plan, clap::Error> {
     let check = flags.configuring.check_config.then(|| layers::show(command.clone(), &matches, &layers));
     let files = layers::files(&command, &matches, &layers);
     let servers = Servers::from_matches(&matches).map_err(|error| layers.placed_error(error))?;
-    match flags.plan(&servers) {
+    let names = Names::from_matches(&matches).map_err(|error| layers.placed_error(error))?;
+    match flags.plan(&servers, &names) {
         Ok(plan) => Ok(Plan { check, files, layers, ..plan }),
         Err(error) => Err(layers.placed_error(error)),
     }
@@ -111,7 +114,7 @@ fn command() -> Command {
         .disable_version_flag(true)
         // As in argparse, the last of several wins.
         .args_override_self(true);
-    Flags::augment_args(empty.args(server_args()))
+    Flags::augment_args(empty.args(server_args()).args(name_args()))
         .args(ACCEPTED.iter().map(|flag| accepted_arg(flag)))
         .args(help_args())
         .version(env!("CARGO_PKG_VERSION"))
@@ -143,6 +146,8 @@ struct Flags {
     access: Access,
     #[command(flatten, next_help_heading = "Health of servers")]
     health: Health,
+    #[command(flatten, next_help_heading = "Servers that come and go")]
+    discovery: Discovery,
     #[command(flatten, next_help_heading = "Sockets and threads")]
     sockets: Sockets,
     #[command(flatten, next_help_heading = "Metrics and status")]
@@ -154,7 +159,7 @@ struct Flags {
 }
 
 impl Flags {
-    fn plan(self, servers: &Servers) -> Result<Plan, clap::Error> {
+    fn plan(self, servers: &Servers, names: &Names) -> Result<Plan, clap::Error> {
         let (prefill_policy, decode_policy) = self.choosing.policies()?;
         let workers = self.sockets.workers();
         let config = MiniLbConfig::new(
@@ -166,13 +171,19 @@ impl Flags {
         );
         let config = servers.add_bootstrap_hosts(config);
         let config = decode_policy.for_decode(prefill_policy.for_prefill(config));
+        let config = self.discovery.add(names.add(config));
         let config = self.health.add(self.limits.add(config));
         let config = self.access.add(self.gate.add(config))?;
         let config = self.operating.add(self.sockets.add(config).worker_threads(workers));
         let summary = format!(
-            "{} prefill, {} decode, policy {}/{}, {workers} worker{}",
+            "{} prefill, {} decode{}, policy {}/{}, {workers} worker{}",
             servers.prefill.len(),
             servers.decode.len(),
+            match names.count() {
+                0 => String::new(),
+                1 => " and those of a name".to_owned(),
+                count => format!(" and those of {count} names"),
+            },
             prefill_policy.name(),
             decode_policy.name(),
             if workers == 1 { "" } else { "s" },

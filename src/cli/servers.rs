@@ -22,8 +22,8 @@ pub(super) fn server_args() -> [Arg; 3] {
     };
     [
         arg("prefill").num_args(1..=2).value_names(["URL", "PORT|none"]).help(
-            "A prefill server and its --disaggregation-bootstrap-port; with none or nothing as PORT, decode \
-             servers use their own. May be repeated",
+            "A prefill server and its --disaggregation-bootstrap-port; with none or nothing as PORT, the server \
+             is asked for it. May be repeated",
         ),
         arg("decode").num_args(1).value_name("URL").help("A decode server. May be repeated"),
         arg("prefill-bootstrap-host").num_args(2).value_names(["URL", "HOST"]).help(
@@ -50,20 +50,27 @@ impl Servers {
 }
 
 /// The values of each use of a flag; clap has checked how many there are.
-fn occurrences<'a>(matches: &'a ArgMatches, flag: &str) -> impl Iterator<Item = Vec<String>> + use<'a> {
+pub(super) fn occurrences<'a>(
+    matches: &'a ArgMatches,
+    flag: &str,
+) -> impl Iterator<Item = Vec<String>> + use<'a> {
     matches.get_occurrences::<String>(flag).into_iter().flatten().map(|values| values.cloned().collect())
 }
 
 fn prefill_server(values: &[String]) -> Result<(String, Option<u16>), clap::Error> {
-    let url = values[0].clone();
+    Ok((values[0].clone(), bootstrap_port("--prefill", values)?))
+}
+
+/// The second of a flag's values, if there is one.
+pub(super) fn bootstrap_port(flag: &str, values: &[String]) -> Result<Option<u16>, clap::Error> {
     match values.get(1) {
-        None => Ok((url, None)),
-        Some(port) if port.eq_ignore_ascii_case("none") => Ok((url, None)),
+        None => Ok(None),
+        Some(port) if port.eq_ignore_ascii_case("none") => Ok(None),
         Some(port) => match port.parse() {
-            Ok(port) => Ok((url, Some(port))),
+            Ok(port) => Ok(Some(port)),
             Err(_) => Err(refusal(format_args!(
-                "--prefill {} {}: the bootstrap port must be between 1 and 65535, or none",
-                url.escape_debug(),
+                "{flag} {} {}: the bootstrap port must be between 1 and 65535, or none",
+                values[0].escape_debug(),
                 port.escape_debug(),
             ))),
         },

@@ -29,8 +29,6 @@ pub(crate) const REFUSED: &[(&str, &str)] = &[
     // Servers.
     ("--worker-urls", "name each server with --prefill URL [PORT] or --decode URL"),
     ("--prefill-bootstrap-ports", "write the port after the URL: --prefill URL PORT"),
-    ("--worker-startup-timeout-secs", STARTUP),
-    ("--worker-startup-check-interval", STARTUP),
     ("--service-discovery", DISCOVERY),
     ("--selector", DISCOVERY),
     ("--service-discovery-port", DISCOVERY),
@@ -117,9 +115,7 @@ pub(crate) const REFUSED: &[(&str, &str)] = &[
     ("--redis-retention-days", HISTORY),
 ];
 
-const STARTUP: &str = "mini-lb does not wait for servers; start it when they are up, or leave the flag out";
-const DISCOVERY: &str =
-    "mini-lb discovers no servers; name each one with --prefill URL [PORT] or --decode URL";
+const DISCOVERY: &str = "mini-lb does not ask Kubernetes; give headless services with --prefill-dns and --decode-dns, or each server with --prefill and --decode";
 const TUNING: &str = "mini-lb does not have the policy that it tunes; use --policy random or round_robin";
 const RETRIES: &str = "mini-lb sends a request again at once or not at all; see --retry-max-retries";
 const BREAKER: &str = "mini-lb has no circuit breaker besides its health checks; see --health-failure-threshold, or leave the flag out";

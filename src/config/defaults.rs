@@ -41,3 +41,9 @@ pub const DEFAULT_HEALTH_FAILURE_THRESHOLD: u32 = 3;
 pub const DEFAULT_HEALTH_SUCCESS_THRESHOLD: u32 = 2;
 /// Port of the admin listener by default, as in `sglang_router`.
 pub const DEFAULT_PROMETHEUS_PORT: u16 = 29_000;
+/// From one probe of a server to the next by default that has not come up yet. `sglang_router` has 30 s.
+pub const DEFAULT_WORKER_STARTUP_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a server is asked so often by default, as in `sglang_router`.
+pub const DEFAULT_WORKER_STARTUP_TIMEOUT: Duration = Duration::from_secs(1_800);
+/// How often DNS names are resolved by default.
+pub const DEFAULT_DNS_INTERVAL: Duration = Duration::from_secs(5);

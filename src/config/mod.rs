@@ -6,6 +6,7 @@
 
 mod access;
 mod defaults;
+mod discovery;
 mod gate;
 mod reload;
 mod settings;
@@ -19,6 +20,7 @@ use crate::gate::GateOptions;
 use crate::upstream::{HealthOptions, Policy, Random, SocketOptions};
 
 pub use defaults::*;
+pub(crate) use discovery::DiscoveryOptions;
 pub use gate::{DEFAULT_QUEUE_SIZE, DEFAULT_QUEUE_TIMEOUT};
 pub(crate) use reload::Comparable;
 pub use reload::Reloaded;
@@ -76,6 +78,7 @@ pub(crate) struct Options {
     pub(crate) shutdown_grace_period: Duration,
     pub(crate) health: HealthOptions,
     pub(crate) sockets: SocketOptions,
+    pub(crate) discovery: DiscoveryOptions,
     pub(crate) worker_threads: usize,
     /// How many requests may be under way.
     pub(crate) gate: GateOptions,
@@ -98,8 +101,8 @@ impl MiniLbConfig {
     /// A configuration with every option at its default.
     ///
     /// `prefill` holds each prefill server's URL and its bootstrap port (SGLang's
-    /// `--disaggregation-bootstrap-port`); without a port, `null` is sent and the decode server uses its own
-    /// setting. `timeout_secs` is the longest a request may take, in seconds. Nothing is checked before
+    /// `--disaggregation-bootstrap-port`); without a port, the server is asked for it, and `null` is sent
+    /// until it is known. `timeout_secs` is the longest a request may take, in seconds. Nothing is checked before
     /// [`MiniLoadBalancer::new`](crate::MiniLoadBalancer::new).
     pub fn new(
         host: impl Into<String>,
@@ -136,7 +139,10 @@ impl MiniLbConfig {
                     timeout: DEFAULT_HEALTH_CHECK_TIMEOUT,
                     failure_threshold: DEFAULT_HEALTH_FAILURE_THRESHOLD,
                     success_threshold: DEFAULT_HEALTH_SUCCESS_THRESHOLD,
+                    startup_interval: DEFAULT_WORKER_STARTUP_CHECK_INTERVAL,
+                    startup_timeout: DEFAULT_WORKER_STARTUP_TIMEOUT,
                 },
+                discovery: DiscoveryOptions::default(),
                 sockets: SocketOptions {
                     connect_timeout: DEFAULT_CONNECT_TIMEOUT,
                     idle_timeout: DEFAULT_BACKEND_IDLE_TIMEOUT,

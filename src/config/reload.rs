@@ -6,6 +6,7 @@ use std::fmt::{self, Debug};
 
 use super::{Options, Settings};
 use crate::access::{AccessOptions, Secret};
+use crate::upstream::Role;
 
 /// What came of a [`reload`](crate::MiniLoadBalancer::reload). Options are named as their flags are, without the
 /// dashes before them; as text it is one line for a log.
@@ -56,9 +57,12 @@ pub(crate) struct Comparable(Vec<Entry>);
 
 impl Comparable {
     pub(crate) fn of(settings: &Settings) -> Self {
-        let Settings { host, port, wanted: _, access, options } = settings;
+        let Settings { host, port, wanted: _, names, access, options } = settings;
         let mut entries = vec![after_restart("host", host), after_restart("port", port)];
         entries.extend(access_entries(access));
+        for (flag, role) in [("prefill-dns", Role::Prefill), ("decode-dns", Role::Decode)] {
+            entries.push(at_once(flag, &names.iter().filter(|name| name.role == role).collect::<Vec<_>>()));
+        }
         entries.extend(options.entries());
         Self(entries)
     }
@@ -109,6 +113,7 @@ impl Options {
             shutdown_grace_period,
             health,
             sockets,
+            discovery,
             worker_threads,
             admin,
             keys: _,
@@ -133,6 +138,9 @@ impl Options {
             at_once("health-check-timeout-secs", &health.timeout),
             at_once("health-failure-threshold", &health.failure_threshold),
             at_once("health-success-threshold", &health.success_threshold),
+            at_once("worker-startup-timeout-secs", &health.startup_timeout),
+            at_once("worker-startup-check-interval", &health.startup_interval),
+            after_restart("dns-interval-secs", &discovery.interval),
             at_once("max-concurrent-requests", &gate.max_concurrent),
             at_once("queue-size", &gate.queue_size),
             at_once("queue-timeout-secs", &gate.queue_timeout),

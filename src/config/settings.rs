@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{MiniLbConfig, Options};
 use crate::access::AccessOptions;
-use crate::upstream::{Address, PrefillSpec, Wanted, checked_host};
+use crate::upstream::{Address, DnsName, MAX_SERVERS_PER_ROLE, PrefillSpec, Role, Wanted, checked_host};
 
 impl MiniLbConfig {
     /// Checks everything at once; the first thing found wrong is the error.
@@ -15,10 +15,12 @@ impl MiniLbConfig {
         if self.port == 0 {
             return bad("--port 0: the port to listen on must be between 1 and 65535".into());
         }
-        if self.prefill.is_empty() {
+        let names = self.options.discovery.names()?;
+        let is_named = |role| names.iter().any(|name| name.role == role);
+        if self.prefill.is_empty() && !is_named(Role::Prefill) {
             return bad("no prefill server: give at least one --prefill URL [BOOTSTRAP_PORT]".into());
         }
-        if self.decode.is_empty() {
+        if self.decode.is_empty() && !is_named(Role::Decode) {
             return bad("no decode server: give at least one --decode URL".into());
         }
         self.options.check()?;
@@ -60,8 +62,11 @@ impl MiniLbConfig {
             decode_policy: Arc::clone(&self.options.decode_policy),
             health: self.options.health.clone(),
         };
+        if wanted.prefill.len().max(wanted.decode.len()) > MAX_SERVERS_PER_ROLE {
+            return bad(format!("there may be {MAX_SERVERS_PER_ROLE} servers of a role"));
+        }
         let access = self.options.keys.settle()?;
-        Ok(Settings { host: self.host, port: self.port, wanted, access, options: self.options })
+        Ok(Settings { host: self.host, port: self.port, wanted, names, access, options: self.options })
     }
 }
 
@@ -80,6 +85,9 @@ impl Options {
             ("--worker-threads", self.worker_threads == 0),
             ("--socket-buffer-size", self.sockets.buffer_size == Some(0)),
             ("--health-check-interval-secs", self.health.interval.is_zero()),
+            ("--worker-startup-timeout-secs", self.health.startup_timeout.is_zero()),
+            ("--worker-startup-check-interval", self.health.startup_interval.is_zero()),
+            ("--dns-interval-secs", self.discovery.interval.is_zero()),
             ("--health-check-timeout-secs", self.health.timeout.is_zero()),
             ("--health-failure-threshold", self.health.failure_threshold == 0),
             ("--health-success-threshold", self.health.success_threshold == 0),
@@ -103,6 +111,7 @@ pub(crate) struct Settings {
     pub(crate) port: u16,
     pub(crate) wanted: Wanted,
     pub(crate) access: AccessOptions,
+    pub(crate) names: Vec<DnsName>,
     pub(crate) options: Options,
 }
 
@@ -123,7 +132,7 @@ fn refuse_duplicates<'a>(servers: impl Iterator<Item = &'a Address>) -> Result<(
 
 /// A configuration that cannot work: one sentence that names the value at fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigError(String);
+pub struct ConfigError(pub(super) String);
 
 impl ConfigError {
     pub(super) fn new(sentence: String) -> Self {
@@ -169,6 +178,9 @@ mod tests {
             (config().health_check_timeout(zero), "--health-check-timeout-secs"),
             (config().health_failure_threshold(0), "--health-failure-threshold"),
             (config().health_success_threshold(0), "--health-success-threshold"),
+            (config().worker_startup_timeout(zero), "--worker-startup-timeout-secs"),
+            (config().worker_startup_check_interval(zero), "--worker-startup-check-interval"),
+            (config().dns_interval(zero), "--dns-interval-secs"),
             (config().max_payload_size(0), "--max-payload-size"),
             (config().max_merge_size(0), "--max-merge-size"),
             (config().worker_threads(0), "--worker-threads"),

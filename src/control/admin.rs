@@ -10,53 +10,48 @@ use hyper::http::request;
 use hyper::{Method, Response};
 
 use super::endpoints::allows;
-use crate::access::Access;
+use super::workers::Workers;
 use crate::error::{Error, Reply};
 use crate::gate::Gate;
 use crate::metrics::Metrics;
-use crate::upstream::LiveFleet;
 
 /// Prometheus' text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Answers for operators.
 pub(crate) struct Admin {
-    fleet: Arc<LiveFleet>,
+    workers: Arc<Workers>,
     metrics: Arc<Metrics>,
-    access: Arc<Access>,
     gate: Arc<Gate>,
 }
 
 impl Admin {
-    pub(crate) fn new(
-        fleet: Arc<LiveFleet>,
-        metrics: Arc<Metrics>,
-        access: Arc<Access>,
-        gate: Arc<Gate>,
-    ) -> Self {
-        Self { fleet, metrics, access, gate }
+    pub(crate) fn new(workers: Arc<Workers>, metrics: Arc<Metrics>, gate: Arc<Gate>) -> Self {
+        Self { workers, metrics, gate }
     }
 
     pub(crate) async fn handle(
         &self,
         head: &request::Parts,
-        _body: Bytes,
+        body: Bytes,
         peer: SocketAddr,
     ) -> Result<Reply, Error> {
         // Probes and Prometheus need no key, and learn of no secret.
         if !["/health", "/metrics"].contains(&head.uri.path()) {
-            self.access.may_administrate(peer, &head.headers)?;
+            self.workers.access().may_administrate(Some(peer), &head.headers)?;
         }
         match head.uri.path() {
             "/health" => only("GET, HEAD", &head.method).map(|()| Response::default()),
             "/metrics" => only("GET, HEAD", &head.method).map(|()| self.metrics()),
+            path if Workers::allow(path).is_some() => self.workers.handle(head, body).await,
             _ => Err(Error::NotFound),
         }
     }
 
     fn metrics(&self) -> Reply {
         self.metrics.queue().set_limit(self.gate.queue_size());
-        let mut reply = Response::new(Full::new(self.metrics.to_text(&self.fleet.snapshot()).into()));
+        let mut reply =
+            Response::new(Full::new(self.metrics.to_text(&self.workers.fleet().snapshot()).into()));
         reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(METRICS_TYPE));
         reply
     }

@@ -24,6 +24,8 @@ pub(super) struct Question {
     pub(super) method: Method,
     pub(super) target: Option<PathAndQuery>,
     pub(super) headers: HeaderMap,
+    /// JSON, or nothing.
+    pub(super) body: Bytes,
     /// How long one server may take.
     pub(super) timeout: Duration,
 }
@@ -70,9 +72,15 @@ async fn exchange(
     server: &Backend,
     question: Question,
 ) -> Result<(response::Parts, Bytes), Cause> {
-    let head = RequestHead::new(&question.method, question.target.as_ref(), &question.headers, false);
+    let head = RequestHead::new(
+        &question.method,
+        question.target.as_ref(),
+        &question.headers,
+        !question.body.is_empty(),
+    );
+    let body = if question.body.is_empty() { LegBody::default() } else { LegBody::new(vec![question.body]) };
     let mut lease = pools.lease(server).await?;
-    let head = lease.send(head.to(server.host_header(), LegBody::default())).await?;
+    let head = lease.send(head.to(server.host_header(), body)).await?;
     let body = lease.read(MAX_ANSWER).await?;
     lease.park();
     Ok((head.into_parts(), body))

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http_body_util::Full;
 use hyper::http::request;
 use hyper::{Method, Response, StatusCode};
@@ -163,7 +164,7 @@ impl Control {
 /// The client's question, as it goes to a server: same method, path, query and headers; no body.
 fn question(head: request::Parts, timeout: Duration) -> Question {
     let target = head.uri.path_and_query().cloned();
-    Question { method: head.method, target, headers: head.headers, timeout }
+    Question { method: head.method, target, headers: head.headers, body: Bytes::new(), timeout }
 }
 
 /// A server that did not answer with success.

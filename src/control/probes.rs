@@ -8,15 +8,18 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::http::uri::PathAndQuery;
 use hyper::{Method, StatusCode};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
+use tracing::error;
 
 use super::ask::{Question, ask};
+use super::learn::Learner;
 use crate::access::Access;
 use crate::error::Error;
-use crate::upstream::{Backend, HealthOptions, LiveFleet, Outcome, Pools, SocketOptions};
+use crate::upstream::{Backend, HealthOptions, Members, Outcome, Pools, SocketOptions, State};
 
 /// How often a server is asked that has failed: twice in a row well, and it has its requests back.
 const RECOVERY_INTERVAL: Duration = Duration::from_secs(1);
@@ -27,9 +30,10 @@ const READY: &str = "/ready";
 const HEALTH: &str = "/health";
 
 /// Probes all servers, those that are added later as well, on the runtime that polls it.
-pub(crate) async fn probe_all(fleet: &LiveFleet, access: &Arc<Access>, sockets: &SocketOptions) {
+pub(crate) async fn probe_all(members: &Arc<Members>, access: &Arc<Access>, sockets: &SocketOptions) {
     // Nothing is kept, so that each probe opens a connection.
     let pools = Arc::new(Pools::new(&SocketOptions { max_idle: 0, ..sockets.clone() }));
+    let fleet = members.fleet();
     let mut changes = fleet.changes();
     // Dropped with this future, and with them whatever they do.
     let mut tasks = JoinSet::new();
@@ -48,8 +52,9 @@ pub(crate) async fn probe_all(fleet: &LiveFleet, access: &Arc<Access>, sockets: 
         });
         for server in servers.all().filter(|_| options.enabled) {
             probed.entry(server.id()).or_insert_with(|| {
-                let (server, pools) = (Arc::clone(server), Arc::clone(&pools));
-                tasks.spawn(watch(server, pools, Arc::clone(access), Arc::clone(&options)))
+                let (server, members) = (Arc::clone(server), Arc::clone(members));
+                let asker = Asker { pools: Arc::clone(&pools), access: Arc::clone(access) };
+                tasks.spawn(watch(server, asker, members, Arc::clone(&options)))
             });
         }
         drop(servers);
@@ -61,16 +66,59 @@ pub(crate) async fn probe_all(fleet: &LiveFleet, access: &Arc<Access>, sockets: 
     }
 }
 
+/// What questions of the router's own are asked with.
+pub(super) struct Asker {
+    pub(super) pools: Arc<Pools>,
+    /// Has the key that servers want.
+    pub(super) access: Arc<Access>,
+}
+
 /// Probes one server for as long as it is polled.
-async fn watch(server: Arc<Backend>, pools: Arc<Pools>, access: Arc<Access>, options: Arc<HealthOptions>) {
-    let mut probe =
-        Probe { server: &server, pools: &pools, access: &access, timeout: options.timeout, path: READY };
+async fn watch(server: Arc<Backend>, asker: Asker, members: Arc<Members>, options: Arc<HealthOptions>) {
+    let mut probe = Probe { server: &server, asker: &asker, timeout: options.timeout, path: READY };
+    let mut learner = Learner::default();
+    let mut startup = Startup { since: Instant::now(), is_late: false };
     loop {
         let begun = Instant::now();
         if let Some(result) = probe.ask().await {
+            // Before the server gets requests, so that the first of them says what was learned.
+            if result.is_err() {
+                learner.forget();
+            } else if let Some(said) = learner.learn(&server, &asker, options.timeout).await
+                && server.note_description(said)
+            {
+                members.renew();
+            }
             server.note_probe(result);
         }
-        rest(begun, &server, options.interval).await;
+        match server.health() {
+            State::Unknown | State::Starting => sleep_until(begun + startup.wait(&server, &options)).await,
+            _ => rest(begun, &server, options.interval).await,
+        }
+    }
+}
+
+/// The wait for a server that has not come up yet.
+struct Startup {
+    since: Instant,
+    is_late: bool,
+}
+
+impl Startup {
+    /// From one probe to the next.
+    fn wait(&mut self, server: &Backend, options: &HealthOptions) -> Duration {
+        if self.since.elapsed() < options.startup_timeout {
+            return options.startup_interval.min(options.interval);
+        }
+        if !self.is_late {
+            self.is_late = true;
+            let (role, url) = (server.role(), server.url());
+            let (timeout, interval) = (options.startup_timeout, options.interval);
+            error!(
+                "{role} server {url} has not come up within {timeout:?}; it is asked every {interval:?} now"
+            );
+        }
+        options.interval
     }
 }
 
@@ -89,8 +137,7 @@ async fn rest(begun: Instant, server: &Backend, interval: Duration) {
 
 struct Probe<'a> {
     server: &'a Arc<Backend>,
-    pools: &'a Pools,
-    access: &'a Access,
+    asker: &'a Asker,
     timeout: Duration,
     /// What the server was found to have.
     path: &'static str,
@@ -120,10 +167,11 @@ impl Probe<'_> {
         let question = Question {
             method: Method::GET,
             target: Some(PathAndQuery::from_static(self.path)),
-            headers: self.access.own_headers(),
+            headers: self.asker.access.own_headers(),
+            body: Bytes::new(),
             timeout: self.timeout,
         };
-        let (head, _) = ask(self.pools, Arc::clone(self.server), question).await.outcome?;
+        let (head, _) = ask(&self.asker.pools, Arc::clone(self.server), question).await.outcome?;
         Ok(head.status)
     }
 }

@@ -267,6 +267,8 @@ impl Scene {
             timeout: Duration::from_secs(5),
             failure_threshold: 1,
             success_threshold: 1,
+            startup_interval: Duration::from_secs(1),
+            startup_timeout: Duration::from_secs(1),
         };
         let decode = vec![address("http://decode:2")];
         let fleet = LiveFleet::new(Wanted {

@@ -26,6 +26,8 @@ fn wanted(prefill: usize, decode: usize) -> Wanted {
             timeout: Duration::from_secs(1),
             failure_threshold: 1,
             success_threshold: 1,
+            startup_interval: Duration::from_secs(1),
+            startup_timeout: Duration::from_secs(1_800),
         },
     }
 }

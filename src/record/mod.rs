@@ -33,13 +33,15 @@ pub(crate) enum Kind {
     FlushCache,
     ServerInfo,
     ModelInfo,
+    /// What operators ask of servers.
+    Workers,
     /// Anything else, mostly refused.
     Other,
 }
 
 impl Kind {
     /// All of them, in the order of their definition; those that generate come first.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Generate,
         Self::Chat,
         Self::Completions,
@@ -49,6 +51,7 @@ impl Kind {
         Self::FlushCache,
         Self::ServerInfo,
         Self::ModelInfo,
+        Self::Workers,
         Self::Other,
     ];
 
@@ -66,6 +69,7 @@ impl Kind {
             Self::FlushCache => "flush_cache",
             Self::ServerInfo => "server_info",
             Self::ModelInfo => "model_info",
+            Self::Workers => "workers",
             Self::Other => "other",
         }
     }

@@ -56,6 +56,8 @@ fn pair() -> ServerPair {
         timeout: Duration::from_secs(1),
         failure_threshold: 1,
         success_threshold: 1,
+        startup_interval: Duration::from_secs(1),
+        startup_timeout: Duration::from_secs(1_800),
     };
     let prefill = address("http://prefill:1");
     let fleet = LiveFleet::new(Wanted {

@@ -5,6 +5,7 @@
 //! more than once a request.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -28,6 +29,8 @@ use crate::wire::pieces::Pieces;
 /// One connection's flags. All of them are set and read by its own task; they are atomic only because tasks must
 /// be `Send`.
 pub(super) struct Activity {
+    /// Who is at the other end.
+    peer: Option<SocketAddr>,
     /// A request is under way, from the end of its head to the end of its answer.
     busy: AtomicBool,
     /// Bytes have come that belong to a head whose end has not.
@@ -54,8 +57,9 @@ pub(super) enum Waiting {
 }
 
 impl Activity {
-    pub(super) fn new(metrics: Arc<WorkerMetrics>) -> Self {
+    pub(super) fn new(peer: Option<SocketAddr>, metrics: Arc<WorkerMetrics>) -> Self {
         Self {
+            peer,
             busy: AtomicBool::new(false),
             in_head: AtomicBool::new(false),
             touched: AtomicBool::new(false),
@@ -78,6 +82,10 @@ impl Activity {
     fn relayed(&self) {
         let came = self.first_byte.swap(0, Relaxed);
         self.metrics.relayed(self.begun.elapsed().saturating_sub(Duration::from_nanos(came)));
+    }
+
+    pub(super) fn peer(&self) -> Option<SocketAddr> {
+        self.peer
     }
 
     /// `None` while a request is under way.

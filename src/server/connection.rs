@@ -64,7 +64,7 @@ pub(super) async fn serve(
     patience: Patience,
     mut closing: watch::Receiver<()>,
 ) {
-    let activity = Arc::new(Activity::new(Arc::clone(&service.metrics)));
+    let activity = Arc::new(Activity::new(socket.peer_addr().ok(), Arc::clone(&service.metrics)));
     let answer = {
         let activity = Arc::clone(&activity);
         move |request: Request<Incoming>| {

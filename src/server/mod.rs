@@ -28,9 +28,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, info, warn};
 
 use crate::config::Options;
-use crate::control::{Admin, Draining, probe_all};
+use crate::control::{self, Admin, Draining, follow_names, probe_all};
 use crate::metrics::Metrics;
-use crate::upstream::{Dialer, LiveFleet};
+use crate::upstream::{Dialer, Members};
 pub(crate) use guards::Guards;
 use workers::Workers;
 
@@ -45,7 +45,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Dropping the future ends all workers and probes at once.
 pub(crate) async fn serve(
     listener: TcpListener,
-    fleet: Arc<LiveFleet>,
+    members: Arc<Members>,
     guards: &Guards,
     options: Options,
     live: Arc<Live>,
@@ -54,9 +54,14 @@ pub(crate) async fn serve(
     let draining = Draining::default();
     let metrics = Arc::new(Metrics::default());
     let admin_listener = admin::bind(options.admin.as_ref()).await?;
-    let Guards { access, gate } = guards.clone();
-    let operators = Arc::new(Admin::new(Arc::clone(&fleet), Arc::clone(&metrics), access, gate));
-    let workers = Workers::spawn(&fleet, guards, &options, &live, &draining, &metrics)?;
+    // What may change servers is the same for clients' port and for operators'.
+    let access = Arc::clone(&guards.access);
+    let servers =
+        control::Workers::new(Arc::clone(&members), access, &options.sockets, options.request_timeout);
+    let servers = Arc::new(servers);
+    let operators =
+        Arc::new(Admin::new(Arc::clone(&servers), Arc::clone(&metrics), Arc::clone(&guards.gate)));
+    let workers = Workers::spawn(members.fleet(), &servers, guards, &options, &live, &draining, &metrics)?;
     let clients = async {
         let acceptor = Acceptor { listener, dialer: Dialer::new(&options.sockets), workers: &workers };
         let accept = async {
@@ -68,7 +73,8 @@ pub(crate) async fn serve(
         };
         tokio::select! {
             () = accept => {}
-            () = probe_all(&fleet, &guards.access, &options.sockets) => {}
+            () = probe_all(&members, &guards.access, &options.sockets) => {}
+            () = follow_names(&members, options.discovery.interval) => {}
         }
         drop(acceptor);
         let grace_period = live.grace_period();

@@ -4,9 +4,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{Either, Full};
+use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::header::{CONNECTION, EXPECT, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
@@ -18,7 +19,7 @@ use super::head;
 use super::live::Live;
 use crate::access::{Access, Shared, Terms};
 use crate::config::Options;
-use crate::control::{Control, Draining, Endpoint, allows};
+use crate::control::{self, Control, Draining, Endpoint, allows};
 use crate::error::{Error, Reply};
 use crate::gate::{self, Caps, Entrance, Place};
 use crate::metrics::{self, Metrics, Queue, WorkerMetrics};
@@ -31,6 +32,7 @@ use crate::wire::shape::Dialect;
 pub(super) struct Service {
     proxy: Proxy,
     control: Control,
+    servers: Arc<control::Workers>,
     /// Swept by the worker.
     pub(super) pools: Arc<Pools>,
     pub(super) metrics: Arc<WorkerMetrics>,
@@ -53,11 +55,18 @@ pub(super) type Answer = Response<Either<Relay, Full<Bytes>>>;
 enum Route {
     Proxy(Dialect),
     Control(Endpoint),
+    /// To what operators ask of servers.
+    Servers,
 }
+
+/// Largest body of an operator's order, and how long it may take.
+const MAX_ORDER: usize = 64 << 10;
+const ORDER_TIMEOUT: Duration = Duration::from_secs(15);
 
 impl Service {
     pub(super) fn new(
         fleet: &Arc<LiveFleet>,
+        servers: &Arc<control::Workers>,
         guards: &Guards,
         options: &Options,
         live: &Arc<Live>,
@@ -69,6 +78,7 @@ impl Service {
         Self {
             proxy: Proxy::new(Arc::clone(fleet), Arc::clone(&pools), Arc::clone(live.limits())),
             control: Control::new(Arc::clone(fleet), Arc::clone(&pools), draining.clone()),
+            servers: Arc::clone(servers),
             pools,
             recorder: Recorder::new(vec![Arc::clone(&metrics) as _]),
             metrics,
@@ -120,7 +130,14 @@ impl Service {
         record: &mut Record,
     ) -> Result<(Answer, Held), Error> {
         let mut routed = route(request.method(), request.uri().path(), record);
-        if !is_preflight && !needs_no_key(&routed) {
+        if let Ok(Route::Servers) = routed {
+            // Operators have a key of their own.
+            match self.access.may_administrate(activity.peer(), request.headers()) {
+                // What operators do is seldom and slow, and not to make every request's future larger.
+                Ok(()) => return Ok((Box::pin(self.order(request)).await?, None)),
+                Err(error) => routed = Err(error),
+            }
+        } else if !is_preflight && !needs_no_key(&routed) {
             routed = terms.check().and(routed);
         }
         terms.change(request.headers_mut());
@@ -147,7 +164,7 @@ impl Service {
             Ok(Route::Control(endpoint)) => {
                 Box::pin(self.control.handle(endpoint, head, limits.request_timeout)).await
             }
-            Ok(Route::Proxy(_)) => unreachable!("handled above"),
+            Ok(Route::Proxy(_) | Route::Servers) => unreachable!("handled above"),
             Err(Error::MethodNotAllowed { allow }) if is_preflight => Ok(preflight(allow, &head.headers)),
             Err(error) => Err(error),
         };
@@ -186,6 +203,17 @@ impl Service {
             self.queue.refuse(counted(refusal));
         }
         entered.map(|(place, seats)| (Some(place), seats))
+    }
+
+    /// Does what an operator asks for.
+    async fn order(&self, request: Request<Incoming>) -> Result<Answer, Error> {
+        let (head, body) = request.into_parts();
+        let body = match tokio::time::timeout(ORDER_TIMEOUT, Limited::new(body, MAX_ORDER).collect()).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(_)) => return Err(Error::BodyTooLarge { limit: MAX_ORDER, drained: false }),
+            Err(_) => return Err(Error::RequestTimeout { what: "the body", after: ORDER_TIMEOUT }),
+        };
+        Ok(self.servers.handle(&head, body).await?.map(Either::Right))
     }
 }
 
@@ -241,10 +269,10 @@ fn route(method: &Method, path: &str, record: &mut Record) -> Result<Route, Erro
         "/generate" => (Route::Proxy(Dialect::Generate), "POST, PUT"),
         "/v1/chat/completions" => (Route::Proxy(Dialect::Chat), "POST"),
         "/v1/completions" => (Route::Proxy(Dialect::Completions), "POST"),
-        _ => {
-            let endpoint = Endpoint::at(path).ok_or(Error::NotFound)?;
-            (Route::Control(endpoint), endpoint.allow())
-        }
+        _ => match Endpoint::at(path) {
+            Some(endpoint) => (Route::Control(endpoint), endpoint.allow()),
+            None => (Route::Servers, control::Workers::allow(path).ok_or(Error::NotFound)?),
+        },
     };
     record.is(kind(&route));
     if allows(allow, method) { Ok(route) } else { Err(Error::MethodNotAllowed { allow }) }
@@ -259,5 +287,6 @@ fn kind(route: &Route) -> Kind {
         Route::Control(Endpoint::FlushCache) => Kind::FlushCache,
         Route::Control(Endpoint::ServerInfo) => Kind::ServerInfo,
         Route::Control(Endpoint::FromOne) => Kind::ModelInfo,
+        Route::Servers => Kind::Workers,
     }
 }

@@ -14,7 +14,7 @@ use super::guards::Guards;
 use super::live::Live;
 use super::service::Service;
 use crate::config::Options;
-use crate::control::Draining;
+use crate::control::{self, Draining};
 use crate::metrics::Metrics;
 use crate::upstream::LiveFleet;
 
@@ -38,6 +38,7 @@ struct Worker {
 impl Workers {
     pub(super) fn spawn(
         fleet: &Arc<LiveFleet>,
+        servers: &Arc<control::Workers>,
         guards: &Guards,
         options: &Options,
         live: &Arc<Live>,
@@ -49,7 +50,7 @@ impl Workers {
             let (sockets, handed_over) = mpsc::channel(MAX_HANDED_OVER);
             let (ends, ended) = oneshot::channel();
             let connections = Arc::new(AtomicUsize::new(0));
-            let service = Arc::new(Service::new(fleet, guards, options, live, draining, metrics));
+            let service = Arc::new(Service::new(fleet, servers, guards, options, live, draining, metrics));
             let live = Arc::clone(live);
             let (mut alive, counted) = (alive.clone(), Arc::clone(&connections));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

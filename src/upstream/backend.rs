@@ -3,11 +3,11 @@
 //! No socket is opened here and no policy is kept.
 
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use hyper::header::HeaderValue;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::connections::{ConnectionCounts, Connections};
 use super::health::{Health, State, sign};
@@ -49,6 +49,16 @@ pub(crate) struct PrefillSpec {
     pub(crate) bootstrap_port: Option<u16>,
 }
 
+/// What a server says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Description {
+    /// Its `--disaggregation-mode`.
+    pub(crate) role: Option<Role>,
+    pub(crate) bootstrap_port: Option<u16>,
+    /// Data-parallel ranks within it.
+    pub(crate) dp_size: Option<u64>,
+}
+
 /// The next server's [`Backend::id`].
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
@@ -60,6 +70,11 @@ pub struct Backend {
     address: Address,
     host_header: HeaderValue,
     bootstrap: Option<BootstrapFields>,
+    /// What it said itself, where no port was given.
+    learned: OnceLock<BootstrapFields>,
+    described: Mutex<Option<Description>>,
+    /// What was learned is true no more, so another must take its place.
+    outdated: AtomicBool,
     in_flight: AtomicUsize,
     outcomes: Outcomes,
     /// Shared with the pools.
@@ -81,15 +96,28 @@ impl Backend {
         let host_header = HeaderValue::from_str(&address.authority).expect("a URL's authority is printable");
         let (in_flight, outcomes) = (AtomicUsize::new(0), Outcomes::default());
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        let connections = Arc::default();
-        Self { id, role, address, host_header, bootstrap, in_flight, outcomes, connections, health }
+        Self {
+            id,
+            role,
+            address,
+            host_header,
+            bootstrap,
+            learned: OnceLock::new(),
+            described: Mutex::default(),
+            outdated: AtomicBool::new(false),
+            in_flight,
+            outcomes,
+            connections: Arc::default(),
+            health,
+        }
     }
 
     /// Whether this is the prefill server that is meant, as decode servers find it too.
     pub(super) fn is_prefill(&self, spec: &PrefillSpec) -> bool {
         self.is_at(Role::Prefill, &spec.address)
             && self.bootstrap_host() == Some(&spec.bootstrap_host)
-            && self.bootstrap_port() == spec.bootstrap_port
+            && self.given_port() == spec.bootstrap_port
+            && !self.outdated.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_decode(&self, address: &Address) -> bool {
@@ -120,9 +148,56 @@ impl Backend {
         self.bootstrap.as_ref().map(BootstrapFields::host)
     }
 
-    /// What is sent as `bootstrap_port`; `None` is `null`, and for a decode server.
+    /// What is sent as `bootstrap_port`: what was given, or what the server has said itself. `None` is `null`, and for a
+    /// decode server.
     pub fn bootstrap_port(&self) -> Option<u16> {
+        self.bootstrap().and_then(BootstrapFields::port)
+    }
+
+    fn given_port(&self) -> Option<u16> {
         self.bootstrap.as_ref().and_then(BootstrapFields::port)
+    }
+
+    /// What it has said of itself, if it was asked.
+    pub(crate) fn description(&self) -> Option<Description> {
+        // It is put there whole.
+        self.described.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes what the server says of itself. Returns whether another [`Backend`] must take this one's place: its bootstrap
+    /// port is another than before, and requests are under way that were told the old one.
+    pub(crate) fn note_description(&self, said: Description) -> bool {
+        let before = self.described.lock().unwrap_or_else(PoisonError::into_inner).replace(said.clone());
+        if before.as_ref() != Some(&said) {
+            self.log_contradictions(&said);
+        }
+        if self.role != Role::Prefill || said.role == Some(Role::Decode) || self.given_port().is_some() {
+            return false;
+        }
+        let (Some(host), Some(port)) = (self.bootstrap_host(), said.bootstrap_port) else { return false };
+        let sent = self.learned.get_or_init(|| {
+            info!("prefill server {} has bootstrap port {port}, as it says itself", self.url());
+            BootstrapFields::new(host.to_owned(), Some(port))
+        });
+        let outdated = sent.port() != Some(port);
+        if outdated {
+            warn!("prefill server {} has bootstrap port {port} now", self.url());
+            self.outdated.store(true, Ordering::Relaxed);
+        }
+        outdated
+    }
+
+    fn log_contradictions(&self, said: &Description) {
+        let (role, url) = (self.role, self.url());
+        if let Some(other) = said.role.filter(|said| *said != role) {
+            error!(
+                "{url} was given as a {role} server, but it says that it is a {other} server: requests will fail"
+            );
+        } else if let (Some(given), Some(port)) = (self.given_port(), said.bootstrap_port)
+            && given != port
+        {
+            warn!("{role} server {url} was given bootstrap port {given}, but it says that it has {port}");
+        }
     }
 
     /// Requests that are under way on this server, from choosing it to the end of its answer.
@@ -137,7 +212,12 @@ impl Backend {
 
     /// Whether policies are given this server: it is not known to be down. Always so without health checks.
     pub fn is_healthy(&self) -> bool {
-        self.health.state() != State::Unhealthy
+        !self.health.state().is_out()
+    }
+
+    /// In one word, for operators.
+    pub(crate) fn health(&self) -> State {
+        self.health.state()
     }
 
     /// Whether it is known to be up, which a server that was never asked is not.
@@ -169,12 +249,16 @@ impl Backend {
             Some(State::Unhealthy) => {
                 warn!("{role} server {url} is unhealthy and gets no requests: {}", why())
             }
+            Some(State::Starting) => {
+                warn!("{role} server {url} is not up and gets no requests before it is: {}", why())
+            }
             Some(_) => info!("{role} server {url} is healthy"),
         }
     }
 
+    /// What is learned is there once the server was asked, so this is one look at what does not change.
     pub(crate) fn bootstrap(&self) -> Option<&BootstrapFields> {
-        self.bootstrap.as_ref()
+        self.learned.get().or(self.bootstrap.as_ref())
     }
 
     /// Its connections, of all workers.

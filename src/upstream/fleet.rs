@@ -89,8 +89,11 @@ impl Fleet {
     fn become_as(&self, wanted: Wanted) -> Self {
         let Wanted { prefill, decode, prefill_policy, decode_policy, health } = wanted;
         self.watching.become_as(health);
-        let new_health =
-            |group: &Group| Health::new(Arc::clone(&self.watching), Arc::clone(&group.unhealthy));
+        let new_health = |group: &Group| {
+            // Where there are others, nothing need be tried on a server of which nothing is known.
+            let make = if group.servers.is_empty() { Health::new } else { Health::starting };
+            make(Arc::clone(&self.watching), Arc::clone(&group.unhealthy))
+        };
         let prefill = prefill.into_iter().map(|spec| {
             let known = self.known(|server| server.is_prefill(&spec));
             known.unwrap_or_else(|| Arc::new(Backend::prefill(spec, new_health(&self.prefill))))
@@ -136,6 +139,11 @@ impl Fleet {
 
     pub(crate) fn decode(&self) -> &[Arc<Backend>] {
         &self.decode.servers
+    }
+
+    /// The servers that get no more requests and have not finished those they had.
+    pub(crate) fn draining(&self) -> impl Iterator<Item = &Arc<Backend>> {
+        self.draining.iter().filter(|server| server.in_flight() > 0)
     }
 
     /// Every server that gets requests, prefill first.

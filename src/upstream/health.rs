@@ -24,6 +24,10 @@ pub(crate) struct HealthOptions {
     pub(crate) failure_threshold: u32,
     /// Successes in a row that make it healthy again.
     pub(crate) success_threshold: u32,
+    /// From one probe of a server to the next that has not come up yet.
+    pub(crate) startup_interval: Duration,
+    /// How long that one is asked so often.
+    pub(crate) startup_timeout: Duration,
 }
 
 /// The options as they are now, for all servers.
@@ -55,11 +59,31 @@ impl Watching {
 pub(crate) enum State {
     /// Nothing yet. It gets requests, but does not make the router ready.
     Unknown,
+    /// It was never well. It gets no requests unless all of its role are like this, or worse; one success is enough.
+    Starting,
     Healthy,
     /// It has failed, but not often enough.
     Suspect,
     /// It gets no requests unless all of its role are like this.
     Unhealthy,
+}
+
+impl State {
+    /// Whether policies are spared the server.
+    pub(super) fn is_out(self) -> bool {
+        matches!(self, Self::Starting | Self::Unhealthy)
+    }
+
+    /// In one word, for operators.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Starting => "starting",
+            Self::Healthy => "healthy",
+            Self::Suspect => "suspect",
+            Self::Unhealthy => "unhealthy",
+        }
+    }
 }
 
 /// The health of one server.
@@ -81,9 +105,20 @@ struct InARow {
 }
 
 impl Health {
+    /// For a server that requests may be tried on before it was asked.
     pub(super) fn new(watching: Arc<Watching>, unhealthy: Arc<AtomicUsize>) -> Self {
         let state = AtomicU8::new(State::Unknown as u8);
         Self { state, in_a_row: Mutex::default(), watching, unhealthy }
+    }
+
+    /// For a server that must come up first, as there are others.
+    pub(super) fn starting(watching: Arc<Watching>, unhealthy: Arc<AtomicUsize>) -> Self {
+        let health = Self::new(watching, unhealthy);
+        if health.is_watched() {
+            health.state.store(State::Starting as u8, Relaxed);
+            health.unhealthy.fetch_add(1, Relaxed);
+        }
+        health
     }
 
     pub(super) fn state(&self) -> State {
@@ -96,7 +131,8 @@ impl Health {
 
     /// What has been seen, whether anybody minds or not.
     fn known(&self) -> State {
-        const STATES: [State; 4] = [State::Unknown, State::Healthy, State::Suspect, State::Unhealthy];
+        const STATES: [State; 5] =
+            [State::Unknown, State::Starting, State::Healthy, State::Suspect, State::Unhealthy];
         STATES[usize::from(self.state.load(Relaxed))]
     }
 
@@ -112,7 +148,7 @@ impl Health {
         let after =
             if well { self.success(before, &mut in_a_row) } else { self.failure(before, &mut in_a_row) };
         self.state.store(after as u8, Relaxed);
-        match (before == State::Unhealthy, after == State::Unhealthy) {
+        match (before.is_out(), after.is_out()) {
             (false, true) => self.unhealthy.fetch_add(1, Relaxed),
             (true, false) => self.unhealthy.fetch_sub(1, Relaxed),
             _ => return (before == State::Unknown).then_some(after),
@@ -133,7 +169,8 @@ impl Health {
         in_a_row.failures = in_a_row.failures.saturating_add(1);
         match before {
             // It has never been seen well: it may be starting, or have another address.
-            State::Unknown | State::Unhealthy => State::Unhealthy,
+            State::Unknown | State::Starting => State::Starting,
+            State::Unhealthy => State::Unhealthy,
             State::Healthy | State::Suspect
                 if in_a_row.failures >= self.watching.options.load().failure_threshold =>
             {
@@ -148,7 +185,7 @@ impl Health {
 /// each server's health and nothing else.
 impl Drop for Health {
     fn drop(&mut self) {
-        if self.known() == State::Unhealthy {
+        if self.known().is_out() {
             self.unhealthy.fetch_sub(1, Relaxed);
         }
     }
@@ -185,6 +222,8 @@ mod tests {
             timeout: Duration::from_secs(5),
             failure_threshold: 3,
             success_threshold: 2,
+            startup_interval: Duration::from_secs(1),
+            startup_timeout: Duration::from_secs(1_800),
         }
     }
 
@@ -214,10 +253,18 @@ mod tests {
     #[test]
     fn one_failure_is_enough_for_a_server_that_was_never_well() {
         let health = health(true);
-        assert_eq!(health.note(false), Some(State::Unhealthy));
-        assert_eq!(after(&health, &[false, false, true]), (State::Unhealthy, 1));
+        assert_eq!(health.note(false), Some(State::Starting));
+        assert_eq!(after(&health, &[false, false]), (State::Starting, 1));
         assert_eq!(health.note(true), Some(State::Healthy));
         assert_eq!(after(&health, &[]), (State::Healthy, 0));
+    }
+
+    #[test]
+    fn a_server_that_must_come_up_first_is_out_until_one_success() {
+        let health = Health::starting(Arc::new(Watching::new(options(true))), Arc::default());
+        assert_eq!(after(&health, &[]), (State::Starting, 1));
+        assert_eq!(health.note(false), None);
+        assert_eq!(after(&health, &[true]), (State::Healthy, 0));
     }
 
     #[test]
@@ -244,7 +291,7 @@ mod tests {
     #[test]
     fn a_server_that_nobody_watches_any_more_counts_until_it_is_gone() {
         let health = health(true);
-        assert_eq!(after(&health, &[false]), (State::Unhealthy, 1));
+        assert_eq!(after(&health, &[false]), (State::Starting, 1));
         health.watching.become_as(options(false));
         assert_eq!(after(&health, &[]), (State::Healthy, 1));
         let unhealthy = Arc::clone(&health.unhealthy);

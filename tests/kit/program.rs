@@ -144,6 +144,8 @@ pub fn sample(flag: &str, is_switch: bool) -> [String; 3] {
         "policy" | "prefill-policy" | "decode-policy" => text("round_robin"),
         "retry-on-status" => of("[503]", "503"),
         "log-level" => text("debug"),
+        "prefill-dns" => of("[[\"localhost:9\", 7]]", "localhost:9 7"),
+        "decode-dns" => of("[\"localhost:9\"]", "localhost:9"),
         "api-key" => of("[\"a key\"]", "a key"),
         "admin-api-key" | "worker-api-key" => text("a key"),
         "api-key-file" | "admin-api-key-file" | "worker-api-key-file" => text(&key_file()),
