@@ -29,7 +29,7 @@ impl MiniLoadBalancer {
     /// # Errors
     ///
     /// The first thing in the configuration that cannot work: no server of a role, a URL that is none, a server
-    /// named twice, a port or a limit of 0.
+    /// named twice, a port or a limit of 0, a file of certificates or a key that is of no use.
     pub fn new(config: MiniLbConfig) -> Result<Self, ConfigError> {
         let settings = config.settle()?;
         let (started_with, last) = (Comparable::of(&settings), Mutex::new(Comparable::of(&settings)));
@@ -86,8 +86,8 @@ impl MiniLoadBalancer {
     }
 
     /// Takes over another configuration, while requests go on: its servers and policies, keys and origins, what a request
-    /// may take and how many may be under way, how long clients may wait, how servers are watched, and the times of a
-    /// shutdown. A server that is in both keeps its connections and what is known of it, and one that is in the new one no
+    /// may take and how many may be under way, how long clients may wait, how servers are watched, the times of a
+    /// shutdown, and the files of certificates and keys as they are now. A server that is in both keeps its connections and what is known of it, and one that is in the new one no
     /// more finishes what it has. What operators have said since holds: servers that they added stay, and one that they
     /// removed, or whose role they switched, is as they want it until its entry in the configuration changes. A request keeps
     /// the limits that it began with, and a client's connection its timeouts. What cannot change without a restart is left as
@@ -103,6 +103,7 @@ impl MiniLoadBalancer {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.servers();
         // Everyone who takes over a part of it.
+        self.options.take_certificates(&settings.options);
         self.live.reload(&settings.options);
         self.guards.reload(settings.access, &settings.options.gate);
         self.members.configure(settings.wanted, settings.names);

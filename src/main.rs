@@ -75,7 +75,7 @@ async fn serve(balancer: &MiniLoadBalancer, plan: &Plan) -> Result<(), String> {
     let reloads = Reloads::new(plan).map_err(|error| format!("cannot wait for SIGHUP: {error}"))?;
     let listener = balancer.bind().await.map_err(|error| error.to_string())?;
     let address = listener.local_addr().map_err(|error| format!("the address is not known: {error}"))?;
-    info!("listening on http://{address}: {}", plan.summary);
+    info!("listening on {}://{address}: {}", plan.scheme, plan.summary);
     let (begin, begun) = oneshot::channel();
     let shutdown = async move {
         // An error means that `begin` is gone, and with it this future.

@@ -4,13 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module may use of the crate.
-const MAY_USE: [(&str, &[&str]); 16] = [
+const MAY_USE: [(&str, &[&str]); 17] = [
     ("wire", &[]),
     ("gate", &[]),
-    ("upstream", &["gate", "wire"]),
+    ("tls", &[]),
+    ("upstream", &["gate", "tls", "wire"]),
     ("error", &["gate", "upstream", "wire"]),
     ("access", &["error"]),
-    ("config", &["access", "gate", "upstream"]),
+    ("config", &["access", "gate", "tls", "upstream"]),
     ("timer", &[]),
     ("record", &["error", "upstream", "wire"]),
     ("metrics", &["gate", "record", "upstream"]),
@@ -19,7 +20,7 @@ const MAY_USE: [(&str, &[&str]); 16] = [
     (
         "server",
         &[
-            "access", "config", "control", "error", "gate", "metrics", "proxy", "record", "timer",
+            "access", "config", "control", "error", "gate", "metrics", "proxy", "record", "timer", "tls",
             "upstream", "wire",
         ],
     ),

@@ -92,6 +92,13 @@ const SUPPORTED: &[(&str, &str)] = &[
     ("--socket-buffer-size <BYTES>", "[default: tuned by the kernel]"),
     ("--prometheus-host <HOST>", "[default: 127.0.0.1]"),
     ("--prometheus-port <PORT>", "[default: 29000, or none if that is taken]"),
+    ("--tls-cert-path <FILE>", "[default: plain HTTP]"),
+    ("--tls-key-path <FILE>", ""),
+    ("--ca-cert-paths <FILE>...", "[default: the system's]"),
+    ("--client-cert-path <FILE>", ""),
+    ("--client-key-path <FILE>", ""),
+    ("--http2", ""),
+    ("--http2-max-streams <COUNT>", "[default: 128]"),
     ("--log-level <LEVEL>", "[default: info]"),
     ("--config <FILE>", ""),
     ("--check-config", ""),
@@ -319,7 +326,7 @@ fn each_wrong_value_is_named_in_one_sentence() {
         (prefill.into(), "no decode server: give at least one --decode URL"),
         (
             format!("{decode} --prefill 10.0.0.1:30000"),
-            "--prefill 10.0.0.1:30000: a server's URL must begin with http://",
+            "--prefill 10.0.0.1:30000: a server's URL must begin with http:// or https://",
         ),
         (
             format!("{decode} --prefill http://a:b"),
@@ -331,8 +338,16 @@ fn each_wrong_value_is_named_in_one_sentence() {
             "--prefill http://a:1/v1: a server's URL must end after the port",
         ),
         (
-            format!("{prefill} --decode https://a:1"),
-            "--decode https://a:1: https to servers is not supported by this build; use http",
+            format!("{prefill} --decode https://-a.:1"),
+            "--decode https://-a.:1: the host is not a name that a certificate can be for",
+        ),
+        (
+            format!("{prefill} {decode} --tls-cert-path /nowhere/c.pem --tls-key-path k.pem"),
+            "--tls-cert-path /nowhere/c.pem: No such file or directory (os error 2)",
+        ),
+        (
+            format!("{prefill} {decode} --ca-cert-paths /nowhere/a.pem /nowhere/b.pem"),
+            "--ca-cert-paths /nowhere/a.pem: No such file or directory (os error 2)",
         ),
         (
             format!("{decode} --prefill http://a:1 65536"),
@@ -418,6 +433,14 @@ fn a_value_of_the_wrong_type_is_named() {
         ),
         ("--prefill", "error: a value is required for '--prefill"),
         ("--decode http://a:1 http://b:1", "error: unexpected argument 'http://b:1' found"),
+        (
+            "--tls-cert-path c.pem",
+            "error: the following required arguments were not provided:\n  --tls-key-path",
+        ),
+        (
+            "--client-key-path k.pem",
+            "error: the following required arguments were not provided:\n  --client-cert",
+        ),
         ("--nobody-has-this", "error: unexpected argument '--nobody-has-this' found"),
     ] {
         let stderr = refused(SERVERS.into_iter().chain(typed.split_whitespace()));

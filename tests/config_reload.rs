@@ -183,7 +183,7 @@ async fn every_flag_that_changes_is_taken_over_or_named_as_one_that_waits() {
     let program = Program::start(["--config", file.to_str().unwrap()].into_iter().chain(address));
     program.wait_for("listening on ");
     for flag in flags() {
-        let is_switch = ["disable-retries", "disable-health-check", "pd-disaggregation", "mini-lb"]
+        let is_switch = ["disable-retries", "disable-health-check", "http2", "pd-disaggregation", "mini-lb"]
             .contains(&flag.as_str());
         let named = match flag.as_str() {
             // Typed; without an effect.

@@ -11,6 +11,7 @@ mod layers;
 mod limits;
 mod operating;
 mod servers;
+mod tls;
 mod unsupported;
 
 use std::ffi::OsString;
@@ -29,12 +30,15 @@ use layers::Layers;
 use limits::{Health, Limits, Sockets};
 use operating::Operating;
 use servers::{Choosing, Servers, server_args};
+use tls::Tls;
 use unsupported::{ACCEPTED, REFUSED};
 
 /// What the program is to do.
 pub(crate) struct Plan {
     pub(crate) config: MiniLbConfig,
     pub(crate) log_level: LogLevel,
+    /// How clients' URLs begin.
+    pub(crate) scheme: &'static str,
     /// Servers, policies and workers in a few words, for the log.
     pub(crate) summary: String,
     /// What was asked for by flags that the library does not know, by their names.
@@ -138,6 +142,8 @@ struct Flags {
     choosing: Choosing,
     #[command(flatten, next_help_heading = "Listening")]
     listening: Listening,
+    #[command(flatten, next_help_heading = "TLS and HTTP/2")]
+    tls: Tls,
     #[command(flatten, next_help_heading = "Limits and timeouts")]
     limits: Limits,
     #[command(flatten, next_help_heading = "Queue and rate")]
@@ -175,6 +181,7 @@ impl Flags {
         let config = self.health.add(self.limits.add(config));
         let config = self.access.add(self.gate.add(config))?;
         let config = self.operating.add(self.sockets.add(config).worker_threads(workers));
+        let config = self.tls.add(config);
         let summary = format!(
             "{} prefill, {} decode{}, policy {}/{}, {workers} worker{}",
             servers.prefill.len(),
@@ -188,10 +195,10 @@ impl Flags {
             decode_policy.name(),
             if workers == 1 { "" } else { "s" },
         );
-        let log_level = self.logging.log_level;
+        let (log_level, scheme) = (self.logging.log_level, self.tls.scheme());
         let of_the_program = vec![("log-level", format!("{log_level:?}"))];
         let (layers, files, check) = (Layers::none(Vec::new()), Vec::new(), None);
-        Ok(Plan { config, log_level, summary, of_the_program, layers, files, check })
+        Ok(Plan { config, log_level, scheme, summary, of_the_program, layers, files, check })
     }
 }
 

@@ -73,13 +73,8 @@ pub(crate) const REFUSED: &[(&str, &str)] = &[
     ("--enable-trace", TRACING),
     ("--otlp-traces-endpoint", TRACING),
     // TLS and tokens.
-    ("--tls-cert-path", TLS),
-    ("--tls-key-path", TLS),
     ("--server-cert-path", TLS),
     ("--server-key-path", TLS),
-    ("--client-cert-path", SERVER_TLS),
-    ("--client-key-path", SERVER_TLS),
-    ("--ca-cert-paths", SERVER_TLS),
     ("--control-plane-api-keys", ADMIN),
     ("--control-plane-audit-enabled", ADMIN),
     ("--jwt-issuer", ADMIN),
@@ -121,8 +116,7 @@ const RETRIES: &str = "mini-lb sends a request again at once or not at all; see 
 const BREAKER: &str = "mini-lb has no circuit breaker besides its health checks; see --health-failure-threshold, or leave the flag out";
 const METRICS: &str = "the bounds of mini-lb's histograms are fixed (docs/METRICS.md); leave the flag out";
 const TRACING: &str = "mini-lb sends no traces; use the servers' own --enable-trace";
-const TLS: &str = "mini-lb listens without TLS; put a TLS proxy in front";
-const SERVER_TLS: &str = "mini-lb speaks plain http to servers; put a TLS proxy between them";
+const TLS: &str = "use --tls-cert-path and --tls-key-path";
 const ADMIN: &str = "mini-lb knows one key for operators and no roles; use --admin-api-key";
 const TOKENIZER: &str = "mini-lb does not tokenize; give the flag's value to the servers";
 const PARSER: &str = "mini-lb does not parse answers; give this flag to the servers";

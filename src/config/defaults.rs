@@ -39,6 +39,8 @@ pub const DEFAULT_HEALTH_CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 pub const DEFAULT_HEALTH_FAILURE_THRESHOLD: u32 = 3;
 /// Successes in a row that make it healthy again by default, as in `sglang_router`.
 pub const DEFAULT_HEALTH_SUCCESS_THRESHOLD: u32 = 2;
+/// Requests at a time on one connection of HTTP/2 by default.
+pub const DEFAULT_HTTP2_MAX_STREAMS: u32 = 128;
 /// Port of the admin listener by default, as in `sglang_router`.
 pub const DEFAULT_PROMETHEUS_PORT: u16 = 29_000;
 /// From one probe of a server to the next by default that has not come up yet. `sglang_router` has 30 s.

@@ -10,6 +10,7 @@ mod discovery;
 mod gate;
 mod reload;
 mod settings;
+mod tls;
 
 use std::any::type_name;
 use std::fmt;
@@ -26,6 +27,7 @@ pub(crate) use reload::Comparable;
 pub use reload::Reloaded;
 pub use settings::ConfigError;
 pub(crate) use settings::Settings;
+pub(crate) use tls::TlsOptions;
 
 /// 136 years: what a longer timeout is taken for, so that no deadline overflows the clock.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(u32::MAX as u64);
@@ -86,6 +88,7 @@ pub(crate) struct Options {
     pub(crate) keys: access::Keys,
     /// Where operators are answered.
     pub(crate) admin: Option<AdminAddress>,
+    pub(crate) tls: TlsOptions,
 }
 
 /// Where the admin listener listens.
@@ -148,10 +151,12 @@ impl MiniLbConfig {
                     idle_timeout: DEFAULT_BACKEND_IDLE_TIMEOUT,
                     max_idle: DEFAULT_MAX_IDLE_PER_BACKEND,
                     buffer_size: None,
+                    tls: Arc::default(),
                 },
                 gate: gate::no_limits(),
                 keys: access::Keys::default(),
                 admin: None,
+                tls: TlsOptions::default(),
                 worker_threads: std::thread::available_parallelism().map_or(1, usize::from),
             },
         }

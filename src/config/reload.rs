@@ -3,9 +3,12 @@
 //! It compares and says; who takes what over is listed in `balancer`.
 
 use std::fmt::{self, Debug};
+use std::fs;
+use std::path::PathBuf;
 
-use super::{Options, Settings};
+use super::{Options, Settings, TlsOptions};
 use crate::access::{AccessOptions, Secret};
+use crate::tls::{ClientFiles, KeyFiles};
 use crate::upstream::Role;
 
 /// What came of a [`reload`](crate::MiniLoadBalancer::reload). Options are named as their flags are, without the
@@ -95,6 +98,12 @@ fn after_restart(flag: &'static str, value: &dyn Debug) -> Entry {
 impl Options {
     /// Every option, so that a new one cannot be forgotten here.
     fn entries(&self) -> Vec<Entry> {
+        let mut entries = self.tls.entries();
+        entries.extend(self.plain_entries());
+        entries
+    }
+
+    fn plain_entries(&self) -> Vec<Entry> {
         let Self {
             prefill_policy: _,
             prefill_policy_kind,
@@ -118,6 +127,7 @@ impl Options {
             admin,
             keys: _,
             gate,
+            tls,
         } = self;
         vec![
             at_once("prefill-policy", prefill_policy_kind),
@@ -147,6 +157,8 @@ impl Options {
             at_once("rate-limit-tokens-per-second", &gate.rate),
             at_once("max-in-flight-per-prefill", &gate.caps.prefill),
             at_once("max-in-flight-per-decode", &gate.caps.decode),
+            after_restart("http2", &tls.http2),
+            after_restart("http2-max-streams", &tls.http2_max_streams),
             after_restart("connect-timeout-secs", &sockets.connect_timeout),
             after_restart("backend-idle-timeout-secs", &sockets.idle_timeout),
             after_restart("max-idle-per-backend", &sockets.max_idle),
@@ -169,4 +181,22 @@ fn access_entries(access: &AccessOptions) -> Vec<Entry> {
         at_once("worker-api-key-replaces-authorization", worker_key_replaces),
         at_once("cors-allowed-origins", origins),
     ]
+}
+
+impl TlsOptions {
+    /// Certificates and keys are what is in their files. Whether there is TLS at all cannot change.
+    fn entries(&self) -> Vec<Entry> {
+        let content = |path: &PathBuf| fs::read(path).ok();
+        let certs = |pair: &Option<KeyFiles>| pair.as_ref().map(|pair| content(&pair.cert));
+        let keys = |pair: &Option<KeyFiles>| pair.as_ref().map(|pair| content(&pair.key));
+        let TlsOptions { files, client_files: ClientFiles { cas, own }, .. } = self;
+        vec![
+            after_restart("tls-cert-path", &files.is_some()),
+            at_once("tls-cert-path", &certs(files)),
+            at_once("tls-key-path", &keys(files)),
+            at_once("ca-cert-paths", &cas.iter().map(content).collect::<Vec<_>>()),
+            at_once("client-cert-path", &certs(own)),
+            at_once("client-key-path", &keys(own)),
+        ]
+    }
 }

@@ -10,7 +10,7 @@ use crate::upstream::{Address, DnsName, MAX_SERVERS_PER_ROLE, PrefillSpec, Role,
 
 impl MiniLbConfig {
     /// Checks everything at once; the first thing found wrong is the error.
-    pub(crate) fn settle(self) -> Result<Settings, ConfigError> {
+    pub(crate) fn settle(mut self) -> Result<Settings, ConfigError> {
         let bad = |what: String| Err(ConfigError(what));
         if self.port == 0 {
             return bad("--port 0: the port to listen on must be between 1 and 65535".into());
@@ -55,6 +55,9 @@ impl MiniLbConfig {
             spec.bootstrap_host = host;
         }
         refuse_duplicates(prefill.iter().map(|spec| &spec.address).chain(&decode))?;
+        let speaks_tls = |address: &Address| address.tls_name.is_some();
+        let any_tls = prefill.iter().map(|spec| &spec.address).chain(&decode).any(speaks_tls);
+        self.options.load_tls(any_tls)?;
         let wanted = Wanted {
             prefill,
             decode,
@@ -84,6 +87,7 @@ impl Options {
             ("--connect-timeout-secs", self.sockets.connect_timeout.is_zero()),
             ("--worker-threads", self.worker_threads == 0),
             ("--socket-buffer-size", self.sockets.buffer_size == Some(0)),
+            ("--http2-max-streams", self.tls.http2_max_streams == 0),
             ("--health-check-interval-secs", self.health.interval.is_zero()),
             ("--worker-startup-timeout-secs", self.health.startup_timeout.is_zero()),
             ("--worker-startup-check-interval", self.health.startup_interval.is_zero()),
@@ -190,6 +194,7 @@ mod tests {
             (config().rate_limit(0), "--rate-limit-tokens-per-second"),
             (config().max_in_flight_per_prefill(0), "--max-in-flight-per-prefill"),
             (config().max_in_flight_per_decode(0), "--max-in-flight-per-decode"),
+            (config().http2_max_streams(0), "--http2-max-streams"),
         ] {
             assert_eq!(refused(config), format!("{name} 0: the value must be at least 1"));
         }

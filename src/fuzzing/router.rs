@@ -283,6 +283,7 @@ impl Scene {
             idle_timeout: Duration::from_secs(4),
             max_idle: 2,
             buffer_size: None,
+            tls: Arc::default(),
         };
         let (prefill, decode) = (self.prefill.clone(), self.decode.clone());
         let connect = move |server: &crate::upstream::Backend| match server.role() {

@@ -19,6 +19,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::stream::ClientStream;
 use crate::error::Error;
 use crate::gate::Place;
 use crate::metrics::WorkerMetrics;
@@ -155,6 +156,18 @@ impl Busy {
     }
 }
 
+/// What says that a request is under way, for as long as it lives.
+pub(super) trait UnderWay: Unpin {
+    /// What came first of decode, at this time, is the next to be written.
+    fn gives_first(&self, came: Instant);
+}
+
+impl UnderWay for Busy {
+    fn gives_first(&self, came: Instant) {
+        self.0.gives_first(came);
+    }
+}
+
 impl Drop for Busy {
     fn drop(&mut self) {
         self.0.busy.store(false, Relaxed);
@@ -162,27 +175,34 @@ impl Drop for Busy {
 }
 
 /// The body of an answer: relayed from a server, or the router's own. The request is under way until it is dropped.
-pub(super) struct AnswerBody {
+pub(super) struct AnswerBody<B> {
     body: Either<Relay, Full<Bytes>>,
-    busy: Busy,
+    under_way: B,
     /// The request's place among those that may be under way.
     _place: Option<Place>,
     /// After the body: finished when the legs have ended.
     record: Record,
 }
 
-impl AnswerBody {
+impl<B> AnswerBody<B> {
     pub(super) fn new(
         body: Either<Relay, Full<Bytes>>,
-        busy: Busy,
+        under_way: B,
         place: Option<Place>,
         record: Record,
     ) -> Self {
-        Self { body, busy, _place: place, record }
+        Self { body, under_way, _place: place, record }
+    }
+
+    fn has_ended(&self) -> bool {
+        match &self.body {
+            Either::Left(relay) => relay.is_end_stream(),
+            Either::Right(own) => own.is_end_stream(),
+        }
     }
 }
 
-impl Body for AnswerBody {
+impl<B: UnderWay> Body for AnswerBody<B> {
     type Data = Pieces;
     type Error = Error;
 
@@ -200,7 +220,7 @@ impl Body for AnswerBody {
         match &frame {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(came) = self.record.gives(frame.data_ref().map_or(0, Pieces::len)) {
-                    self.busy.activity().gives_first(came);
+                    self.under_way.gives_first(came);
                 }
             }
             Poll::Ready(Some(Err(error))) => self.record.failed(error),
@@ -210,10 +230,7 @@ impl Body for AnswerBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.body {
-            Either::Left(relay) => relay.is_end_stream(),
-            Either::Right(own) => own.is_end_stream(),
-        }
+        self.has_ended()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -225,25 +242,25 @@ impl Body for AnswerBody {
 }
 
 /// hyper does not ask for the end of a body that has said that it is there.
-impl Drop for AnswerBody {
+impl<B> Drop for AnswerBody<B> {
     fn drop(&mut self) {
-        if matches!(self.body, Either::Right(_)) || Body::is_end_stream(self) {
+        if matches!(self.body, Either::Right(_)) || self.has_ended() {
             self.record.completed();
         }
     }
 }
 
-/// A client's socket that notes what goes through it.
+/// A client's stream that notes what goes through it.
 pub(super) struct Watched {
-    socket: TcpStream,
+    stream: ClientStream,
     activity: Arc<Activity>,
     /// Ends when the client leaves; only while its request is queued.
     leaving: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 impl Watched {
-    pub(super) fn new(socket: TcpStream, activity: Arc<Activity>) -> Self {
-        Self { socket, activity, leaving: None }
+    pub(super) fn new(stream: ClientStream, activity: Arc<Activity>) -> Self {
+        Self { stream, activity, leaving: None }
     }
 
     /// Whether the client has left although it has not been read to its end.
@@ -253,13 +270,13 @@ impl Watched {
             return Poll::Pending;
         }
         if self.leaving.is_none() {
-            self.leaving = leaving(&self.socket).ok();
+            self.leaving = leaving(self.stream.socket()).ok();
         }
         self.leaving.as_mut().map_or(Poll::Pending, |leaving| leaving.as_mut().poll(cx))
     }
 
-    pub(super) fn into_socket(self) -> TcpStream {
-        self.socket
+    pub(super) fn into_stream(self) -> ClientStream {
+        self.stream
     }
 }
 
@@ -280,7 +297,7 @@ impl AsyncRead for Watched {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        let polled = Pin::new(&mut self.socket).poll_read(cx, buffer);
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
         self.activity.read(&buffer.filled()[before..]);
         polled
     }
@@ -288,7 +305,7 @@ impl AsyncRead for Watched {
 
 impl AsyncWrite for Watched {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.socket).poll_write(cx, bytes);
+        let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.activity.wrote(polled.is_pending());
         polled
     }
@@ -298,13 +315,13 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.socket).poll_write_vectored(cx, slices);
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
         self.activity.wrote(polled.is_pending());
         polled
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.socket.is_write_vectored()
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -312,7 +329,7 @@ impl AsyncWrite for Watched {
         if self.poll_leaving(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
-        Pin::new(&mut self.socket).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     /// Nothing: how a connection is closed is decided when hyper is done with it.

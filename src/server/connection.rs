@@ -24,19 +24,22 @@ use tokio::time::{Instant, Sleep, sleep};
 use tracing::debug;
 
 use super::activity::{Activity, AnswerBody, Busy, Waiting, Watched};
+use super::http2;
+use super::opening::{Front, Opened};
 use super::service::Service;
+use super::stream::ClientStream;
 use crate::error::Error;
 use crate::timer::poll_until;
 
 /// Longest head of a request; a longer one gets a 431. hyper bounds its headers to 100 by itself; said here, they
 /// would cost an allocation a request.
-const MAX_HEAD_SIZE: usize = 64 << 10;
+pub(super) const MAX_HEAD_SIZE: usize = 64 << 10;
 /// What is read of a request at a time. hyper goes up to 400 KiB by itself, and what a read leaves free is lost for as
 /// long as the body is kept: then 64 MiB of bodies took 105 MiB.
 const MAX_READ: usize = 128 << 10;
 /// How long the rest of a request that was refused is read and thrown away. Closing a socket with unread bytes
 /// resets the connection, and the client may lose the answer.
-const LINGER: Duration = Duration::from_secs(1);
+pub(super) const LINGER: Duration = Duration::from_secs(1);
 /// Bytes that are thrown away at a time.
 const DISCARDED_AT_ONCE: usize = 4 << 10;
 
@@ -57,14 +60,38 @@ enum End {
     Done(hyper::Result<()>),
 }
 
-/// Serves a connection to its end. It ends after the request under way when `closing` changes.
+/// Serves a connection to its end. It ends after the requests under way when `closing` changes.
 pub(super) async fn serve(
     socket: TcpStream,
+    service: Arc<Service>,
+    front: Front,
+    patience: Patience,
+    mut closing: watch::Receiver<()>,
+) {
+    if front.is_plain() {
+        return serve_http1(ClientStream::Plain(socket), service, patience, closing).await;
+    }
+    let opened = tokio::select! {
+        opened = front.open(socket, patience) => opened,
+        _ = closing.changed() => None,
+    };
+    // Boxed, so that a plain connection takes no more memory than it did.
+    match opened {
+        None => {}
+        Some(Opened::Http1(stream)) => Box::pin(serve_http1(stream, service, patience, closing)).await,
+        Some(Opened::Http2(stream)) => {
+            Box::pin(http2::serve(stream, service, front.max_streams, patience, closing)).await;
+        }
+    }
+}
+
+async fn serve_http1(
+    stream: ClientStream,
     service: Arc<Service>,
     patience: Patience,
     mut closing: watch::Receiver<()>,
 ) {
-    let activity = Arc::new(Activity::new(socket.peer_addr().ok(), Arc::clone(&service.metrics)));
+    let activity = Arc::new(Activity::new(stream.socket().peer_addr().ok(), Arc::clone(&service.metrics)));
     let answer = {
         let activity = Arc::clone(&activity);
         move |request: Request<Incoming>| {
@@ -77,7 +104,7 @@ pub(super) async fn serve(
             })
         }
     };
-    let io = TokioIo::new(Watched::new(socket, Arc::clone(&activity)));
+    let io = TokioIo::new(Watched::new(stream, Arc::clone(&activity)));
     let mut builder = http1::Builder::new();
     builder.header_read_timeout(None).max_header_size(MAX_HEAD_SIZE).max_buf_size(MAX_READ);
     let mut connection = builder.serve_connection(io, service_fn(answer));
@@ -97,8 +124,8 @@ pub(super) async fn serve(
         }
     });
     let end = end.await;
-    let socket = connection.into_parts().io.into_inner().into_socket();
-    close(socket, end, &activity, patience).await;
+    let stream = connection.into_parts().io.into_inner().into_stream();
+    close(stream, end, &activity, patience).await;
 }
 
 /// The wait for a head, or for the rest of it.
@@ -124,9 +151,12 @@ impl Wait<'_> {
 }
 
 /// Closes a connection, with a last word where hyper had none.
-async fn close(socket: TcpStream, end: End, activity: &Activity, patience: Patience) {
+async fn close(mut stream: ClientStream, end: End, activity: &Activity, patience: Patience) {
     let error = match end {
-        End::Idle => return debug!("a client connection was idle for {:?}", patience.idle),
+        End::Idle => {
+            debug!("a client connection was idle for {:?}", patience.idle);
+            return say_end(&mut stream).await;
+        }
         End::SlowHead => {
             let what = "the rest of the request's head";
             Some(Error::RequestTimeout { what, after: patience.head })
@@ -136,16 +166,26 @@ async fn close(socket: TcpStream, end: End, activity: &Activity, patience: Patie
             Some(Error::BadRequest("HTTP/2 is not spoken here"))
         }
         End::Done(Err(error)) if error.is_parse() => None,
-        End::Done(Ok(())) => return,
+        End::Done(Ok(())) => return say_end(&mut stream).await,
         End::Done(Err(error)) => return debug!("a client connection ended: {error}"),
     };
     // In the middle of an unread answer it would be taken for a part of it.
-    if let Some(error) = error.filter(|_| !activity.is_blocked()) {
-        debug!(code = error.code(), "{error}");
-        // Nothing is queued, so the kernel takes it all; if not, the client does not read.
-        let _ = socket.try_write(raw(&error).as_bytes());
+    match error.filter(|_| !activity.is_blocked()) {
+        Some(error) => refuse(stream, &error).await,
+        None => linger(stream).await,
     }
-    linger(&socket).await;
+}
+
+/// Closes a connection with an error for a last word.
+pub(super) async fn refuse(mut stream: ClientStream, error: &Error) {
+    debug!(code = error.code(), "{error}");
+    let _ = tokio::time::timeout(LINGER, stream.say(raw(error).as_bytes())).await;
+    linger(stream).await;
+}
+
+/// For a client that knows already that the connection ends.
+async fn say_end(stream: &mut ClientStream) {
+    let _ = tokio::time::timeout(LINGER, stream.say_end()).await;
 }
 
 /// An error as it goes over the wire.
@@ -158,7 +198,9 @@ fn raw(error: &Error) -> String {
 }
 
 /// Says that nothing more will come, and reads until the client has understood.
-async fn linger(socket: &TcpStream) {
+async fn linger(mut stream: ClientStream) {
+    say_end(&mut stream).await;
+    let socket = stream.socket();
     if SockRef::from(socket).shutdown(Shutdown::Write).is_err() {
         return;
     }

@@ -8,19 +8,27 @@ use hyper::{Request, Uri, Version};
 
 /// Says what is wrong with a head, if anything is.
 pub(super) fn check<B>(request: &Request<B>) -> Result<(), &'static str> {
-    check_host(request.version(), request.headers())?;
+    check_host(request)?;
     check_coding(request.headers())?;
     check_target(request.uri())
 }
 
-/// RFC 9112 3.2: one `Host` in HTTP/1.1, one or none in HTTP/1.0.
-fn check_host(version: Version, headers: &HeaderMap) -> Result<(), &'static str> {
-    let mut hosts = headers.get_all(HOST).iter();
+/// RFC 9112 3.2: one `Host` in HTTP/1.1, one or none in HTTP/1.0. RFC 9113 8.3.1: `:authority` takes its place in HTTP/2,
+/// or says the same.
+fn check_host<B>(request: &Request<B>) -> Result<(), &'static str> {
+    let version = request.version();
+    let authority = request.uri().authority().filter(|_| version == Version::HTTP_2);
+    let mut hosts = request.headers().get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
-        (None, _) if version == Version::HTTP_10 => Ok(()),
+        (None, _) if version == Version::HTTP_10 || authority.is_some() => Ok(()),
         (None, _) => Err("there is no Host header"),
         (Some(_), Some(_)) => Err("there is more than one Host header"),
-        (Some(host), None) if is_host(host) => Ok(()),
+        (Some(host), None) if is_host(host) => match authority {
+            Some(authority) if !host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) => {
+                Err("the Host header and :authority differ")
+            }
+            _ => Ok(()),
+        },
         (Some(_), None) => Err("the Host header is not a host"),
     }
 }

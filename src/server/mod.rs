@@ -3,18 +3,23 @@
 //!
 //! An acceptor (here) hands sockets to [`workers`]. Each worker is a thread with a
 //! runtime and connections of its own, so that a request never changes threads.
+//! [`opening`] finds out what a client speaks, over which [`stream`];
 //! [`connection`] times and closes one client connection, with what [`activity`]
-//! notes of it; [`service`] answers its requests, unless [`head`] refuses one. Operators
-//! have a listener of their own ([`admin`]). What may change meanwhile is in [`live`]. What
-//! a request means is for `proxy` and `control` to know.
+//! notes of it, and [`http2`] does so for many requests at a time; [`service`] answers its
+//! requests, unless [`head`] refuses one. Operators have a listener of their own ([`admin`]).
+//! What may change meanwhile is in [`live`] and [`guards`]. What a request means is for
+//! `proxy` and `control` to know.
 
 mod activity;
 mod admin;
 mod connection;
 mod guards;
 mod head;
+mod http2;
 mod live;
+mod opening;
 mod service;
+mod stream;
 mod workers;
 
 use std::io;

@@ -121,6 +121,11 @@ impl Service {
         (answer, held)
     }
 
+    /// Whether the router has been told to end.
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.has_begun()
+    }
+
     async fn answer_checked(
         &self,
         mut request: Request<Incoming>,
@@ -252,7 +257,7 @@ async fn unless_it_panics<T>(
 }
 
 /// The router's own answer to an error.
-fn own(error: &Error, record: &mut Record) -> Answer {
+pub(super) fn own(error: &Error, record: &mut Record) -> Answer {
     record.failed(error);
     match error {
         // What the panic said may hold a client's bytes.

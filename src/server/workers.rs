@@ -12,6 +12,7 @@ use tracing::warn;
 use super::connection;
 use super::guards::Guards;
 use super::live::Live;
+use super::opening::Front;
 use super::service::Service;
 use crate::config::Options;
 use crate::control::{self, Draining};
@@ -51,13 +52,13 @@ impl Workers {
             let (ends, ended) = oneshot::channel();
             let connections = Arc::new(AtomicUsize::new(0));
             let service = Arc::new(Service::new(fleet, servers, guards, options, live, draining, metrics));
-            let live = Arc::clone(live);
+            let (live, front) = (Arc::clone(live), Front::new(&options.tls));
             let (mut alive, counted) = (alive.clone(), Arc::clone(&connections));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
                 runtime.block_on(async {
                     tokio::select! {
-                        () = work(service, handed_over, counted, &live) => {}
+                        () = work(service, handed_over, counted, front, &live) => {}
                         _ = alive.changed() => {}
                     }
                 });
@@ -96,6 +97,7 @@ async fn work(
     service: Arc<Service>,
     mut sockets: mpsc::Receiver<std::net::TcpStream>,
     connections: Arc<AtomicUsize>,
+    front: Front,
     live: &Live,
 ) {
     // Closed when the last connection has dropped its receiver.
@@ -106,8 +108,13 @@ async fn work(
         let counted = Counted(Arc::clone(&connections));
         match TcpStream::from_std(socket) {
             Ok(socket) => {
-                let served =
-                    connection::serve(socket, Arc::clone(&service), live.patience(), closing.clone());
+                let served = connection::serve(
+                    socket,
+                    Arc::clone(&service),
+                    front.clone(),
+                    live.patience(),
+                    closing.clone(),
+                );
                 tokio::spawn(async move {
                     served.await;
                     drop(counted);

@@ -1,17 +1,20 @@
 //! Where a server listens.
 
 use hyper::Uri;
+use rustls::pki_types::ServerName;
 
 /// Where a server listens, and what it is called.
 #[derive(Debug, Clone)]
 pub(crate) struct Address {
-    /// `http://host:port`, without a slash at the end: how logs and errors name the server.
+    /// `http://host:port` or `https://host:port`, without a slash at the end: how logs and errors name the server.
     pub(crate) url: String,
     /// `host:port` in lower case: the `Host` header, and what makes two servers the same.
     pub(crate) authority: String,
     /// IPv6 in brackets, as SGLang wants its `bootstrap_host`.
     pub(crate) host: String,
     pub(crate) port: u16,
+    /// What the server's certificate must be for, if it speaks TLS.
+    pub(crate) tls_name: Option<ServerName<'static>>,
 }
 
 impl Address {
@@ -19,11 +22,11 @@ impl Address {
     pub(crate) fn parse(url: &str) -> Result<Self, &'static str> {
         const NO_URL: &str = "not a URL such as http://10.0.0.1:30000";
         let uri: Uri = url.parse().map_err(|_| NO_URL)?;
-        match uri.scheme_str() {
-            Some("http") => {}
-            Some("https") => return Err("https to servers is not supported by this build; use http"),
-            _ => return Err("a server's URL must begin with http://"),
-        }
+        let (scheme, default_port) = match uri.scheme_str() {
+            Some("http") => ("http", 80),
+            Some("https") => ("https", 443),
+            _ => return Err("a server's URL must begin with http:// or https://"),
+        };
         let authority = uri.authority().ok_or(NO_URL)?;
         if authority.as_str().contains('@') {
             return Err("user names and passwords in a URL are not supported");
@@ -37,13 +40,22 @@ impl Address {
             Some(0) => return Err("port 0 is not a server's port"),
             Some(port) => port,
             None if has_port => return Err("the port is not a number between 1 and 65535"),
-            None => 80,
+            None => default_port,
         };
         let host = checked_host(&authority.host().to_ascii_lowercase())
             .ok_or("the host is not a name or an address")?;
         let authority = format!("{host}:{port}");
-        Ok(Self { url: format!("http://{authority}"), authority, host, port })
+        let tls_name = match scheme {
+            "https" => Some(tls_name(&host).ok_or("the host is not a name that a certificate can be for")?),
+            _ => None,
+        };
+        Ok(Self { url: format!("{scheme}://{authority}"), authority, host, port, tls_name })
     }
+}
+
+fn tls_name(host: &str) -> Option<ServerName<'static>> {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    ServerName::try_from(bare.to_owned()).ok()
 }
 
 /// A host name or address as SGLang expects it in `bootstrap_host`, where it needs no JSON escapes: IPv6 in
@@ -74,6 +86,19 @@ mod tests {
         );
         assert_eq!(parsed("http://10.0.0.1"), expected("http://10.0.0.1:80", "10.0.0.1", 80));
         assert_eq!(parsed("http://[FD00::1]:8"), expected("http://[fd00::1]:8", "[fd00::1]", 8));
+    }
+
+    #[test]
+    fn https_has_a_port_of_its_own_and_a_name_to_check() {
+        let parsed = |url| Address::parse(url).unwrap();
+        let name = |url| parsed(url).tls_name.map(|name| name.to_str().into_owned());
+        assert_eq!(parsed("https://H.example").url, "https://h.example:443");
+        assert_eq!(parsed("https://h:30000").authority, "h:30000");
+        assert_eq!(name("https://H.example").as_deref(), Some("h.example"));
+        assert_eq!(name("https://10.0.0.1:1").as_deref(), Some("10.0.0.1"));
+        assert_eq!(name("https://[fd00::1]").as_deref(), Some("fd00::1"));
+        assert_eq!(name("http://h.example"), None);
+        assert!(Address::parse("https://-h.").is_err());
     }
 
     #[test]

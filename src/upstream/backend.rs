@@ -138,7 +138,7 @@ impl Backend {
         self.role
     }
 
-    /// The server's URL, `http://host:port`.
+    /// The server's URL, `http://host:port` or `https://host:port`.
     pub fn url(&self) -> &str {
         &self.address.url
     }

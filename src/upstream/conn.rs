@@ -18,6 +18,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::tls::Encrypted;
 use crate::wire::answer::{Answer, BadAnswer, Decoder, Head, read_head};
 use crate::wire::request::LegRequest;
 
@@ -31,9 +32,10 @@ thread_local! {
     static INPUT: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_SIZE]);
 }
 
-/// What carries the bytes. Only tests have more than one answer to that.
+/// What carries the bytes.
 pub(super) enum Stream {
     Tcp(TcpStream),
+    Tls(Box<Encrypted>),
     #[cfg(any(test, fuzzing))]
     Memory(tokio::io::DuplexStream),
 }
@@ -43,6 +45,7 @@ macro_rules! on_stream {
     ($conn:expr, $stream:ident => $call:expr) => {
         match &mut $conn.stream {
             Stream::Tcp($stream) => $call,
+            Stream::Tls($stream) => $call,
             #[cfg(any(test, fuzzing))]
             Stream::Memory($stream) => $call,
         }
@@ -122,7 +125,11 @@ impl Conn {
 
     /// Whether it may carry another request: the last one has been written, and its answer's body has ended cleanly.
     pub(super) fn is_reusable(&self) -> bool {
-        self.keeps_alive && self.is_ended() && self.output.is_done()
+        let all_sent = match &self.stream {
+            Stream::Tls(stream) => stream.is_flushed(),
+            _ => true,
+        };
+        self.keeps_alive && self.is_ended() && self.output.is_done() && all_sent
     }
 
     /// Sends a request and waits for the head of its answer.
@@ -209,7 +216,10 @@ impl Conn {
                 self.sent.written_at = Some(Instant::now());
             }
         }
-        Poll::Ready(Ok(()))
+        match &mut self.stream {
+            Stream::Tls(stream) => stream.poll_flushed(cx),
+            _ => Poll::Ready(Ok(())),
+        }
     }
 
     /// Reads once, and gives what has come to `take`; nothing is the connection's end.

@@ -4,12 +4,15 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
 
-use super::Address;
+use super::conn::Stream;
+use super::{Address, tls};
+use crate::tls::ClientTls;
 
 /// A peer that vanished without a word is noticed after this long and three unanswered probes.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
@@ -34,6 +37,8 @@ pub(crate) struct SocketOptions {
     pub(crate) max_idle: usize,
     /// The kernel's send and receive buffers, in bytes; the kernel's own choice without it.
     pub(crate) buffer_size: Option<usize>,
+    /// For servers with https.
+    pub(crate) tls: Arc<ClientTls>,
 }
 
 /// Opens connections to servers and tunes every socket of the router.
@@ -41,21 +46,30 @@ pub(crate) struct SocketOptions {
 pub(crate) struct Dialer {
     connect_timeout: Duration,
     buffer_size: Option<usize>,
+    tls: Arc<ClientTls>,
 }
 
 impl Dialer {
     pub(crate) fn new(options: &SocketOptions) -> Self {
-        Self { connect_timeout: options.connect_timeout, buffer_size: options.buffer_size }
+        let SocketOptions { connect_timeout, buffer_size, tls, .. } = options;
+        Self { connect_timeout: *connect_timeout, buffer_size: *buffer_size, tls: Arc::clone(tls) }
     }
 
-    /// Opens a connection. A name is resolved anew each time, and its addresses are tried in order, all within the
-    /// one timeout.
-    pub(crate) async fn dial(&self, address: &Address) -> Result<TcpStream, DialError> {
-        let attempt = tokio::time::timeout(self.connect_timeout, self.try_all(address));
-        match attempt.await {
+    /// Opens a connection, with a TLS handshake if the server wants one. A name is resolved anew each time, and its
+    /// addresses are tried in order, all within the one timeout.
+    pub(super) async fn dial(&self, address: &Address) -> Result<Stream, DialError> {
+        match tokio::time::timeout(self.connect_timeout, self.open(address)).await {
             Ok(opened) => opened.map_err(DialError::Io),
             Err(_) => Err(DialError::Timeout(self.connect_timeout)),
         }
+    }
+
+    async fn open(&self, address: &Address) -> io::Result<Stream> {
+        let socket = self.try_all(address).await?;
+        let Some(name) = &address.tls_name else { return Ok(Stream::Tcp(socket)) };
+        // Boxed, so that a leg is no larger for those that have no TLS.
+        let encrypted = Box::pin(tls::connect(&self.tls, name.clone(), socket)).await?;
+        Ok(Stream::Tls(Box::new(encrypted)))
     }
 
     async fn try_all(&self, address: &Address) -> io::Result<TcpStream> {
@@ -98,13 +112,13 @@ mod tests {
     use super::*;
 
     fn dialer(buffer_size: Option<usize>) -> Dialer {
-        Dialer { connect_timeout: Duration::from_secs(5), buffer_size }
+        Dialer { connect_timeout: Duration::from_secs(5), buffer_size, tls: Arc::default() }
     }
 
     async fn dialled(host: &str, dialer: &Dialer) -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind((host, 0)).await.unwrap();
         let address = Address::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
-        let (dialled, accepted) = tokio::join!(dialer.dial(&address), listener.accept());
+        let (dialled, accepted) = tokio::join!(dialer.try_all(&address), listener.accept());
         (dialled.unwrap(), accepted.unwrap().0)
     }
 

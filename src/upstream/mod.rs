@@ -15,6 +15,7 @@ mod members;
 mod outcome;
 mod policy;
 mod pool;
+mod tls;
 
 pub(crate) use address::{Address, checked_host};
 pub use backend::{Backend, Role};

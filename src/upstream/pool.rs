@@ -109,7 +109,7 @@ impl Pools {
         if let Some(connect) = &self.memory {
             return connect(backend).map(Stream::Memory).map_err(DialError::Io);
         }
-        self.dialer.dial(backend.address()).await.map(Stream::Tcp)
+        self.dialer.dial(backend.address()).await
     }
 
     /// Closes connections as they outlive the idle timeout. Runs as long as the worker does.

@@ -120,8 +120,15 @@ pub fn flags() -> Vec<String> {
         .collect()
 }
 
-/// Flags that are refused without another one.
-const GO_WITH_OTHERS: [&str; 1] = ["worker-api-key-replaces-authorization"];
+/// Flags that are refused without another one, or want a certificate: `tests/access.rs` and `tests/tls.rs` have them.
+const GO_WITH_OTHERS: [&str; 6] = [
+    "worker-api-key-replaces-authorization",
+    "tls-cert-path",
+    "tls-key-path",
+    "ca-cert-paths",
+    "client-cert-path",
+    "client-key-path",
+];
 
 /// A file with a key.
 fn key_file() -> String {

@@ -1,0 +1,239 @@
+//! One client connection that speaks HTTP/2: many requests at a time.
+//!
+//! Each request runs in a task of its own, on the worker's thread. What a client
+//! may open, send ahead and take back is bounded here; hyper and h2 hold it.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http_body_util::{Either, Full};
+use hyper::body::{Body, Incoming};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HeaderMap, HeaderValue};
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::sync::watch;
+use tokio::time::{Instant, Sleep, sleep};
+use tracing::debug;
+
+use super::activity::{Activity, AnswerBody, UnderWay};
+use super::connection::{LINGER, MAX_HEAD_SIZE, Patience};
+use super::service::{Answer, Service, own};
+use super::stream::ClientStream;
+use crate::error::Error;
+use crate::timer::poll_until;
+
+/// Headers of a request, as many as over HTTP/1.1.
+const MAX_HEADERS: usize = 100;
+/// What a client may send ahead of us: of one request's body, and in all. The latter bounds what a connection holds.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+/// What waits for a client that does not read, a request.
+const MAX_SEND_BUFFER: usize = 64 << 10;
+/// Requests that were taken back before we have looked at them. More is an attack, and ends the connection.
+const MAX_EARLY_RESETS: usize = 20;
+/// Requests that we have taken back because of what the client sent. More ends the connection.
+const MAX_CAUSED_RESETS: usize = 100;
+/// A client that has said nothing for this long is asked whether it is there, and has as long again to say so.
+const PING_AFTER: Duration = Duration::from_secs(30);
+
+/// Serves a connection to its end. It ends after the requests under way when `closing` changes.
+pub(super) async fn serve(
+    stream: ClientStream,
+    service: Arc<Service>,
+    max_streams: u32,
+    patience: Patience,
+    mut closing: watch::Receiver<()>,
+) {
+    let streams = Arc::new(Streams::default());
+    let peer = stream.socket().peer_addr().ok();
+    let answer = {
+        let streams = Arc::clone(&streams);
+        move |request: Request<Incoming>| {
+            let (service, open) = (Arc::clone(&service), Open::begin(&streams));
+            Box::pin(async move { Ok::<_, Infallible>(answer(request, &service, open, peer).await) })
+        }
+    };
+    let connection = builder(max_streams).serve_connection(TokioIo::new(stream), service_fn(answer));
+    let mut connection = pin!(connection);
+    let mut closed = pin!(closing.changed());
+    let mut wait = Wait { streams: &streams, since: Instant::now(), limit: patience.idle };
+    let mut timer = pin!(sleep(patience.idle));
+    let mut is_closing = false;
+    let end = std::future::poll_fn(|cx| {
+        loop {
+            if !is_closing && (closed.as_mut().poll(cx).is_ready() || streams.is_last_told()) {
+                is_closing = true;
+                connection.as_mut().graceful_shutdown();
+                wait.restart(LINGER);
+            }
+            if let Poll::Ready(done) = connection.as_mut().poll(cx) {
+                return Poll::Ready(done);
+            }
+            match wait.poll(timer.as_mut(), cx) {
+                Poll::Pending => return Poll::Pending,
+                // It was told, and has not left.
+                Poll::Ready(()) if is_closing => return Poll::Ready(Ok(())),
+                Poll::Ready(()) => streams.tell_last(),
+            }
+        }
+    });
+    if let Err(error) = end.await {
+        debug!("a client connection ended: {error}");
+    }
+}
+
+fn builder(max_streams: u32) -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(max_streams)
+        .max_header_list_size(MAX_HEAD_SIZE as u32)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(MAX_SEND_BUFFER)
+        .max_pending_accept_reset_streams(MAX_EARLY_RESETS)
+        .max_local_error_reset_streams(MAX_CAUSED_RESETS)
+        .keep_alive_interval(PING_AFTER)
+        .keep_alive_timeout(PING_AFTER);
+    builder
+}
+
+async fn answer(
+    mut request: Request<Incoming>,
+    service: &Service,
+    open: Open,
+    peer: Option<SocketAddr>,
+) -> Response<AnswerBody<Open>> {
+    let mut record = service.recorder.begin();
+    join_cookies(request.headers_mut());
+    let is_head = request.method() == Method::HEAD;
+    let (mut answer, place) = if request.headers().len() > MAX_HEADERS {
+        let answer = own(&Error::BadRequest("there are more than 100 headers"), &mut record);
+        record.answered(answer.status().as_u16());
+        (answer, None)
+    } else {
+        // Its flags are about a connection that has one request at a time.
+        let activity = Activity::new(peer, Arc::clone(&service.metrics));
+        service.answer(request, &activity, &mut record).await
+    };
+    // HTTP/2 has a frame for that, which is sent when this connection is to have no more requests.
+    if answer.headers_mut().remove(CONNECTION).is_some() && service.is_draining() {
+        open.streams.tell_last();
+    }
+    if is_head {
+        answer = without_body(answer);
+    }
+    answer.map(|body| AnswerBody::new(body, open, place, record))
+}
+
+/// hyper would send it after all. Its length is told, as over HTTP/1.1.
+fn without_body(mut answer: Answer) -> Answer {
+    let size = match answer.body() {
+        Either::Left(relay) => relay.size_hint(),
+        Either::Right(own) => own.size_hint(),
+    };
+    if let Some(length) = size.exact().filter(|length| *length > 0) {
+        answer.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| length.into());
+    }
+    answer.map(|_| Either::Right(Full::default()))
+}
+
+/// Cookies may come one by one, and servers speak HTTP/1.1, where they must not (RFC 9113 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let cookies: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if cookies.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, joined);
+    }
+}
+
+/// The requests of one connection.
+struct Streams {
+    now: Mutex<Now>,
+    /// The client is to be told that there will be no more.
+    last_told: AtomicBool,
+}
+
+struct Now {
+    open: usize,
+    /// When the last one ended.
+    since: Instant,
+}
+
+impl Default for Streams {
+    fn default() -> Self {
+        let now = Mutex::new(Now { open: 0, since: Instant::now() });
+        Self { now, last_told: AtomicBool::new(false) }
+    }
+}
+
+impl Streams {
+    /// Only the worker's thread takes it, twice a request and when a timer goes off.
+    fn now(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell_last(&self) {
+        self.last_told.store(true, Relaxed);
+    }
+
+    fn is_last_told(&self) -> bool {
+        self.last_told.load(Relaxed)
+    }
+}
+
+/// A request under way, until this is dropped.
+struct Open {
+    streams: Arc<Streams>,
+}
+
+impl Open {
+    fn begin(streams: &Arc<Streams>) -> Self {
+        streams.now().open += 1;
+        Self { streams: Arc::clone(streams) }
+    }
+}
+
+impl UnderWay for Open {
+    /// The router's own time is measured over HTTP/1.1, where one answer at a time is written.
+    fn gives_first(&self, _came: std::time::Instant) {}
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let mut now = self.streams.now();
+        now.open -= 1;
+        now.since = Instant::now();
+    }
+}
+
+/// The wait for a request.
+struct Wait<'a> {
+    streams: &'a Streams,
+    since: Instant,
+    limit: Duration,
+}
+
+impl Wait<'_> {
+    fn restart(&mut self, limit: Duration) {
+        (self.since, self.limit) = (Instant::now(), limit);
+    }
+
+    /// Ends when there has been no request for too long. Nobody tells of a request's end, so the timer runs while
+    /// there are any, too.
+    fn poll(&self, timer: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<()> {
+        let since = {
+            let now = self.streams.now();
+            if now.open > 0 { Instant::now() } else { now.since.max(self.since) }
+        };
+        poll_until(timer, since + self.limit, cx)
+    }
+}
