@@ -236,3 +236,42 @@ async fn operators_are_answered_on_loopback_or_with_their_key() {
         assert_eq!(operator_asks(address, "/health", &[]).await.0, 200);
     }
 }
+
+/// A browser has no other way to show a key.
+#[tokio::test]
+async fn the_status_page_takes_the_operators_key_as_a_password_and_nothing_else_does() {
+    let (prefill, decode) = (server().await, server().await);
+    let port = free_port();
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let keyed = |config: MiniLbConfig| config.admin_address("127.0.0.1", port).admin_api_key("secret");
+    let _router = Router::start_with(&[&prefill], &[&decode], keyed).await;
+    let basic = [("authorization", "Basic YWRtaW46c2VjcmV0")];
+    assert_eq!(operator_asks(address, "/workers", &basic).await, (401, "unauthorized".into()));
+    let mut client = Client::connect(address).await;
+    client.start("GET", "/ui", &[], b"").await;
+    let refused = client.answer().await;
+    assert_eq!(refused.status(), 401);
+    assert!(refused.head.header("www-authenticate").unwrap().starts_with("Basic "));
+    for good in [&basic[..], &[("authorization", "Bearer secret")]] {
+        client.start("GET", "/ui", good, b"").await;
+        let page = client.answer().await;
+        assert_eq!(page.status(), 200);
+        assert!(page.text().starts_with("<!doctype html>"), "{}", page.text());
+    }
+    client.start("GET", "/ui", &[("authorization", "Basic YWRtaW46d3Jvbmc=")], b"").await;
+    assert_eq!(client.answer().await.status(), 401);
+}
+
+#[tokio::test]
+async fn servers_are_changed_with_the_operators_key_and_not_with_a_clients() {
+    let (prefill, decode) = (server().await, server().await);
+    let keyed = |config: MiniLbConfig| config.api_key("client").admin_api_key("admin");
+    let router = Router::start_with(&[&prefill], &[&decode], keyed).await;
+    for (key, status) in [("Bearer client", 401), ("Bearer admin", 200)] {
+        let answer = ask(&router, "GET", "/workers", &[("authorization", key)]).await;
+        assert_eq!(answer.status(), status, "{key}");
+    }
+    assert_eq!(ask(&router, "GET", "/workers", &[]).await.status(), 401);
+    let generated = ask(&router, "POST", "/generate", &[("authorization", "Bearer admin")]).await;
+    assert_eq!(generated.status(), 401);
+}

@@ -10,6 +10,7 @@ use hyper::http::request;
 use hyper::{Method, Response};
 
 use super::endpoints::allows;
+use super::ui;
 use super::workers::Workers;
 use crate::error::{Error, Reply};
 use crate::gate::Gate;
@@ -37,14 +38,23 @@ impl Admin {
         peer: SocketAddr,
     ) -> Result<Reply, Error> {
         // Probes and Prometheus need no key, and learn of no secret.
-        if !["/health", "/metrics"].contains(&head.uri.path()) {
+        if !["/health", "/metrics", "/ui"].contains(&head.uri.path()) {
             self.workers.access().may_administrate(Some(peer), &head.headers)?;
         }
         match head.uri.path() {
             "/health" => only("GET, HEAD", &head.method).map(|()| Response::default()),
+            "/ui" => only("GET, HEAD", &head.method).map(|()| self.page(head, peer)),
             "/metrics" => only("GET, HEAD", &head.method).map(|()| self.metrics()),
             path if Workers::allow(path).is_some() => self.workers.handle(head, body).await,
             _ => Err(Error::NotFound),
+        }
+    }
+
+    /// The status page, for those who may see it. Its own question is `/metrics`.
+    fn page(&self, head: &request::Parts, peer: SocketAddr) -> Reply {
+        match self.workers.access().may_administrate(Some(peer), &ui::with_bearer(&head.headers)) {
+            Ok(()) => ui::page(),
+            Err(error) => ui::refusal(error.to_reply()),
         }
     }
 

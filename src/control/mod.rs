@@ -8,6 +8,7 @@ mod endpoints;
 mod learn;
 mod probes;
 mod role_switch;
+mod ui;
 mod workers;
 
 pub(crate) use admin::Admin;

@@ -1,0 +1,369 @@
+//! The status page, as headless Chromium shows it (Debian: `chromium`): the built router, simulated servers, and
+//! traffic. Pictures of it are kept in `target/ui/`.
+
+#[path = "ui/browser.rs"]
+mod browser;
+#[path = "clients/harness.rs"]
+mod harness;
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use browser::Browser;
+use harness::{Program, target};
+use loadtest::sim::{Role, Sim, SimConfig};
+use tokio::runtime::Runtime;
+
+/// Time between two tokens, and between two requests.
+const TOKEN: Duration = Duration::from_millis(5);
+
+fn free_port() -> u16 {
+    let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    free.expect("a free port").port()
+}
+
+/// Where pictures go.
+fn folder() -> PathBuf {
+    let folder = target().parent().expect("a target folder").join("ui");
+    fs::create_dir_all(&folder).expect("a folder");
+    folder
+}
+
+/// One prefill and two decode servers, of which any can be stopped.
+struct Servers {
+    runtime: Runtime,
+    prefill: Sim,
+    decode: Vec<Option<Sim>>,
+}
+
+impl Servers {
+    fn start() -> Self {
+        let runtime = Runtime::new().expect("a runtime");
+        let prefill = runtime.block_on(Sim::start(quick(Role::Prefill, None))).expect("free ports");
+        let decode = || runtime.block_on(Sim::start(quick(Role::Decode, None))).expect("a free port");
+        let decode = vec![Some(decode()), Some(decode())];
+        Self { runtime, prefill, decode }
+    }
+
+    fn decode_url(&self, which: usize) -> String {
+        self.decode[which].as_ref().expect("a server that runs").url()
+    }
+
+    fn stop(&mut self, which: usize) -> SocketAddr {
+        let server = self.decode[which].take().expect("a server that runs");
+        let address = server.addr();
+        self.runtime.block_on(server.shutdown());
+        address
+    }
+
+    fn start_again(&mut self, which: usize, address: SocketAddr) {
+        let server = self.runtime.block_on(Sim::start(quick(Role::Decode, Some(address))));
+        self.decode[which] = Some(server.expect("the port is still free"));
+    }
+}
+
+fn quick(role: Role, addr: Option<SocketAddr>) -> SimConfig {
+    SimConfig { role, addr, inter_token: TOKEN, prefill_time: TOKEN, time_scale: 0.1, ..SimConfig::default() }
+}
+
+/// Where a router is reached by clients, and by operators.
+#[derive(Clone, Copy)]
+struct Ports {
+    clients: u16,
+    operators: u16,
+}
+
+impl Ports {
+    fn free() -> Self {
+        Self { clients: free_port(), operators: free_port() }
+    }
+
+    fn page(self) -> String {
+        format!("http://127.0.0.1:{}/ui", self.operators)
+    }
+}
+
+/// The built router with these decode servers. The error is what it says when it cannot have its ports.
+fn router_at(servers: &Servers, decode: &[&str], ports: Ports) -> Result<Program, String> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mini-lb"));
+    command.args(["--host", "127.0.0.1", "--port", &ports.clients.to_string()]);
+    command.args(["--prometheus-port", &ports.operators.to_string()]);
+    // Requests find out that a server is gone, and count as its failures; probes find out that it is back.
+    command.args(["--health-check-interval-secs", "3600", "--health-failure-threshold", "1"]);
+    command.args(["--health-success-threshold", "1", "--shutdown-grace-period-secs", "1"]);
+    let bootstrap = servers.prefill.bootstrap_port().expect("a bootstrap port").to_string();
+    command.args(["--prefill", &servers.prefill.url(), &bootstrap]);
+    for url in decode {
+        command.args(["--decode", url]);
+    }
+    let mut program = Program::start(command);
+    // Clients come first, then operators.
+    let listens =
+        ["listening on ", "metrics and status on "].iter().all(|said| program.stderr.wait_for(said));
+    if listens { Ok(program) } else { Err(program.said()) }
+}
+
+fn router(servers: &Servers, decode: &[&str]) -> (Program, Ports) {
+    // Another process may take a free port before the router does.
+    for _ in 0..5 {
+        let ports = Ports::free();
+        match router_at(servers, decode, ports) {
+            Ok(program) => return (program, ports),
+            Err(said) => assert!(said.contains("in use"), "{said}"),
+        }
+    }
+    panic!("every free port was taken by others");
+}
+
+/// Asks for so many tokens, and returns the whole answer.
+fn generate(port: u16, tokens: u32, is_stream: bool) -> io::Result<String> {
+    let mut answer = String::new();
+    open(port, tokens, is_stream)?.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+fn open(port: u16, tokens: u32, is_stream: bool) -> io::Result<TcpStream> {
+    let body = format!(
+        r#"{{"text":"hello","stream":{is_stream},"sampling_params":{{"max_new_tokens":{tokens},"ignore_eos":true}}}}"#
+    );
+    let mut client = TcpStream::connect(("127.0.0.1", port))?;
+    client.set_read_timeout(Some(harness::DEADLINE))?;
+    write!(
+        client,
+        "POST /generate HTTP/1.1\r\nhost: router\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    )?;
+    Ok(client)
+}
+
+/// Requests one after the other until it is dropped. Some of them may fail.
+struct Traffic {
+    is_over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Traffic {
+    fn start(port: u16) -> Self {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&is_over);
+        let run = move || {
+            let mut tokens = 1;
+            while !told.load(Relaxed) {
+                // A server that was stopped fails it, and so does a router.
+                let _ = generate(port, tokens, tokens % 2 == 0);
+                tokens = tokens % 20 + 1;
+                thread::sleep(TOKEN);
+            }
+        };
+        Self { is_over, thread: Some(thread::spawn(run)) }
+    }
+}
+
+impl Drop for Traffic {
+    fn drop(&mut self) {
+        self.is_over.store(true, Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// A cell of a server's row, as text: an expression of JavaScript.
+fn cell(role: &str, url: &str, label: &str) -> String {
+    format!(
+        "[...document.querySelectorAll('#servers tr')].find((row) => row.children[0].innerText === '{url}' \
+         && row.children[1].innerText === '{role}')?.querySelector('[data-label=\"{label}\"]').innerText.trim()"
+    )
+}
+
+fn health(role: &str, url: &str, wanted: &str) -> String {
+    format!("{} === '{wanted}'", cell(role, url, "Health"))
+}
+
+#[test]
+fn the_page_shows_what_happens() {
+    if !browser::is_installed() {
+        return;
+    }
+    let mut servers = Servers::start();
+    let urls = [servers.decode_url(0), servers.decode_url(1)];
+    let [first, second] = urls.each_ref().map(String::as_str);
+    let (mut program, ports) = router(&servers, &[first, second]);
+    let folder = folder();
+    let mut browser = Browser::start(&folder);
+    browser.resize(1280, 900, false);
+    browser.open(&ports.page());
+
+    shows_servers_and_traffic(&mut browser, &servers, &urls, ports);
+    let traffic = Traffic::start(ports.clients);
+    follows_health(&mut browser, &mut servers, &folder);
+    reads_on_a_phone(&mut browser, &folder);
+    assert_eq!(browser.complaints(), [""; 0]);
+    calculates(&mut browser);
+    drop(traffic);
+
+    program.signal("TERM");
+    program.end();
+    browser.until("document.getElementById('state').innerText.startsWith('the router does not answer')");
+    browser.until("document.body.classList.contains('stale')");
+    // With one server less, and counters that begin anew.
+    let _program = router_at(&servers, &[second], ports).expect("the ports are still free");
+    browser.until("document.getElementById('state').innerText === 'ready'");
+    browser.until(&format!("{} === undefined", cell("decode", first, "Health")));
+    for said in
+        ["the router answers again", "the router was started anew", &format!("decode {first} was removed")]
+    {
+        browser.until(&format!("document.getElementById('changes').innerText.includes('{said}')"));
+    }
+    generate(ports.clients, 1, false).expect("an answer");
+    browser.until("parseFloat(document.getElementById('rate').innerText) > 0");
+
+    let origin = format!("http://127.0.0.1:{}/", ports.operators);
+    let asked = browser.asked();
+    assert!(asked.len() > 5, "{asked:?}");
+    for url in asked {
+        assert!(
+            url == format!("{origin}ui") || url == format!("{origin}metrics") || url == "data:,",
+            "{url}"
+        );
+    }
+}
+
+fn shows_servers_and_traffic(browser: &mut Browser, servers: &Servers, decode: &[String], ports: Ports) {
+    browser.until("document.getElementById('state').innerText === 'ready'");
+    let prefill = servers.prefill.url();
+    browser.until(&health("prefill", &prefill, "healthy"));
+    for url in decode {
+        browser.until(&health("decode", url, "healthy"));
+    }
+    browser.until("document.getElementById('version').innerText.match(/^[0-9]+[.][0-9]+/) !== null");
+    browser.until("document.getElementById('uptime').innerText.match(/^up [0-9]+ (s|min)/) !== null");
+    browser.until("document.getElementById('queue').innerText.startsWith('0')");
+    browser.until(&format!("{} === '0'", cell("prefill", &prefill, "In flight")));
+
+    let stream = open(ports.clients, 1_000_000, true).expect("a stream");
+    let on = |url: &str| cell("decode", url, "In flight");
+    browser.until(&format!("[{}, {}].sort().join() === '0,1'", on(&decode[0]), on(&decode[1])));
+    browser.until("document.getElementById('flight').innerText.startsWith('1')");
+    drop(stream);
+    browser.until(&format!("[{}, {}].sort().join() === '0,0'", on(&decode[0]), on(&decode[1])));
+    browser.until("document.getElementById('wrong').innerText.includes('cancelled: client_left')");
+}
+
+fn follows_health(browser: &mut Browser, servers: &mut Servers, folder: &Path) {
+    let url = servers.decode_url(0);
+    browser.until("parseFloat(document.getElementById('rate').innerText) > 1");
+    browser.until(&format!("parseFloat({}) > 0", cell("decode", &url, "Requests/s")));
+    browser.until("document.querySelectorAll('#pairs tr').length === 2");
+    let pair = "document.querySelector('#pairs tr').innerText";
+    browser.until(&format!("{pair}.match(/[0-9.]+ (µs|ms|s) [/] [0-9.]+ (µs|ms|s)/) !== null"));
+    for plot in ["requests", "first", "duration", "own"] {
+        // Some seconds long, and drawn where it can be seen.
+        browser.until(&format!("document.querySelector('#{plot} .plot .first').getBBox().width > 30"));
+        let label = format!("document.querySelector('#{plot} .plot').getAttribute('aria-label')");
+        browser.until(&format!("{label}.match(/[0-9.]+( (µs|ms|s)|[/]s)/) !== null"));
+    }
+    browser.screenshot(&folder.join("desktop.png"));
+
+    let address = servers.stop(0);
+    browser.until(&health("decode", &url, "unhealthy"));
+    browser.until(&health("decode", &servers.decode_url(1), "healthy"));
+    browser.until("document.getElementById('decode').innerText.includes('1 of 2')");
+    browser.until(&format!("/[a-z]+ [0-9]+/.test({})", cell("decode", &url, "Failures, last minute")));
+    browser.screenshot(&folder.join("desktop-server-stopped.png"));
+
+    servers.start_again(0, address);
+    browser.until(&health("decode", &url, "healthy"));
+    browser.until("document.getElementById('decode').innerText.includes('2 of 2')");
+    for health in ["unhealthy", "healthy"] {
+        let said = format!("decode {url} is {health}");
+        browser.until(&format!("document.getElementById('changes').innerText.includes('{said}')"));
+    }
+    browser.screenshot(&folder.join("desktop-server-started.png"));
+}
+
+fn reads_on_a_phone(browser: &mut Browser, folder: &Path) {
+    let rows = browser.told_of("row");
+    assert_eq!(rows, 2 + 3 + 2, "heads, servers and pairs");
+    // No width makes it wider than the window.
+    for width in [320, 760, 1024] {
+        browser.resize(width, 740, true);
+        assert_eq!(browser.value("document.documentElement.scrollWidth"), width);
+    }
+    browser.resize(360, 740, true);
+    // Until the plots have been drawn for this width.
+    browser.until("document.querySelector('#own .plot').viewBox.baseVal.width < 360");
+    assert_eq!(browser.value("document.documentElement.scrollWidth"), 360);
+    // What looks like cards is a table for readers, in browsers too that would not guess it.
+    let parts =
+        ["table", "thead", "tbody", "tr", "th", "td"].map(|part| format!("{part}:not([role])")).join(", ");
+    assert_eq!(browser.value(&format!("document.querySelectorAll('{parts}').length")), 0);
+    assert_eq!((browser.told_of("row"), browser.told_of("columnheader")), (rows, 13));
+    browser.screenshot(&folder.join("phone.png"));
+    browser.prefer("dark");
+    browser.screenshot(&folder.join("phone-dark.png"));
+    let background = browser.value("getComputedStyle(document.body).backgroundColor");
+    assert_eq!(background, "rgb(18, 21, 26)");
+    browser.resize(1280, 900, false);
+    browser.until("document.querySelector('#own .plot').viewBox.baseVal.width > 360");
+    browser.screenshot(&folder.join("desktop-dark.png"));
+}
+
+/// The page's own sums, with numbers that no server would give.
+fn calculates(browser: &mut Browser) {
+    for sum in [
+        r#"labelsOf('{a="x\\"y\\\\z\\n",b="",c=","}').a === 'x"y\\z\n'"#,
+        "quantile(.5, [[1, 0], [2, 10], [Infinity, 10]]) === 1.5",
+        "quantile(.99, [[1, 0], [2, 10], [Infinity, 1000]]) === 2",
+        "quantile(.5, [[1, 0], [Infinity, 0]]) === null && quantile(.5, []) === null",
+        "growth({ place: 0 }, { values: [7] }, { values: [5] }) === 2",
+        "growth({ place: 0 }, { values: [3] }, { values: [5] }) === 3",
+        "growth({ place: 0 }, { values: [3] }, { values: [] }) === 3",
+        "rate(30, { at: 5000 }, { at: 2000 }) === 10 && rate(30, { at: 5000 }, { at: 5000 }) === null",
+        "[2e-6, 1.5e-3, 2, 250].map(seconds).join() === '2 µs,1.5 ms,2 s,250 s'",
+        "[59, 3599, 7260, 90000].map(uptime).join() === '59 s,59 min,2 h 1 min,1 d 1 h'",
+    ] {
+        assert_eq!(browser.value(sum), true, "{sum}");
+    }
+}
+
+/// The head of an answer, in small letters, and its body.
+fn ask(port: u16, request: &str) -> (String, String) {
+    let mut client = TcpStream::connect(("127.0.0.1", port)).expect("the operators' listener");
+    client.set_read_timeout(Some(harness::DEADLINE)).expect("a timeout");
+    write!(client, "{request} HTTP/1.1\r\nhost: router\r\nconnection: close\r\n\r\n").expect("it reads");
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).expect("an answer");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    (head.to_ascii_lowercase(), body.to_owned())
+}
+
+#[test]
+fn the_page_is_sent_with_what_keeps_it_to_itself() {
+    let servers = Servers::start();
+    let (_program, ports) = router(&servers, &[&servers.decode_url(0)]);
+    let (head, body) = ask(ports.operators, "GET /ui");
+    assert!(head.starts_with("http/1.1 200 "), "{head}");
+    for header in [
+        "content-type: text/html; charset=utf-8",
+        "content-security-policy: default-src 'none'; connect-src 'self'; ",
+        "x-content-type-options: nosniff",
+        "cache-control: no-store",
+        "referrer-policy: no-referrer",
+    ] {
+        assert!(head.contains(&format!("\r\n{header}")), "{header} in {head}");
+    }
+    assert!(body.starts_with("<!doctype html>") && body.ends_with("</html>\n"));
+    assert!(!body.contains("//127") && !body.contains("innerHTML"));
+    let (head_only, nothing) = ask(ports.operators, "HEAD /ui");
+    assert!(head_only.contains(&format!("\r\ncontent-length: {}", body.len())), "{head_only}");
+    assert_eq!(nothing, "");
+    let (refused, _) = ask(ports.operators, "POST /ui");
+    assert!(refused.starts_with("http/1.1 405 ") && refused.contains("\r\nallow: get, head"), "{refused}");
+}
