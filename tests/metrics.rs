@@ -396,3 +396,32 @@ async fn alerts_and_dashboard_ask_for_metrics_and_labels_that_exist() {
 fn the_built_router_answers_operators_on_its_prometheus_port() {
     scrape::of_the_binary();
 }
+
+#[tokio::test]
+async fn requests_that_wait_or_may_not_are_counted() {
+    let prefill = Upstream::always(json("200 OK", ANSWER)).await;
+    let decode = Held::start(|| vec![Step::Send(json("200 OK", ANSWER))]).await;
+    let one = |config: MiniLbConfig| config.max_concurrent_requests(1).queue_size(1);
+    let watched = Watched::start(&[&prefill], &[&decode.server], one).await;
+    let mut clients = Vec::new();
+    for _ in 0..2 {
+        let mut client = watched.client().await;
+        client.start("POST", "/generate", &[], BODY.as_bytes()).await;
+        clients.push(client);
+        decode.server.arrived(1).await;
+    }
+    watched.router.queued(1).await;
+    assert_eq!(watched.client().await.post("/generate", BODY).await.status(), 429);
+    let scrape = watched.after(1).await;
+    scrape.has("mini_lb_queue_length", &[], 1);
+    scrape.has("mini_lb_queue_limit", &[], 1);
+    scrape.has("mini_lb_queue_refused_total", &[("reason", "full")], 1);
+    scrape.has("mini_lb_errors_total", &[("code", "queue_full")], 1);
+    for (number, client) in clients.iter_mut().enumerate() {
+        decode.answer_after(&prefill, &watched.router, number + 1).await;
+        assert_eq!(client.answer().await.status(), 200);
+    }
+    let scrape = watched.after(3).await;
+    scrape.has("mini_lb_queue_length", &[], 0);
+    scrape.has("mini_lb_queue_wait_seconds_count", &[], 1);
+}

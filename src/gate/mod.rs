@@ -189,9 +189,10 @@ impl Entrance {
         {
             return Ok((place, taken));
         }
+        let wait = Wait::begin(self, take)?;
         waits();
         // On the heap: hardly any request waits, and all of them would keep room for it.
-        Box::pin(Wait::begin(self, take)?).await
+        Box::pin(wait).await
     }
 }
 
