@@ -39,7 +39,7 @@ pub fn rewrite(pieces: &[Bytes]) -> usize {
 /// Writes a request's head for both legs: how many bytes they get.
 pub fn write_head(headers: &HeaderMap, host: &HeaderValue) -> usize {
     let head = RequestHead::new(&Method::POST, None, headers, true);
-    let [prefill, decode] = [(); 2].map(|()| head.to(host, LegBody::default()));
+    let [prefill, decode] = [(); 2].map(|()| head.to(host, b"", LegBody::default()));
     prefill.head.len() + decode.head.len()
 }
 

@@ -19,7 +19,8 @@
 //! of its own, [`serve`](MiniLoadBalancer::serve) inside another one. Which servers a request gets is up to a
 //! [`Policy`]. Serving takes threads of its own, one runtime each; the caller's runtime only accepts connections.
 //!
-//! Log events are emitted with [`tracing`]; they never hold bodies or headers of a request.
+//! Log events are emitted with [`tracing`]; they never hold bodies or headers of a request, except for its
+//! `x-request-id`.
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
@@ -38,6 +39,7 @@ pub mod internals;
 mod metrics;
 mod proxy;
 mod record;
+mod report;
 mod server;
 mod timer;
 mod tls;

@@ -3,20 +3,21 @@
 //! It owns what a library must leave to its user: the allocator, the log
 //! output, the signals and the exit code. It routes nothing itself.
 
-#![warn(clippy::unwrap_used)]
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
 mod cli;
+mod log;
 mod reload;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use mini_lb::MiniLoadBalancer;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
-use tracing::{Level, info};
+use tracing::info;
 
-use cli::{LogLevel, Plan};
+use cli::Plan;
 use reload::Reloads;
 
 #[global_allocator]
@@ -25,14 +26,17 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Exit codes: 0 after a shutdown, 1 for what went wrong while running, 2 for what was typed.
 fn main() -> ExitCode {
     let plan = cli::parse(std::env::args_os(), std::env::vars_os()).unwrap_or_else(|error| error.exit());
-    log_to_stderr(plan.log_level);
     let balancer = MiniLoadBalancer::new(plan.config.clone())
         .unwrap_or_else(|error| cli::refusal(plan.layers.placed(&error.to_string())).exit());
     if let Some(checked) = &plan.check {
         let printed = io::stdout().write_all(checked.as_bytes());
         return printed.map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
     }
-    match run(&balancer, &plan) {
+    let log = log::start(&plan.log).unwrap_or_else(|error| cli::refusal(plan.layers.placed(&error)).exit());
+    let ended = run(&balancer, &plan);
+    // What is said below comes last.
+    drop(log);
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(sentence) => {
             // Not `eprintln!`, which panics when stderr is closed.
@@ -40,21 +44,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn log_to_stderr(level: LogLevel) {
-    tracing_subscriber::fmt()
-        .with_max_level(match level {
-            LogLevel::Debug => Level::DEBUG,
-            LogLevel::Info => Level::INFO,
-            LogLevel::Warn => Level::WARN,
-            LogLevel::Error => Level::ERROR,
-        })
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        // It would report a failed write to stderr on stderr, and panic as that fails too.
-        .log_internal_errors(false)
-        .init();
 }
 
 /// This thread accepts connections and waits for signals; the library brings its own workers.
@@ -75,7 +64,7 @@ async fn serve(balancer: &MiniLoadBalancer, plan: &Plan) -> Result<(), String> {
     let reloads = Reloads::new(plan).map_err(|error| format!("cannot wait for SIGHUP: {error}"))?;
     let listener = balancer.bind().await.map_err(|error| error.to_string())?;
     let address = listener.local_addr().map_err(|error| format!("the address is not known: {error}"))?;
-    info!("listening on {}://{address}: {}", plan.scheme, plan.summary);
+    plan.understood.log(address);
     let (begin, begun) = oneshot::channel();
     let shutdown = async move {
         // An error means that `begin` is gone, and with it this future.

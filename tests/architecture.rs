@@ -4,24 +4,25 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module may use of the crate.
-const MAY_USE: [(&str, &[&str]); 17] = [
+const MAY_USE: [(&str, &[&str]); 18] = [
     ("wire", &[]),
     ("gate", &[]),
     ("tls", &[]),
     ("upstream", &["gate", "tls", "wire"]),
     ("error", &["gate", "upstream", "wire"]),
     ("access", &["error"]),
-    ("config", &["access", "gate", "tls", "upstream"]),
+    ("config", &["access", "gate", "report", "tls", "upstream"]),
     ("timer", &[]),
     ("record", &["error", "upstream", "wire"]),
     ("metrics", &["gate", "record", "upstream"]),
-    ("proxy", &["error", "gate", "record", "timer", "upstream", "wire"]),
-    ("control", &["access", "error", "gate", "metrics", "upstream", "wire"]),
+    ("report", &["error", "record", "upstream", "wire"]),
+    ("proxy", &["error", "gate", "record", "report", "timer", "upstream", "wire"]),
+    ("control", &["access", "error", "gate", "metrics", "report", "upstream", "wire"]),
     (
         "server",
         &[
-            "access", "config", "control", "error", "gate", "metrics", "proxy", "record", "timer", "tls",
-            "upstream", "wire",
+            "access", "config", "control", "error", "gate", "metrics", "proxy", "record", "report", "timer",
+            "tls", "upstream", "wire",
         ],
     ),
     ("balancer", &["config", "server", "upstream"]),
@@ -58,7 +59,7 @@ fn sources() -> Vec<(String, PathBuf, String)> {
 fn dependencies_between_modules_go_one_way() {
     let mut checked = 0;
     for (module, path, text) in sources() {
-        if ["main", "cli", "reload"].contains(&module.as_str()) {
+        if ["main", "cli", "log", "reload"].contains(&module.as_str()) {
             assert!(!text.contains("crate::proxy"), "the binary uses the library's public names");
             continue;
         }

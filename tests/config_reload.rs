@@ -183,8 +183,16 @@ async fn every_flag_that_changes_is_taken_over_or_named_as_one_that_waits() {
     let program = Program::start(["--config", file.to_str().unwrap()].into_iter().chain(address));
     program.wait_for("listening on ");
     for flag in flags() {
-        let is_switch = ["disable-retries", "disable-health-check", "http2", "pd-disaggregation", "mini-lb"]
-            .contains(&flag.as_str());
+        let is_switch = [
+            "disable-retries",
+            "disable-health-check",
+            "access-log",
+            "enable-trace",
+            "http2",
+            "pd-disaggregation",
+            "mini-lb",
+        ]
+        .contains(&flag.as_str());
         let named = match flag.as_str() {
             // Typed; without an effect.
             "host" | "port" | "pd-disaggregation" | "mini-lb" => continue,
@@ -192,6 +200,7 @@ async fn every_flag_that_changes_is_taken_over_or_named_as_one_that_waits() {
             "prefill" | "decode" | "prefill-bootstrap-host" => "servers +1 -1",
             "policy" => "prefill-policy, decode-policy",
             "disable-retries" => "retry-max-retries",
+            "enable-trace" => "otlp-traces-endpoint",
             // What is in the file is what counts.
             other => other.strip_suffix("-file").unwrap_or(other),
         };

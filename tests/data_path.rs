@@ -189,7 +189,9 @@ async fn decodes_status_headers_and_body_pass_verbatim() {
                    content-type: text/plain\r\nconnection: x-hop\r\nx-hop: 1\r\ncontent-length: 4\r\n\r\nbusy";
     let decode = Upstream::always(refusal).await;
     let router = Router::start(&[&prefill], &[&decode]).await;
-    let answer = router.client().await.post("/v1/chat/completions", BODY).await;
+    let mut client = router.client().await;
+    client.start("POST", "/v1/chat/completions", &[("x-request-id", "r-1")], BODY.as_bytes()).await;
+    let answer = client.answer().await;
     assert_eq!(answer.head.start_line, "HTTP/1.1 429 Slow Down Please");
     let mut headers = answer.head.headers.clone();
     headers.sort();
@@ -200,6 +202,8 @@ async fn decodes_status_headers_and_body_pass_verbatim() {
         ("retry-after", "7"),
         ("x-a", "1"),
         ("x-a", "2"),
+        // The router's own: the client's, in any answer.
+        ("x-request-id", "r-1"),
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()));
     assert_eq!((headers.as_slice(), answer.text()), (expected.as_slice(), "busy"));

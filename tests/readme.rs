@@ -101,7 +101,7 @@ fn what_needs_a_restart_is_what_the_source_says() {
     let documented: BTreeSet<&str> = list.split('`').skip(1).step_by(2).collect();
     let source = file("src/config/reload.rs");
     let calls = source.split("after_restart(\"").skip(1).map(|rest| rest.split('"').next().unwrap());
-    assert_eq!(documented, calls.chain(["log-level"]).collect());
+    assert_eq!(documented, calls.chain(["log-level", "log-format", "log-dir"]).collect());
 }
 
 /// The words of `text` that begin with `--`.

@@ -9,9 +9,11 @@ mod discovery;
 mod gate;
 mod layers;
 mod limits;
+mod logging;
 mod operating;
 mod servers;
 mod tls;
+mod understood;
 mod unsupported;
 
 use std::ffi::OsString;
@@ -19,28 +21,29 @@ use std::fmt::Display;
 use std::path::PathBuf;
 
 use clap::error::ErrorKind;
-use clap::{Arg, ArgAction, Args, Command, FromArgMatches, ValueEnum};
+use clap::{Arg, ArgAction, Args, Command, FromArgMatches};
 use mini_lb::MiniLbConfig;
 
+use crate::log::LogOptions;
 use access::Access;
 use configuring::Configuring;
 use discovery::{Discovery, Names, name_args};
 use gate::Gate;
 use layers::Layers;
 use limits::{Health, Limits, Sockets};
+use logging::{Logging, Tracing};
 use operating::Operating;
 use servers::{Choosing, Servers, server_args};
 use tls::Tls;
+pub(crate) use understood::Understood;
 use unsupported::{ACCEPTED, REFUSED};
 
 /// What the program is to do.
 pub(crate) struct Plan {
     pub(crate) config: MiniLbConfig,
-    pub(crate) log_level: LogLevel,
-    /// How clients' URLs begin.
-    pub(crate) scheme: &'static str,
-    /// Servers, policies and workers in a few words, for the log.
-    pub(crate) summary: String,
+    pub(crate) log: LogOptions,
+    /// For the log.
+    pub(crate) understood: Understood,
     /// What was asked for by flags that the library does not know, by their names.
     pub(crate) of_the_program: Vec<(&'static str, String)>,
     /// Where it all comes from.
@@ -75,10 +78,9 @@ fn plan(layers: Layers) -> Result<Plan, clap::Error> {
     let files = layers::files(&command, &matches, &layers);
     let servers = Servers::from_matches(&matches).map_err(|error| layers.placed_error(error))?;
     let names = Names::from_matches(&matches).map_err(|error| layers.placed_error(error))?;
-    match flags.plan(&servers, &names) {
-        Ok(plan) => Ok(Plan { check, files, layers, ..plan }),
-        Err(error) => Err(layers.placed_error(error)),
-    }
+    let mut plan = flags.plan(&servers, &names).map_err(|error| layers.placed_error(error))?;
+    plan.understood.changed = understood::changed(&matches);
+    Ok(Plan { check, files, layers, ..plan })
 }
 
 /// What an error says, in one sentence.
@@ -160,6 +162,8 @@ struct Flags {
     operating: Operating,
     #[command(flatten, next_help_heading = "Logging")]
     logging: Logging,
+    #[command(flatten, next_help_heading = "Traces")]
+    tracing: Tracing,
     #[command(flatten, next_help_heading = "Configuration")]
     configuring: Configuring,
 }
@@ -195,10 +199,12 @@ impl Flags {
             decode_policy.name(),
             if workers == 1 { "" } else { "s" },
         );
-        let (log_level, scheme) = (self.logging.log_level, self.tls.scheme());
-        let of_the_program = vec![("log-level", format!("{log_level:?}"))];
+        let config = self.tracing.add(self.logging.add(config))?;
+        let understood = Understood::new(self.tls.scheme(), summary, servers);
+        let of_the_program = self.logging.of_the_program();
+        let log = self.logging.into_options();
         let (layers, files, check) = (Layers::none(Vec::new()), Vec::new(), None);
-        Ok(Plan { config, log_level, scheme, summary, of_the_program, layers, files, check })
+        Ok(Plan { config, log, understood, of_the_program, layers, files, check })
     }
 }
 
@@ -210,21 +216,6 @@ struct Listening {
     /// Port to listen on
     #[arg(long, default_value_t = 30_000)]
     port: u16,
-}
-
-#[derive(Debug, Args)]
-struct Logging {
-    /// Least severe events that are logged, to stderr
-    #[arg(long, value_name = "LEVEL", default_value = "info")]
-    log_level: LogLevel,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum LogLevel {
-    Debug,
-    Info,
-    Warn,
-    Error,
 }
 
 /// The two that name this program are in the help, as everyone who moves here types them.

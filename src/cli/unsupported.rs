@@ -62,16 +62,9 @@ pub(crate) const REFUSED: &[(&str, &str)] = &[
         "--health-check-endpoint",
         "mini-lb asks for /ready, and for /health where that is 404; leave the flag out",
     ),
-    // Logging, metrics and tracing.
-    ("--log-dir", "mini-lb logs to stderr; redirect that to a file"),
+    // Logging and metrics.
     ("--log-interval", "mini-lb writes no periodic log line; leave the flag out"),
     ("--prometheus-duration-buckets", METRICS),
-    (
-        "--request-id-headers",
-        "mini-lb passes such headers on and makes none; set them in clients or in a proxy in front",
-    ),
-    ("--enable-trace", TRACING),
-    ("--otlp-traces-endpoint", TRACING),
     // TLS and tokens.
     ("--server-cert-path", TLS),
     ("--server-key-path", TLS),
@@ -115,7 +108,6 @@ const TUNING: &str = "mini-lb does not have the policy that it tunes; use --poli
 const RETRIES: &str = "mini-lb sends a request again at once or not at all; see --retry-max-retries";
 const BREAKER: &str = "mini-lb has no circuit breaker besides its health checks; see --health-failure-threshold, or leave the flag out";
 const METRICS: &str = "the bounds of mini-lb's histograms are fixed (docs/METRICS.md); leave the flag out";
-const TRACING: &str = "mini-lb sends no traces; use the servers' own --enable-trace";
 const TLS: &str = "use --tls-cert-path and --tls-key-path";
 const ADMIN: &str = "mini-lb knows one key for operators and no roles; use --admin-api-key";
 const TOKENIZER: &str = "mini-lb does not tokenize; give the flag's value to the servers";

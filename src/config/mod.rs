@@ -9,6 +9,7 @@ mod defaults;
 mod discovery;
 mod gate;
 mod reload;
+mod reports;
 mod settings;
 mod tls;
 
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::gate::GateOptions;
+use crate::report::ReportOptions;
 use crate::upstream::{HealthOptions, Policy, Random, SocketOptions};
 
 pub use defaults::*;
@@ -89,6 +91,8 @@ pub(crate) struct Options {
     /// Where operators are answered.
     pub(crate) admin: Option<AdminAddress>,
     pub(crate) tls: TlsOptions,
+    /// What is told of requests.
+    pub(crate) report: ReportOptions,
 }
 
 /// Where the admin listener listens.
@@ -157,6 +161,7 @@ impl MiniLbConfig {
                 keys: access::Keys::default(),
                 admin: None,
                 tls: TlsOptions::default(),
+                report: ReportOptions::default(),
                 worker_threads: std::thread::available_parallelism().map_or(1, usize::from),
             },
         }

@@ -128,8 +128,9 @@ impl Options {
             keys: _,
             gate,
             tls,
+            report,
         } = self;
-        vec![
+        let entries = vec![
             at_once("prefill-policy", prefill_policy_kind),
             at_once("decode-policy", decode_policy_kind),
             at_once("max-payload-size", max_payload_size),
@@ -166,7 +167,12 @@ impl Options {
             after_restart("worker-threads", worker_threads),
             after_restart("prometheus-host", &admin.as_ref().map(|admin| &admin.host)),
             after_restart("prometheus-port", &admin.as_ref().map(|admin| (admin.port, admin.must))),
-        ]
+            after_restart("access-log", &report.access_log),
+            after_restart("request-id-headers", &report.request_id_headers),
+        ];
+        #[cfg(feature = "otel")]
+        let entries = [entries, vec![after_restart("otlp-traces-endpoint", &report.traces)]].concat();
+        entries
     }
 }
 

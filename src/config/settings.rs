@@ -100,6 +100,7 @@ impl Options {
         if let Some(flag) = zero.or_else(|| self.gate.zero()) {
             return Err(ConfigError(format!("{flag} 0: the value must be at least 1")));
         }
+        self.check_reports()?;
         match self.retry_on.iter().find(|status| !(400..600).contains(*status)) {
             Some(status) => Err(ConfigError(format!(
                 "--retry-on-status {status}: only a status of 400 to 599 is a refusal"

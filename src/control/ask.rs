@@ -80,7 +80,7 @@ async fn exchange(
     );
     let body = if question.body.is_empty() { LegBody::default() } else { LegBody::new(vec![question.body]) };
     let mut lease = pools.lease(server).await?;
-    let head = lease.send(head.to(server.host_header(), body)).await?;
+    let head = lease.send(head.to(server.host_header(), b"", body)).await?;
     let body = lease.read(MAX_ANSWER).await?;
     lease.park();
     Ok((head.into_parts(), body))

@@ -19,6 +19,7 @@ use tracing::warn;
 
 use super::ask::{Answer, Question, ask, ask_all};
 use crate::error::{Error, Reply, json_reply};
+use crate::report::limit;
 use crate::upstream::{Backend, LiveFleet, Pools, Role};
 use crate::wire::headers;
 
@@ -195,14 +196,16 @@ fn failures(answers: &[Answer]) -> Vec<Failure<'_>> {
     answers.iter().filter_map(with_server).collect()
 }
 
-fn failure_reply(status: StatusCode, code: &str, message: &str, failures: &[Failure<'_>]) -> Reply {
+fn failure_reply(status: StatusCode, code: &'static str, message: &str, failures: &[Failure<'_>]) -> Reply {
     let named: Vec<String> = failures
         .iter()
         .map(|failure| format!("{} {}", failure.server.role(), failure.server.url()))
         .collect();
     let servers: Vec<serde_json::Value> = failures.iter().map(failure_entry).collect();
     let message = format!("{message}: {}", named.join(", "));
-    warn!(code, "{message}");
+    if limit::admit(code) {
+        warn!(code, "{message}");
+    }
     let error = json!({ "message": message, "type": "server_error", "param": null, "code": code });
     json_reply(status, json!({ "error": error, "servers": servers }).to_string())
 }

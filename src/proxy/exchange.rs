@@ -178,8 +178,9 @@ impl Exchange<'_> {
         let pair = attempt.pair;
         let fields = pair.prefill().bootstrap().expect("a prefill server has bootstrap fields");
         let body = body.with_fields(&shape.edit, fields, fastrand::u64(1..=MAX_ROOM));
-        let to_prefill = outgoing.to(pair.prefill().host_header(), body.clone());
-        let to_decode = outgoing.to(pair.decode().host_header(), body);
+        let to_prefill =
+            outgoing.to(pair.prefill().host_header(), attempt.lines(Role::Prefill), body.clone());
+        let to_decode = outgoing.to(pair.decode().host_header(), attempt.lines(Role::Decode), body);
         let keep = shape.merge.map(|_| Keep { limit: self.limits.max_merge_size, deadline });
         let on_prefill = attempt.leg(on_prefill);
         let prefill = run_prefill(Arc::clone(self.pools), on_prefill, to_prefill, connection, keep);

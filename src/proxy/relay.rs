@@ -14,6 +14,7 @@ use tracing::warn;
 
 use super::leg::{Deadline, Leg, PrefillEnd, PrefillRun};
 use crate::error::{Cause, Error};
+use crate::report::limit;
 use crate::timer::poll_until;
 use crate::wire::logprobs::StreamSplicer;
 use crate::wire::pieces::Pieces;
@@ -126,6 +127,11 @@ impl Relay {
         self
     }
 
+    /// Why the answer will not be completed, if the client has not been told yet.
+    pub(crate) fn failure(&self) -> Option<&Error> {
+        self.failing.as_ref().and_then(|failing| failing.error.as_ref())
+    }
+
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Pieces, Error>>> {
         match &mut self.source {
             Source::Piped(leg) => leg.poll_data(cx).map_ok(Pieces::One),
@@ -195,7 +201,6 @@ impl Relay {
 
     /// Both connections are closed, and the client is told why.
     fn fail(&mut self, error: Error) {
-        warn!(code = error.code(), "in the middle of an answer: {error}");
         // Within an announced length an event would be taken for decode's bytes, and could make the body complete.
         let tells = self.events && self.size_hint().exact().is_none();
         self.source = Source::Ended;
@@ -233,6 +238,7 @@ fn finish_by_itself(prefill: PrefillRun) {
         runtime.spawn(async move {
             match tokio::time::timeout(LATE_PREFILL_TIMEOUT, prefill).await {
                 Ok(end) => note_late_end(end),
+                Err(_) if !limit::admit("late_prefill") => {}
                 Err(_) => {
                     warn!("prefill did not finish its answer after decode had; its connection is closed")
                 }
@@ -248,6 +254,7 @@ const LATE_PREFILL_TIMEOUT: Duration = Duration::from_secs(300);
 fn note_late_end(end: Result<PrefillEnd, Error>) {
     match end {
         Ok(PrefillEnd::Answered(_)) => {}
+        _ if !limit::admit("late_prefill") => {}
         Ok(PrefillEnd::Refused { answer, .. }) => {
             warn!(status = answer.status().as_u16(), "prefill refused after decode had begun to answer");
         }

@@ -8,10 +8,16 @@
 
 mod leg;
 mod timeline;
+#[cfg(feature = "otel")]
+mod trace;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
+
+use hyper::Method;
+use hyper::header::HeaderValue;
+use hyper::http::uri::PathAndQuery;
 
 use crate::error::{Cause, Error};
 use crate::upstream::{Backend, InFlight, Role, ServerPair};
@@ -20,6 +26,8 @@ use crate::wire::shape::Dialect;
 pub(crate) use leg::LegRecord;
 pub(crate) use timeline::Phase;
 use timeline::Timeline;
+#[cfg(feature = "otel")]
+pub(crate) use trace::{LegSpan, Trace};
 
 /// What a client asked for: a fixed set, whatever paths are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,9 +115,16 @@ pub(crate) enum Ending {
 pub(crate) struct Fault {
     pub(crate) server: Arc<Backend>,
     /// The error's code; `None`: the server answered with a status that is tried again elsewhere.
-    #[allow(dead_code, reason = "for the access log")]
     pub(crate) code: Option<&'static str>,
     pub(crate) cause: RetryCause,
+}
+
+/// A request as its head names it.
+pub(crate) struct Name {
+    /// Printable ASCII, for the log and for whoever else is told of the request.
+    pub(crate) id: HeaderValue,
+    pub(crate) method: Method,
+    pub(crate) target: Option<PathAndQuery>,
 }
 
 /// Why a request was sent again.
@@ -167,16 +182,20 @@ impl Recorder {
         Record {
             recorder: Arc::clone(self),
             timeline: Arc::new(Timeline::new(Instant::now())),
+            name: None,
             kind: Kind::Other,
             streaming: false,
             status: None,
             ending: Ending::ClientLeft,
+            cause: String::new(),
             pair: None,
             attempts: 0,
             faults: Vec::new(),
             bytes_in: 0,
             bytes_out: 0,
             given: false,
+            #[cfg(feature = "otel")]
+            trace: None,
         }
     }
 
@@ -191,10 +210,13 @@ pub(crate) struct Record {
     recorder: Arc<Recorder>,
     /// Shared with the legs, which reach the phases.
     timeline: Arc<Timeline>,
+    name: Option<Name>,
     kind: Kind,
     streaming: bool,
     status: Option<u16>,
     ending: Ending,
+    /// The error that it ends with, as a sentence.
+    cause: String,
     pair: Option<ServerPair>,
     attempts: u32,
     faults: Vec<Fault>,
@@ -202,9 +224,33 @@ pub(crate) struct Record {
     bytes_out: u64,
     /// Something of the answer's body has been given to the client's connection.
     given: bool,
+    #[cfg(feature = "otel")]
+    trace: Option<Box<Trace>>,
 }
 
 impl Record {
+    /// What its head says.
+    pub(crate) fn named(&mut self, name: Name) {
+        self.name = Some(name);
+    }
+
+    /// What it is called.
+    pub(crate) fn id(&self) -> Option<&HeaderValue> {
+        self.name.as_ref().map(|name| &name.id)
+    }
+
+    /// It is a part of a trace.
+    #[cfg(feature = "otel")]
+    pub(crate) fn traced(&mut self, trace: Trace) {
+        self.trace = Some(Box::new(trace));
+    }
+
+    /// When its head was read.
+    #[cfg(feature = "otel")]
+    pub(crate) fn begun(&self) -> Instant {
+        self.timeline.begun
+    }
+
     /// What the request is.
     pub(crate) fn is(&mut self, kind: Kind) {
         self.kind = kind;
@@ -222,7 +268,17 @@ impl Record {
         self.attempts += 1;
         self.pair = Some(pair.clone());
         self.timeline.begin_attempt();
-        Attempt { pair, timeline: &self.timeline }
+        #[cfg(feature = "otel")]
+        let lines = match &mut self.trace {
+            Some(trace) => trace.attempt(pair, self.timeline.begun.elapsed()),
+            None => Default::default(),
+        };
+        Attempt {
+            pair,
+            timeline: &self.timeline,
+            #[cfg(feature = "otel")]
+            lines,
+        }
     }
 
     /// It will be sent again, because of what a server did: an error, or else a status.
@@ -236,9 +292,12 @@ impl Record {
         self.status = Some(status);
     }
 
-    /// It ends with an error of the router's.
+    /// It ends with an error of the router's: the first of which this is said.
     pub(crate) fn failed(&mut self, error: &Error) {
-        self.ending = Ending::Failed(error.code());
+        if !matches!(self.ending, Ending::Failed(_)) {
+            self.ending = Ending::Failed(error.code());
+            self.cause = error.to_string();
+        }
     }
 
     /// A piece of the answer's body goes to the client's connection. Returns when decode's first byte came, if this is
@@ -281,12 +340,24 @@ impl Drop for Record {
 pub(crate) struct Attempt<'a> {
     pub(crate) pair: &'a ServerPair,
     timeline: &'a Arc<Timeline>,
+    /// By role.
+    #[cfg(feature = "otel")]
+    lines: [Vec<u8>; 2],
 }
 
 impl Attempt<'_> {
     /// The leg on one of the two begins.
     pub(crate) fn leg(&self, server: InFlight) -> LegRecord {
         LegRecord::new(server, Arc::clone(self.timeline))
+    }
+
+    /// Header lines, each with its end, that only the leg of this role has.
+    pub(crate) fn lines(&self, role: Role) -> &[u8] {
+        #[cfg(feature = "otel")]
+        let lines = &self.lines[role as usize];
+        #[cfg(not(feature = "otel"))]
+        let (_, lines) = (role, b"");
+        lines
     }
 
     /// Decode's bytes have waited for prefill's answer.
@@ -303,6 +374,11 @@ pub(crate) struct Finished<'a> {
 }
 
 impl Finished<'_> {
+    /// `None`: it was refused before its name was settled.
+    pub(crate) fn name(&self) -> Option<&Name> {
+        self.record.name.as_ref()
+    }
+
     pub(crate) fn kind(&self) -> Kind {
         self.record.kind
     }
@@ -321,6 +397,17 @@ impl Finished<'_> {
         self.ending
     }
 
+    /// What an ending with an error is told with; otherwise nothing.
+    pub(crate) fn cause(&self) -> &str {
+        &self.record.cause
+    }
+
+    /// The trace that it is a part of.
+    #[cfg(feature = "otel")]
+    pub(crate) fn trace(&self) -> Option<&Trace> {
+        self.record.trace.as_deref()
+    }
+
     /// From the request's head to its end.
     pub(crate) fn took(&self) -> Duration {
         self.took
@@ -332,7 +419,6 @@ impl Finished<'_> {
     }
 
     /// How often it was sent to a pair.
-    #[allow(dead_code, reason = "for the access log")]
     pub(crate) fn attempts(&self) -> u32 {
         self.record.attempts
     }
@@ -355,12 +441,6 @@ impl Finished<'_> {
     /// Of the answer's body.
     pub(crate) fn bytes_out(&self) -> u64 {
         self.record.bytes_out
-    }
-
-    /// When the head was read.
-    #[allow(dead_code, reason = "for traces")]
-    pub(crate) fn begun(&self) -> Instant {
-        self.record.timeline.begun
     }
 
     /// From the request's head to a phase of the last attempt; `None`: it was not reached.

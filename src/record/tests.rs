@@ -176,12 +176,13 @@ fn an_early_end_is_the_clients_or_at_the_end_the_routers() {
     assert_eq!(completed.ending, Some(Ending::Complete));
     let failed = seen_of(|_, record, _| {
         record.failed(&Error::NoServer(Role::Decode));
+        record.failed(&Error::NotFound);
         record.completed();
     });
     assert_eq!(
         failed.ending,
         Some(Ending::Failed("decode_unavailable")),
-        "an error that was told to its end"
+        "the first error, and one that was told to its end"
     );
 }
 

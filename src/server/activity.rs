@@ -246,6 +246,11 @@ impl<B> Drop for AnswerBody<B> {
     fn drop(&mut self) {
         if matches!(self.body, Either::Right(_)) || self.has_ended() {
             self.record.completed();
+        } else if let Either::Left(relay) = &self.body
+            && let Some(error) = relay.failure()
+        {
+            // The client left before it could be told.
+            self.record.failed(error);
         }
     }
 }

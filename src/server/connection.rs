@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use hyper::Request;
 use hyper::body::Incoming;
+use hyper::header::HeaderValue;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -29,6 +30,7 @@ use super::opening::{Front, Opened};
 use super::service::Service;
 use super::stream::ClientStream;
 use crate::error::Error;
+use crate::report::Reporter;
 use crate::timer::poll_until;
 
 /// Longest head of a request; a longer one gets a 431. hyper bounds its headers to 100 by itself; said here, they
@@ -72,7 +74,7 @@ pub(super) async fn serve(
         return serve_http1(ClientStream::Plain(socket), service, patience, closing).await;
     }
     let opened = tokio::select! {
-        opened = front.open(socket, patience) => opened,
+        opened = front.open(socket, patience, &service.reporter) => opened,
         _ = closing.changed() => None,
     };
     // Boxed, so that a plain connection takes no more memory than it did.
@@ -92,6 +94,7 @@ async fn serve_http1(
     mut closing: watch::Receiver<()>,
 ) {
     let activity = Arc::new(Activity::new(stream.socket().peer_addr().ok(), Arc::clone(&service.metrics)));
+    let reporter = Arc::clone(&service.reporter);
     let answer = {
         let activity = Arc::clone(&activity);
         move |request: Request<Incoming>| {
@@ -125,7 +128,7 @@ async fn serve_http1(
     });
     let end = end.await;
     let stream = connection.into_parts().io.into_inner().into_stream();
-    close(stream, end, &activity, patience).await;
+    close(stream, end, &activity, patience, &reporter).await;
 }
 
 /// The wait for a head, or for the rest of it.
@@ -151,7 +154,13 @@ impl Wait<'_> {
 }
 
 /// Closes a connection, with a last word where hyper had none.
-async fn close(mut stream: ClientStream, end: End, activity: &Activity, patience: Patience) {
+async fn close(
+    mut stream: ClientStream,
+    end: End,
+    activity: &Activity,
+    patience: Patience,
+    reporter: &Reporter,
+) {
     let error = match end {
         End::Idle => {
             debug!("a client connection was idle for {:?}", patience.idle);
@@ -171,15 +180,15 @@ async fn close(mut stream: ClientStream, end: End, activity: &Activity, patience
     };
     // In the middle of an unread answer it would be taken for a part of it.
     match error.filter(|_| !activity.is_blocked()) {
-        Some(error) => refuse(stream, &error).await,
+        Some(error) => refuse(stream, &error, reporter).await,
         None => linger(stream).await,
     }
 }
 
 /// Closes a connection with an error for a last word.
-pub(super) async fn refuse(mut stream: ClientStream, error: &Error) {
-    debug!(code = error.code(), "{error}");
-    let _ = tokio::time::timeout(LINGER, stream.say(raw(error).as_bytes())).await;
+pub(super) async fn refuse(mut stream: ClientStream, error: &Error, reporter: &Reporter) {
+    let word = raw(error, &reporter.unheard(error));
+    let _ = tokio::time::timeout(LINGER, stream.say(word.as_bytes())).await;
     linger(stream).await;
 }
 
@@ -189,10 +198,10 @@ async fn say_end(stream: &mut ClientStream) {
 }
 
 /// An error as it goes over the wire.
-fn raw(error: &Error) -> String {
-    let (status, body) = (error.status(), error.to_json());
+fn raw(error: &Error, id: &HeaderValue) -> String {
+    let (status, body, id) = (error.status(), error.to_json(), id.to_str().unwrap_or("-"));
     format!(
-        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\nx-request-id: {id}\r\n\r\n{body}",
         body.len(),
     )
 }

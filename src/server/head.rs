@@ -6,8 +6,15 @@
 use hyper::header::{HOST, HeaderMap, HeaderValue, TRANSFER_ENCODING};
 use hyper::{Request, Uri, Version};
 
+/// Headers of a request. hyper has the same bound over HTTP/1.1 and none over HTTP/2.
+const MAX_HEADERS: usize = 100;
+
 /// Says what is wrong with a head, if anything is.
 pub(super) fn check<B>(request: &Request<B>) -> Result<(), &'static str> {
+    // One may be the request's id, which is ours.
+    if request.headers().len() > MAX_HEADERS + 1 {
+        return Err("there are more than 100 headers");
+    }
     check_host(request)?;
     check_coding(request.headers())?;
     check_target(request.uri())

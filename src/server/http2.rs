@@ -24,13 +24,10 @@ use tracing::debug;
 
 use super::activity::{Activity, AnswerBody, UnderWay};
 use super::connection::{LINGER, MAX_HEAD_SIZE, Patience};
-use super::service::{Answer, Service, own};
+use super::service::{Answer, Service};
 use super::stream::ClientStream;
-use crate::error::Error;
 use crate::timer::poll_until;
 
-/// Headers of a request, as many as over HTTP/1.1.
-const MAX_HEADERS: usize = 100;
 /// What a client may send ahead of us: of one request's body, and in all. The latter bounds what a connection holds.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
@@ -114,15 +111,9 @@ async fn answer(
     let mut record = service.recorder.begin();
     join_cookies(request.headers_mut());
     let is_head = request.method() == Method::HEAD;
-    let (mut answer, place) = if request.headers().len() > MAX_HEADERS {
-        let answer = own(&Error::BadRequest("there are more than 100 headers"), &mut record);
-        record.answered(answer.status().as_u16());
-        (answer, None)
-    } else {
-        // Its flags are about a connection that has one request at a time.
-        let activity = Activity::new(peer, Arc::clone(&service.metrics));
-        service.answer(request, &activity, &mut record).await
-    };
+    // Its flags are about a connection that has one request at a time.
+    let activity = Activity::new(peer, Arc::clone(&service.metrics));
+    let (mut answer, place) = service.answer(request, &activity, &mut record).await;
     // HTTP/2 has a frame for that, which is sent when this connection is to have no more requests.
     if answer.headers_mut().remove(CONNECTION).is_some() && service.is_draining() {
         open.streams.tell_last();

@@ -35,9 +35,10 @@ use tracing::{debug, info, warn};
 use crate::config::Options;
 use crate::control::{self, Admin, Draining, follow_names, probe_all};
 use crate::metrics::Metrics;
+use crate::report::{Reporter, limit, tell_changes};
 use crate::upstream::{Dialer, Members};
 pub(crate) use guards::Guards;
-use workers::Workers;
+use workers::{Common, Workers};
 
 pub(crate) use live::Live;
 
@@ -66,7 +67,17 @@ pub(crate) async fn serve(
     let servers = Arc::new(servers);
     let operators =
         Arc::new(Admin::new(Arc::clone(&servers), Arc::clone(&metrics), Arc::clone(&guards.gate)));
-    let workers = Workers::spawn(members.fleet(), &servers, guards, &options, &live, &draining, &metrics)?;
+    let reporter = Arc::new(Reporter::new(&options.report));
+    let shared = Common {
+        fleet: members.fleet(),
+        servers: &servers,
+        guards,
+        live: &live,
+        draining: &draining,
+        metrics: &metrics,
+        reporter: &reporter,
+    };
+    let workers = Workers::spawn(&shared, &options)?;
     let clients = async {
         let acceptor = Acceptor { listener, dialer: Dialer::new(&options.sockets), workers: &workers };
         let accept = async {
@@ -90,7 +101,10 @@ pub(crate) async fn serve(
     tokio::select! {
         () = clients => {}
         () = admin::serve(admin_listener, &operators) => {}
+        () = reporter.run() => {}
+        () = tell_changes(members.fleet()) => {}
     }
+    reporter.finish().await;
     Ok(())
 }
 
@@ -122,7 +136,9 @@ impl Acceptor<'_> {
                 }
             }
             Err(error) => {
-                warn!("no connection could be accepted: {error}");
+                if limit::admit("accept") {
+                    warn!("no connection could be accepted: {error}");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

@@ -16,6 +16,7 @@ use super::connection::{Patience, refuse};
 use super::stream::ClientStream;
 use crate::config::TlsOptions;
 use crate::error::Error;
+use crate::report::Reporter;
 use crate::tls::{HTTP_2, ServerTls};
 
 /// What a client of HTTP/2 sends before anything else (RFC 9113 3.4).
@@ -49,21 +50,31 @@ impl Front {
     }
 
     /// Finds out what a client speaks. `None`: the connection has ended.
-    pub(super) async fn open(&self, socket: TcpStream, patience: Patience) -> Option<Opened> {
+    pub(super) async fn open(
+        &self,
+        socket: TcpStream,
+        patience: Patience,
+        reporter: &Reporter,
+    ) -> Option<Opened> {
         match &self.tls {
-            Some(tls) => shake_hands(tls, socket, patience.head).await,
+            Some(tls) => shake_hands(tls, socket, patience.head, reporter).await,
             None => look_for_preface(socket, patience).await,
         }
     }
 }
 
-async fn shake_hands(tls: &ServerTls, socket: TcpStream, limit: Duration) -> Option<Opened> {
+async fn shake_hands(
+    tls: &ServerTls,
+    socket: TcpStream,
+    limit: Duration,
+    reporter: &Reporter,
+) -> Option<Opened> {
     let shaking = async {
         let mut first = [0];
         match socket.peek(&mut first).await {
             Ok(1..) if first != [HANDSHAKE] => {
                 let error = Error::BadRequest("this port speaks TLS; use https");
-                refuse(ClientStream::Plain(socket), &error).await;
+                refuse(ClientStream::Plain(socket), &error, reporter).await;
                 return None;
             }
             Ok(1..) => {}

@@ -11,21 +11,22 @@ use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::header::{CONNECTION, EXPECT, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
-use tracing::{debug, error, warn};
 
 use super::activity::Activity;
-use super::guards::Guards;
 use super::head;
 use super::live::Live;
+use super::workers::Common;
 use crate::access::{Access, Shared, Terms};
 use crate::config::Options;
 use crate::control::{self, Control, Draining, Endpoint, allows};
 use crate::error::{Error, Reply};
 use crate::gate::{self, Caps, Entrance, Place};
-use crate::metrics::{self, Metrics, Queue, WorkerMetrics};
+use crate::metrics::{self, Queue, WorkerMetrics};
 use crate::proxy::{Proxy, Relay, Seated, discard};
 use crate::record::{Kind, Record, Recorder};
+use crate::report::Reporter;
 use crate::upstream::{LiveFleet, Pools};
+use crate::wire::headers::REQUEST_ID;
 use crate::wire::shape::Dialect;
 
 /// What a worker answers requests with.
@@ -37,6 +38,7 @@ pub(super) struct Service {
     pub(super) pools: Arc<Pools>,
     pub(super) metrics: Arc<WorkerMetrics>,
     pub(super) recorder: Arc<Recorder>,
+    pub(super) reporter: Arc<Reporter>,
     draining: Draining,
     live: Arc<Live>,
     fleet: Arc<LiveFleet>,
@@ -64,15 +66,8 @@ const MAX_ORDER: usize = 64 << 10;
 const ORDER_TIMEOUT: Duration = Duration::from_secs(15);
 
 impl Service {
-    pub(super) fn new(
-        fleet: &Arc<LiveFleet>,
-        servers: &Arc<control::Workers>,
-        guards: &Guards,
-        options: &Options,
-        live: &Arc<Live>,
-        draining: &Draining,
-        metrics: &Metrics,
-    ) -> Self {
+    pub(super) fn new(common: &Common<'_>, options: &Options) -> Self {
+        let Common { fleet, servers, guards, live, draining, metrics, reporter } = *common;
         let pools = Arc::new(Pools::new(&options.sockets));
         let (metrics, queue) = (metrics.worker(), Arc::clone(metrics.queue()));
         Self {
@@ -80,7 +75,8 @@ impl Service {
             control: Control::new(Arc::clone(fleet), Arc::clone(&pools), draining.clone()),
             servers: Arc::clone(servers),
             pools,
-            recorder: Recorder::new(vec![Arc::clone(&metrics) as _]),
+            recorder: Recorder::new(vec![Arc::clone(&metrics) as _, Arc::clone(reporter) as _]),
+            reporter: Arc::clone(reporter),
             metrics,
             draining: draining.clone(),
             live: Arc::clone(live),
@@ -94,10 +90,11 @@ impl Service {
     /// Answers a request, whatever happens to it. The place is the answer's, to its end.
     pub(super) async fn answer(
         &self,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         activity: &Activity,
         record: &mut Record,
     ) -> (Answer, Held) {
+        self.reporter.name(&mut request, record);
         let mut terms = self.access.terms(request.headers());
         let is_preflight =
             request.method() == Method::OPTIONS && terms.shared.answers_preflight(request.headers());
@@ -111,6 +108,9 @@ impl Service {
         let (mut answer, held) = outcome.unwrap_or_else(|error| (own(&error, record), None));
         terms.shared.write(answer.headers_mut(), is_preflight);
         record.answered(answer.status().as_u16());
+        if let Some(id) = record.id() {
+            answer.headers_mut().insert(REQUEST_ID, id.clone());
+        }
         // Servers' own are not passed on, so this one says that something of the request is unread.
         if answer.headers().contains_key(CONNECTION) {
             activity.cut_short();
@@ -149,6 +149,7 @@ impl Service {
         if let Ok(Route::Proxy(dialect)) = routed {
             match self.admit(activity).await {
                 Ok((held, seats)) => {
+                    self.reporter.trace(request.headers_mut(), record);
                     let answer = self.proxy.begin().handle(dialect, request, seats, record).await?;
                     return Ok((answer.map(Either::Left), held));
                 }
@@ -257,14 +258,8 @@ async fn unless_it_panics<T>(
 }
 
 /// The router's own answer to an error.
-pub(super) fn own(error: &Error, record: &mut Record) -> Answer {
+fn own(error: &Error, record: &mut Record) -> Answer {
     record.failed(error);
-    match error {
-        // What the panic said may hold a client's bytes.
-        Error::Internal => error!(code = error.code(), "{error}"),
-        Error::Upstream { .. } => warn!(code = error.code(), "{error}"),
-        _ => debug!(code = error.code(), "{error}"),
-    }
     error.to_reply().map(Either::Right)
 }
 

@@ -17,6 +17,7 @@ use super::service::Service;
 use crate::config::Options;
 use crate::control::{self, Draining};
 use crate::metrics::Metrics;
+use crate::report::Reporter;
 use crate::upstream::LiveFleet;
 
 /// Accepted sockets that wait for one worker.
@@ -29,6 +30,17 @@ pub(super) struct Workers {
     _alive: watch::Sender<()>,
 }
 
+/// What all workers have in common.
+pub(super) struct Common<'a> {
+    pub(super) fleet: &'a Arc<LiveFleet>,
+    pub(super) servers: &'a Arc<control::Workers>,
+    pub(super) guards: &'a Guards,
+    pub(super) live: &'a Arc<Live>,
+    pub(super) draining: &'a Draining,
+    pub(super) metrics: &'a Metrics,
+    pub(super) reporter: &'a Arc<Reporter>,
+}
+
 struct Worker {
     sockets: mpsc::Sender<std::net::TcpStream>,
     /// Connections that the worker has.
@@ -37,22 +49,14 @@ struct Worker {
 }
 
 impl Workers {
-    pub(super) fn spawn(
-        fleet: &Arc<LiveFleet>,
-        servers: &Arc<control::Workers>,
-        guards: &Guards,
-        options: &Options,
-        live: &Arc<Live>,
-        draining: &Draining,
-        metrics: &Metrics,
-    ) -> io::Result<Self> {
+    pub(super) fn spawn(shared: &Common<'_>, options: &Options) -> io::Result<Self> {
         let (alive_sender, alive) = watch::channel(());
         let worker = |number| {
             let (sockets, handed_over) = mpsc::channel(MAX_HANDED_OVER);
             let (ends, ended) = oneshot::channel();
             let connections = Arc::new(AtomicUsize::new(0));
-            let service = Arc::new(Service::new(fleet, servers, guards, options, live, draining, metrics));
-            let (live, front) = (Arc::clone(live), Front::new(&options.tls));
+            let service = Arc::new(Service::new(shared, options));
+            let (live, front) = (Arc::clone(shared.live), Front::new(&options.tls));
             let (mut alive, counted) = (alive.clone(), Arc::clone(&connections));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             thread::Builder::new().name(format!("worker-{number}")).spawn(move || {

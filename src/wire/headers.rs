@@ -22,6 +22,9 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     UPGRADE,
 ];
 
+/// The name of a request, which the router makes if a client does not.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
 /// With `SGLANG_ENABLE_REQUEST_HEADER_OVERRIDES=1` a server takes rooms, ranks and ids from these.
 const OVERRIDE_PREFIX: &str = "x-override-";
 /// Chooses a data-parallel rank on OpenAI routes; a client's choice would reach both legs.
@@ -83,14 +86,14 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// The headers named in `Connection`. The body's framing is not the peer's to switch off here, and what is no header
-/// name can't name a header.
+/// The headers named in `Connection`. The body's framing and the request's name are not the peer's to switch off here,
+/// and what is no header name can't name a header.
 fn listed(headers: &HeaderMap) -> Vec<HeaderName> {
     let lists = headers.get_all(CONNECTION).iter().map(HeaderValue::as_bytes);
     let names = lists.flat_map(|list| list.split(|byte| *byte == b',').map(<[u8]>::trim_ascii));
     names
         .filter_map(|name| HeaderName::from_bytes(name).ok())
-        .filter(|name| *name != CONTENT_LENGTH)
+        .filter(|name| *name != CONTENT_LENGTH && *name != REQUEST_ID)
         .collect()
 }
 

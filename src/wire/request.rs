@@ -42,13 +42,14 @@ impl RequestHead {
         }
     }
 
-    pub(crate) fn to(&self, host: &HeaderValue, body: LegBody) -> LegRequest {
+    /// The request to one server; `lines` are header lines, each with its end, that no other one gets.
+    pub(crate) fn to(&self, host: &HeaderValue, lines: &[u8], body: LegBody) -> LegRequest {
         const LENGTH: &[u8] = b"\r\ncontent-length: ";
         let mut digits = itoa::Buffer::new();
         let length = digits.format(body.len()).as_bytes();
         let has_length = self.says_length || !body.is_empty();
         let (name, length) = if has_length { (LENGTH, length) } else { (&b""[..], &b""[..]) };
-        let head = [&self.begin, host.as_bytes(), name, length, b"\r\n", &self.end].concat();
+        let head = [&self.begin, host.as_bytes(), name, length, b"\r\n", lines, &self.end].concat();
         LegRequest { head: head.into(), body }
     }
 }
@@ -70,7 +71,7 @@ mod tests {
         headers.insert("x-a", HeaderValue::from_static("1"));
         headers.insert("host", HeaderValue::from_static("router"));
         let head = RequestHead::new(method, Some(&target), &headers, false);
-        String::from_utf8(head.to(&HeaderValue::from_static("h:1"), body).head.to_vec()).unwrap()
+        String::from_utf8(head.to(&HeaderValue::from_static("h:1"), b"", body).head.to_vec()).unwrap()
     }
 
     #[test]

@@ -8,6 +8,7 @@
 mod client;
 mod fixtures;
 mod http;
+mod logged;
 pub mod program;
 mod router;
 mod tls;
@@ -16,6 +17,7 @@ mod upstream;
 pub use client::{Answer, Client};
 pub use fixtures::{Exchange, exchanges, fixture, fixture_names};
 pub use http::{Head, dechunk};
+pub use logged::Program;
 pub use router::{BOOTSTRAP_PORT, Router};
 pub use tls::{Authority, FrontOptions, Handshake, Identity, TlsClient, TlsFront, shake_hands};
 pub use upstream::{Gate, Seen, Step, Upstream, json};

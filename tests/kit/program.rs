@@ -114,10 +114,12 @@ pub fn flags() -> Vec<String> {
     let help = String::from_utf8(output(["--help"], &[]).stdout).expect("UTF-8");
     let names = help.lines().filter_map(|line| line.trim().strip_prefix("--"));
     let names = names.map(|rest| rest.split([' ', ',']).next().expect("a name").to_owned());
-    names
-        .filter(|name| !["config", "check-config", "help", "version"].contains(&name.as_str()))
-        .filter(|name| !GO_WITH_OTHERS.contains(&name.as_str()))
-        .collect()
+    // Without the feature they are refused, in a file as well.
+    let traces: &[&str] =
+        if cfg!(feature = "otel") { &[] } else { &["enable-trace", "otlp-traces-endpoint"] };
+    let others = ["config", "check-config", "help", "version"];
+    let others = others.iter().chain(traces).chain(&GO_WITH_OTHERS);
+    names.filter(|name| !others.clone().any(|other| other == name)).collect()
 }
 
 /// Flags that are refused without another one, or want a certificate: `tests/access.rs` and `tests/tls.rs` have them.
@@ -157,6 +159,9 @@ pub fn sample(flag: &str, is_switch: bool) -> [String; 3] {
         "admin-api-key" | "worker-api-key" => text("a key"),
         "api-key-file" | "admin-api-key-file" | "worker-api-key-file" => text(&key_file()),
         "cors-allowed-origins" => of("[\"http://a.example\"]", "http://a.example"),
+        "log-format" => text("json"),
+        "request-id-headers" => of("[\"x-mine\"]", "x-mine"),
+        "otlp-traces-endpoint" => text("http://127.0.0.1:4318"),
         _ => same("7"),
     }
 }

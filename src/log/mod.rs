@@ -1,0 +1,148 @@
+//! The program's log: events become lines, and lines go to stderr and to files.
+//!
+//! A line is handed over and never waited for ([`queue`]), so that neither a slow
+//! disk nor a full pipe stops a worker. There are no spans: what is told of a
+//! request is told in one event.
+
+mod files;
+mod format;
+mod queue;
+
+use std::io::{self, IsTerminal};
+use std::path::PathBuf;
+
+use tracing::level_filters::LevelFilter;
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata, Subscriber, error};
+
+use files::DailyFiles;
+pub(crate) use format::Format;
+use queue::Queue;
+
+/// What is logged, and where.
+pub(crate) struct LogOptions {
+    pub(crate) level: LevelFilter,
+    pub(crate) format: Format,
+    /// Where files of a day each are written, besides stderr.
+    pub(crate) folder: Option<PathBuf>,
+}
+
+/// Ends the log when it is dropped: what was logged before is written, unless that takes too long.
+pub(crate) struct Log(Vec<Queue>);
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        for queue in &self.0 {
+            queue.finish();
+        }
+    }
+}
+
+/// Starts the log of this process, and has panics in it. The error says why files cannot be written.
+pub(crate) fn start(options: &LogOptions) -> Result<Log, String> {
+    let &LogOptions { level, format, ref folder } = options;
+    let start = |name, sink| Queue::start(name, format, sink).map_err(|error| format!("cannot log: {error}"));
+    let colors = io::stderr().is_terminal();
+    let stderr = start("log-stderr", Box::new(io::stderr()))?;
+    let files = match folder {
+        Some(folder) => Some(start("log-files", Box::new(DailyFiles::open(folder.clone())?))?),
+        None => None,
+    };
+    let log = Log([Some(stderr.clone()), files.clone()].into_iter().flatten().collect());
+    tracing::subscriber::set_global_default(Lines { level, format, colors, stderr, files })
+        .map_err(|error| format!("cannot log: {error}"))?;
+    tell_panics();
+    Ok(log)
+}
+
+/// Panics of any thread have a line from now on.
+fn tell_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        // What a panic says may hold a client's bytes; where it was says enough.
+        let place = panic.location().map_or_else(String::new, ToString::to_string);
+        error!(place, "a panic");
+    }));
+}
+
+/// Makes lines of events.
+struct Lines {
+    level: LevelFilter,
+    format: Format,
+    /// stderr is a terminal.
+    colors: bool,
+    stderr: Queue,
+    files: Option<Queue>,
+}
+
+impl Subscriber for Lines {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        !metadata.is_span() && *metadata.level() <= self.level
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(self.level)
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        let line = format::line(event, self.format);
+        if let Some(files) = &self.files {
+            files.push(&line);
+        }
+        match self.format {
+            Format::Text if self.colors => {
+                self.stderr.push(&format::colored(line, *event.metadata().level()))
+            }
+            _ => self.stderr.push(&line),
+        }
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Taken(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Taken {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_panic_is_told_with_its_place_and_not_with_its_words() {
+        let taken = Taken::default();
+        let stderr = Queue::start("test", Format::Text, Box::new(taken.clone())).unwrap();
+        let (level, format) = (LevelFilter::ERROR, Format::Text);
+        let lines = Lines { level, format, colors: false, stderr: stderr.clone(), files: None };
+        let before = panic::take_hook();
+        tell_panics();
+        let caught = tracing::subscriber::with_default(lines, || panic::catch_unwind(|| panic!("secret")));
+        panic::set_hook(before);
+        assert!(caught.is_err());
+        stderr.finish();
+        let text = String::from_utf8(taken.0.lock().unwrap().clone()).unwrap();
+        assert!(text.contains("ERROR mini_lb::log: a panic place=src/log/mod.rs:"), "{text}");
+        assert!(!text.contains("secret") && text.lines().count() == 1, "{text}");
+    }
+}

@@ -1,0 +1,217 @@
+//! Lines on their way to a slow place.
+//!
+//! Whoever logs puts a line into a buffer and goes on; a thread empties it. When the
+//! place is slower than the log, lines are lost, and the log says how many.
+
+use std::io::{self, Write};
+use std::mem;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use tracing::warn;
+
+use super::format::{self, Format};
+
+/// Bytes that wait to be written, for each place; a line beyond that is lost. As many may be in writing.
+pub(super) const MAX_QUEUED: usize = 4 << 20;
+/// How long the end of the program waits for what is queued.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a place that could not be written to is left alone.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// A place's lines. Clones are the same queue.
+#[derive(Clone)]
+pub(super) struct Queue(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// There is something to write, or an end.
+    filled: Condvar,
+    /// All has been written.
+    emptied: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    bytes: Vec<u8>,
+    /// Lines lost since this was last said.
+    lost: u64,
+    /// The thread holds bytes that are not written.
+    writing: bool,
+}
+
+impl Queue {
+    /// Starts the thread that writes.
+    pub(super) fn start(name: &str, format: Format, mut sink: Box<dyn Write + Send>) -> io::Result<Self> {
+        let queue = Self(Arc::default());
+        let shared = Arc::clone(&queue.0);
+        thread::Builder::new().name(name.into()).spawn(move || {
+            let (mut batch, mut failing) = (Vec::new(), false);
+            loop {
+                shared.take(&mut batch);
+                let written = write(sink.as_mut(), &batch);
+                shared.wrote(&batch, written.is_ok(), format);
+                // Into this place too, if it works again by then; and once, or each word about it would cause the next.
+                if let Err(error) = &written
+                    && !failing
+                {
+                    warn!("a part of the log could not be written: {error}");
+                }
+                failing = written.is_err();
+            }
+        })?;
+        Ok(queue)
+    }
+
+    /// Queues a line, its end included. It does not wait.
+    pub(super) fn push(&self, line: &str) {
+        let mut state = self.0.lock();
+        if state.bytes.len() + line.len() > MAX_QUEUED {
+            state.lost += 1;
+            return;
+        }
+        let was_empty = state.bytes.is_empty();
+        state.bytes.extend_from_slice(line.as_bytes());
+        drop(state);
+        if was_empty {
+            self.0.filled.notify_one();
+        }
+    }
+
+    /// Waits until all is written, but not for long.
+    pub(super) fn finish(&self) {
+        let state = self.0.lock();
+        let is_busy = |state: &mut State| state.writing || !state.bytes.is_empty();
+        let _ = self.0.emptied.wait_timeout_while(state, FINISH_TIMEOUT, is_busy);
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for lines, and puts them into `batch` instead of what was there.
+    fn take(&self, batch: &mut Vec<u8>) {
+        batch.clear();
+        let nothing = |state: &mut State| state.bytes.is_empty();
+        let mut state = self.filled.wait_while(self.lock(), nothing).unwrap_or_else(PoisonError::into_inner);
+        mem::swap(batch, &mut state.bytes);
+        state.writing = true;
+    }
+
+    fn wrote(&self, batch: &[u8], written: bool, format: Format) {
+        let mut state = self.lock();
+        state.writing = false;
+        if !written {
+            // A part of it may have been; nobody knows which.
+            state.lost += batch.iter().filter(|byte| **byte == b'\n').count() as u64;
+        } else if state.lost > 0 {
+            // There is room again, so it can be said.
+            let lost = mem::take(&mut state.lost);
+            state.bytes.extend_from_slice(format::lost(lost, format).as_bytes());
+        }
+        if state.bytes.is_empty() {
+            self.emptied.notify_all();
+        }
+    }
+}
+
+fn write(sink: &mut dyn Write, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match sink.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => bytes = &bytes[count..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // A pipe that somebody has made non-blocking.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(PAUSE),
+            Err(error) => {
+                thread::sleep(PAUSE);
+                return Err(error);
+            }
+        }
+    }
+    sink.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A place that takes nothing until it is told to, and fails as often as it is told to.
+    #[derive(Clone, Default)]
+    struct Slow(Arc<Place>);
+
+    #[derive(Default)]
+    struct Place {
+        taken: Mutex<Taken>,
+        opened: Condvar,
+    }
+
+    #[derive(Default)]
+    struct Taken {
+        open: bool,
+        failures: u32,
+        bytes: Vec<u8>,
+    }
+
+    impl Slow {
+        fn open(&self, failures: u32) {
+            let mut taken = self.0.taken.lock().unwrap();
+            (taken.open, taken.failures) = (true, failures);
+            self.0.opened.notify_all();
+        }
+
+        fn text(&self) -> String {
+            String::from_utf8(self.0.taken.lock().unwrap().bytes.clone()).unwrap()
+        }
+    }
+
+    impl Write for Slow {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let taken = self.0.taken.lock().unwrap();
+            let mut taken = self.0.opened.wait_while(taken, |taken| !taken.open).unwrap();
+            if taken.failures > 0 {
+                taken.failures -= 1;
+                return Err(io::Error::other("full"));
+            }
+            taken.bytes.extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_place_that_takes_nothing_stops_nobody_and_what_is_lost_is_said() {
+        let slow = Slow::default();
+        let queue = Queue::start("test", Format::Text, Box::new(slow.clone())).unwrap();
+        let line = format!("{}\n", "x".repeat(1023));
+        let count = 3 * MAX_QUEUED / line.len();
+        (0..count).for_each(|_| queue.push(&line));
+        slow.open(0);
+        queue.finish();
+        let text = slow.text();
+        let written = text.matches(&line).count();
+        assert!(written < count && written >= MAX_QUEUED / line.len(), "{written} of {count}");
+        let said = format!("log lines were lost lost={}", count - written);
+        assert!(text.contains(&said), "{said} in {}", &text[text.len() - 200..]);
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_counted() {
+        let slow = Slow::default();
+        slow.open(1);
+        let queue = Queue::start("test", Format::Text, Box::new(slow.clone())).unwrap();
+        queue.push("one\n");
+        queue.finish();
+        queue.push("two\n");
+        queue.finish();
+        let text = slow.text();
+        assert!(text.starts_with("two\n") && text.contains("lost=1\n"), "{text}");
+    }
+}

@@ -1,0 +1,105 @@
+//! The name of a request: the client's, or one that is made here.
+
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::wire::headers::REQUEST_ID;
+
+/// Longest name of a client's that is taken over.
+pub(crate) const MAX_REQUEST_ID: usize = 128;
+
+/// The headers that are looked at, in this order, unless a configuration says otherwise.
+pub(crate) const DEFAULT_HEADERS: [&str; 4] =
+    ["x-request-id", "x-correlation-id", "x-trace-id", "request-id"];
+
+/// What is never a name: it would be written into the log.
+const SECRET: [&str; 5] = ["authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key"];
+
+/// Finds names, or makes them.
+pub(super) struct RequestIds(Vec<HeaderName>);
+
+impl RequestIds {
+    pub(super) fn new(headers: &[String]) -> Self {
+        Self(headers.iter().filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok()).collect())
+    }
+
+    /// A request's name, which is its only `x-request-id` from now on.
+    pub(super) fn settle(&self, headers: &mut HeaderMap) -> HeaderValue {
+        let mut given = self.0.iter().filter_map(|name| headers.get(name));
+        let id = given.find(|value| is_good(value.as_bytes())).cloned().unwrap_or_else(new);
+        headers.insert(REQUEST_ID, id.clone());
+        id
+    }
+}
+
+/// What is wrong with a header that names are to be taken from.
+pub(crate) fn check_header(name: &str) -> Result<(), &'static str> {
+    let parsed = HeaderName::from_bytes(name.as_bytes()).map_err(|_| "not the name of a header")?;
+    match SECRET.contains(&parsed.as_str()) {
+        true => Err("that header holds a secret, which would be in the log"),
+        false => Ok(()),
+    }
+}
+
+/// Whether a client's name can be written into headers and logs as it is: bounded, printable, and nothing that would
+/// have to be quoted.
+fn is_good(id: &[u8]) -> bool {
+    let is_plain = |byte: &u8| byte.is_ascii_graphic() && !b"\"'`\\".contains(byte);
+    (1..=MAX_REQUEST_ID).contains(&id.len()) && id.iter().all(is_plain)
+}
+
+/// A new name: 128 random bits.
+pub(super) fn new() -> HeaderValue {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digits = |byte: u8| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
+    let hex = fastrand::u128(..).to_be_bytes().map(digits);
+    HeaderValue::from_bytes(hex.as_flattened()).unwrap_or_else(|_| HeaderValue::from_static("-"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settled(pairs: &[(&'static str, &[u8])]) -> (String, HeaderMap) {
+        let ids = RequestIds::new(&DEFAULT_HEADERS.map(str::to_owned));
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, HeaderValue::from_bytes(value).unwrap());
+        }
+        let id = ids.settle(&mut headers).to_str().unwrap().to_owned();
+        (id, headers)
+    }
+
+    #[test]
+    fn the_first_good_name_is_taken_and_is_the_only_one() {
+        let longest = [b'a'; MAX_REQUEST_ID];
+        for (pairs, expected) in [
+            (&[("x-request-id", &b"r-1"[..]), ("x-request-id", b"r-2")][..], "r-1"),
+            (&[("x-trace-id", b"t"), ("x-correlation-id", b"c")], "c"),
+            (&[("x-request-id", b"not good"), ("request-id", b"r")], "r"),
+            (&[("x-request-id", &longest)], std::str::from_utf8(&longest).unwrap()),
+        ] {
+            let (id, headers) = settled(pairs);
+            assert_eq!(id, expected);
+            let all: Vec<_> = headers.get_all(REQUEST_ID).iter().collect();
+            assert_eq!(all, [expected]);
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_missing_or_bad_is_made() {
+        let too_long = [b'a'; MAX_REQUEST_ID + 1];
+        let bad: [&[u8]; 8] = [b"", b"a b", b"a\"b", b"a'b", b"a\\b", b"a\tb", b"\xc3\xa4", &too_long];
+        let mut seen = std::collections::HashSet::new();
+        for id in bad.map(|bad| settled(&[("x-request-id", bad)]).0).into_iter().chain([settled(&[]).0]) {
+            assert!(id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{id}");
+            assert!(seen.insert(id));
+        }
+    }
+
+    #[test]
+    fn a_secret_is_no_name() {
+        assert_eq!(check_header("x-my-id"), Ok(()));
+        assert!(check_header("Authorization").is_err_and(|why| why.contains("secret")));
+        assert!(check_header("a b").is_err_and(|why| why.contains("not the name")));
+    }
+}

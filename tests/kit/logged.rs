@@ -1,0 +1,140 @@
+//! The built program between scripted servers, and what it logs.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::{Client, Upstream, patiently};
+
+/// Ends when a test does.
+pub struct Program {
+    child: Child,
+    address: SocketAddr,
+    lines: Arc<Mutex<Vec<String>>>,
+}
+
+impl Program {
+    /// Starts the program and waits until it listens. `args` come after what every test wants.
+    pub async fn start(prefill: &str, decode: &str, args: &[&str]) -> Self {
+        let quiet = ["--disable-health-check"];
+        Self::start_probing(prefill, decode, &[&quiet, args].concat()).await
+    }
+
+    /// Probes servers, too.
+    pub async fn start_probing(prefill: &str, decode: &str, args: &[&str]) -> Self {
+        let mut program = Self::spawn(prefill, decode, args);
+        // Whoever can connect may have met somebody else, who has taken the port meanwhile.
+        let says_so = !args.contains(&"warn");
+        patiently("the program to listen", async {
+            while !match says_so {
+                true => program.lines().iter().any(|line| line.contains("listening on ")),
+                false => tokio::net::TcpStream::connect(program.address).await.is_ok(),
+            } {
+                let ended = program.child.try_wait().expect("a child");
+                assert!(ended.is_none(), "{ended:?} {:?}", program.lines());
+                pause().await;
+            }
+        })
+        .await;
+        program
+    }
+
+    pub fn spawn(prefill: &str, decode: &str, args: &[&str]) -> Self {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = free.local_addr().expect("a bound address");
+        drop(free);
+        let port = address.port().to_string();
+        let plain =
+            ["--prefill", prefill, "8998", "--decode", decode, "--host", "127.0.0.1", "--port", &port];
+        let quiet = ["--shutdown-lame-duck-secs", "0", "--worker-threads", "1"];
+        let mut child = Command::new(env!("CARGO_BIN_EXE_mini-lb"))
+            .args(plain)
+            .args(quiet)
+            .args(["--prometheus-port", "0"])
+            .args(args)
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the built program");
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let (read, stderr) = (Arc::clone(&lines), BufReader::new(child.stderr.take().expect("a pipe")));
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                read.lock().expect("no panic").push(line);
+            }
+        });
+        Self { child, address, lines }
+    }
+
+    pub async fn between(prefill: &Upstream, decode: &Upstream, args: &[&str]) -> Self {
+        Self::start(&prefill.url(), &decode.url(), args).await
+    }
+
+    pub async fn client(&self) -> Client {
+        Client::connect(self.address).await
+    }
+
+    /// What was logged so far.
+    pub fn lines(&self) -> Vec<String> {
+        self.lines.lock().expect("no panic").clone()
+    }
+
+    /// The first line with `part`, when there is one.
+    pub async fn line(&self, part: &str) -> String {
+        patiently(part, async {
+            loop {
+                if let Some(line) = self.lines().into_iter().find(|line| line.contains(part)) {
+                    return line;
+                }
+                pause().await;
+            }
+        })
+        .await
+    }
+
+    pub fn send(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").arg(format!("-{signal}")).arg(pid).status();
+        assert!(sent.expect("kill").success());
+    }
+
+    /// Ends the program, and waits for all that it logged.
+    pub async fn ended(mut self) -> Vec<String> {
+        self.send("TERM");
+        self.exit_code().await;
+        self.lines()
+    }
+
+    pub async fn exit_code(&mut self) -> Option<i32> {
+        let status = patiently("the program's end", async {
+            loop {
+                if let Some(status) = self.child.try_wait().expect("a child") {
+                    return status;
+                }
+                pause().await;
+            }
+        })
+        .await;
+        // Its last lines are in the pipe.
+        patiently("the pipe's end", async {
+            while Arc::strong_count(&self.lines) > 1 {
+                pause().await;
+            }
+        })
+        .await;
+        status.code()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+async fn pause() {
+    tokio::time::sleep(Duration::from_millis(2)).await;
+}

@@ -1,0 +1,378 @@
+//! What the built program logs, and what it does not.
+
+#![allow(clippy::unwrap_used, reason = "clippy.toml allows it in test functions only, not in what they call")]
+
+mod kit;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kit::{Program, Step, Upstream, json};
+use serde_json::Value;
+
+const BODY: &str = r#"{"text":"the secret prompt"}"#;
+
+async fn well() -> Upstream {
+    Upstream::always(json("200 OK", r#"{"text":"the secret answer"}"#)).await
+}
+
+/// A server that closes connections, or sends a stream that breaks off.
+async fn broken(begin: &'static [u8]) -> Upstream {
+    Upstream::start(move |_| vec![Step::Send(begin.to_vec()), Step::Pause(PAUSE), Step::Close]).await
+}
+
+/// Long enough for what was sent to be taken for the answer's beginning.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A port on which nobody listens.
+fn nobody() -> String {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    format!("http://{}", free.local_addr().unwrap())
+}
+
+fn of_requests(lines: &[String]) -> Vec<&String> {
+    lines.iter().filter(|line| line.contains("mini_lb::request")).collect()
+}
+
+fn parsed(line: &str) -> Value {
+    serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
+}
+
+#[tokio::test]
+async fn the_first_line_says_what_was_understood() {
+    let (prefill, decode) = (well().await, well().await);
+    let args = ["--max-payload-size", "1000000", "--retry-max-retries", "1", "--disable-retries"];
+    let program = Program::between(&prefill, &decode, &args).await;
+    let line = program.line("listening on ").await;
+    for part in [
+        "INFO mini_lb: listening on http://127.0.0.1:",
+        ": 1 prefill, 1 decode, policy random/random, 1 worker ",
+        &format!("prefill=\"{} 8998\"", prefill.url()),
+        &format!("decode={}", decode.url()),
+        "--disable-retries",
+        "--max-payload-size 1000000",
+    ] {
+        assert!(line.contains(part), "{part} in {line}");
+    }
+    assert!(!line.contains("--retry-max-retries"), "at its default: {line}");
+}
+
+#[tokio::test]
+async fn the_first_line_says_what_a_file_has_changed_too() {
+    let folder = Folder::new("understood");
+    std::fs::write(&folder.0, "max_merge_size = 1000\nretry_max_retries = 1\n").unwrap();
+    let (prefill, decode) = (well().await, well().await);
+    let program = Program::between(&prefill, &decode, &["--config", folder.0.to_str().unwrap()]).await;
+    let line = program.line("listening on ").await;
+    assert!(line.contains("--max-merge-size 1000") && !line.contains("--retry-max-retries"), "{line}");
+}
+
+#[tokio::test]
+async fn a_request_that_goes_well_has_no_line_unless_an_access_log_is_wanted() {
+    let (prefill, decode) = (well().await, well().await);
+    let quiet = Program::between(&prefill, &decode, &[]).await;
+    assert_eq!(quiet.client().await.post("/generate", BODY).await.status(), 200);
+    assert_eq!(of_requests(&quiet.ended().await), [""; 0]);
+
+    let program = Program::between(&prefill, &decode, &["--access-log", "--log-format", "json"]).await;
+    let mut client = program.client().await;
+    client.start("POST", "/generate?key=k", &[("x-request-id", "r-1")], BODY.as_bytes()).await;
+    let answer = client.answer().await;
+    assert_eq!(client.get("/health").await.status(), 200);
+    let lines = program.ended().await;
+    let lines = of_requests(&lines);
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    let line = parsed(lines[0]);
+    for (name, expected) in [
+        ("level", "INFO".into()),
+        ("message", "request".into()),
+        ("request_id", "r-1".into()),
+        ("method", "POST".into()),
+        ("path", "/generate".into()),
+        ("status", 200.into()),
+        ("phase", "answer_body".into()),
+        ("prefill", prefill.url().into()),
+        ("decode", decode.url().into()),
+        ("attempts", 1.into()),
+        ("streaming", false.into()),
+        ("bytes_in", BODY.len().into()),
+        ("bytes_out", answer.body.len().into()),
+    ] as [(&str, Value); 13]
+    {
+        assert_eq!(line[name], expected, "{name} in {line}");
+    }
+    assert_eq!(line["retried"], Value::Null);
+    let time = |name: &str| line[name].as_f64().unwrap_or_else(|| panic!("{name} in {line}"));
+    let times =
+        ["request_ms", "sent_ms", "prefill_head_ms", "decode_head_ms", "first_byte_ms", "total_ms"].map(time);
+    // Prefill's head may come at any time after it was sent.
+    let in_order = [times[0], times[1], times[3], times[4], times[5]];
+    assert!(in_order.is_sorted() && times[1] <= times[2], "{line}");
+    assert_eq!(parsed(lines[1])["path"], "/health");
+}
+
+#[tokio::test]
+async fn each_failed_request_has_one_line_with_its_pair_phase_and_cause() {
+    let stream = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n\
+                   9\r\ndata: a\n\n\r\n";
+    for (decode, status, code, phase, cause) in [
+        (Some(broken(b"").await), 502, "decode_closed", "legs", "broke off before its answer"),
+        (Some(broken(stream).await), 200, "decode_closed", "answer_body", "broke off before its answer"),
+        (None, 502, "decode_connect", "legs", "cannot be reached"),
+        (
+            Some(Upstream::always(json("503 Service Unavailable", "{}")).await),
+            503,
+            "server_error",
+            "answer_head",
+            "answered 503",
+        ),
+    ] {
+        let prefill = Upstream::start(|_| vec![Step::Hang]).await;
+        let url = decode.as_ref().map_or_else(nobody, Upstream::url);
+        let program = Program::start(&prefill.url(), &url, &["--disable-retries"]).await;
+        let mut client = program.client().await;
+        client.start("POST", "/v1/completions", &[("x-request-id", "r-7")], BODY.as_bytes()).await;
+        assert_eq!(client.answer().await.status(), status);
+        let line = program.line("request failed").await;
+        for part in [
+            "WARN mini_lb::request: request failed: decode server ",
+            cause,
+            " request_id=r-7 method=POST path=/v1/completions ",
+            &format!(" status={status} code={code} phase={phase} "),
+            &format!(" prefill={} decode={url} attempts=1 ", prefill.url()),
+            " total_ms=",
+        ] {
+            assert!(line.contains(part), "{part:?} in {line}");
+        }
+        let lines = program.ended().await;
+        let said: Vec<_> = lines.iter().filter(|line| line.contains(" WARN ")).collect();
+        assert_eq!(said.len(), 1, "{said:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_was_sent_again_says_why() {
+    let prefill = Upstream::start(|_| vec![Step::Hang]).await;
+    let program = Program::start(&prefill.url(), &nobody(), &[]).await;
+    assert_eq!(program.client().await.post("/generate", BODY).await.status(), 502);
+    let line = program.line("request failed").await;
+    assert!(line.contains(" attempts=2 retried=decode_connect "), "{line}");
+}
+
+#[tokio::test]
+async fn a_request_that_the_end_of_the_router_cuts_off_has_failed() {
+    let hangs = || Upstream::start(|_| vec![Step::Hang]);
+    let (prefill, decode) = (hangs().await, hangs().await);
+    let program = Program::between(&prefill, &decode, &["--shutdown-grace-period-secs", "0"]).await;
+    let mut client = program.client().await;
+    client.start("POST", "/generate", &[("x-request-id", "r-9")], BODY.as_bytes()).await;
+    kit::patiently("both legs", async {
+        while prefill.seen().is_empty() || decode.seen().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let lines = program.ended().await;
+    let lines = of_requests(&lines);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains(" WARN ") && lines[0].contains(" request_id=r-9 "), "{lines:?}");
+    assert!(lines[0].contains(" code=shutdown phase=legs "), "{lines:?}");
+}
+
+#[tokio::test]
+async fn a_clients_fault_is_no_warning() {
+    let (prefill, decode) = (well().await, well().await);
+    let program = Program::between(&prefill, &decode, &[]).await;
+    assert_eq!(program.client().await.post("/generate", "no JSON").await.status(), 400);
+    assert_eq!(program.client().await.get("/nowhere").await.status(), 404);
+    program.line("code=not_found").await;
+    let lines = program.ended().await;
+    let levels: Vec<_> = of_requests(&lines).iter().map(|line| line.contains(" INFO ")).collect();
+    assert_eq!(levels, [true, true], "{lines:?}");
+}
+
+#[tokio::test]
+async fn a_request_that_its_client_cancels_is_no_warning() {
+    let (prefill, decode) = (Upstream::start(|_| vec![Step::Hang]).await, well().await);
+    let decode_hangs = Upstream::start(|_| vec![Step::Hang]).await;
+    drop(decode);
+    let program = Program::between(&prefill, &decode_hangs, &["--log-level", "debug"]).await;
+    let mut client = program.client().await;
+    client.start("POST", "/generate", &[], BODY.as_bytes()).await;
+    kit::patiently("both legs", async {
+        while prefill.seen().is_empty() || decode_hangs.seen().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    drop(client);
+    let line = program.line("request cancelled").await;
+    assert!(line.contains("DEBUG ") && line.contains(" phase=legs "), "{line}");
+    let lines = program.ended().await;
+    assert_eq!(of_requests(&lines).len(), 1, "{lines:?}");
+}
+
+#[tokio::test]
+async fn when_every_request_fails_few_lines_are_written_and_the_others_counted() {
+    let program = Program::start(&nobody(), &nobody(), &["--disable-retries"]).await;
+    let mut client = program.client().await;
+    for _ in 0..200 {
+        assert_eq!(client.post("/generate", BODY).await.status(), 502);
+    }
+    let lines = program.ended().await;
+    let written = of_requests(&lines).len();
+    // Two causes, of which each has 20 lines: either leg may be the first to fail.
+    assert!((20..=40).contains(&written), "{written}");
+    let counts = lines.iter().filter_map(|line| line.split_once(" suppressed=")?.1.parse::<usize>().ok());
+    assert_eq!(counts.sum::<usize>() + written, 200, "{lines:#?}");
+}
+
+#[tokio::test]
+async fn levels_hide_what_is_less_severe() {
+    let program = Program::start(&nobody(), &nobody(), &["--log-level", "warn"]).await;
+    let mut client = program.client().await;
+    assert_eq!(client.post("/generate", BODY).await.status(), 502);
+    assert_eq!(client.get("/nowhere").await.status(), 404);
+    let lines = program.ended().await;
+    assert!(lines.len() == 1 && lines[0].contains(" WARN mini_lb::request"), "{lines:?}");
+}
+
+#[tokio::test]
+async fn json_is_one_object_a_line_whatever_a_client_sends() {
+    let (prefill, decode) = (well().await, well().await);
+    let args = ["--access-log", "--log-format", "json", "--log-level", "debug"];
+    let program = Program::between(&prefill, &decode, &args).await;
+    let hostile: [&[u8]; 4] = [b"a\"b", b"\xff\xfe{", b"\x1b[31m", b"{\"level\":\"ERROR\"}"];
+    for id in hostile {
+        let nowhere = b"POST /x%22%0a\"'{} HTTP/1.1\r\nhost: r\r\nconnection: close\r\nx-request-id: ";
+        let encoded = b"POST /generate HTTP/1.1\r\nhost: r\r\nconnection: close\r\ncontent-encoding: ";
+        for head in [&nowhere[..], encoded] {
+            let mut client = program.client().await;
+            client.send([head, id, b"\r\ncontent-length: 0\r\n\r\n"].concat()).await;
+            client.closed().await;
+        }
+    }
+    let lines = program.ended().await;
+    let mut paths = 0;
+    for line in &lines {
+        let object = parsed(line);
+        for name in ["timestamp", "level", "target", "message"] {
+            assert!(object[name].is_string(), "{name} in {line}");
+        }
+        assert!(!line.contains(char::is_control), "{line:?}");
+        paths += usize::from(object["path"].as_str().is_some_and(|path| path.contains("%22%0a")));
+    }
+    assert!(paths >= 2, "{lines:#?}");
+}
+
+#[tokio::test]
+async fn text_stays_one_line_without_escape_sequences() {
+    let (prefill, decode) = (well().await, well().await);
+    let program = Program::between(&prefill, &decode, &[]).await;
+    let mut client = program.client().await;
+    // C1 controls, as UTF-8: what HTTP lets through in a header, and some terminals obey.
+    let encoding: &[u8] = b"\xc2\x9b31m\xe2\x80\xa8\xe2\x80\xaex";
+    let head = b"POST /generate HTTP/1.1\r\nhost: r\r\ncontent-encoding: ";
+    client.send([&head[..], encoding, b"\r\ncontent-length: 2\r\n\r\n{}"].concat()).await;
+    assert_eq!(client.answer().await.status(), 415);
+    let line = program.line("code=unsupported_encoding").await;
+    assert!(line.contains("encoded as \\u{9b}31m\\u{2028}\\u{202e}x"), "{line}");
+    assert!(!line.contains(char::is_control), "{line:?}");
+}
+
+#[tokio::test]
+async fn files_have_what_stderr_has() {
+    let folder = Folder::new("files");
+    let (prefill, decode) = (well().await, well().await);
+    let args = ["--log-dir", folder.0.to_str().unwrap(), "--access-log"];
+    let program = Program::between(&prefill, &decode, &args).await;
+    for _ in 0..3 {
+        assert_eq!(program.client().await.post("/generate", BODY).await.status(), 200);
+    }
+    let lines = program.ended().await;
+    let files: Vec<PathBuf> =
+        std::fs::read_dir(&folder.0).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(files.len(), 1, "{files:?}");
+    let name = files[0].file_name().unwrap().to_str().unwrap();
+    assert!(name.starts_with("mini-lb.20") && name.len() == "mini-lb.2026-01-31.log".len(), "{name}");
+    let text = std::fs::read_to_string(&files[0]).unwrap();
+    assert_eq!(text.lines().collect::<Vec<_>>(), lines);
+    assert_eq!(of_requests(&lines).len(), 3);
+}
+
+#[tokio::test]
+async fn a_folder_that_cannot_be_written_is_named() {
+    let folder = Folder::new("taken");
+    std::fs::write(&folder.0, "a file").unwrap();
+    let mut program = Program::spawn("http://a:1", "http://b:1", &["--log-dir", folder.0.to_str().unwrap()]);
+    assert_eq!(program.exit_code().await, Some(2));
+    let lines = program.lines();
+    let said = format!("error: --log-dir {}: ", folder.0.display());
+    assert!(lines.len() == 1 && lines[0].starts_with(&said), "{lines:?}");
+}
+
+#[tokio::test]
+async fn secrets_are_never_logged() {
+    let folder = Folder::new("secrets");
+    let prefill = Upstream::always(json("200 OK", "the secret prefill")).await;
+    let refusal = json("500 Internal Server Error", "{\"error\":\"the secret refusal\"}");
+    let refuses = Upstream::always(refusal).await;
+    let args = ["--log-level", "debug", "--access-log", "--log-dir", folder.0.to_str().unwrap()];
+    for decode in [well().await, refuses, broken(b"HTTP/1.1 200 the secret head\r\n").await] {
+        let program = Program::between(&prefill, &decode, &args).await;
+        let mut client = program.client().await;
+        let headers = [
+            ("authorization", "Bearer secret-key"),
+            ("x-api-key", "secret-key"),
+            ("cookie", "secret-cookie"),
+            ("x-custom", "secret-header"),
+        ];
+        for target in
+            ["/generate?api_key=secret-query", "/flush_cache?key=secret-query", "/none?secret-query"]
+        {
+            client.start("POST", target, &headers, BODY.as_bytes()).await;
+            client.answer().await;
+        }
+        client
+            .start("POST", "/generate", &headers, b"{\"text\":\"the secret prompt\", the secret error}")
+            .await;
+        client.answer().await;
+        client.send(b"GET /health HTTP/1.1\r\nx-secret: the secret head\r\n\r\n").await;
+        client.answer().await;
+        let lines = program.ended().await;
+        assert!(of_requests(&lines).len() >= 5, "{lines:?}");
+        let secret = lines.iter().find(|line| line.contains("secret"));
+        assert_eq!(secret, None);
+    }
+    for entry in std::fs::read_dir(&folder.0).unwrap() {
+        assert!(!std::fs::read_to_string(entry.unwrap().path()).unwrap().contains("secret\u{20}"));
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_fails_has_a_line() {
+    let (prefill, url) = (well().await, nobody());
+    let args = ["--health-failure-threshold", "1"];
+    let program = Program::start_probing(&prefill.url(), &url, &args).await;
+    program.line(&format!("WARN mini_lb::upstream::backend: decode server {url} is not up")).await;
+    program
+        .line(&format!("INFO mini_lb::upstream::backend: prefill server {} is healthy", prefill.url()))
+        .await;
+}
+
+/// A folder of one test's, gone when it ends.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("mini-lb-logs-{name}-{}", std::process::id()));
+        Self(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
