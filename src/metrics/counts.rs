@@ -1,11 +1,10 @@
 //! What one worker has counted: plain numbers, added up when somebody asks.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use super::histogram::{Histogram, Scale};
 use crate::record::{Ending, Finished, Kind, Phase, RetryCause};
-use crate::upstream::Role;
+use crate::upstream::{IdMap, Role};
 
 /// Of whole requests: 1 ms to 1,000 s.
 pub(super) static TIMES: Scale<19> = Scale::micros([
@@ -74,7 +73,7 @@ pub(super) struct Counts {
     pub(super) ran_on: [Histogram<14>; 2],
     /// By the code, of which there are as many as the program has. Few happen.
     pub(super) errors: Vec<(&'static str, u64)>,
-    pub(super) pairs: HashMap<PairKey, Phases>,
+    pub(super) pairs: IdMap<PairKey, Phases>,
 }
 
 /// The ids of a prefill and a decode server; `None` is all pairs that are not counted by themselves.

@@ -4,13 +4,12 @@
 //! any monitoring takes. The first [`MAX_PAIRS`] that are seen have series of their
 //! own; the rest share one. A pair's place is free again when one of its servers is gone.
 
-use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 
 use super::counts::PairKey;
-use crate::upstream::ServerPair;
+use crate::upstream::{IdMap, ServerPair};
 
 /// Pairs that have series of their own: 42 each.
 pub(super) const MAX_PAIRS: usize = 128;
@@ -26,7 +25,7 @@ pub(super) struct Urls {
 #[derive(Default)]
 pub(super) struct Pairs {
     /// Read by every request, changed for a new pair.
-    named: ArcSwap<HashMap<(u64, u64), Urls>>,
+    named: ArcSwap<IdMap<(u64, u64), Urls>>,
     changing: Mutex<()>,
 }
 
@@ -45,7 +44,7 @@ impl Pairs {
     fn name(&self, key: (u64, u64), pair: &ServerPair) -> bool {
         // The map is replaced as a whole, whatever happens under the lock.
         let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut named = HashMap::clone(&self.named.load());
+        let mut named = IdMap::clone(&self.named.load());
         if named.len() >= MAX_PAIRS {
             return named.contains_key(&key);
         }
@@ -57,10 +56,10 @@ impl Pairs {
     }
 
     /// Forgets the pairs of which a server is gone, and returns those that stay.
-    pub(super) fn retain(&self, is_there: impl Fn(u64) -> bool) -> HashMap<(u64, u64), Urls> {
+    pub(super) fn retain(&self, is_there: impl Fn(u64) -> bool) -> IdMap<(u64, u64), Urls> {
         let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.named.load_full();
-        let mut named = HashMap::clone(&before);
+        let mut named = IdMap::clone(&before);
         named.retain(|(prefill, decode), _| is_there(*prefill) && is_there(*decode));
         if named.len() < before.len() {
             self.named.store(named.clone().into());

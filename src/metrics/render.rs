@@ -1,6 +1,6 @@
 //! The list of all metrics, and their values as text. `docs/METRICS.md` is compared with it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use super::counts::{
     CANCELLATIONS, Counts, ENDINGS, PHASE_TIMES, PairKey, Phases, SHORT_TIMES, TIMES, status_label,
@@ -11,7 +11,7 @@ use super::process::Process;
 use super::queue::{Queue, Refusal};
 use super::text::{Family, Text};
 use crate::record::{Kind, RetryCause};
-use crate::upstream::{Backend, Connections, Fleet, Outcome, Role};
+use crate::upstream::{Backend, Connections, Fleet, IdMap, Outcome, Role};
 
 const ROLES: [Role; 2] = [Role::Prefill, Role::Decode];
 const STREAMING: [&str; 2] = ["false", "true"];
@@ -79,7 +79,7 @@ families! {
 
 pub(super) fn render(
     counts: &Counts,
-    named: &HashMap<(u64, u64), Urls>,
+    named: &IdMap<(u64, u64), Urls>,
     queue: &Queue,
     fleet: &Fleet,
 ) -> String {
@@ -172,7 +172,7 @@ fn router(text: &mut Text, counts: &Counts) {
     text.histogram(&RELAYING, &[], &SHORT_TIMES, &counts.relaying);
 }
 
-fn pairs(text: &mut Text, counted: &HashMap<PairKey, Phases>, named: &HashMap<(u64, u64), Urls>) {
+fn pairs(text: &mut Text, counted: &IdMap<PairKey, Phases>, named: &IdMap<(u64, u64), Urls>) {
     let urls = |key: &PairKey| match key {
         Some(key) => named.get(key).map(|urls| (urls.prefill.as_str(), urls.decode.as_str())),
         None => Some((OTHER, OTHER)),

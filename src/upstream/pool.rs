@@ -7,7 +7,6 @@
 //! also how a request is cancelled at the server. The pool never retries, never
 //! picks a server, and never looks into a body.
 
-use std::collections::HashMap;
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -18,6 +17,7 @@ use bytes::{Bytes, BytesMut};
 use super::conn::{Conn, ConnError, SendError, Sent, Stream};
 use super::connections::{ConnectionCounts, Shard};
 use super::dial::DialError;
+use super::ids::IdMap;
 use super::{Backend, Dialer, SocketOptions};
 use crate::wire::answer::Head;
 use crate::wire::request::LegRequest;
@@ -32,7 +32,7 @@ const SHORTEST_SWEEP: Duration = Duration::from_millis(1);
 /// The connections of one worker.
 pub(crate) struct Pools {
     /// By [`Backend::id`]. Only its worker's thread takes this lock, as that of a [`Pool`].
-    pools: Mutex<HashMap<u64, Arc<Pool>>>,
+    pools: Mutex<IdMap<u64, Arc<Pool>>>,
     max_idle: usize,
     /// Where this worker counts connections.
     shard: Shard,
@@ -66,7 +66,7 @@ impl Pools {
         Self { memory: Some(connector), ..Self::new(options) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Pool>>> {
+    fn lock(&self) -> MutexGuard<'_, IdMap<u64, Arc<Pool>>> {
         // Nothing under the lock leaves the map half changed.
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
