@@ -61,12 +61,7 @@ impl MiniLoadBalancer {
     ///
     /// The address is in use, not this machine's, or not allowed; the message names it.
     pub async fn bind(&self) -> io::Result<TcpListener> {
-        let host = self.host.trim_start_matches('[').trim_end_matches(']');
-        let shown = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
-        let bound = TcpListener::bind((host, self.port)).await;
-        bound.map_err(|error| {
-            io::Error::new(error.kind(), format!("cannot listen on {shown}:{}: {error}", self.port))
-        })
+        server::listen(&self.host, self.port).await
     }
 
     /// Serves clients of `listener` until `shutdown` ends. From then on `/ready` says 503; after the lame-duck time no

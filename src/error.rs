@@ -19,10 +19,11 @@ use crate::upstream::{
     Backend, ConnError, DialError, MAX_SERVERS_PER_ROLE, NotChanged, Outcome, Role, SendError,
 };
 use crate::wire::answer::BadAnswer;
+use crate::wire::pieces::Pieces;
 use crate::wire::shape::BadBody;
 
 /// An answer that is complete: the router's own.
-pub(crate) type Reply = Response<Full<Bytes>>;
+pub(crate) type Reply = Response<Full<Pieces>>;
 
 /// Why a request got no answer from a server.
 #[derive(Debug)]
@@ -212,7 +213,7 @@ impl Error {
 
 /// A complete answer of JSON.
 pub(crate) fn json_reply(status: StatusCode, body: impl Into<Bytes>) -> Reply {
-    let mut reply = Response::new(Full::new(body.into()));
+    let mut reply = Response::new(Full::new(body.into().into()));
     *reply.status_mut() = status;
     reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     reply

@@ -5,13 +5,14 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc::{self, Receiver};
+use std::process::Output;
 use std::time::{Duration, Instant};
 
+mod kit;
 #[path = "../src/cli/unsupported.rs"]
 mod unsupported;
 
+use kit::program::{self, Program, free_port};
 use unsupported::{ACCEPTED, POLICIES, REFUSED};
 
 /// No step takes anywhere near this long; it only bounds a test that fails.
@@ -122,8 +123,8 @@ fn documented_command_line_starts_answers_and_ends_with_0_on_sigterm() {
     let typed = "--pd-disaggregation --mini-lb --prefill http://127.0.0.1:1 8998 \
                  --prefill http://127.0.0.1:2 none --decode http://127.0.0.1:3 --host 127.0.0.1 \
                  --policy random --request-timeout-secs 1800 --log-level info --port";
-    let mut router = Running::start(typed.split_whitespace().chain([port.as_str()]));
-    let line = router.wait_for_line("listening on ");
+    let mut router = Program::start(typed.split_whitespace().chain([port.as_str()]));
+    let line = router.wait_for("listening on ");
     let said = format!("listening on http://127.0.0.1:{port}: 2 prefill, 1 decode, policy random/random, ");
     assert!(line.contains(&said), "{line}");
     assert!(line.contains(" worker ") || line.contains(" workers "), "{line}");
@@ -137,11 +138,11 @@ fn documented_command_line_starts_answers_and_ends_with_0_on_sigterm() {
 fn sigterm_makes_the_router_unready_before_it_takes_no_more_connections() {
     let port = free_port().to_string();
     let typed = ["--disable-health-check", "--port", &port, LAME_DUCK, "1"];
-    let mut router = Running::start_plain(&typed);
+    let mut router = start_plain(&typed);
     assert_eq!(get("/ready", &port), "HTTP/1.1 200 OK");
     let told = Instant::now();
     router.send("TERM");
-    router.wait_for_line("shutting down");
+    router.wait_for("shutting down");
     assert_eq!(get("/ready", &port), "HTTP/1.1 503 Service Unavailable");
     assert_eq!(router.exit_code(), Some(0));
     assert!(told.elapsed() >= Duration::from_secs(1), "{:?}", told.elapsed());
@@ -149,8 +150,8 @@ fn sigterm_makes_the_router_unready_before_it_takes_no_more_connections() {
 
 #[test]
 fn sigint_ends_the_program_with_0() {
-    let mut router = Running::start_plain(&[]);
-    router.wait_for_line("listening on ");
+    let mut router = start_plain(&[]);
+    router.wait_for("listening on ");
     router.send("INT");
     assert_eq!(router.exit_code(), Some(0));
 }
@@ -159,8 +160,8 @@ fn sigint_ends_the_program_with_0() {
 fn second_signal_ends_the_program_although_a_request_is_open() {
     let mut open = OpenRequest::start(&[]);
     open.router.send("TERM");
-    open.router.wait_for_line("SIGTERM received; ");
-    assert_eq!(open.router.child.try_wait().unwrap(), None, "the first signal must leave the request open");
+    open.router.wait_for("SIGTERM received; ");
+    assert!(open.router.is_running(), "the first signal must leave the request open");
     open.router.send("TERM");
     assert_eq!(open.router.exit_code(), Some(0));
 }
@@ -182,14 +183,14 @@ fn request_timeout_bounds_how_long_a_request_stays_open() {
 #[test]
 fn max_payload_size_bounds_a_request_body() {
     let port = free_port().to_string();
-    let _router = Running::start_plain(&["--max-payload-size", "11", "--port", &port]);
+    let _router = start_plain(&["--max-payload-size", "11", "--port", &port]);
     assert_eq!(status_line(post_generate(&port)), "HTTP/1.1 413 Payload Too Large");
 }
 
 #[test]
 fn log_level_says_what_is_logged() {
     let port = free_port().to_string();
-    let mut router = Running::start_plain(&["--log-level", "error", "--port", &port]);
+    let mut router = start_plain(&["--log-level", "error", "--port", &port]);
     assert_eq!(get("/health", &port), "HTTP/1.1 200 OK");
     router.send("TERM");
     assert_eq!(router.exit_code(), Some(0));
@@ -204,8 +205,8 @@ fn listening_line_names_policies_and_workers() {
         ("--policy round_robin --decode-policy random", "policy round_robin/random, "),
         ("--prefill-policy round_robin", "policy round_robin/random, "),
     ] {
-        let router = Running::start_plain(&typed.split_whitespace().collect::<Vec<_>>());
-        let line = router.wait_for_line("listening on ");
+        let router = start_plain(&typed.split_whitespace().collect::<Vec<_>>());
+        let line = router.wait_for("listening on ");
         assert!(line.contains(said), "{typed}: {line}");
     }
 }
@@ -219,16 +220,16 @@ fn a_prefill_port_may_be_left_out_before_any_other_flag() {
     ] {
         let port = free_port().to_string();
         let router =
-            Running::start(["--host=127.0.0.1", "--port", &port].into_iter().chain(typed.split_whitespace()));
-        let line = router.wait_for_line("listening on ");
+            Program::start(["--host=127.0.0.1", "--port", &port].into_iter().chain(typed.split_whitespace()));
+        let line = router.wait_for("listening on ");
         assert!(line.contains(": 2 prefill, 1 decode, "), "{typed}: {line}");
     }
 }
 
 #[test]
 fn flags_whose_request_is_already_fulfilled_are_accepted() {
-    let router = Running::start_plain(ACCEPTED);
-    router.wait_for_line("listening on ");
+    let router = start_plain(ACCEPTED);
+    router.wait_for("listening on ");
 }
 
 #[test]
@@ -242,8 +243,8 @@ fn every_other_option_is_accepted() {
                  --cors-allowed-origins http://a.example http://b.example,http://c.example --worker-api-key a \
                  --worker-api-key-replaces-authorization --admin-api-key b --api-key c \
                  --health-check-timeout-secs 1 --health-failure-threshold 1 --health-success-threshold 1";
-    let router = Running::start_plain(&typed.split_whitespace().collect::<Vec<_>>());
-    router.wait_for_line("listening on ");
+    let router = start_plain(&typed.split_whitespace().collect::<Vec<_>>());
+    router.wait_for("listening on ");
 }
 
 #[test]
@@ -259,7 +260,7 @@ fn keys_are_read_from_the_command_line_and_from_files_and_are_in_no_log() {
     let admin = file("admin", "secret-4\n");
     let port = free_port().to_string();
     let admin_port = free_port().to_string();
-    let router = Running::start_plain(&[
+    let router = start_plain(&[
         "--port",
         &port,
         "--prometheus-port",
@@ -306,17 +307,9 @@ fn keys_are_read_from_the_command_line_and_from_files_and_are_in_no_log() {
 #[test]
 fn the_last_of_a_repeated_flag_wins() {
     let port = free_port().to_string();
-    let router = Running::start_plain(&[
-        "--port",
-        "1",
-        "--policy",
-        "random",
-        "--policy",
-        "round_robin",
-        "--port",
-        &port,
-    ]);
-    let line = router.wait_for_line("listening on ");
+    let router =
+        start_plain(&["--port", "1", "--policy", "random", "--policy", "round_robin", "--port", &port]);
+    let line = router.wait_for("listening on ");
     assert!(
         line.contains(&format!(":{port}: ")) && line.contains("policy round_robin/round_robin"),
         "{line}"
@@ -487,15 +480,15 @@ fn every_flag_of_sglang_router_is_supported_accepted_or_refused() {
 
 #[test]
 fn values_are_not_mistaken_for_unsupported_flags() {
-    let router = Running::start_plain(&["--prefill-bootstrap-host", "http://127.0.0.1:1", "api-key"]);
-    router.wait_for_line("listening on ");
+    let router = start_plain(&["--prefill-bootstrap-host", "http://127.0.0.1:1", "api-key"]);
+    router.wait_for("listening on ");
     let stderr = refused(["--prefill=--api-key", "--decode", "http://127.0.0.1:2"].into_iter());
     assert!(stderr.starts_with("error: --prefill --api-key: "), "{stderr}");
 }
 
 #[test]
 fn help_is_grouped_and_shows_every_flag_with_its_default() {
-    let output = finish(spawn(["--help"].into_iter()));
+    let output = finish(["--help"]);
     assert_eq!(output.status.code(), Some(0));
     let help = String::from_utf8(output.stdout).unwrap();
     let mut rest = help.as_str();
@@ -536,9 +529,9 @@ fn help_is_grouped_and_shows_every_flag_with_its_default() {
 
 #[test]
 fn help_and_version_are_answered_before_anything_is_refused() {
-    let output = finish(spawn(["-h", "--api-key", "x"].into_iter()));
+    let output = finish(["-h", "--api-key", "x"]);
     assert_eq!(output.status.code(), Some(0));
-    let output = finish(spawn(["--version"].into_iter()));
+    let output = finish(["--version"]);
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(
         String::from_utf8(output.stdout).unwrap(),
@@ -551,7 +544,7 @@ fn an_address_in_use_is_named_with_exit_code_1() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     let typed = ["--host", "127.0.0.1", "--log-level", "error", "--port"];
-    let output = finish(spawn(SERVERS.into_iter().chain(typed).chain([port.to_string().as_str()])));
+    let output = finish(SERVERS.into_iter().chain(typed).chain([port.to_string().as_str()]));
     let stderr = String::from_utf8(output.stderr).unwrap();
     let (said, reason) = stderr.split_at(stderr.find(": Addr").unwrap_or_default());
     assert_eq!(said, format!("error: cannot listen on 127.0.0.1:{port}"), "{stderr}");
@@ -559,62 +552,16 @@ fn an_address_in_use_is_named_with_exit_code_1() {
     assert_eq!(output.status.code(), Some(1));
 }
 
-/// A program that is expected to go on, killed when the test ends.
-struct Running {
-    child: Child,
-    lines: Receiver<String>,
-}
-
-impl Running {
-    fn start<'a>(args: impl Iterator<Item = &'a str>) -> Self {
-        let mut child = spawn(args);
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        let (sender, lines) = mpsc::channel();
-        std::thread::spawn(move || {
-            stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
-        });
-        Self { child, lines }
-    }
-
-    /// With two servers and a free port, before `args`.
-    fn start_plain(args: &[&str]) -> Self {
-        let port = free_port().to_string();
-        let plain = SERVERS.into_iter().chain(["--host", "127.0.0.1", "--port", &port, LAME_DUCK, "0"]);
-        Self::start(plain.chain(args.iter().copied()))
-    }
-
-    fn wait_for_line(&self, part: &str) -> String {
-        let deadline = Instant::now() + DEADLINE;
-        let mut seen = Vec::new();
-        loop {
-            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(line) if line.contains(part) => return line,
-                Ok(line) => seen.push(line),
-                Err(error) => panic!("no line with {part:?} ({error}) after {seen:?}"),
-            }
-        }
-    }
-
-    fn send(&self, signal: &str) {
-        let status = Command::new("kill").arg(format!("-{signal}")).arg(self.child.id().to_string()).status();
-        assert!(status.unwrap().success());
-    }
-
-    fn exit_code(&mut self) -> Option<i32> {
-        wait(&mut self.child).code()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// The program with two servers and a free port, before `args`.
+fn start_plain(args: &[&str]) -> Program {
+    let port = free_port().to_string();
+    let plain = SERVERS.into_iter().chain(["--host", "127.0.0.1", "--port", &port, LAME_DUCK, "0"]);
+    Program::start(plain.chain(args.iter().copied()))
 }
 
 /// A request that nobody answers: it is with the prefill server, which is silent.
 struct OpenRequest {
-    router: Running,
+    router: Program,
     client: TcpStream,
     _servers: [TcpListener; 2],
     _leg: TcpStream,
@@ -629,50 +576,25 @@ impl OpenRequest {
         let typed = ["--prefill", &prefill, "--decode", &decode, "--host", "127.0.0.1", "--port", &port];
         // Or a probe would be taken for the leg.
         let quiet = ["--disable-health-check", LAME_DUCK, "0"];
-        let router = Running::start(typed.into_iter().chain(quiet).chain(args.iter().copied()));
+        let router = Program::start(typed.into_iter().chain(quiet).chain(args.iter().copied()));
         let client = post_generate(&port);
         let leg = accept(&servers[0]);
         Self { router, client, _servers: servers, _leg: leg }
     }
 }
 
-fn spawn<'a>(args: impl Iterator<Item = &'a str>) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mini-lb"));
-    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.spawn().unwrap()
-}
-
-fn wait(child: &mut Child) -> std::process::ExitStatus {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            return status;
-        }
-        if Instant::now() > deadline {
-            let _ = child.kill();
-            panic!("the program still runs");
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
-/// The output of a program that is expected to end by itself, and to say less than a pipe holds.
-fn finish(mut child: Child) -> Output {
-    wait(&mut child);
-    child.wait_with_output().unwrap()
+/// The output of a program that is expected to end by itself.
+fn finish<'a>(args: impl IntoIterator<Item = &'a str>) -> Output {
+    program::output(args, &[])
 }
 
 /// What a program says that refuses its command line.
 fn refused<'a>(args: impl Iterator<Item = &'a str>) -> String {
-    let output = finish(spawn(args));
+    let output = finish(args);
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{stderr}");
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "");
     stderr
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Connects as soon as somebody listens.

@@ -59,9 +59,8 @@ impl Admin {
     }
 
     fn metrics(&self) -> Reply {
-        self.metrics.queue().set_limit(self.gate.queue_size());
-        let mut reply =
-            Response::new(Full::new(self.metrics.to_text(&self.workers.fleet().snapshot()).into()));
+        let text = self.metrics.to_text(&self.workers.fleet().snapshot(), &self.gate);
+        let mut reply = Response::new(Full::new(Bytes::from(text).into()));
         reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(METRICS_TYPE));
         reply
     }

@@ -153,7 +153,7 @@ impl Control {
             match ask(&self.pools, Arc::clone(server), question.clone()).await.outcome {
                 Ok((mut head, body)) => {
                     headers::for_client(&mut head.headers);
-                    return Ok(Response::from_parts(head, Full::new(body)));
+                    return Ok(Response::from_parts(head, Full::new(body.into())));
                 }
                 Err(error) => first_error = first_error.or(Some(error)),
             }

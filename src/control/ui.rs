@@ -33,7 +33,7 @@ const HEADERS: [(HeaderName, &str); 5] = [
 
 /// The page.
 pub(super) fn page() -> Reply {
-    let mut reply = Response::new(Full::new(Bytes::from_static(PAGE.as_bytes())));
+    let mut reply = Response::new(Full::new(Bytes::from_static(PAGE.as_bytes()).into()));
     for (name, value) in HEADERS {
         reply.headers_mut().insert(name, HeaderValue::from_static(value));
     }

@@ -19,8 +19,9 @@ use std::time::Duration;
 
 use counts::Counts;
 use pairs::Pairs;
-pub(crate) use queue::{Queue, Refusal};
+pub(crate) use queue::Queue;
 
+use crate::gate::Gate;
 use crate::record::{Finished, Observer};
 use crate::upstream::Fleet;
 
@@ -46,7 +47,7 @@ impl Metrics {
     }
 
     /// All numbers as text. Those of servers, and of pairs, are of the servers in `fleet`.
-    pub(crate) fn to_text(&self, fleet: &Fleet) -> String {
+    pub(crate) fn to_text(&self, fleet: &Fleet, gate: &Gate) -> String {
         let is_there = |id| fleet.known_servers().any(|server| server.id() == id);
         let named = self.pairs.retain(is_there);
         let mut total = Counts::default();
@@ -55,7 +56,7 @@ impl Metrics {
             counts.pairs.retain(|pair, _| pair.is_none_or(|pair| named.contains_key(&pair)));
             total.add(&counts);
         }
-        render::render(&total, &named, &self.queue, fleet)
+        render::render(&total, &named, (&self.queue, gate), fleet)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Arc<WorkerMetrics>>> {

@@ -8,8 +8,9 @@ use super::counts::{
 use super::histogram::Histogram;
 use super::pairs::Urls;
 use super::process::Process;
-use super::queue::{Queue, Refusal};
+use super::queue::Queue;
 use super::text::{Family, Text};
+use crate::gate::Gate;
 use crate::record::{Kind, RetryCause};
 use crate::upstream::{Backend, Connections, Fleet, IdMap, Outcome, Role};
 
@@ -80,7 +81,7 @@ families! {
 pub(super) fn render(
     counts: &Counts,
     named: &IdMap<(u64, u64), Urls>,
-    queue: &Queue,
+    (queue, gate): (&Queue, &Gate),
     fleet: &Fleet,
 ) -> String {
     let mut text = Text::default();
@@ -88,7 +89,7 @@ pub(super) fn render(
     endings(&mut text, counts);
     router(&mut text, counts);
     pairs(&mut text, &counts.pairs, named);
-    waiting(&mut text, queue);
+    waiting(&mut text, queue, gate);
     roles(&mut text, fleet);
     backends(&mut text, fleet);
     text.family(&BUILD);
@@ -199,16 +200,16 @@ fn pairs(text: &mut Text, counted: &IdMap<PairKey, Phases>, named: &IdMap<(u64, 
     }
 }
 
-fn waiting(text: &mut Text, queue: &Queue) {
+fn waiting(text: &mut Text, queue: &Queue, gate: &Gate) {
     text.family(&QUEUE_LENGTH);
-    text.value(&QUEUE_LENGTH, &[], queue.length());
+    text.value(&QUEUE_LENGTH, &[], gate.waiting());
     text.family(&QUEUE_LIMIT);
-    text.value(&QUEUE_LIMIT, &[], queue.limit());
+    text.value(&QUEUE_LIMIT, &[], gate.queue_size());
     text.family(&QUEUE_WAIT);
     text.histogram(&QUEUE_WAIT, &[], &TIMES, &queue.waits());
     text.family(&QUEUE_REFUSED);
-    for why in Refusal::ALL {
-        text.value(&QUEUE_REFUSED, &[("reason", why.as_str())], queue.refused(why));
+    for (reason, count) in queue.refused() {
+        text.value(&QUEUE_REFUSED, &[("reason", reason)], count);
     }
 }
 

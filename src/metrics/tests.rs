@@ -4,32 +4,20 @@ use std::sync::Arc;
 
 use super::pairs::MAX_PAIRS;
 use super::*;
+use crate::gate::{Caps, GateOptions};
 use crate::record::{Kind, Recorder};
-use crate::upstream::{Address, HealthOptions, InFlight, LiveFleet, PrefillSpec, RoundRobin, Sent, Wanted};
+use crate::upstream::{InFlight, LiveFleet, Sent, Wanted};
 
-/// Servers that are never asked.
-fn wanted(prefill: usize, decode: usize) -> Wanted {
-    let address = |role: &str, number| Address::parse(&format!("http://{role}-{number}:80")).unwrap();
-    let spec = |number| PrefillSpec {
-        bootstrap_host: "p".into(),
-        address: address("prefill", number),
-        bootstrap_port: None,
+/// All numbers, where no request is limited.
+fn shown(metrics: &Metrics, fleet: &LiveFleet) -> String {
+    let gate = GateOptions {
+        max_concurrent: None,
+        queue_size: 0,
+        queue_timeout: Duration::from_secs(1),
+        rate: None,
+        caps: Caps::NONE,
     };
-    Wanted {
-        prefill: (0..prefill).map(spec).collect(),
-        decode: (0..decode).map(|number| address("decode", number)).collect(),
-        prefill_policy: Arc::new(RoundRobin::default()),
-        decode_policy: Arc::new(RoundRobin::default()),
-        health: HealthOptions {
-            enabled: false,
-            interval: Duration::from_secs(1),
-            timeout: Duration::from_secs(1),
-            failure_threshold: 1,
-            success_threshold: 1,
-            startup_interval: Duration::from_secs(1),
-            startup_timeout: Duration::from_secs(1_800),
-        },
-    }
+    metrics.to_text(&fleet.snapshot(), &Gate::new(&gate))
 }
 
 /// A request that goes well on the next pair.
@@ -61,12 +49,12 @@ const GAPS: &str = "mini_lb_pair_gap_seconds_count";
 
 #[test]
 fn workers_add_up() {
-    let (metrics, fleet) = (Metrics::default(), LiveFleet::new(wanted(1, 1)));
+    let (metrics, fleet) = (Metrics::default(), LiveFleet::new(Wanted::unknown(1, 1)));
     for requests in [1, 2] {
         let recorder = Recorder::new(vec![metrics.worker() as _]);
         (0..requests).for_each(|_| request(&recorder, &fleet));
     }
-    let text = metrics.to_text(&fleet.snapshot());
+    let text = shown(&metrics, &fleet);
     let ok = r#"mini_lb_requests_total{endpoint="generate",status="200",streaming="false"} 3"#;
     assert!(text.contains(ok), "{text}");
     assert_eq!(series(&text, GAPS), [(r#"prefill="http://prefill-0:80",decode="http://decode-0:80""#, 3)]);
@@ -77,22 +65,22 @@ fn pairs_without_a_place_share_one_until_a_server_goes() {
     let metrics = Metrics::default();
     // In turns, so that each pair is seen once: the numbers have no common divisor.
     let (prefill, decode) = (16, 9);
-    let fleet = LiveFleet::new(wanted(prefill, decode));
+    let fleet = LiveFleet::new(Wanted::unknown(prefill, decode));
     let recorder = Recorder::new(vec![metrics.worker() as _]);
     for _ in 0..prefill * decode {
         request(&recorder, &fleet);
     }
-    let text = metrics.to_text(&fleet.snapshot());
+    let text = shown(&metrics, &fleet);
     let gaps = series(&text, GAPS);
     assert_eq!(gaps.len(), MAX_PAIRS + 1);
     let other = r#"prefill="other",decode="other""#;
     assert!(gaps.contains(&(other, (prefill * decode - MAX_PAIRS) as u64)), "{gaps:?}");
 
-    fleet.become_as(wanted(2, 2));
+    fleet.become_as(Wanted::unknown(2, 2));
     let gaps_of = |text: &str| series(text, GAPS).len();
-    assert!(gaps_of(&metrics.to_text(&fleet.snapshot())) <= 2 * 2 + 1, "the others' series are gone");
+    assert!(gaps_of(&shown(&metrics, &fleet)) <= 2 * 2 + 1, "the others' series are gone");
     (0..4).for_each(|_| request(&recorder, &fleet));
-    let text = metrics.to_text(&fleet.snapshot());
+    let text = shown(&metrics, &fleet);
     assert!(text.contains(r#"mini_lb_pair_gap_seconds_count{prefill="http://prefill-1:80""#), "{text}");
     // Numbers never fall while their series is there.
     assert!(series(&text, GAPS).contains(&(other, (prefill * decode - MAX_PAIRS) as u64)));
@@ -100,8 +88,8 @@ fn pairs_without_a_place_share_one_until_a_server_goes() {
 
 #[test]
 fn every_family_is_described_once() {
-    let fleet = LiveFleet::new(wanted(1, 1));
-    let text = Metrics::default().to_text(&fleet.snapshot());
+    let fleet = LiveFleet::new(Wanted::unknown(1, 1));
+    let text = shown(&Metrics::default(), &fleet);
     let mut described: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
     let count = described.len();
     described.sort_unstable();

@@ -3,9 +3,7 @@
 use std::sync::Mutex;
 
 use super::*;
-use crate::upstream::{
-    Address, HealthOptions, InFlight, LiveFleet, Outcome, PrefillSpec, Random, Sent, Wanted,
-};
+use crate::upstream::{InFlight, LiveFleet, Outcome, Sent, Wanted};
 
 /// What an observer has seen.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -49,29 +47,7 @@ impl Observer for Eyes {
 }
 
 fn pair() -> ServerPair {
-    let address = |url| Address::parse(url).unwrap();
-    let health = HealthOptions {
-        enabled: false,
-        interval: Duration::from_secs(1),
-        timeout: Duration::from_secs(1),
-        failure_threshold: 1,
-        success_threshold: 1,
-        startup_interval: Duration::from_secs(1),
-        startup_timeout: Duration::from_secs(1_800),
-    };
-    let prefill = address("http://prefill:1");
-    let fleet = LiveFleet::new(Wanted {
-        prefill: vec![PrefillSpec {
-            bootstrap_host: prefill.host.clone(),
-            address: prefill,
-            bootstrap_port: None,
-        }],
-        decode: vec![address("http://decode:2")],
-        prefill_policy: Arc::new(Random),
-        decode_policy: Arc::new(Random),
-        health,
-    });
-    fleet.now().select_pair().unwrap()
+    LiveFleet::new(Wanted::unknown(1, 1)).now().select_pair().unwrap()
 }
 
 /// What is seen of a request to which `happens`.

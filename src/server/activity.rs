@@ -13,7 +13,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use http_body_util::{Either, Full};
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -176,7 +175,7 @@ impl Drop for Busy {
 
 /// The body of an answer: relayed from a server, or the router's own. The request is under way until it is dropped.
 pub(super) struct AnswerBody<B> {
-    body: Either<Relay, Full<Bytes>>,
+    body: Either<Relay, Full<Pieces>>,
     under_way: B,
     /// The request's place among those that may be under way.
     _place: Option<Place>,
@@ -186,19 +185,12 @@ pub(super) struct AnswerBody<B> {
 
 impl<B> AnswerBody<B> {
     pub(super) fn new(
-        body: Either<Relay, Full<Bytes>>,
+        body: Either<Relay, Full<Pieces>>,
         under_way: B,
         place: Option<Place>,
         record: Record,
     ) -> Self {
         Self { body, under_way, _place: place, record }
-    }
-
-    fn has_ended(&self) -> bool {
-        match &self.body {
-            Either::Left(relay) => relay.is_end_stream(),
-            Either::Right(own) => own.is_end_stream(),
-        }
     }
 }
 
@@ -212,10 +204,7 @@ impl<B: UnderWay> Body for AnswerBody<B> {
     ) -> Poll<Option<Result<Frame<Pieces>, Error>>> {
         let frame = match &mut self.body {
             Either::Left(relay) => Pin::new(relay).poll_frame(cx),
-            Either::Right(own) => {
-                let frame = Pin::new(own).poll_frame(cx).map_ok(|frame| frame.map_data(Pieces::One));
-                frame.map_err(|never| match never {})
-            }
+            Either::Right(own) => Pin::new(own).poll_frame(cx).map_err(|never| match never {}),
         };
         match &frame {
             Poll::Ready(Some(Ok(frame))) => {
@@ -230,21 +219,18 @@ impl<B: UnderWay> Body for AnswerBody<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.has_ended()
+        self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.body {
-            Either::Left(relay) => relay.size_hint(),
-            Either::Right(own) => own.size_hint(),
-        }
+        self.body.size_hint()
     }
 }
 
 /// hyper does not ask for the end of a body that has said that it is there.
 impl<B> Drop for AnswerBody<B> {
     fn drop(&mut self) {
-        if matches!(self.body, Either::Right(_)) || self.has_ended() {
+        if matches!(self.body, Either::Right(_)) || self.body.is_end_stream() {
             self.record.completed();
         } else if let Either::Left(relay) = &self.body
             && let Some(error) = relay.failure()

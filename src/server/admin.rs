@@ -9,7 +9,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Limited};
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -19,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
-use super::{ACCEPT_PAUSE, head};
+use super::{ACCEPT_PAUSE, head, listen, order};
 use crate::config::AdminAddress;
 use crate::control::Admin;
 use crate::error::{Error, Reply};
@@ -28,29 +27,21 @@ use crate::error::{Error, Reply};
 const MAX_CONNECTIONS: usize = 64;
 /// How long a head may take, and a connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long the body of a request may take.
-const BODY_TIMEOUT: Duration = Duration::from_secs(15);
-/// Largest body of a request.
-const MAX_BODY: usize = 64 << 10;
 
 /// Listens where it was asked for. `None`: nowhere, or the address is taken and need not be had.
 pub(super) async fn bind(address: Option<&AdminAddress>) -> io::Result<Option<TcpListener>> {
     let Some(AdminAddress { host, port, must }) = address else { return Ok(None) };
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    match TcpListener::bind((bare, *port)).await {
+    match listen(host, *port).await {
         Ok(listener) => {
             let address = listener.local_addr()?;
             info!("metrics and status on http://{address}");
             Ok(Some(listener))
         }
         Err(error) if !must && error.kind() == io::ErrorKind::AddrInUse => {
-            warn!("no metrics: {host}:{port} is in use; choose another with --prometheus-port");
+            warn!("no metrics: {error}; choose another with --prometheus-port");
             Ok(None)
         }
-        Err(error) => Err(io::Error::new(
-            error.kind(),
-            format!("cannot listen on {host}:{port} for metrics (--prometheus-port): {error}"),
-        )),
+        Err(error) => Err(io::Error::new(error.kind(), format!("metrics (--prometheus-port): {error}"))),
     }
 }
 
@@ -89,13 +80,6 @@ async fn answer(request: Request<Incoming>, peer: SocketAddr, admin: &Admin) -> 
         return Error::BadRequest(what).to_reply();
     }
     let (head, body) = request.into_parts();
-    let body = Limited::new(body, MAX_BODY).collect();
-    match tokio::time::timeout(BODY_TIMEOUT, body).await {
-        Ok(Ok(body)) => {
-            let answer = admin.handle(&head, body.to_bytes(), peer).await;
-            answer.unwrap_or_else(|error| error.to_reply())
-        }
-        Ok(Err(_)) => Error::BodyTooLarge { limit: MAX_BODY, drained: false }.to_reply(),
-        Err(_) => Error::RequestTimeout { what: "the body", after: BODY_TIMEOUT }.to_reply(),
-    }
+    let answer = async { admin.handle(&head, order::read(body).await?, peer).await };
+    answer.await.unwrap_or_else(|error: Error| error.to_reply())
 }

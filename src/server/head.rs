@@ -11,8 +11,7 @@ const MAX_HEADERS: usize = 100;
 
 /// Says what is wrong with a head, if anything is.
 pub(super) fn check<B>(request: &Request<B>) -> Result<(), &'static str> {
-    // One may be the request's id, which is ours.
-    if request.headers().len() > MAX_HEADERS + 1 {
+    if request.headers().len() > MAX_HEADERS {
         return Err("there are more than 100 headers");
     }
     check_host(request)?;

@@ -126,11 +126,7 @@ async fn answer(
 
 /// hyper would send it after all. Its length is told, as over HTTP/1.1.
 fn without_body(mut answer: Answer) -> Answer {
-    let size = match answer.body() {
-        Either::Left(relay) => relay.size_hint(),
-        Either::Right(own) => own.size_hint(),
-    };
-    if let Some(length) = size.exact().filter(|length| *length > 0) {
+    if let Some(length) = answer.body().size_hint().exact().filter(|length| *length > 0) {
         answer.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| length.into());
     }
     answer.map(|_| Either::Right(Full::default()))

@@ -18,6 +18,7 @@ mod head;
 mod http2;
 mod live;
 mod opening;
+mod order;
 mod service;
 mod stream;
 mod workers;
@@ -44,6 +45,14 @@ pub(crate) use live::Live;
 
 /// How long the acceptor rests when the process has no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Listens on a host, IPv6 with or without brackets, and a port. The error names both.
+pub(crate) async fn listen(host: &str, port: u16) -> io::Result<TcpListener> {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let shown = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+    let bound = TcpListener::bind((host, port)).await;
+    bound.map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {shown}:{port}: {error}")))
+}
 
 /// Serves until `shutdown` ends, says for the lame-duck time that it will end, then lets open requests finish within
 /// the grace period.

@@ -4,10 +4,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Either, Full, Limited};
+use http_body_util::{Either, Full};
 use hyper::body::{Body, Incoming};
 use hyper::header::{CONNECTION, EXPECT, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
@@ -15,18 +13,20 @@ use hyper::{Method, Request, Response, StatusCode};
 use super::activity::Activity;
 use super::head;
 use super::live::Live;
+use super::order;
 use super::workers::Common;
 use crate::access::{Access, Shared, Terms};
 use crate::config::Options;
 use crate::control::{self, Control, Draining, Endpoint, allows};
 use crate::error::{Error, Reply};
-use crate::gate::{self, Caps, Entrance, Place};
-use crate::metrics::{self, Queue, WorkerMetrics};
+use crate::gate::{Caps, Entrance, Place};
+use crate::metrics::{Queue, WorkerMetrics};
 use crate::proxy::{Proxy, Relay, Seated, discard};
 use crate::record::{Kind, Record, Recorder};
 use crate::report::Reporter;
 use crate::upstream::{LiveFleet, Pools};
 use crate::wire::headers::REQUEST_ID;
+use crate::wire::pieces::Pieces;
 use crate::wire::shape::Dialect;
 
 /// What a worker answers requests with.
@@ -51,7 +51,7 @@ pub(super) struct Service {
 type Held = Option<Place>;
 
 /// An answer: relayed from a server, or the router's own.
-pub(super) type Answer = Response<Either<Relay, Full<Bytes>>>;
+pub(super) type Answer = Response<Either<Relay, Full<Pieces>>>;
 
 /// Where a request goes.
 enum Route {
@@ -60,10 +60,6 @@ enum Route {
     /// To what operators ask of servers.
     Servers,
 }
-
-/// Largest body of an operator's order, and how long it may take.
-const MAX_ORDER: usize = 64 << 10;
-const ORDER_TIMEOUT: Duration = Duration::from_secs(15);
 
 impl Service {
     pub(super) fn new(common: &Common<'_>, options: &Options) -> Self {
@@ -94,11 +90,13 @@ impl Service {
         activity: &Activity,
         record: &mut Record,
     ) -> (Answer, Held) {
+        // Before the request gets a header of ours.
+        let checked = head::check(&request);
         self.reporter.name(&mut request, record);
         let mut terms = self.access.terms(request.headers());
         let is_preflight =
             request.method() == Method::OPTIONS && terms.shared.answers_preflight(request.headers());
-        let outcome = match head::check(&request) {
+        let outcome = match checked {
             Ok(()) => {
                 let answering = self.answer_checked(request, &mut terms, is_preflight, activity, record);
                 unless_it_panics(pin!(answering)).await
@@ -206,7 +204,7 @@ impl Service {
             activity.set_queued(false);
         }
         if let Err(Error::Overloaded(refusal)) = &entered {
-            self.queue.refuse(counted(refusal));
+            self.queue.refuse(refusal);
         }
         entered.map(|(place, seats)| (Some(place), seats))
     }
@@ -214,21 +212,8 @@ impl Service {
     /// Does what an operator asks for.
     async fn order(&self, request: Request<Incoming>) -> Result<Answer, Error> {
         let (head, body) = request.into_parts();
-        let body = match tokio::time::timeout(ORDER_TIMEOUT, Limited::new(body, MAX_ORDER).collect()).await {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(_)) => return Err(Error::BodyTooLarge { limit: MAX_ORDER, drained: false }),
-            Err(_) => return Err(Error::RequestTimeout { what: "the body", after: ORDER_TIMEOUT }),
-        };
+        let body = order::read(body).await?;
         Ok(self.servers.handle(&head, body).await?.map(Either::Right))
-    }
-}
-
-/// A refusal, as it is counted.
-fn counted(refusal: &gate::Refusal) -> metrics::Refusal {
-    match refusal {
-        gate::Refusal::QueueFull { .. } => metrics::Refusal::Full,
-        gate::Refusal::QueueTimeout(_) => metrics::Refusal::Timeout,
-        gate::Refusal::RateLimited { .. } => metrics::Refusal::Rate,
     }
 }
 

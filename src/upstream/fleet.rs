@@ -26,6 +26,36 @@ pub(crate) struct Wanted {
     pub(crate) health: HealthOptions,
 }
 
+#[cfg(test)]
+impl Wanted {
+    /// So many servers, `http://prefill-0:80` and so on, of which nobody knows anything.
+    pub(crate) fn unknown(prefill: usize, decode: usize) -> Self {
+        use std::time::Duration;
+
+        let address = |role: &str, number| Address::parse(&format!("http://{role}-{number}:80")).unwrap();
+        let spec = |number| PrefillSpec {
+            bootstrap_host: "p".into(),
+            address: address("prefill", number),
+            bootstrap_port: None,
+        };
+        Self {
+            prefill: (0..prefill).map(spec).collect(),
+            decode: (0..decode).map(|number| address("decode", number)).collect(),
+            prefill_policy: Arc::new(super::RoundRobin::default()),
+            decode_policy: Arc::new(super::RoundRobin::default()),
+            health: HealthOptions {
+                enabled: false,
+                interval: Duration::from_secs(1),
+                timeout: Duration::from_secs(1),
+                failure_threshold: 1,
+                success_threshold: 1,
+                startup_interval: Duration::from_secs(1),
+                startup_timeout: Duration::from_secs(1),
+            },
+        }
+    }
+}
+
 /// The servers as they are now.
 pub(crate) struct LiveFleet {
     now: ArcSwap<Fleet>,

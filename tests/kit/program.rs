@@ -2,9 +2,9 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{self, Receiver};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Client, PATIENCE};
 
@@ -50,15 +50,33 @@ pub fn command<'a>(args: impl IntoIterator<Item = &'a str>, variables: &[(&str, 
     command
 }
 
-/// What the program says that ends by itself.
+/// Waits for a program's end.
+fn ended(child: &mut Child) -> ExitStatus {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(status) = child.try_wait().expect("a child") {
+            return status;
+        }
+        if Instant::now() > deadline {
+            child.kill().ok();
+            panic!("the program still runs");
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// What the program says that ends by itself, and says less than a pipe holds.
 pub fn output<'a>(args: impl IntoIterator<Item = &'a str>, variables: &[(&str, &str)]) -> Output {
-    command(args, variables).output().expect("the program runs")
+    let mut child = command(args, variables).spawn().expect("the program starts");
+    ended(&mut child);
+    child.wait_with_output().expect("a child")
 }
 
 /// A program that goes on, killed when the test ends.
 pub struct Program {
     child: Child,
-    lines: Receiver<String>,
+    /// Of the log, those that nobody has taken.
+    pub lines: Receiver<String>,
 }
 
 impl Program {
@@ -85,14 +103,24 @@ impl Program {
         }
     }
 
-    pub fn hang_up(&self) {
+    pub fn send(&self, signal: &str) {
         let id = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-HUP", &id]).status().expect("kill").success());
+        let sent = Command::new("kill").arg(format!("-{signal}")).arg(id).status();
+        assert!(sent.expect("kill").success());
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("a child").is_none()
+    }
+
+    /// Waits for its end.
+    pub fn exit_code(&mut self) -> Option<i32> {
+        ended(&mut self.child).code()
     }
 
     /// Tells it to read its configuration again. Returns what it says of it.
     pub fn reload(&self) -> String {
-        self.hang_up();
+        self.send("HUP");
         self.wait_for("reloaded (SIGHUP)")
     }
 }
