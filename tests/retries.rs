@@ -136,7 +136,10 @@ async fn busy() -> Upstream {
 async fn a_status_is_sent_again_only_if_it_is_named() {
     for (named, expected) in [(vec![], 503), (vec![429, 500], 503), (vec![429, 503], 200)] {
         for role in ["prefill", "decode"] {
-            let (busy, spare, partner) = (busy().await, answering().await, answering().await);
+            let (busy, spare) = (busy().await, answering().await);
+            // No decode server has an answer before prefill has; this one would be done as soon as the refusal comes.
+            let later = [Step::Pause(Duration::from_millis(100)), Step::Send(json("200 OK", "{}"))];
+            let partner = Upstream::start(move |_| later.to_vec()).await;
             let both = [&busy, &spare];
             let (prefill, decode): (&[&Upstream], &[&Upstream]) =
                 if role == "prefill" { (&both, &[&partner]) } else { (&[&partner], &both) };
