@@ -11,14 +11,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 
 use crate::gate::Refusal;
 use crate::upstream::{
     Backend, ConnError, DialError, MAX_SERVERS_PER_ROLE, NotChanged, Outcome, Role, SendError,
 };
-use crate::wire::answer::BadAnswer;
+use crate::wire::message::{MAX_HEAD, MAX_HEADERS, Malformed};
 use crate::wire::pieces::Pieces;
 use crate::wire::shape::BadBody;
 
@@ -36,7 +36,8 @@ pub(crate) enum Error {
         limit: usize,
         drained: bool,
     },
-    BodyRead(hyper::Error),
+    /// The rest of a body did not come, or is none.
+    BodyRead(BrokenBody),
     BodyEncoded {
         encoding: String,
     },
@@ -44,6 +45,8 @@ pub(crate) enum Error {
     ManySamples,
     /// A head that must not be guessed at.
     BadRequest(&'static str),
+    /// A head that is too long, or has too many headers.
+    HeadTooLarge,
     /// The client has stopped in the middle of a request.
     RequestTimeout {
         what: &'static str,
@@ -71,6 +74,16 @@ pub(crate) enum Error {
     },
 }
 
+/// Why the rest of a client's body can't be had.
+#[derive(Debug)]
+pub(crate) enum BrokenBody {
+    Io(io::Error),
+    /// The client has sent no more.
+    Closed,
+    Malformed(Malformed),
+    Http2(hyper::Error),
+}
+
 /// What a server did, or did not.
 #[derive(Debug)]
 pub(crate) enum Cause {
@@ -83,7 +96,7 @@ pub(crate) enum Cause {
         unseen: bool,
     },
     /// What came is not HTTP.
-    BadResponse(BadAnswer),
+    BadResponse(Malformed),
     /// No answer in time.
     Timeout(Duration),
     /// An answer that must be held in memory is over the limit.
@@ -107,6 +120,7 @@ impl Error {
             Self::NotChanged(_) => StatusCode::CONFLICT,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::BodyEncoded { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::RequestTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
@@ -138,6 +152,7 @@ impl Error {
             Self::BadBody(_) => "invalid_json",
             Self::ManySamples => "n_not_supported",
             Self::BadRequest(_) => "bad_request",
+            Self::HeadTooLarge => "head_too_large",
             Self::RequestTimeout { .. } => "request_timeout",
             Self::Unauthorized => "unauthorized",
             Self::Forbidden(_) => "admin_forbidden",
@@ -197,17 +212,23 @@ impl Error {
             Self::Overloaded(refusal) => {
                 reply.headers_mut().insert(RETRY_AFTER, refusal.retry_after().into());
             }
-            // What is left of the request would be taken for the next one.
-            Self::BodyTooLarge { drained: false, .. }
-            | Self::BodyRead(_)
-            | Self::BadRequest(_)
-            | Self::RequestTimeout { .. }
-            | Self::Internal => {
-                reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            }
             _ => {}
         }
         reply
+    }
+
+    /// Whether there can be no other request on the connection: what is left of this one would be taken for it, or nobody
+    /// knows what is left.
+    pub(crate) fn ends_connection(&self) -> bool {
+        matches!(
+            self,
+            Self::BodyTooLarge { drained: false, .. }
+                | Self::BodyRead(_)
+                | Self::BadRequest(_)
+                | Self::HeadTooLarge
+                | Self::RequestTimeout { .. }
+                | Self::Internal
+        )
     }
 }
 
@@ -321,6 +342,9 @@ impl fmt::Display for Error {
                  send n requests",
             ),
             Self::BadRequest(what) => write!(f, "the request is not good HTTP: {what}"),
+            Self::HeadTooLarge => {
+                write!(f, "the request's head is over {MAX_HEAD} bytes or {MAX_HEADERS} headers")
+            }
             Self::RequestTimeout { what, after } => write!(f, "{what} did not come within {after:?}"),
             Self::Unauthorized => {
                 f.write_str("this wants an API key of the router's: Authorization: Bearer KEY")
@@ -344,6 +368,17 @@ impl fmt::Display for Error {
     }
 }
 
+impl fmt::Display for BrokenBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io(error) => error.fmt(f),
+            Self::Closed => f.write_str("the connection was closed before its end"),
+            Self::Malformed(Malformed(what)) => f.write_str(what),
+            Self::Http2(error) => error.fmt(f),
+        }
+    }
+}
+
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -351,7 +386,7 @@ impl fmt::Display for Cause {
             Self::ConnectTimeout(after) => write!(f, "did not accept a connection within {after:?}"),
             Self::Closed { error, .. } => write!(f, "broke off before its answer was complete: {error}"),
             Self::LateRefusal(status) => write!(f, "refused with {status} when the answer had begun"),
-            Self::BadResponse(BadAnswer(what)) => write!(f, "sent an answer that is not good HTTP: {what}"),
+            Self::BadResponse(Malformed(what)) => write!(f, "sent an answer that is not good HTTP: {what}"),
             Self::Timeout(after) => write!(f, "did not answer within {after:?}"),
             Self::TooLarge { limit } => write!(f, "sent over {limit} bytes where all must be held in memory"),
             Self::Unmergeable(what) => write!(f, "sent an answer without readable logprobs: {what}"),
@@ -362,7 +397,8 @@ impl fmt::Display for Cause {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::BodyRead(error) => Some(error),
+            Self::BodyRead(BrokenBody::Io(error)) => Some(error),
+            Self::BodyRead(BrokenBody::Http2(error)) => Some(error),
             Self::Upstream { cause: Cause::Connect(error), .. } => Some(error),
             Self::Upstream { cause: Cause::Closed { error: ConnError::Io(error), .. }, .. } => Some(error),
             _ => None,

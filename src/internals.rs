@@ -7,14 +7,13 @@
 use std::sync::LazyLock;
 
 use bytes::Bytes;
-use hyper::Method;
-use hyper::header::{HeaderMap, HeaderValue};
+use hyper::header::HeaderValue;
 
-use crate::wire::answer::read_head;
 use crate::wire::body::{ClientBody, LegBody};
 use crate::wire::bootstrap::BootstrapFields;
-use crate::wire::headers;
 use crate::wire::logprobs::{Merge, PromptLogprobs};
+use crate::wire::message::{read_client_head, read_head};
+use crate::wire::reply::ReplyHead;
 use crate::wire::request::RequestHead;
 use crate::wire::shape::{Dialect, Inspector};
 use crate::wire::sse::Events;
@@ -36,23 +35,26 @@ pub fn rewrite(pieces: &[Bytes]) -> usize {
     body.with_fields(&shape.edit, &FIELDS, 1 << 61).len()
 }
 
-/// Writes a request's head for both legs: how many bytes they get.
-pub fn write_head(headers: &HeaderMap, host: &HeaderValue) -> usize {
-    let head = RequestHead::new(&Method::POST, None, headers, true);
-    let [prefill, decode] = [(); 2].map(|()| head.to(host, b"", LegBody::default()));
+/// Reads a request's head, and writes those of both legs: how many bytes they get.
+pub fn pass_head_on(text: &[u8], host: &HeaderValue) -> usize {
+    let (head, _, _) = read_client_head(text, 0).expect("a good head").expect("a whole head");
+    let head = RequestHead::new(&head.method, head.target.as_str(), &head.fields, true);
+    let [prefill, decode] = [(); 2].map(|()| head.to(host, b"", &LegBody::default()));
     prefill.head.len() + decode.head.len()
 }
 
-/// Turns a server's headers into the client's: how many are left.
-pub fn filter_answer(mut headers: HeaderMap) -> usize {
-    headers::for_client(&mut headers);
-    headers.len()
+/// Reads an answer's head, and writes the client's: how many bytes it gets.
+pub fn pass_answer_head_on(text: &[u8]) -> usize {
+    let answer = read_head(text, true).expect("a good head").expect("a whole head");
+    let mut written = Vec::with_capacity(text.len());
+    ReplyHead::from(answer.head).write(true, &mut written);
+    written.len()
 }
 
 /// Reads an answer of which each of these pieces is read at a time, the first with all of the head: how many bytes its
 /// body has.
 pub fn read_answer(pieces: &[Bytes]) -> usize {
-    let answer = read_head(&pieces[0]).expect("a good head").expect("a whole head");
+    let answer = read_head(&pieces[0], true).expect("a good head").expect("a whole head");
     let mut decoder = answer.decoder;
     let mut length = 0;
     for (number, piece) in pieces.iter().enumerate() {

@@ -10,7 +10,7 @@ const MAY_USE: [(&str, &[&str]); 18] = [
     ("tls", &[]),
     ("upstream", &["gate", "tls", "wire"]),
     ("error", &["gate", "upstream", "wire"]),
-    ("access", &["error"]),
+    ("access", &["error", "wire"]),
     ("config", &["access", "gate", "report", "tls", "upstream"]),
     ("timer", &[]),
     ("record", &["error", "upstream", "wire"]),
@@ -26,7 +26,7 @@ const MAY_USE: [(&str, &[&str]); 18] = [
         ],
     ),
     ("balancer", &["config", "server", "upstream"]),
-    ("fuzzing", &["proxy", "record", "upstream", "wire"]),
+    ("fuzzing", &["error", "metrics", "proxy", "record", "server", "timer", "upstream", "wire"]),
     ("internals", &["wire"]),
     ("lib", &[]),
 ];

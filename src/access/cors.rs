@@ -5,10 +5,11 @@
 
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
-    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE,
-    ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, HeaderMap, HeaderName, HeaderValue,
-    ORIGIN, VARY,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, HeaderMap,
+    HeaderName, HeaderValue, VARY,
 };
+
+use crate::wire::message::Fields;
 
 /// How long a browser may remember what it was told, in seconds.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
@@ -53,13 +54,15 @@ impl Origins {
         !self.0.is_empty()
     }
 
-    pub(super) fn shared(&self, headers: &HeaderMap) -> Shared {
+    pub(super) fn shared(&self, fields: &Fields) -> Shared {
         if !self.is_on() {
             return Shared::AsServersSay;
         }
-        let mut origins = headers.get_all(ORIGIN).iter();
+        let mut origins = fields.all("origin");
         match (origins.next(), origins.next()) {
-            (Some(origin), None) if self.has(origin.as_bytes()) => Shared::With(origin.clone()),
+            (Some(origin), None) if self.has(origin) => {
+                HeaderValue::from_bytes(origin).map_or(Shared::No, Shared::With)
+            }
             _ => Shared::No,
         }
     }
@@ -86,19 +89,25 @@ fn is_origin(text: &str) -> bool {
 
 impl Shared {
     /// Whether an `OPTIONS` request is a browser's question that has an answer.
-    pub(crate) fn answers_preflight(&self, headers: &HeaderMap) -> bool {
-        matches!(self, Self::With(_)) && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
+    pub(crate) fn answers_preflight(&self, fields: &Fields) -> bool {
+        matches!(self, Self::With(_)) && fields.has("access-control-request-method")
     }
 
     /// The answer to a browser's question: which methods the path takes, and any headers that it asks for.
-    pub(crate) fn preflight(allow: &'static str, asked: &HeaderMap) -> HeaderMap {
+    pub(crate) fn preflight(allow: &'static str, asked: &Fields) -> HeaderMap {
         let mut headers = HeaderMap::new();
         headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(allow));
-        if let Some(wanted) = asked.get(ACCESS_CONTROL_REQUEST_HEADERS) {
-            headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, wanted.clone());
+        let wanted = asked.get("access-control-request-headers").map(HeaderValue::from_bytes);
+        if let Some(Ok(wanted)) = wanted {
+            headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, wanted);
         }
         headers.insert(ACCESS_CONTROL_MAX_AGE, MAX_AGE);
         headers
+    }
+
+    /// Whether there is anything that [`write`](Self::write) changes.
+    pub(crate) fn is_said(&self) -> bool {
+        !matches!(self, Self::AsServersSay)
     }
 
     /// Says it in an answer that is not a preflight's.

@@ -12,12 +12,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use arc_swap::{ArcSwap, Guard};
-use hyper::header::{AUTHORIZATION, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN};
+use hyper::header::HeaderValue;
 
 pub(crate) use cors::{Origins, Shared};
 pub(crate) use secret::Secret;
 
 use crate::error::Error;
+use crate::wire::message::{Fields, Known};
 
 /// What is asked of whom. The default asks nothing of clients, and that operators are on this machine.
 #[derive(Debug, Clone, Default)]
@@ -33,8 +34,7 @@ pub(crate) struct AccessOptions {
 }
 
 /// What says that a request is not its peer's own: the word of a proxy.
-const OF_OTHERS: [HeaderName; 3] =
-    [FORWARDED, HeaderName::from_static("x-forwarded-for"), HeaderName::from_static("x-real-ip")];
+const OF_OTHERS: [&str; 3] = ["forwarded", "x-forwarded-for", "x-real-ip"];
 
 /// The rules as they are now, for all workers.
 pub(crate) struct Access {
@@ -83,40 +83,37 @@ impl Access {
     }
 
     /// The terms for a client's request.
-    pub(crate) fn terms(&self, headers: &HeaderMap) -> Terms {
+    pub(crate) fn terms(&self, fields: &Fields) -> Terms {
         if !self.concerns_clients.load(Relaxed) {
             return Terms::default();
         }
         let rules = self.now();
         let verdict =
-            if rules.client_keys.is_empty() { Verdict::Good } else { verdict(headers, &rules.client_keys) };
+            if rules.client_keys.is_empty() { Verdict::Good } else { verdict(fields, &rules.client_keys) };
         let instead = rules.worker_key.as_ref().filter(|_| rules.worker_key_replaces).map(Secret::to_header);
-        Terms { shared: rules.origins.shared(headers), verdict, instead }
+        Terms { shared: rules.origins.shared(fields), verdict, instead }
     }
 
     /// What the router's own questions to servers say as `Authorization`.
-    pub(crate) fn own_headers(&self) -> HeaderMap {
-        self.now().worker_key.iter().map(|key| (AUTHORIZATION, key.to_header())).collect()
+    pub(crate) fn own_fields(&self) -> Fields {
+        let key = self.now().worker_key.as_ref().map(Secret::to_header);
+        key.iter().map(|key| ("authorization", key.as_bytes())).collect()
     }
 
     /// Whether whoever sent this may see and change the router's own state: with the operators' key from anywhere, or
     /// if there is none, from this machine.
-    pub(crate) fn may_administrate(
-        &self,
-        peer: Option<SocketAddr>,
-        headers: &HeaderMap,
-    ) -> Result<(), Error> {
+    pub(crate) fn may_administrate(&self, peer: Option<SocketAddr>, fields: &Fields) -> Result<(), Error> {
         let rules = self.now();
         if let Some(key) = &rules.admin_key {
-            return verdict(headers, std::slice::from_ref(key)).check();
+            return verdict(fields, std::slice::from_ref(key)).check();
         }
         let is_local = peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback());
         // A proxy on this machine says that it speaks for somebody else.
-        if !is_local || OF_OTHERS.iter().any(|name| headers.contains_key(name)) {
+        if !is_local || OF_OTHERS.iter().any(|name| fields.has(*name)) {
             return Err(Error::Forbidden("without --admin-api-key this is answered on loopback only"));
         }
         // A page that the operator looks at can send requests from this machine too.
-        if headers.get(ORIGIN).is_some_and(|origin| !is_of(origin, headers.get(HOST))) {
+        if fields.get("origin").is_some_and(|origin| !is_of(origin, fields.get(Known::Host))) {
             return Err(Error::Forbidden(
                 "without --admin-api-key this is not answered to pages of other origins",
             ));
@@ -132,9 +129,9 @@ impl Terms {
     }
 
     /// Puts the servers' key in the place of the client's, if that is asked for.
-    pub(crate) fn change(&mut self, headers: &mut HeaderMap) {
+    pub(crate) fn change(&mut self, fields: &mut Fields) {
         if let Some(value) = self.instead.take() {
-            headers.insert(AUTHORIZATION, value);
+            fields.set("authorization", value.as_bytes());
         }
     }
 }
@@ -150,13 +147,13 @@ impl Verdict {
 }
 
 /// Compares with all keys, so that the time says nothing of which one it was.
-fn verdict(headers: &HeaderMap, keys: &[Secret]) -> Verdict {
-    let mut values = headers.get_all(AUTHORIZATION).iter();
+fn verdict(fields: &Fields, keys: &[Secret]) -> Verdict {
+    let mut values = fields.all(Known::Authorization);
     let (first, second) = (values.next(), values.next());
     if second.is_some() {
         return Verdict::Ambiguous;
     }
-    let Some(shown) = first.and_then(|value| bearer(value.as_bytes())) else { return Verdict::Missing };
+    let Some(shown) = first.and_then(bearer) else { return Verdict::Missing };
     let is_good = keys.iter().fold(false, |good, key| key.is(shown) | good);
     if is_good { Verdict::Good } else { Verdict::Missing }
 }
@@ -169,10 +166,9 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
 }
 
 /// Whether an origin is the host that was asked.
-fn is_of(origin: &HeaderValue, host: Option<&HeaderValue>) -> bool {
-    let origin = origin.as_bytes();
+fn is_of(origin: &[u8], host: Option<&[u8]>) -> bool {
     let authority = origin.strip_prefix(b"http://").or_else(|| origin.strip_prefix(b"https://"));
-    authority.zip(host).is_some_and(|(authority, host)| authority == host.as_bytes())
+    authority.zip(host).is_some_and(|(authority, host)| authority == host)
 }
 
 impl fmt::Debug for Access {

@@ -8,12 +8,8 @@ fn secret(key: &str) -> Secret {
     Secret::new(key).unwrap()
 }
 
-fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    for (name, value) in pairs {
-        headers.append(*name, HeaderValue::from_static(value));
-    }
-    headers
+fn headers(pairs: &[(&'static str, &'static str)]) -> Fields {
+    pairs.iter().map(|(name, value)| (*name, value.as_bytes())).collect()
 }
 
 fn with_keys(keys: &[&str]) -> Access {
@@ -61,7 +57,7 @@ fn a_key_is_never_shown() {
     let shown = format!("{options:?} {:?}", options.worker_key.as_ref().unwrap().to_header());
     let access = Access::new(options);
     let shown =
-        format!("{shown} {access:?} {:?} {:?}", access.own_headers(), access.terms(&HeaderMap::new()));
+        format!("{shown} {access:?} {:?} {:?}", access.own_fields(), access.terms(&Fields::default()));
     assert!(!shown.contains("hidden"), "{shown}");
 }
 
@@ -86,11 +82,11 @@ fn clients_show_one_of_the_keys() {
     ] {
         assert_eq!(status(access.terms(&headers(&[("authorization", shown)])).check()), expected, "{shown}");
     }
-    assert_eq!(status(access.terms(&HeaderMap::new()).check()), 401);
+    assert_eq!(status(access.terms(&Fields::default()).check()), 401);
     let twice = headers(&[("authorization", "Bearer old"), ("authorization", "Bearer old")]);
     assert_eq!(status(access.terms(&twice).check()), 400);
     access.reload(AccessOptions::default());
-    assert_eq!(status(access.terms(&HeaderMap::new()).check()), 200);
+    assert_eq!(status(access.terms(&Fields::default()).check()), 200);
 }
 
 #[test]
@@ -100,7 +96,7 @@ fn operators_are_on_this_machine_or_have_the_key() {
     let peer = |text: &str| text.parse::<SocketAddr>().unwrap();
     let open = with_keys(&["client"]);
     for text in local {
-        assert_eq!(status(open.may_administrate(Some(peer(text)), &HeaderMap::new())), 200, "{text}");
+        assert_eq!(status(open.may_administrate(Some(peer(text)), &Fields::default())), 200, "{text}");
     }
     for text in remote {
         let client = headers(&[("authorization", "Bearer client")]);
@@ -109,7 +105,7 @@ fn operators_are_on_this_machine_or_have_the_key() {
     let keyed = Access::new(AccessOptions { admin_key: Some(secret("admin")), ..AccessOptions::default() });
     for text in local.iter().chain(&remote) {
         let shows = |value| headers(&[("authorization", value)]);
-        assert_eq!(status(keyed.may_administrate(Some(peer(text)), &HeaderMap::new())), 401, "{text}");
+        assert_eq!(status(keyed.may_administrate(Some(peer(text)), &Fields::default())), 401, "{text}");
         assert_eq!(status(keyed.may_administrate(Some(peer(text)), &shows("Bearer client"))), 401, "{text}");
         assert_eq!(status(keyed.may_administrate(Some(peer(text)), &shows("Bearer admin"))), 200, "{text}");
     }

@@ -38,7 +38,7 @@ pub(super) struct Limits {
     /// Longest pause within a request's body
     #[arg(long, value_name = "SECONDS", default_value_t = seconds(DEFAULT_REQUEST_BODY_IDLE_TIMEOUT))]
     request_body_idle_timeout_secs: u32,
-    /// Longest time a client's connection may stay without a request
+    /// Longest time a client's connection may stay without a request, or a client may take none of its answer
     #[arg(long, value_name = "SECONDS", default_value_t = seconds(DEFAULT_CLIENT_IDLE_TIMEOUT))]
     client_idle_timeout_secs: u32,
     /// Longest time a connection to a server may take to open

@@ -257,7 +257,8 @@ impl MiniLbConfig {
         self
     }
 
-    /// Closes a client's connection on which no request has begun for this long. Default:
+    /// Closes a client's connection on which no request has begun for this long, or of whose answer the client has taken
+    /// nothing for this long. Default:
     /// [`DEFAULT_CLIENT_IDLE_TIMEOUT`].
     #[must_use]
     pub fn client_idle_timeout(mut self, timeout: Duration) -> Self {

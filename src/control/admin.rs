@@ -6,7 +6,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
-use hyper::http::request;
 use hyper::{Method, Response};
 
 use super::endpoints::allows;
@@ -15,6 +14,7 @@ use super::workers::Workers;
 use crate::error::{Error, Reply};
 use crate::gate::Gate;
 use crate::metrics::Metrics;
+use crate::wire::message::ClientHead;
 
 /// Prometheus' text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -33,15 +33,15 @@ impl Admin {
 
     pub(crate) async fn handle(
         &self,
-        head: &request::Parts,
+        head: &ClientHead,
         body: Bytes,
         peer: SocketAddr,
     ) -> Result<Reply, Error> {
         // Probes and Prometheus need no key, and learn of no secret.
-        if !["/health", "/metrics", "/ui"].contains(&head.uri.path()) {
-            self.workers.access().may_administrate(Some(peer), &head.headers)?;
+        if !["/health", "/metrics", "/ui"].contains(&head.path()) {
+            self.workers.access().may_administrate(Some(peer), &head.fields)?;
         }
-        match head.uri.path() {
+        match head.path() {
             "/health" => only("GET, HEAD", &head.method).map(|()| Response::default()),
             "/ui" => only("GET, HEAD", &head.method).map(|()| self.page(head, peer)),
             "/metrics" => only("GET, HEAD", &head.method).map(|()| self.metrics()),
@@ -51,8 +51,8 @@ impl Admin {
     }
 
     /// The status page, for those who may see it. Its own question is `/metrics`.
-    fn page(&self, head: &request::Parts, peer: SocketAddr) -> Reply {
-        match self.workers.access().may_administrate(Some(peer), &ui::with_bearer(&head.headers)) {
+    fn page(&self, head: &ClientHead, peer: SocketAddr) -> Reply {
+        match self.workers.access().may_administrate(Some(peer), &ui::with_bearer(&head.fields)) {
             Ok(()) => ui::page(),
             Err(error) => ui::refusal(error.to_reply()),
         }

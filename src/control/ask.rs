@@ -1,18 +1,17 @@
 //! One small question to one server, or to many at once.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::Method;
-use hyper::header::HeaderMap;
-use hyper::http::response;
-use hyper::http::uri::PathAndQuery;
 use tokio::task::JoinSet;
 
 use crate::error::{Cause, Error};
 use crate::upstream::{Backend, Pools};
 use crate::wire::body::LegBody;
+use crate::wire::message::{Fields, Head};
 use crate::wire::request::RequestHead;
 
 /// Largest answer of one server. `/server_info` has 37 kB.
@@ -22,8 +21,9 @@ const MAX_ANSWER: usize = 16 << 20;
 #[derive(Clone)]
 pub(super) struct Question {
     pub(super) method: Method,
-    pub(super) target: Option<PathAndQuery>,
-    pub(super) headers: HeaderMap,
+    /// Path and query.
+    pub(super) target: Cow<'static, str>,
+    pub(super) fields: Fields,
     /// JSON, or nothing.
     pub(super) body: Bytes,
     /// How long one server may take.
@@ -33,7 +33,7 @@ pub(super) struct Question {
 /// What one server said.
 pub(super) struct Answer {
     pub(super) server: Arc<Backend>,
-    pub(super) outcome: Result<(response::Parts, Bytes), Error>,
+    pub(super) outcome: Result<(Head, Bytes), Error>,
 }
 
 /// Asks all servers at the same time. The answers come in the order of `servers`.
@@ -67,21 +67,13 @@ pub(super) async fn ask(pools: &Pools, server: Arc<Backend>, question: Question)
     Answer { server, outcome }
 }
 
-async fn exchange(
-    pools: &Pools,
-    server: &Backend,
-    question: Question,
-) -> Result<(response::Parts, Bytes), Cause> {
-    let head = RequestHead::new(
-        &question.method,
-        question.target.as_ref(),
-        &question.headers,
-        !question.body.is_empty(),
-    );
-    let body = if question.body.is_empty() { LegBody::default() } else { LegBody::new(vec![question.body]) };
+async fn exchange(pools: &Pools, server: &Backend, question: Question) -> Result<(Head, Bytes), Cause> {
+    let Question { method, target, fields, body, .. } = question;
+    let head = RequestHead::new(&method, &target, &fields, !body.is_empty());
+    let body = if body.is_empty() { LegBody::default() } else { LegBody::new(vec![body]) };
     let mut lease = pools.lease(server).await?;
-    let head = lease.send(head.to(server.host_header(), b"", body)).await?;
+    let head = lease.send(head.to(server.host_header(), b"", &body)).await?;
     let body = lease.read(MAX_ANSWER).await?;
     lease.park();
-    Ok((head.into_parts(), body))
+    Ok((head, body))
 }

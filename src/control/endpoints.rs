@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::http::request;
 use hyper::{Method, Response, StatusCode};
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -21,7 +20,8 @@ use super::ask::{Answer, Question, ask, ask_all};
 use crate::error::{Error, Reply, json_reply};
 use crate::report::limit;
 use crate::upstream::{Backend, LiveFleet, Pools, Role};
-use crate::wire::headers;
+use crate::wire::message::ClientHead;
+use crate::wire::reply::ReplyHead;
 
 /// How long a server may take to describe itself.
 const INFO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -75,7 +75,7 @@ impl Control {
     pub(crate) async fn handle(
         &self,
         endpoint: Endpoint,
-        head: request::Parts,
+        head: ClientHead,
         flush_timeout: Duration,
     ) -> Result<Reply, Error> {
         match endpoint {
@@ -103,7 +103,7 @@ impl Control {
         Err(Error::NotReady(why))
     }
 
-    async fn health_generate(&self, head: request::Parts) -> Reply {
+    async fn health_generate(&self, head: ClientHead) -> Reply {
         let question = question(head, HEALTH_TIMEOUT);
         let answers = ask_all(&self.pools, self.fleet.snapshot().all(), &question).await;
         let unwell = failures(&answers);
@@ -113,7 +113,7 @@ impl Control {
         failure_reply(StatusCode::SERVICE_UNAVAILABLE, "unhealthy", "not all servers are well", &unwell)
     }
 
-    async fn flush_cache(&self, head: request::Parts, timeout: Duration) -> Reply {
+    async fn flush_cache(&self, head: ClientHead, timeout: Duration) -> Reply {
         let question = question(head, timeout);
         let answers = ask_all(&self.pools, self.fleet.snapshot().all(), &question).await;
         let failed = failures(&answers);
@@ -130,7 +130,7 @@ impl Control {
     }
 
     /// The shape of Python's mini_lb, which SGLang's own benchmark tools read.
-    async fn server_info(&self, head: request::Parts) -> Reply {
+    async fn server_info(&self, head: ClientHead) -> Reply {
         let question = question(head, INFO_TIMEOUT);
         let fleet = self.fleet.snapshot();
         let answers = ask_all(&self.pools, fleet.all(), &question).await;
@@ -146,13 +146,13 @@ impl Control {
     }
 
     /// Passes the question on to the first prefill server that can be reached, and its answer back.
-    async fn pass_on(&self, head: request::Parts) -> Result<Reply, Error> {
+    async fn pass_on(&self, head: ClientHead) -> Result<Reply, Error> {
         let question = question(head, INFO_TIMEOUT);
         let mut first_error = None;
         for server in self.fleet.snapshot().prefill() {
             match ask(&self.pools, Arc::clone(server), question.clone()).await.outcome {
-                Ok((mut head, body)) => {
-                    headers::for_client(&mut head.headers);
+                Ok((head, body)) => {
+                    let head = ReplyHead::from(head).into_parts();
                     return Ok(Response::from_parts(head, Full::new(body.into())));
                 }
                 Err(error) => first_error = first_error.or(Some(error)),
@@ -163,9 +163,9 @@ impl Control {
 }
 
 /// The client's question, as it goes to a server: same method, path, query and headers; no body.
-fn question(head: request::Parts, timeout: Duration) -> Question {
-    let target = head.uri.path_and_query().cloned();
-    Question { method: head.method, target, headers: head.headers, body: Bytes::new(), timeout }
+fn question(head: ClientHead, timeout: Duration) -> Question {
+    let target = head.target.to_string().into();
+    Question { method: head.method, target, fields: head.fields, body: Bytes::new(), timeout }
 }
 
 /// A server that did not answer with success.
@@ -288,5 +288,6 @@ impl Endpoint {
 
 /// Whether an `Allow` list has a method.
 pub(crate) fn allows(allow: &str, method: &Method) -> bool {
-    allow.split(", ").any(|allowed| allowed == method.as_str())
+    let method = method.as_str().as_bytes();
+    allow.as_bytes().split(|byte| *byte == b',').any(|allowed| allowed.trim_ascii_start() == method)
 }

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use hyper::Method;
 use hyper::StatusCode;
-use hyper::http::uri::PathAndQuery;
 use serde_json::value::RawValue;
 
 use super::ask::{Question, ask};
@@ -60,8 +59,8 @@ async fn describe(server: &Arc<Backend>, asker: &Asker, timeout: Duration) -> Op
     for path in PATHS {
         let question = Question {
             method: Method::GET,
-            target: Some(PathAndQuery::from_static(path)),
-            headers: asker.access.own_headers(),
+            target: path.into(),
+            fields: asker.access.own_fields(),
             body: bytes::Bytes::new(),
             timeout,
         };

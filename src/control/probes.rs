@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::http::uri::PathAndQuery;
 use hyper::{Method, StatusCode};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
@@ -166,8 +165,8 @@ impl Probe<'_> {
     async fn get(&self) -> Result<StatusCode, Error> {
         let question = Question {
             method: Method::GET,
-            target: Some(PathAndQuery::from_static(self.path)),
-            headers: self.asker.access.own_headers(),
+            target: self.path.into(),
+            fields: self.asker.access.own_fields(),
             body: Bytes::new(),
             timeout: self.timeout,
         };

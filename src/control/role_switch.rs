@@ -9,8 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::header::HeaderMap;
-use hyper::http::uri::PathAndQuery;
 use hyper::{Method, StatusCode};
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep};
@@ -20,6 +18,7 @@ use super::ask::{Question, ask};
 use super::workers::{Workers, address, bad, bootstrap_host, drained, object, port, role};
 use crate::error::{Error, Reply, json_reply};
 use crate::upstream::{Backend, Role};
+use crate::wire::message::Fields;
 
 /// How long open requests may take by default, as in mini_lb.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(300);
@@ -42,7 +41,7 @@ struct Order {
     drain_timeout: Duration,
     /// For the server.
     body: Bytes,
-    headers: HeaderMap,
+    fields: Fields,
 }
 
 /// What the server said.
@@ -68,12 +67,8 @@ impl Word {
 }
 
 impl Workers {
-    pub(super) async fn switch_role(
-        self: &Arc<Self>,
-        headers: HeaderMap,
-        body: &[u8],
-    ) -> Result<Reply, Error> {
-        let order = self.order(headers, body)?;
+    pub(super) async fn switch_role(self: &Arc<Self>, fields: Fields, body: &[u8]) -> Result<Reply, Error> {
+        let order = self.order(fields, body)?;
         if order.server.role() == order.role {
             let role = order.role.as_str();
             let message = "already in target role";
@@ -86,7 +81,7 @@ impl Workers {
         switched.await.unwrap_or(Err(Error::Internal))
     }
 
-    fn order(&self, headers: HeaderMap, body: &[u8]) -> Result<Order, Error> {
+    fn order(&self, given: Fields, body: &[u8]) -> Result<Order, Error> {
         let fields = object(body)?;
         let new_role = role(&fields, "new_role")?;
         let flag = |value: &Value| value.as_bool().ok_or_else(|| bad("drain must be true or false"));
@@ -109,7 +104,7 @@ impl Workers {
             drain: fields.get("drain").map(flag).transpose()?.unwrap_or(true),
             drain_timeout: fields.get("drain_timeout_secs").map_or(Ok(DRAIN_TIMEOUT), seconds)?,
             body: passed_on.to_string().into(),
-            headers,
+            fields: given,
         })
     }
 
@@ -161,8 +156,8 @@ impl Workers {
     async fn ask_once(&self, order: &Order) -> Result<Word, Error> {
         let question = Question {
             method: Method::POST,
-            target: Some(PathAndQuery::from_static("/pd_role_switch")),
-            headers: order.headers.clone(),
+            target: "/pd_role_switch".into(),
+            fields: order.fields.clone(),
             body: order.body.clone(),
             timeout: self.switch_timeout,
         };

@@ -6,12 +6,13 @@
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{
-    AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
-    REFERRER_POLICY, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue, REFERRER_POLICY,
+    WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::{Response, StatusCode};
 
 use crate::error::Reply;
+use crate::wire::message::{Fields, Known};
 
 const PAGE: &str = include_str!("ui.html");
 
@@ -22,6 +23,8 @@ const POLICY: &str = concat!(
     "frame-ancestors 'none'; script-src 'sha256-5tcZCZBANVanGX/gJZNDXTlcij326sn9FVpcow2VEl0='; ",
     "style-src 'sha256-bApIiYi/462w7aMWn2VvB2MaUHZU8Ryi8gKPORNmV4U='",
 );
+
+const AUTHORIZATION: &str = "authorization";
 
 const HEADERS: [(HeaderName, &str); 5] = [
     (CONTENT_TYPE, "text/html; charset=utf-8"),
@@ -51,22 +54,24 @@ pub(super) fn refusal(mut reply: Reply) -> Reply {
 
 /// The headers, with the password of Basic authentication as the key: `Bearer`. Only for the page, which changes
 /// nothing: browsers add a password by themselves, whichever page has made the request.
-pub(super) fn with_bearer(headers: &HeaderMap) -> HeaderMap {
-    let mut headers = headers.clone();
-    let mut shown = headers.get_all(AUTHORIZATION).iter();
+pub(super) fn with_bearer(fields: &Fields) -> Fields {
+    let mut changed = fields.clone();
+    let mut shown = fields.all(Known::Authorization);
     if let (Some(Some(bearer)), None) = (shown.next().map(bearer), shown.next()) {
-        headers.insert(AUTHORIZATION, bearer);
+        changed.set(AUTHORIZATION, &bearer);
     }
-    headers
+    changed
 }
 
 /// RFC 7617. The user's name may be anything.
-fn bearer(value: &HeaderValue) -> Option<HeaderValue> {
-    let (scheme, rest) = value.as_bytes().split_at_checked(6)?;
+fn bearer(value: &[u8]) -> Option<Vec<u8>> {
+    let (scheme, rest) = value.split_at_checked(6)?;
     let encoded = rest.trim_ascii();
     let both = if scheme.eq_ignore_ascii_case(b"basic ") { decode(encoded)? } else { return None };
     let colon = both.iter().position(|byte| *byte == b':')?;
-    HeaderValue::from_bytes(&[b"Bearer ", &both[colon + 1..]].concat()).ok()
+    let bearer = [b"Bearer ", &both[colon + 1..]].concat();
+    // What no header can be is no key.
+    HeaderValue::from_bytes(&bearer).is_ok().then_some(bearer)
 }
 
 /// Base64 (RFC 4648, section 4), with or without its padding.
@@ -98,12 +103,9 @@ mod tests {
     use super::*;
 
     fn key_of(values: &[&str]) -> Vec<String> {
-        let mut headers = HeaderMap::new();
-        for value in values {
-            headers.append(AUTHORIZATION, HeaderValue::from_str(value).unwrap());
-        }
-        let shown = with_bearer(&headers);
-        shown.get_all(AUTHORIZATION).iter().map(|value| value.to_str().unwrap().to_owned()).collect()
+        let fields = values.iter().map(|value| (AUTHORIZATION, value.as_bytes())).collect();
+        let shown = with_bearer(&fields);
+        shown.all(Known::Authorization).map(|value| String::from_utf8(value.to_vec()).unwrap()).collect()
     }
 
     #[test]

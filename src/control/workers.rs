@@ -8,8 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
-use hyper::http::request;
+use hyper::header::{HeaderValue, LOCATION};
 use hyper::{Method, StatusCode};
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep};
@@ -21,6 +20,7 @@ use crate::error::{Error, Reply, json_reply};
 use crate::upstream::{
     Address, Backend, LiveFleet, Member, Members, NotChanged, Pools, Role, SocketOptions, checked_host,
 };
+use crate::wire::message::{ClientHead, Fields, Known};
 
 /// How often a server is looked at that is to finish its requests.
 const DRAIN_CHECK_INTERVAL: Duration = Duration::from_millis(20);
@@ -71,32 +71,32 @@ impl Workers {
     }
 
     /// Answers a request to a path that is this one's. Whether the client may ask is for the caller to know.
-    pub(crate) async fn handle(self: &Arc<Self>, head: &request::Parts, body: Bytes) -> Result<Reply, Error> {
-        let path = head.uri.path();
+    pub(crate) async fn handle(self: &Arc<Self>, head: &ClientHead, body: Bytes) -> Result<Reply, Error> {
+        let path = head.path();
         let allow = Self::allow(path).ok_or(Error::NotFound)?;
         if !allows(allow, &head.method) {
             return Err(Error::MethodNotAllowed { allow });
         }
         match (path.strip_prefix("/workers/"), &head.method) {
-            (Some(id), &Method::DELETE) => self.remove(id, head.uri.query()).await,
+            (Some(id), &Method::DELETE) => self.remove(id, head.query()).await,
             (Some(id), _) => {
                 let server = self.find(id)?;
                 Ok(json_reply(StatusCode::OK, self.entries([&server].into_iter())[0].to_string()))
             }
             (None, &Method::GET) => Ok(self.list()),
             (None, _) if path == "/pd_role_switch" => {
-                self.switch_role(self.to_server(&head.headers), &body).await
+                self.switch_role(self.to_server(&head.fields), &body).await
             }
             (None, _) => self.add(&body),
         }
     }
 
     /// An operator's headers, as a server gets them: the router's keys are no server's business, and it has its own.
-    fn to_server(&self, headers: &HeaderMap) -> HeaderMap {
-        let mut headers = headers.clone();
-        headers.remove(AUTHORIZATION);
-        headers.extend(self.access.own_headers());
-        headers
+    fn to_server(&self, fields: &Fields) -> Fields {
+        let mut fields = fields.clone();
+        fields.remove(Known::Authorization);
+        self.access.own_fields().iter().for_each(|line| fields.add(line.name, line.value));
+        fields
     }
 
     fn list(&self) -> Reply {

@@ -6,6 +6,7 @@
 //! run is in `docs/FUZZING.md`.
 
 mod http;
+mod requests;
 mod router;
 #[cfg(test)]
 mod tests;
@@ -14,6 +15,7 @@ use bytes::Bytes;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+pub use self::requests::requests;
 pub use self::router::router;
 use crate::wire::body::{ClientBody, LegBody};
 use crate::wire::bootstrap::BootstrapFields;

@@ -1,7 +1,7 @@
 //! The router over connections in memory, with a clock that jumps: a client that
 //! sends anything, and two servers that answer anything, in any pieces.
 //!
-//! hyper's own server stands in for the `server` module, which wants sockets.
+//! Routes, limits and keys are left out: whatever is asked for, the proxy is asked.
 
 use std::io;
 use std::sync::Arc;
@@ -10,23 +10,27 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Either, Full};
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper::{Method, Request, Response};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use http_body_util::{BodyExt, Full};
+use hyper::Request;
+use hyper::header::HeaderValue;
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, DuplexStream, duplex};
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::http::{Answer, answers};
+use super::http::{self, answers};
 use super::{DIALECTS, Input, cut_at_most, splice_stream};
-use crate::proxy::{Limits, Proxy, Relay};
-use crate::record::Recorder;
+use crate::error::Error;
+use crate::metrics::WorkerMetrics;
+use crate::proxy::{self, Limits, Proxy};
+use crate::record::{Record, Recorder};
+use crate::server::{Answer, Answering, Client as _, ClientStream, Http1, Patience, converse};
+use crate::timer::Timer;
 use crate::upstream::{
     Address, HealthOptions, LiveFleet, Pools, PrefillSpec, Random, Role, SocketOptions, Wanted,
 };
 use crate::wire::logprobs::{Merge, PromptLogprobs};
-use crate::wire::pieces::Pieces;
+use crate::wire::message::ClientHead;
 use crate::wire::shape::{Dialect, Inspector, Shape};
 
 /// What a connection holds that nobody has read.
@@ -233,13 +237,13 @@ impl Scene {
             return;
         }
         let answers = answers(&got);
-        // One more: hyper's word on something that it does not take for a request.
+        // One more: a word on something that is no request.
         assert!(answers.len() <= asked.load(Ordering::Relaxed) + 1, "more answers than requests");
         if self.client == Client::Waits && self.valid.is_some() {
             assert!(!answers.is_empty(), "no answer: {}", got.escape_ascii());
         }
         if self.is_sound() {
-            let is_complete = matches!(answers.first(), Some(Answer { status: 200, body: Some(_) }));
+            let is_complete = matches!(answers.first(), Some(http::Answer { status: 200, body: Some(_) }));
             assert!(is_complete, "not answered: {}", got.escape_ascii());
         }
         self.check(&answers).await;
@@ -329,8 +333,8 @@ impl Scene {
 
     /// The first answer, if it is a complete success: it is decode's, with prefill's lists if they were asked for. A
     /// later one may be something that a server said too much.
-    async fn check(&self, answers: &[Answer]) {
-        let Some(Answer { status: 200..300, body: Some(body) }) = answers.first() else { return };
+    async fn check(&self, answers: &[http::Answer]) {
+        let Some(http::Answer { status: 200..300, body: Some(body) }) = answers.first() else { return };
         let decode = self.decode.reference().await;
         let decode = decode.expect("a complete answer is made of a complete answer");
         let prefill = self.prefill.reference().await;
@@ -373,36 +377,58 @@ fn shape_of(dialect: Dialect, body: &[u8]) -> Option<Shape> {
 
 /// Serves a client's connection to its end.
 async fn serve(proxy: Proxy, socket: DuplexStream, asked: Arc<AtomicUsize>) {
-    let proxy = Arc::new(proxy);
-    let service = service_fn(move |request| {
-        asked.fetch_add(1, Ordering::Relaxed);
-        answer(Arc::clone(&proxy), request)
-    });
-    let mut builder = hyper::server::conn::http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(90));
+    let patience = Patience { head: Duration::from_secs(90), idle: Duration::from_secs(90) };
+    let (_open, closing) = watch::channel(());
     // How it ended shows in what the client has got.
-    let _ = builder.serve_connection(TokioIo::new(socket), service).await;
+    converse(ClientStream::Memory(socket), &Front { proxy, asked }, patience, closing).await;
 }
 
-async fn answer(
-    proxy: Arc<Proxy>,
-    request: Request<Incoming>,
-) -> io::Result<Response<Either<Relay, Full<Pieces>>>> {
-    let dialect = match request.uri().path() {
-        "/v1/chat/completions" => Dialect::Chat,
-        "/v1/completions" => Dialect::Completions,
-        _ => Dialect::Generate,
-    };
-    if ![Method::POST, Method::PUT].contains(request.method()) {
-        return Err(io::Error::other("not routed to the proxy"));
-    }
-    let mut record = Recorder::new(Vec::new()).begin();
-    Ok(match proxy.begin().handle(dialect, request, None, &mut record).await {
-        Ok(answer) => answer.map(Either::Left),
-        Err(error) => {
-            let (head, body) = error.to_reply().into_parts();
-            let body = body.collect().await.unwrap_or_default().to_bytes();
-            Response::from_parts(head, Either::Right(Full::new(body.into())))
+/// All that a router answers with its proxy.
+struct Front {
+    proxy: Proxy,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Front {
+    async fn try_answer(
+        &self,
+        connection: &mut Http1,
+        head: &ClientHead,
+        record: &mut Record,
+        timer: &mut Timer,
+    ) -> Result<Option<proxy::Answer>, Error> {
+        if let Some(flaw) = head.flaw {
+            return Err(Error::BadRequest(flaw));
         }
-    })
+        let dialect = match head.path() {
+            "/v1/chat/completions" => Dialect::Chat,
+            "/v1/completions" => Dialect::Completions,
+            _ => Dialect::Generate,
+        };
+        let asked = self.proxy.read(dialect, head, connection, record, timer).await?;
+        connection.unless_left(self.proxy.answer(&asked, None, record, timer)).await.transpose()
+    }
+}
+
+impl Answering for Front {
+    async fn answer(&self, connection: &mut Http1, head: ClientHead, timer: &mut Timer) -> Option<Answer> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let mut record = Recorder::new(Vec::new()).begin();
+        Some(match self.try_answer(connection, &head, &mut record, timer).await {
+            Ok(answer) => Answer::relayed(answer?, None, record),
+            Err(error) => Answer::error(&error, record),
+        })
+    }
+
+    fn is_over(&self) -> bool {
+        false
+    }
+
+    fn unheard(&self, _: &Error) -> HeaderValue {
+        HeaderValue::from_static("unheard")
+    }
+
+    fn metrics(&self) -> Option<&WorkerMetrics> {
+        None
+    }
 }

@@ -12,11 +12,12 @@ use super::*;
 const MAX_SEED: usize = 16 << 10;
 
 type Target = (&'static str, fn(&[u8]));
-const TARGETS: [Target; 4] = [
+const TARGETS: [Target; 5] = [
     ("inspect_and_rewrite", inspect_and_rewrite),
     ("split_events", split_events),
     ("splice_logprobs", splice_logprobs),
     ("router", router),
+    ("requests", requests),
 ];
 
 /// One recorded exchange: the client's request as prefill saw it, and both answers.
@@ -72,6 +73,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
             "inspect_and_rewrite" => vec![seed([kind, 5, 0, 0], &[&body(&request)])],
             "split_events" => vec![seed([5, 200, 0, 0], &[&body(&decode)])],
             "splice_logprobs" => vec![seed([kind / 2, 5, 0, 0], &[&body(&prefill), &body(&decode)])],
+            "requests" => vec![seed([7, 0, 0, 0], &[&request.repeat(2)])],
             _ => vec![
                 seed([kind, 0, 0, 0], &[&body(&request), &prefill, &decode]),
                 seed([kind, 7, 1, 6], &[&body(&request), &prefill, &decode]),
@@ -144,6 +146,11 @@ proptest! {
     #[test]
     fn the_router_survives_anything(input in inputs(3)) {
         router(&input);
+    }
+
+    #[test]
+    fn requests_are_read_alike_however_they_are_cut_and_as_hyper_reads_them(input in inputs(4)) {
+        requests(&input);
     }
 }
 

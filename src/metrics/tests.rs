@@ -6,7 +6,7 @@ use super::pairs::MAX_PAIRS;
 use super::*;
 use crate::gate::{Caps, GateOptions};
 use crate::record::{Kind, Recorder};
-use crate::upstream::{InFlight, LiveFleet, Sent, Wanted};
+use crate::upstream::{Come, InFlight, LiveFleet, Sent, Wanted};
 
 /// All numbers, where no request is limited.
 fn shown(metrics: &Metrics, fleet: &LiveFleet) -> String {
@@ -24,15 +24,15 @@ fn shown(metrics: &Metrics, fleet: &LiveFleet) -> String {
 fn request(recorder: &Arc<Recorder>, fleet: &LiveFleet) {
     let mut record = recorder.begin();
     record.is(Kind::Generate);
-    record.body_read(10, false);
+    record.body_read(10, false, None);
     let pair = fleet.now().select_pair().unwrap();
     let attempt = record.sent_to(&pair);
     let sent = Sent { on_kept: true, written_at: Some(std::time::Instant::now()) };
     for server in [pair.prefill(), pair.decode()] {
-        attempt.leg(InFlight::enter(Arc::clone(server))).head_came(sent, true);
+        attempt.leg(InFlight::enter(Arc::clone(server))).head_came(sent, Come::Some);
     }
     record.answered(200);
-    record.gives(5);
+    record.gives(5, false);
     record.completed();
 }
 

@@ -8,25 +8,24 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use hyper::body::Incoming;
 use hyper::header::{CONTENT_LENGTH, HeaderValue};
-use hyper::http::response;
-use hyper::{Request, Response};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 use tracing::debug;
 
-use super::intake;
-use super::leg::{Connection, Deadline, Keep, Leg, PrefillEnd, PrefillRun, run_prefill};
+use super::intake::{self, Upload};
+use super::leg::{Connection, Deadline, Keep, Leg, Limit, PrefillEnd, PrefillRun, Refusal, run_prefill};
 use super::relay::{Relay, TimeLimit};
 use crate::error::{Cause, Error};
 use crate::gate::Entrance;
 use crate::record::{Attempt, Record};
+use crate::timer::Timer;
 use crate::upstream::{Backend, InFlight, LiveFleet, Pools, Role, Seats, ServerPair};
-use crate::wire::answer::Head;
 use crate::wire::body::ClientBody;
 use crate::wire::bootstrap::MAX_ROOM;
 use crate::wire::headers;
 use crate::wire::logprobs::{Merge, PromptLogprobs};
+use crate::wire::message::{ClientHead, Head};
+use crate::wire::reply::ReplyHead;
 use crate::wire::request::RequestHead;
 use crate::wire::shape::{Dialect, Shape};
 
@@ -35,13 +34,6 @@ pub(crate) struct Proxy {
     fleet: Arc<LiveFleet>,
     pools: Arc<Pools>,
     limits: Arc<ArcSwap<Limits>>,
-}
-
-/// One request's way. It keeps the limits that it began with.
-pub(crate) struct Exchange<'a> {
-    fleet: &'a LiveFleet,
-    pools: &'a Arc<Pools>,
-    limits: Arc<Limits>,
 }
 
 /// What a request may take.
@@ -62,62 +54,88 @@ pub(crate) struct Limits {
     pub(crate) retry_on: Vec<u16>,
 }
 
+/// A generation request that has been read. It keeps the limits that it began with.
+pub(crate) struct Asked {
+    limits: Arc<Limits>,
+    outgoing: RequestHead,
+    body: ClientBody,
+    shape: Shape,
+    deadline: Deadline,
+}
+
+/// An answer that has begun.
+pub(crate) struct Answer {
+    pub(crate) head: ReplyHead,
+    pub(crate) body: Box<Relay>,
+}
+
 impl Proxy {
     pub(crate) fn new(fleet: Arc<LiveFleet>, pools: Arc<Pools>, limits: Arc<ArcSwap<Limits>>) -> Self {
         Self { fleet, pools, limits }
     }
 
-    pub(crate) fn begin(&self) -> Exchange<'_> {
-        Exchange { fleet: &self.fleet, pools: &self.pools, limits: self.limits.load_full() }
-    }
-}
-
-impl Exchange<'_> {
-    /// Answers a generation request. One that no server can have seen is sent again, and one that was refused with a
-    /// status that says so. Where servers have so many requests at a time only, it comes with its seats.
-    pub(crate) async fn handle(
+    /// Reads a generation request.
+    pub(crate) async fn read(
         &self,
         dialect: Dialect,
-        request: Request<Incoming>,
-        seats: Option<Seated>,
+        head: &ClientHead,
+        upload: &mut impl Upload,
         record: &mut Record,
-    ) -> Result<Response<Relay>, Error> {
-        let (head, body) = request.into_parts();
-        let (body, shape) = intake::read(
-            &head.headers,
-            body,
-            dialect,
-            self.limits.max_payload_size,
-            self.limits.body_idle_timeout,
-        )
-        .await?;
-        record.body_read(body.len(), shape.stream);
+        timer: &mut Timer,
+    ) -> Result<Asked, Error> {
+        let limits = self.limits.load_full();
+        let (max, idle) = (limits.max_payload_size, limits.body_idle_timeout);
+        let (body, shape, waited) = intake::read(&head.fields, upload, dialect, max, idle, timer).await?;
+        let now = Instant::now();
+        record.body_read(body.len(), shape.stream, waited.then(|| now.into_std()));
         if shape.many_samples {
             return Err(Error::ManySamples);
         }
-        let deadline = Deadline::after(self.limits.request_timeout);
-        let outgoing = RequestHead::new(&head.method, head.uri.path_and_query(), &head.headers, true);
+        let deadline = Deadline::since(now, limits.request_timeout);
+        let outgoing = RequestHead::new(&head.method, head.target.as_str(), &head.fields, true);
+        Ok(Asked { limits, outgoing, body, shape, deadline })
+    }
+
+    /// Answers a request. One that no server can have seen is sent again, and one that was refused with a
+    /// status that says so. Where servers have so many requests at a time only, it comes with its seats.
+    pub(crate) async fn answer(
+        &self,
+        asked: &Asked,
+        seats: Option<Seated>,
+        record: &mut Record,
+        timer: &mut Timer,
+    ) -> Result<Answer, Error> {
+        let exchange = Exchange { fleet: &self.fleet, pools: &self.pools, asked };
         let limited = seats.as_ref().map(|seated| Arc::clone(&seated.entrance));
         let (mut pair, mut legs) = match seats {
             Some(seated) => divided(seated.seats),
             None => entered(self.fleet.now().select_pair().map_err(Error::NoServer)?),
         };
         let mut connection = Connection::Any;
-        let mut retries = self.limits.max_retries;
+        let mut retries = asked.limits.max_retries;
         loop {
             let attempt = record.sent_to(&pair);
-            let answered = self.attempt(&attempt, legs, connection, &outgoing, &body, &shape, deadline).await;
-            let again = if retries > 0 { self.sent_again(&pair, &answered) } else { None };
-            let Some((server, next)) = again else { return answered.map(Answered::into_response) };
+            let answered = exchange.attempt(&attempt, legs, connection, timer).await;
+            let again = if retries > 0 { exchange.sent_again(&pair, &answered) } else { None };
+            let Some((server, next)) = again else { return answered.map(Answered::into_answer) };
             record.tried_again(&server, answered.as_ref().err());
             // Both legs end here.
             drop(answered);
-            (pair, legs) = self.other(&server, limited.as_ref()).map_err(Error::NoServer)?;
+            (pair, legs) = exchange.other(&server, limited.as_ref()).map_err(Error::NoServer)?;
             connection = next;
             retries -= 1;
         }
     }
+}
 
+/// One request's way.
+struct Exchange<'a> {
+    fleet: &'a LiveFleet,
+    pools: &'a Arc<Pools>,
+    asked: &'a Asked,
+}
+
+impl Exchange<'_> {
     /// Another pair than the one of a server that has failed.
     fn other(
         &self,
@@ -143,14 +161,14 @@ impl Exchange<'_> {
                 Some((Arc::clone(error.server()?), Connection::New))
             }
             Ok(Answered::Refused(role, refusal))
-                if self.limits.retry_on.contains(&refusal.status().as_u16()) =>
+                if self.asked.limits.retry_on.contains(&refusal.head.status().as_u16()) =>
             {
                 let server = match role {
                     Role::Prefill => pair.prefill(),
                     Role::Decode => pair.decode(),
                 };
                 debug!(
-                    status = refusal.status().as_u16(),
+                    status = refusal.head.status().as_u16(),
                     "sending again: {role} server {} refused",
                     server.url()
                 );
@@ -161,53 +179,50 @@ impl Exchange<'_> {
     }
 
     /// Sends a request to a pair, in a room of its own. Both legs have ended when this fails.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "what stays the same from one attempt to the next, and what does not"
-    )]
     async fn attempt(
         &self,
         attempt: &Attempt<'_>,
         (on_prefill, on_decode): Legs,
         connection: Connection,
-        outgoing: &RequestHead,
-        body: &ClientBody,
-        shape: &Shape,
-        deadline: Deadline,
+        timer: &mut Timer,
     ) -> Result<Answered, Error> {
+        let Asked { limits, outgoing, body, shape, deadline } = self.asked;
+        let deadline = *deadline;
         let pair = attempt.pair;
         let fields = pair.prefill().bootstrap().expect("a prefill server has bootstrap fields");
         let body = body.with_fields(&shape.edit, fields, fastrand::u64(1..=MAX_ROOM));
-        let to_prefill =
-            outgoing.to(pair.prefill().host_header(), attempt.lines(Role::Prefill), body.clone());
-        let to_decode = outgoing.to(pair.decode().host_header(), attempt.lines(Role::Decode), body);
-        let keep = shape.merge.map(|_| Keep { limit: self.limits.max_merge_size, deadline });
+        let to = |server: &Backend, role| outgoing.to(server.host_header(), attempt.lines(role), &body);
+        let (to_prefill, to_decode) = (to(pair.prefill(), Role::Prefill), to(pair.decode(), Role::Decode));
+        let keep = shape.merge.map(|_| Keep { most: limits.max_merge_size, deadline });
         let on_prefill = attempt.leg(on_prefill);
         let prefill = run_prefill(Arc::clone(self.pools), on_prefill, to_prefill, connection, keep);
         let mut prefill = Prefill::Running(prefill);
-        // Pinned here: handed on by value, it would be copied at every step on the way to where it is polled.
-        let decode =
-            pin!(Leg::start(self.pools, attempt.leg(on_decode), to_decode, connection, Some(deadline)));
-        let (head, leg) = match prefill.unless_it_fails(decode).await? {
+        let mut limit = Limit { deadline, timer };
+        let begun = {
+            let on_decode = attempt.leg(on_decode);
+            // Pinned here: handed on by value, it would be copied at every step on the way to where it is polled.
+            let decode = Leg::start(self.pools, on_decode, to_decode, connection, Some(&mut limit));
+            prefill.unless_it_fails(pin!(decode)).await?
+        };
+        let (head, leg) = match begun {
             First::Decode(begun) => begun,
-            First::Refused(answer) => return Ok(Answered::by_prefill(answer)),
+            First::Refused(refusal) => return Ok(Answered::by_prefill(refusal)),
         };
         match shape.merge {
             // Decode's refusal is the answer; prefill is dropped.
             _ if !head.status.is_success() => {
-                let answer =
-                    reply(head.into_parts(), Relay::piped(leg, None, self.time_limit(false, deadline)));
-                Ok(Answered::Refused(Role::Decode, answer))
+                let body = Relay::piped(leg, None, self.time_limit(false, deadline));
+                Ok(Answered::Refused(Role::Decode, Answer { head: head.into(), body: body.into() }))
             }
-            None => self.piped(prefill, head, leg, deadline).await,
+            None => self.piped(prefill, head, leg, limit).await,
             Some(merge) => match prefill.end().await? {
                 PrefillEnd::Answered(lists) => {
                     attempt.merges();
                     // Boxed, so that requests with nothing to merge are not as large.
-                    let merged = Box::pin(self.merged(pair, merge, &lists, head, leg, deadline));
+                    let merged = Box::pin(self.merged(pair, merge, &lists, head, leg, limit));
                     merged.await.map(Answered::Begun)
                 }
-                PrefillEnd::Refused { answer, .. } => Ok(Answered::by_prefill(answer)),
+                PrefillEnd::Refused { refusal, .. } => Ok(Answered::by_prefill(refusal)),
             },
         }
     }
@@ -219,30 +234,34 @@ impl Exchange<'_> {
         mut prefill: Prefill,
         head: Head,
         mut leg: Leg,
-        deadline: Deadline,
+        Limit { deadline, timer }: Limit<'_>,
     ) -> Result<Answered, Error> {
         let events = head.is_event_stream;
-        let begun = prefill.unless_it_fails(leg.begun());
-        let begun = if events {
-            // A `/generate` stream has its head at once, and its first event when prefill is done.
-            tokio::time::timeout(HEAD_GRACE, begun).await.unwrap_or(Ok(First::Decode(())))
-        } else {
-            begun.await
+        // A `/generate` stream has its head at once, and its first event when prefill is done.
+        let grace = if events { Instant::now() + HEAD_GRACE } else { deadline.at };
+        let begun = {
+            let begun = pin!(prefill.unless_it_fails(leg.begun()));
+            timer.before(grace.min(deadline.at), begun).await.transpose()?
         };
-        let prefill = match (begun?, prefill) {
-            (First::Refused(answer), _) => return Ok(Answered::by_prefill(answer)),
-            (_, Prefill::Refusing(PrefillEnd::Refused { answer, .. }, _)) if !leg.has_begun() => {
-                return Ok(Answered::by_prefill(answer));
+        match begun {
+            Some(First::Decode(())) => {}
+            Some(First::Refused(refusal)) => return Ok(Answered::by_prefill(refusal)),
+            None if grace < deadline.at => {}
+            None => return Err(leg.fail(Cause::Timeout(deadline.after))),
+        }
+        let prefill = match prefill {
+            Prefill::Refusing(PrefillEnd::Refused { refusal, .. }, _) if !leg.has_begun() => {
+                return Ok(Answered::by_prefill(refusal));
             }
-            (_, Prefill::Running(run)) => Some(run),
-            (_, Prefill::Answered(_) | Prefill::Refusing(..)) => None,
+            Prefill::Running(run) => Some(run),
+            Prefill::Answered(_) | Prefill::Refusing(..) => None,
         };
         let relay = Relay::piped(leg, prefill, self.time_limit(events, deadline));
-        Ok(Answered::Begun(reply(head.into_parts(), relay.with_events(events))))
+        Ok(Answered::Begun(Answer { head: head.into(), body: relay.with_events(events).into() }))
     }
 
     fn time_limit(&self, events: bool, deadline: Deadline) -> TimeLimit {
-        TimeLimit::new(deadline, events.then_some(self.limits.stream_idle_timeout))
+        TimeLimit::new(deadline, events.then_some(self.asked.limits.stream_idle_timeout))
     }
 
     /// Makes the answer to a request for prompt logprobs, of both servers' answers.
@@ -253,43 +272,44 @@ impl Exchange<'_> {
         prefill: &Bytes,
         head: Head,
         leg: Leg,
-        deadline: Deadline,
-    ) -> Result<Response<Relay>, Error> {
+        mut limit: Limit<'_>,
+    ) -> Result<Answer, Error> {
         let unmergeable = |server: &Arc<Backend>, what| Error::upstream(server, Cause::Unmergeable(what));
         let lists =
             PromptLogprobs::read(merge, prefill).map_err(|error| unmergeable(pair.prefill(), error.what))?;
         let events = head.is_event_stream;
-        let mut head = head.into_parts();
-        if headers::unreadable_encoding(&head.headers).is_some() {
+        if headers::unreadable_encoding(&head.fields).is_some() {
             return Err(unmergeable(pair.decode(), "the answer is compressed"));
         }
+        let max = self.asked.limits.max_merge_size;
+        let mut head = ReplyHead::from(head);
         if events {
-            head.headers.remove(CONTENT_LENGTH);
-            let splicer = lists.into_splicer(self.limits.max_merge_size);
-            let relay = Relay::spliced(leg, splicer, self.time_limit(true, deadline));
-            return Ok(reply(head, relay.with_events(true)));
+            head.headers_mut().remove(CONTENT_LENGTH);
+            let relay = Relay::spliced(leg, lists.into_splicer(max), self.time_limit(true, limit.deadline));
+            return Ok(Answer { head, body: relay.with_events(true).into() });
         }
-        let body = leg.collect(self.limits.max_merge_size).await?;
-        let body = lists.splice_body(&body);
-        head.headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
-        Ok(reply(head, Relay::whole(body)))
+        let body = lists.splice_body(&leg.collect(max, Some(&mut limit)).await?);
+        head.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        Ok(Answer { head, body: Relay::whole(body).into() })
     }
 }
 
 /// What came of sending a request to a pair.
 enum Answered {
     /// What was asked for, or the beginning of it.
-    Begun(Response<Relay>),
+    Begun(Answer),
     /// One server's own words, of which the client has seen nothing yet.
-    Refused(Role, Response<Relay>),
+    Refused(Role, Answer),
 }
 
 impl Answered {
-    fn by_prefill(answer: Response<Bytes>) -> Self {
-        Self::Refused(Role::Prefill, refusal(answer))
+    /// Prefill's own words.
+    fn by_prefill(Refusal { mut head, body }: Refusal) -> Self {
+        head.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        Self::Refused(Role::Prefill, Answer { head, body: Relay::whole(body).into() })
     }
 
-    fn into_response(self) -> Response<Relay> {
+    fn into_answer(self) -> Answer {
         match self {
             Self::Begun(answer) | Self::Refused(_, answer) => answer,
         }
@@ -303,7 +323,7 @@ const HEAD_GRACE: Duration = Duration::from_millis(100);
 /// What comes first: what decode was asked for, or prefill's refusal.
 enum First<T> {
     Decode(T),
-    Refused(Response<Bytes>),
+    Refused(Refusal),
 }
 
 /// How long decode may still answer when prefill has refused within a 200. A prompt that is too long, say, is
@@ -332,8 +352,8 @@ impl Prefill {
             {
                 match end? {
                     PrefillEnd::Answered(answer) => *self = Self::Answered(answer),
-                    PrefillEnd::Refused { answer, hidden: false, .. } => {
-                        return Poll::Ready(Ok(First::Refused(answer)));
+                    PrefillEnd::Refused { refusal, hidden: false, .. } => {
+                        return Poll::Ready(Ok(First::Refused(refusal)));
                     }
                     hidden => *self = Self::Refusing(hidden, Box::pin(sleep(HIDDEN_GRACE))),
                 }
@@ -342,9 +362,9 @@ impl Prefill {
                 return Poll::Ready(begun.map(First::Decode));
             }
             match self {
-                Self::Refusing(PrefillEnd::Refused { answer, .. }, timer) => {
+                Self::Refusing(PrefillEnd::Refused { refusal, .. }, timer) => {
                     ready!(timer.as_mut().poll(cx));
-                    Poll::Ready(Ok(First::Refused(std::mem::take(answer))))
+                    Poll::Ready(Ok(First::Refused(std::mem::take(refusal))))
                 }
                 _ => Poll::Pending,
             }
@@ -381,16 +401,4 @@ fn entered(pair: ServerPair) -> (ServerPair, Legs) {
     let enter = |server: &Arc<Backend>| InFlight::enter(Arc::clone(server));
     let legs = (enter(pair.prefill()), enter(pair.decode()));
     (pair, legs)
-}
-
-fn reply(mut head: response::Parts, body: Relay) -> Response<Relay> {
-    headers::for_client(&mut head.headers);
-    Response::from_parts(head, body)
-}
-
-/// Prefill's own words, when it refused.
-fn refusal(answer: Response<Bytes>) -> Response<Relay> {
-    let (mut head, body) = answer.into_parts();
-    head.headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
-    reply(head, Relay::whole(body))
 }

@@ -1,39 +1,52 @@
 //! Reads a client's body: bounded in size and in its pauses, looked at once as it arrives, kept as it came.
 
-use std::pin::{Pin, pin};
-use std::task::{Poll, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::body::{Body, Frame, Incoming};
-use hyper::header::{EXPECT, HeaderMap};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::Instant;
 
-use crate::error::Error;
+use crate::error::{BrokenBody, Error};
+use crate::timer::Timer;
 use crate::wire::body::ClientBody;
 use crate::wire::headers::unreadable_encoding;
+use crate::wire::message::{Fields, Known};
 use crate::wire::shape::{Dialect, Inspector, Shape};
+
+/// A client's body on its way here, whichever version of HTTP it comes over.
+pub(crate) trait Upload {
+    /// The next piece, which is not empty. `None` is the end.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BrokenBody>>;
+
+    /// At least so many bytes are to come.
+    fn announced(&self) -> u64;
+
+    /// Whether nothing is to come, as far as is known.
+    fn is_ended(&self) -> bool;
+
+    /// Waits until the client has left, and reads nothing meanwhile.
+    fn left(&self) -> impl Future<Output = ()> + Send;
+}
 
 /// How much of a body is read only to throw it away, so that the connection stays usable after a refusal.
 const MAX_DISCARDED: usize = 64 << 20;
 
-/// Reads a whole request body. When it is refused, the rest of it has been read as well, unless that would be
+/// Reads a whole request body, and says whether it had to be waited for. When it is refused, the rest of it has been read as well, unless that would be
 /// more than [`MAX_DISCARDED`].
 pub(super) async fn read(
-    headers: &HeaderMap,
-    mut body: Incoming,
+    fields: &Fields,
+    upload: &mut impl Upload,
     dialect: Dialect,
     limit: usize,
     idle_timeout: Duration,
-) -> Result<(ClientBody, Shape), Error> {
-    refuse_early(headers, &body, limit)?;
+    timer: &mut Timer,
+) -> Result<(ClientBody, Shape, bool), Error> {
+    refuse_early(fields, upload, limit)?;
     let mut inspector = Inspector::new(dialect);
     let mut kept = ClientBody::default();
-    let mut refused = encoded(headers);
-    let mut length = 0;
-    let mut timer = pin!(sleep(idle_timeout));
-    while let Some(frame) = next_frame(&mut body, timer.as_mut(), idle_timeout).await? {
-        let Ok(data) = frame.into_data() else { continue };
+    let mut refused = encoded(fields);
+    let (mut length, mut waited) = (0, false);
+    while let Some(data) = next_piece(upload, timer, idle_timeout, &mut waited).await? {
         length += data.len();
         if length > limit {
             if length - limit > MAX_DISCARDED {
@@ -52,34 +65,37 @@ pub(super) async fn read(
     }
     match refused {
         Some(error) => Err(error),
-        None => Ok((kept, inspector.finish().map_err(Error::BadBody)?)),
+        None => Ok((kept, inspector.finish().map_err(Error::BadBody)?, waited)),
     }
 }
 
 /// Refuses a body whose announced length is over the limit, when reading it would be a waste: the client waits
 /// for our word before it sends (`Expect: 100-continue`), or it is too long to be thrown away.
-fn refuse_early(headers: &HeaderMap, body: &Incoming, limit: usize) -> Result<(), Error> {
-    let over = body.size_hint().lower().saturating_sub(limit as u64);
-    if over > MAX_DISCARDED as u64 || (over > 0 && headers.contains_key(EXPECT)) {
+fn refuse_early(fields: &Fields, upload: &impl Upload, limit: usize) -> Result<(), Error> {
+    let over = upload.announced().saturating_sub(limit as u64);
+    if over > MAX_DISCARDED as u64 || (over > 0 && fields.has(Known::Expect)) {
         return Err(Error::BodyTooLarge { limit, drained: false });
     }
     Ok(())
 }
 
-fn encoded(headers: &HeaderMap) -> Option<Error> {
-    let encoding = unreadable_encoding(headers)?;
-    Some(Error::BodyEncoded { encoding: String::from_utf8_lossy(encoding.as_bytes()).into_owned() })
+fn encoded(fields: &Fields) -> Option<Error> {
+    let encoding = unreadable_encoding(fields)?;
+    Some(Error::BodyEncoded { encoding: String::from_utf8_lossy(encoding).into_owned() })
 }
 
 /// Reads a body that nobody wants, so that the connection stays usable. Returns whether it came to its end.
-pub(crate) async fn discard(mut body: Incoming, idle_timeout: Duration) -> Result<bool, Error> {
-    if body.is_end_stream() {
+pub(crate) async fn discard(
+    upload: &mut impl Upload,
+    idle_timeout: Duration,
+    timer: &mut Timer,
+) -> Result<bool, Error> {
+    if upload.is_ended() {
         return Ok(true);
     }
-    let mut timer = pin!(sleep(idle_timeout));
     let mut length = 0;
-    while let Some(frame) = next_frame(&mut body, timer.as_mut(), idle_timeout).await? {
-        length += frame.data_ref().map_or(0, Bytes::len);
+    while let Some(data) = next_piece(upload, timer, idle_timeout, &mut false).await? {
+        length += data.len();
         if length > MAX_DISCARDED {
             return Ok(false);
         }
@@ -87,27 +103,23 @@ pub(crate) async fn discard(mut body: Incoming, idle_timeout: Duration) -> Resul
     Ok(true)
 }
 
-/// The body's next frame, if it comes within `idle_timeout`. `timer` is one for the whole body: it is not set anew
-/// for each frame, but only when it has gone off too early.
-async fn next_frame(
-    body: &mut Incoming,
-    mut timer: Pin<&mut Sleep>,
+/// The body's next piece, if it comes within `idle_timeout`. Whether it had to be waited for is noted.
+async fn next_piece(
+    upload: &mut impl Upload,
+    timer: &mut Timer,
     idle_timeout: Duration,
-) -> Result<Option<Frame<Bytes>>, Error> {
+    waited: &mut bool,
+) -> Result<Option<Bytes>, Error> {
     let mut waiting_until = None;
     std::future::poll_fn(|cx| {
-        if let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) {
-            return Poll::Ready(frame.transpose().map_err(Error::BodyRead));
+        if let Poll::Ready(piece) = upload.poll_piece(cx) {
+            return Poll::Ready(piece.map_err(Error::BodyRead));
         }
+        *waited = true;
         let deadline = *waiting_until.get_or_insert_with(|| Instant::now() + idle_timeout);
-        loop {
-            ready!(timer.as_mut().poll(cx));
-            if timer.deadline() >= deadline {
-                let what = "more of the request's body";
-                return Poll::Ready(Err(Error::RequestTimeout { what, after: idle_timeout }));
-            }
-            timer.as_mut().reset(deadline);
-        }
+        ready!(timer.poll_until(deadline, cx));
+        let what = "more of the request's body";
+        Poll::Ready(Err(Error::RequestTimeout { what, after: idle_timeout }))
     })
     .await
 }

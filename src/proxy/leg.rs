@@ -10,15 +10,17 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use hyper::StatusCode;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
-use hyper::{Response, StatusCode};
 use tokio::time::Instant;
 
 use crate::error::{Cause, Error};
 use crate::record::LegRecord;
-use crate::upstream::{Backend, ConnError, Lease, Outcome, Pools};
-use crate::wire::answer::Head;
+use crate::timer::Timer;
+use crate::upstream::{Backend, Lease, Outcome, Pools};
+use crate::wire::message::Head;
 use crate::wire::refusal;
+use crate::wire::reply::ReplyHead;
 use crate::wire::request::LegRequest;
 use crate::wire::sse::{EventTooLarge, Events};
 
@@ -41,14 +43,26 @@ pub(super) struct Deadline {
 
 impl Deadline {
     pub(super) fn after(limit: Duration) -> Self {
-        Self { at: Instant::now() + limit, after: limit }
+        Self::since(Instant::now(), limit)
+    }
+
+    pub(super) fn since(begun: Instant, limit: Duration) -> Self {
+        Self { at: begun + limit, after: limit }
     }
 }
 
-/// `wait` is pinned by the caller: taken by value it would have a second place in each future that holds this one.
-async fn before<T>(deadline: Option<Deadline>, wait: Pin<&mut impl Future<Output = T>>) -> Result<T, Cause> {
-    let Some(Deadline { at, after }) = deadline else { return Ok(wait.await) };
-    tokio::time::timeout_at(at, wait).await.map_err(|_| Cause::Timeout(after))
+/// Until when there is time, and the timer that tells when it is over.
+pub(super) struct Limit<'a> {
+    pub(super) deadline: Deadline,
+    pub(super) timer: &'a mut Timer,
+}
+
+async fn before<T>(
+    limit: Option<&mut Limit<'_>>,
+    wait: Pin<&mut impl Future<Output = T>>,
+) -> Result<T, Cause> {
+    let Some(Limit { deadline, timer }) = limit else { return Ok(wait.await) };
+    timer.before(deadline.at, wait).await.ok_or(Cause::Timeout(deadline.after))
 }
 
 /// A leg whose answer has begun.
@@ -57,8 +71,6 @@ pub(super) struct Leg {
     server: LegRecord,
     /// How it ends if its body does.
     outcome: Outcome,
-    /// For all that is waited for here. A relay has limits of its own.
-    deadline: Option<Deadline>,
 }
 
 impl Leg {
@@ -68,21 +80,21 @@ impl Leg {
         mut server: LegRecord,
         request: LegRequest,
         connection: Connection,
-        deadline: Option<Deadline>,
+        limit: Option<&mut Limit<'_>>,
     ) -> Result<(Head, Self), Error> {
         let sent = {
             let sent = pin!(send(pools, server.backend(), request, connection));
-            before(deadline, sent).await.flatten()
+            before(limit, sent).await.flatten()
         };
         match sent {
             Ok((lease, head)) => {
-                server.head_came(lease.sent(), lease.has_begun());
+                server.head_came(lease.sent(), lease.come());
                 let outcome = outcome(head.status);
                 if !head.status.is_success() {
                     // That is said, whether the rest of it is read or not.
                     server.ends_as(outcome);
                 }
-                Ok((head, Self { lease, server, outcome, deadline }))
+                Ok((head, Self { lease, server, outcome }))
             }
             Err(cause) => Err(failed(&mut server, cause)),
         }
@@ -99,29 +111,30 @@ impl Leg {
 
     /// Waits for the first data, or for the end of an empty body. Both are still to be had afterwards.
     pub(super) async fn begun(&mut self) -> Result<(), Error> {
-        let begun = before(self.deadline, pin!(self.lease.begun())).await;
-        if let Ok(Ok(())) = begun {
-            self.server.body_came();
+        match self.lease.begun().await {
+            Ok(()) => {
+                self.server.body_came();
+                Ok(())
+            }
+            Err(error) => Err(self.fail(error)),
         }
-        self.or_fail(begun)
     }
 
-    /// The whole body, which may have `limit` bytes, and the connection back to the pool.
-    pub(super) async fn collect(mut self, limit: usize) -> Result<Bytes, Error> {
-        let whole = self.whole(limit).await?;
+    /// The whole body, which may have `most` bytes, and the connection back to the pool.
+    pub(super) async fn collect(
+        mut self,
+        most: usize,
+        limit: Option<&mut Limit<'_>>,
+    ) -> Result<Bytes, Error> {
+        let whole = self.whole(most, limit).await?;
         self.park();
         Ok(whole)
     }
 
-    async fn whole(&mut self, limit: usize) -> Result<Bytes, Error> {
-        let whole = before(self.deadline, pin!(self.lease.read(limit))).await;
-        self.or_fail(whole)
-    }
-
-    /// What came of a wait.
-    fn or_fail<T>(&mut self, waited: Result<Result<T, ConnError>, Cause>) -> Result<T, Error> {
-        match waited {
-            Ok(Ok(come)) => Ok(come),
+    async fn whole(&mut self, most: usize, limit: Option<&mut Limit<'_>>) -> Result<Bytes, Error> {
+        let whole = before(limit, pin!(self.lease.read(most))).await;
+        match whole {
+            Ok(Ok(whole)) => Ok(whole),
             Ok(Err(error)) => Err(self.fail(error)),
             Err(late) => Err(self.fail(late)),
         }
@@ -212,7 +225,14 @@ pub(super) enum PrefillEnd {
     /// The answer's body, or nothing of it when nobody wants it.
     Answered(Bytes),
     /// An answer that says no. It was `hidden` in a 200.
-    Refused { server: Arc<Backend>, answer: Response<Bytes>, hidden: bool },
+    Refused { server: Arc<Backend>, refusal: Refusal, hidden: bool },
+}
+
+/// A server's words when it says no.
+#[derive(Debug, Default)]
+pub(super) struct Refusal {
+    pub(super) head: ReplyHead,
+    pub(super) body: Bytes,
 }
 
 /// A prefill leg under way. It is boxed because it is handed on as it stands: from waiting for decode's head, to
@@ -236,17 +256,18 @@ fn next_refusal(events: &mut Events) -> Result<Option<Hidden>, EventTooLarge> {
 }
 
 /// The answer that a server would have given, had it refused before its 200.
-fn unhidden(head: Head, hidden: Hidden) -> Response<Bytes> {
-    let mut head = head.into_parts();
-    head.status = hidden.status;
-    head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    Response::from_parts(head, hidden.json)
+fn unhidden(head: Head, hidden: Hidden) -> Refusal {
+    let mut head = ReplyHead::from(head);
+    let made = head.made();
+    made.status = hidden.status;
+    made.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Refusal { head, body: hidden.json }
 }
 
 /// An answer of prefill's that is wanted: up to how many bytes, and until when.
 #[derive(Clone, Copy)]
 pub(super) struct Keep {
-    pub(super) limit: usize,
+    pub(super) most: usize,
     pub(super) deadline: Deadline,
 }
 
@@ -262,17 +283,18 @@ pub(super) fn run_prefill(
 ) -> PrefillRun {
     Box::pin(async move {
         let backend = Arc::clone(server.backend());
-        let deadline = keep.map(|keep| keep.deadline);
-        let (head, mut leg) = Leg::start(&pools, server, request, connection, deadline).await?;
+        let mut timer = Timer::default();
+        let mut limit = keep.map(|keep| Limit { deadline: keep.deadline, timer: &mut timer });
+        let (head, mut leg) = Leg::start(&pools, server, request, connection, limit.as_mut()).await?;
         if !head.status.is_success() {
-            let body = leg.collect(MAX_REFUSAL).await?;
-            let answer = Response::from_parts(head.into_parts(), body);
-            return Ok(PrefillEnd::Refused { server: backend, answer, hidden: false });
+            let body = leg.collect(MAX_REFUSAL, limit.as_mut()).await?;
+            let refusal = Refusal { head: head.into(), body };
+            return Ok(PrefillEnd::Refused { server: backend, refusal, hidden: false });
         }
         let events = head.is_event_stream;
         let (answer, hidden) = match keep {
-            Some(Keep { limit, .. }) => {
-                let answer = leg.whole(limit).await?;
+            Some(Keep { most, .. }) => {
+                let answer = leg.whole(most, limit.as_mut()).await?;
                 let hidden = if events { refusal_in(answer.clone()) } else { None };
                 if hidden.is_some() {
                     leg.outcome = Outcome::Refused;
@@ -284,8 +306,8 @@ pub(super) fn run_prefill(
         };
         Ok(match hidden {
             Some(hidden) => {
-                let answer = unhidden(head, hidden);
-                PrefillEnd::Refused { server: backend, answer, hidden: true }
+                let refusal = unhidden(head, hidden);
+                PrefillEnd::Refused { server: backend, refusal, hidden: true }
             }
             None => PrefillEnd::Answered(answer),
         })

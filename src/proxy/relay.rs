@@ -9,13 +9,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
-use tokio::time::{Sleep, sleep_until};
 use tracing::warn;
 
 use super::leg::{Deadline, Leg, PrefillEnd, PrefillRun};
 use crate::error::{Cause, Error};
 use crate::report::limit;
-use crate::timer::poll_until;
+use crate::timer::Timer;
 use crate::wire::logprobs::StreamSplicer;
 use crate::wire::pieces::Pieces;
 
@@ -46,18 +45,18 @@ enum Source {
     Ended,
 }
 
-/// How long a body may take, or may be silent. The timer is made only if it has to wait at all.
+/// How long a body may take, or may be silent.
 pub(super) struct TimeLimit {
     deadline: Deadline,
     /// How far apart the pieces of a stream may be. Its first one has until the deadline.
     idle: Option<Duration>,
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: Timer,
 }
 
 impl TimeLimit {
     /// The body must be complete, or with `idle` must have begun, at the deadline.
     pub(super) fn new(deadline: Deadline, idle: Option<Duration>) -> Self {
-        Self { deadline, idle, timer: None }
+        Self { deadline, idle, timer: Timer::default() }
     }
 
     /// A piece has come. The timer is not touched, which would cost more than the piece.
@@ -69,9 +68,7 @@ impl TimeLimit {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         // The first piece of a stream brings the deadline forward, the others put it off.
-        let deadline = self.deadline.at;
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-        poll_until(timer.as_mut(), deadline, cx)
+        self.timer.poll_until(self.deadline.at, cx)
     }
 }
 
@@ -160,8 +157,8 @@ impl Relay {
         let Source::Piped(_) = &self.source else { return None };
         match end {
             Ok(PrefillEnd::Answered(_)) => None,
-            Ok(PrefillEnd::Refused { server, answer, .. }) => {
-                Some(Error::upstream(&server, Cause::LateRefusal(answer.status().as_u16())))
+            Ok(PrefillEnd::Refused { server, refusal, .. }) => {
+                Some(Error::upstream(&server, Cause::LateRefusal(refusal.head.status().as_u16())))
             }
             Err(error) => Some(error),
         }
@@ -255,8 +252,11 @@ fn note_late_end(end: Result<PrefillEnd, Error>) {
     match end {
         Ok(PrefillEnd::Answered(_)) => {}
         _ if !limit::admit("late_prefill") => {}
-        Ok(PrefillEnd::Refused { answer, .. }) => {
-            warn!(status = answer.status().as_u16(), "prefill refused after decode had begun to answer");
+        Ok(PrefillEnd::Refused { refusal, .. }) => {
+            warn!(
+                status = refusal.head.status().as_u16(),
+                "prefill refused after decode had begun to answer"
+            );
         }
         Err(error) => warn!(code = error.code(), "after decode had begun to answer: {error}"),
     }

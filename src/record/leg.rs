@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::timeline::{Phase, Timeline};
-use crate::upstream::{Backend, InFlight, Outcome, Role, Sent};
+use crate::upstream::{Backend, Come, InFlight, Outcome, Role, Sent};
 
 /// A leg that is under way, until this is dropped.
 pub(crate) struct LegRecord {
@@ -13,20 +13,22 @@ pub(crate) struct LegRecord {
     role: Role,
     /// Nothing was said of its end: dropped like this, it was cancelled.
     is_open: bool,
+    /// When all of the answer had come, if it came with the head.
+    ended_at: Option<Instant>,
 }
 
 impl LegRecord {
     pub(super) fn new(server: InFlight, timeline: Arc<Timeline>) -> Self {
         let role = server.backend().role();
-        Self { server, timeline, role, is_open: true }
+        Self { server, timeline, role, is_open: true, ended_at: None }
     }
 
     pub(crate) fn backend(&self) -> &Arc<Backend> {
         self.server.backend()
     }
 
-    /// The head of the answer has come, and with it some of the body if `begun`.
-    pub(crate) fn head_came(&mut self, sent: Sent, begun: bool) {
+    /// The head of the answer has come, and with it so much of the body.
+    pub(crate) fn head_came(&mut self, sent: Sent, come: Come) {
         let now = Instant::now();
         let (written, head) = match self.role {
             Role::Prefill => (Phase::PrefillWritten, Phase::PrefillHead),
@@ -36,9 +38,10 @@ impl LegRecord {
             self.timeline.reach_at(written, at);
         }
         self.timeline.reach_at(head, now);
-        if begun && self.role == Role::Decode {
+        if come != Come::None && self.role == Role::Decode {
             self.timeline.reach_at(Phase::DecodeByte, now);
         }
+        self.ended_at = (come == Come::All).then_some(now);
         if !sent.on_kept {
             self.timeline.dialled();
         }
@@ -56,7 +59,9 @@ impl LegRecord {
         self.server.ends_as(outcome);
         self.is_open = false;
         match outcome {
-            Outcome::Completed if self.role == Role::Prefill => self.timeline.reach(Phase::PrefillEnd),
+            Outcome::Completed if self.role == Role::Prefill => {
+                self.timeline.reach_at(Phase::PrefillEnd, self.ended_at.unwrap_or_else(Instant::now));
+            }
             Outcome::Completed | Outcome::Cancelled => {}
             _ => self.timeline.fail(self.role),
         }

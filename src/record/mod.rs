@@ -124,7 +124,7 @@ pub(crate) struct Name {
     /// Printable ASCII, for the log and for whoever else is told of the request.
     pub(crate) id: HeaderValue,
     pub(crate) method: Method,
-    pub(crate) target: Option<PathAndQuery>,
+    pub(crate) target: PathAndQuery,
 }
 
 /// Why a request was sent again.
@@ -177,9 +177,9 @@ impl Recorder {
         Arc::new(Self { observers, cut_off: AtomicBool::new(false) })
     }
 
-    /// A request's head has been read.
-    pub(crate) fn begin(self: &Arc<Self>) -> Record {
-        Record {
+    /// A request's head has been read. Its record is boxed: it is handed on several times.
+    pub(crate) fn begin(self: &Arc<Self>) -> Box<Record> {
+        Box::new(Record {
             recorder: Arc::clone(self),
             timeline: Arc::new(Timeline::new(Instant::now())),
             name: None,
@@ -194,9 +194,10 @@ impl Recorder {
             bytes_in: 0,
             bytes_out: 0,
             given: false,
+            took: None,
             #[cfg(feature = "otel")]
             trace: None,
-        }
+        })
     }
 
     /// From now on a request that ends early was ended by the router.
@@ -224,6 +225,8 @@ pub(crate) struct Record {
     bytes_out: u64,
     /// Something of the answer's body has been given to the client's connection.
     given: bool,
+    /// If it ended with the first of it: the clock is not read again.
+    took: Option<Duration>,
     #[cfg(feature = "otel")]
     trace: Option<Box<Trace>>,
 }
@@ -256,11 +259,11 @@ impl Record {
         self.kind = kind;
     }
 
-    /// All of a generation request's body has come. `streaming`: it asks for a stream.
-    pub(crate) fn body_read(&mut self, bytes: usize, streaming: bool) {
+    /// All of a generation request's body has come: at that time, or with its head. `streaming`: it asks for a stream.
+    pub(crate) fn body_read(&mut self, bytes: usize, streaming: bool, at: Option<Instant>) {
         self.bytes_in = bytes as u64;
         self.streaming = streaming;
-        self.timeline.reach(Phase::BodyRead);
+        self.timeline.reach_at(Phase::BodyRead, at.unwrap_or(self.timeline.begun));
     }
 
     /// It is sent to a pair, for the first time or again.
@@ -300,15 +303,18 @@ impl Record {
         }
     }
 
-    /// A piece of the answer's body goes to the client's connection. Returns when decode's first byte came, if this is
-    /// the first piece and nothing but the router stood between the two.
-    pub(crate) fn gives(&mut self, bytes: usize) -> Option<Instant> {
+    /// A piece of the answer's body goes to the client's connection, and may be the last. Returns when decode's first byte
+    /// came, if this is the first piece and nothing but the router stood between the two.
+    pub(crate) fn gives(&mut self, bytes: usize, is_last: bool) -> Option<Instant> {
         self.bytes_out += bytes as u64;
         if self.given {
             return None;
         }
         self.given = true;
         self.timeline.reach(Phase::Answering);
+        if is_last {
+            self.took = self.timeline.reached(Phase::Answering);
+        }
         self.timeline.instant(Phase::DecodeByte).filter(|_| !self.timeline.is_merged())
     }
 
@@ -323,7 +329,7 @@ impl Record {
     fn finished(&self) -> Finished<'_> {
         let left = self.ending == Ending::ClientLeft && self.recorder.cut_off.load(Relaxed);
         let ending = if left { Ending::CutOff } else { self.ending };
-        Finished { record: self, ending, took: self.timeline.begun.elapsed() }
+        Finished { record: self, ending, took: self.took.unwrap_or_else(|| self.timeline.begun.elapsed()) }
     }
 }
 

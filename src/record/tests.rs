@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use super::*;
-use crate::upstream::{InFlight, LiveFleet, Outcome, Sent, Wanted};
+use crate::upstream::{Come, InFlight, LiveFleet, Outcome, Sent, Wanted};
 
 /// What an observer has seen.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -56,7 +56,7 @@ fn seen_of(happens: impl FnOnce(&Recorder, &mut Record, &ServerPair)) -> Seen {
     let recorder = Recorder::new(vec![Arc::clone(&eyes) as _]);
     let mut record = recorder.begin();
     record.is(Kind::Chat);
-    record.body_read(7, true);
+    record.body_read(7, true, None);
     let pair = pair();
     happens(&recorder, &mut record, &pair);
     assert!(eyes.0.lock().unwrap().is_empty(), "not before it is dropped");
@@ -82,12 +82,12 @@ fn sent() -> Sent {
 fn all_phases_of_a_request_that_went_well() {
     let seen = seen_of(|_, record, pair| {
         let (mut prefill, mut decode) = legs(record, pair);
-        prefill.head_came(sent(), true);
-        decode.head_came(sent(), false);
+        prefill.head_came(sent(), Come::Some);
+        decode.head_came(sent(), Come::None);
         decode.body_came();
         record.answered(200);
-        assert!(record.gives(3).is_some(), "the first piece");
-        assert!(record.gives(4).is_none(), "another one");
+        assert!(record.gives(3, false).is_some(), "the first piece");
+        assert!(record.gives(4, false).is_none(), "another one");
         prefill.ends_as(Outcome::Completed);
         decode.ends_as(Outcome::Completed);
         record.completed();
@@ -120,7 +120,7 @@ fn a_leg_that_is_cancelled_because_of_the_other_has_run_on() {
 fn prefill_that_fails_late_has_failed_nothing() {
     let seen = seen_of(|_, record, pair| {
         let (mut prefill, mut decode) = legs(record, pair);
-        decode.head_came(sent(), true);
+        decode.head_came(sent(), Come::Some);
         prefill.ends_as(Outcome::Closed);
     });
     assert_eq!((seen.failed, seen.ran_on), (None, [false; 2]));
@@ -130,7 +130,7 @@ fn prefill_that_fails_late_has_failed_nothing() {
 fn another_attempt_begins_anew_but_the_reason_stays() {
     let seen = seen_of(|_, record, pair| {
         let (mut prefill, mut decode) = legs(record, pair);
-        prefill.head_came(sent(), true);
+        prefill.head_came(sent(), Come::Some);
         decode.ends_as(Outcome::Refused);
         drop((prefill, decode));
         record.tried_again(pair.decode(), None);
@@ -166,8 +166,8 @@ fn an_early_end_is_the_clients_or_at_the_end_the_routers() {
 fn bytes_that_waited_for_prefill_say_nothing_of_the_router() {
     seen_of(|_, record, pair| {
         let attempt = record.sent_to(pair);
-        attempt.leg(InFlight::enter(Arc::clone(pair.decode()))).head_came(sent(), true);
+        attempt.leg(InFlight::enter(Arc::clone(pair.decode()))).head_came(sent(), Come::Some);
         attempt.merges();
-        assert!(record.gives(1).is_none());
+        assert!(record.gives(1, false).is_none());
     });
 }

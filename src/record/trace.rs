@@ -6,12 +6,11 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use hyper::header::{HeaderMap, HeaderName};
-
 use crate::upstream::{Backend, ServerPair};
+use crate::wire::message::Fields;
 
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+const TRACEPARENT: &str = "traceparent";
+const TRACESTATE: &str = "tracestate";
 
 /// A request's place in a trace, and its legs.
 pub(crate) struct Trace {
@@ -36,23 +35,22 @@ pub(crate) struct LegSpan {
 impl Trace {
     /// Continues the client's trace, or begins one. `None`: the client wants none, and its headers pass as they are.
     /// What the servers get of it is written for each attempt.
-    pub(crate) fn begin(headers: &mut HeaderMap, begun: SystemTime) -> Option<Self> {
-        let mut given = headers.get_all(TRACEPARENT).iter();
-        let parent = match (given.next(), given.next()) {
-            (Some(only), None) => parent(only.as_bytes()),
-            _ => None,
+    pub(crate) fn begin(fields: &mut Fields, begun: SystemTime) -> Option<Self> {
+        let parent = {
+            let mut given = fields.all(TRACEPARENT);
+            given.next().filter(|_| given.next().is_none()).and_then(parent)
         };
         if parent.as_ref().is_some_and(|parent| parent.flags & 1 == 0) {
             return None;
         }
-        headers.remove(TRACEPARENT);
+        fields.remove(TRACEPARENT);
         let (id, span) = (fastrand::u128(1..), fastrand::u64(1..));
         let Some(Parent { trace, span: parent, flags }) = parent else {
             // Says something about a trace that nobody can tell.
-            headers.remove(TRACESTATE);
+            fields.remove(TRACESTATE);
             return Some(Self { id, span, parent: None, flags: 1, state: None, begun, legs: Vec::new() });
         };
-        let state = headers.get(TRACESTATE).and_then(|state| Some(state.to_str().ok()?.to_owned()));
+        let state = fields.get(TRACESTATE).and_then(|state| String::from_utf8(state.to_vec()).ok());
         Some(Self { id: trace, span, parent: Some(parent), flags, state, begun, legs: Vec::new() })
     }
 

@@ -13,12 +13,12 @@ pub(crate) mod traces;
 
 use std::time::Duration;
 
-use hyper::Request;
-use hyper::header::{HeaderMap, HeaderValue};
+use hyper::header::HeaderValue;
 
 use crate::error::Error;
 use crate::record::{Ending, Finished, Name, Observer, Phase, Record};
 use crate::upstream::Role;
+use crate::wire::message::ClientHead;
 use line::{CUT_OFF, End, Failure, Line, Times};
 
 pub(crate) use request_id::{DEFAULT_HEADERS, check_header};
@@ -73,18 +73,17 @@ impl Reporter {
     }
 
     /// A request has come: from now on it has a name, which is its only `x-request-id`.
-    pub(crate) fn name<B>(&self, request: &mut Request<B>, record: &mut Record) {
-        let id = self.ids.settle(request.headers_mut());
-        let (method, target) = (request.method().clone(), request.uri().path_and_query().cloned());
-        record.named(Name { id, method, target });
+    pub(crate) fn name(&self, head: &mut ClientHead, record: &mut Record) {
+        let id = self.ids.settle(&mut head.fields);
+        record.named(Name { id, method: head.method.clone(), target: head.target.clone() });
     }
 
     /// It is a generation request: it may be a part of a trace, which its legs' servers hear of.
     #[cfg(feature = "otel")]
-    pub(crate) fn trace(&self, headers: &mut HeaderMap, record: &mut Record) {
+    pub(crate) fn trace(&self, head: &mut ClientHead, record: &mut Record) {
         if self.traces.is_some() {
             let begun = std::time::SystemTime::now() - record.begun().elapsed();
-            if let Some(trace) = crate::record::Trace::begin(headers, begun) {
+            if let Some(trace) = crate::record::Trace::begin(&mut head.fields, begun) {
                 record.traced(trace);
             }
         }
@@ -92,7 +91,7 @@ impl Reporter {
 
     /// Nothing, in a build without traces.
     #[cfg(not(feature = "otel"))]
-    pub(crate) fn trace(&self, _: &mut HeaderMap, _: &mut Record) {}
+    pub(crate) fn trace(&self, _: &mut ClientHead, _: &mut Record) {}
 
     /// Tells of a request of which not even the head came, and gives its answer a name.
     pub(crate) fn unheard(&self, error: &Error) -> HeaderValue {
@@ -182,12 +181,11 @@ impl Observer for Reporter {
 
 fn line<'a>(request: &'a Finished<'_>, failure: Option<Failure<'a>>) -> Line<'a> {
     let (name, pair) = (request.name(), request.pair());
-    let target = name.and_then(|name| name.target.as_ref());
     let sent = || Some(request.reached(Phase::PrefillWritten)?.max(request.reached(Phase::DecodeWritten)?));
     Line {
         request_id: name.and_then(|name| name.id.to_str().ok()).unwrap_or("-"),
         method: name.map_or("", |name| name.method.as_str()),
-        path: target.map_or("", |target| target.path()),
+        path: name.map_or("", |name| name.target.path()),
         status: request.status(),
         streaming: request.streaming(),
         prefill: pair.map(|pair| pair.prefill().url()),

@@ -1,8 +1,9 @@
 //! The name of a request: the client's, or one that is made here.
 
-use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{HeaderName, HeaderValue};
 
 use crate::wire::headers::REQUEST_ID;
+use crate::wire::message::{Fields, Known};
 
 /// Longest name of a client's that is taken over.
 pub(crate) const MAX_REQUEST_ID: usize = 128;
@@ -23,10 +24,18 @@ impl RequestIds {
     }
 
     /// A request's name, which is its only `x-request-id` from now on.
-    pub(super) fn settle(&self, headers: &mut HeaderMap) -> HeaderValue {
-        let mut given = self.0.iter().filter_map(|name| headers.get(name));
-        let id = given.find(|value| is_good(value.as_bytes())).cloned().unwrap_or_else(new);
-        headers.insert(REQUEST_ID, id.clone());
+    pub(super) fn settle(&self, fields: &mut Fields) -> HeaderValue {
+        let given = self.0.iter().find_map(|name| {
+            let is_own = *name == REQUEST_ID;
+            let id = if is_own { fields.get(Known::RequestId) } else { fields.get(name.as_str()) };
+            let id = id.filter(|id| is_good(id))?;
+            Some((is_own, HeaderValue::from_bytes(id).ok()?))
+        });
+        let (is_there, id) = given.unwrap_or_else(|| (false, new()));
+        // Most clients have given one name, in the right place.
+        if !is_there || fields.all(Known::RequestId).nth(1).is_some() {
+            fields.set(REQUEST_ID.as_str(), id.as_bytes());
+        }
         id
     }
 }
@@ -43,7 +52,7 @@ pub(crate) fn check_header(name: &str) -> Result<(), &'static str> {
 /// Whether a client's name can be written into headers and logs as it is: bounded, printable, and nothing that would
 /// have to be quoted.
 fn is_good(id: &[u8]) -> bool {
-    let is_plain = |byte: &u8| byte.is_ascii_graphic() && !b"\"'`\\".contains(byte);
+    let is_plain = |byte: &u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\'' | b'`' | b'\\');
     (1..=MAX_REQUEST_ID).contains(&id.len()) && id.iter().all(is_plain)
 }
 
@@ -59,14 +68,11 @@ pub(super) fn new() -> HeaderValue {
 mod tests {
     use super::*;
 
-    fn settled(pairs: &[(&'static str, &[u8])]) -> (String, HeaderMap) {
+    fn settled(pairs: &[(&'static str, &[u8])]) -> (String, Fields) {
         let ids = RequestIds::new(&DEFAULT_HEADERS.map(str::to_owned));
-        let mut headers = HeaderMap::new();
-        for (name, value) in pairs {
-            headers.append(*name, HeaderValue::from_bytes(value).unwrap());
-        }
-        let id = ids.settle(&mut headers).to_str().unwrap().to_owned();
-        (id, headers)
+        let mut fields = pairs.iter().copied().collect();
+        let id = ids.settle(&mut fields).to_str().unwrap().to_owned();
+        (id, fields)
     }
 
     #[test]
@@ -78,10 +84,9 @@ mod tests {
             (&[("x-request-id", b"not good"), ("request-id", b"r")], "r"),
             (&[("x-request-id", &longest)], std::str::from_utf8(&longest).unwrap()),
         ] {
-            let (id, headers) = settled(pairs);
+            let (id, fields) = settled(pairs);
             assert_eq!(id, expected);
-            let all: Vec<_> = headers.get_all(REQUEST_ID).iter().collect();
-            assert_eq!(all, [expected]);
+            assert!(fields.all("x-request-id").eq([expected.as_bytes()]));
         }
     }
 

@@ -3,25 +3,31 @@
 //! It runs on the acceptor's runtime, so that a busy worker does not delay it and
 //! it costs clients nothing. What is answered is for `control` to know.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::Request;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::header::HeaderValue;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
-use super::{ACCEPT_PAUSE, head, listen, order};
+use super::answer::Answer;
+use super::connection::{self, Answering};
+use super::http1::{Http1, Patience};
+use super::service::Client;
+use super::stream::ClientStream;
+use super::{ACCEPT_PAUSE, listen, order};
 use crate::config::AdminAddress;
 use crate::control::Admin;
 use crate::error::{Error, Reply};
+use crate::metrics::WorkerMetrics;
+use crate::record::Recorder;
+use crate::report::Reporter;
+use crate::timer::Timer;
+use crate::wire::message::ClientHead;
 
 /// Connections that are served at a time; others wait to be accepted.
 const MAX_CONNECTIONS: usize = 64;
@@ -46,13 +52,19 @@ pub(super) async fn bind(address: Option<&AdminAddress>) -> io::Result<Option<Tc
 }
 
 /// Serves for as long as it is polled; dropping it closes all connections.
-pub(super) async fn serve(listener: Option<TcpListener>, admin: &Arc<Admin>) {
+pub(super) async fn serve(listener: Option<TcpListener>, admin: &Arc<Admin>, reporter: &Arc<Reporter>) {
     let Some(listener) = listener else { return std::future::pending().await };
     let mut connections = JoinSet::new();
+    // Connections are not closed before the end.
+    let (_open, closing) = watch::channel(());
     loop {
         tokio::select! {
             accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
-                Ok((socket, peer)) => { connections.spawn(converse(socket, peer, Arc::clone(admin))); }
+                Ok((socket, peer)) => {
+                    let (admin, reporter) = (Arc::clone(admin), Arc::clone(reporter));
+                    let operator = Operator { admin, reporter, peer, recorder: Recorder::new(Vec::new()) };
+                    connections.spawn(converse(socket, operator, closing.clone()));
+                }
                 Err(error) => {
                     warn!("no connection to the admin listener could be accepted: {error}");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -63,23 +75,48 @@ pub(super) async fn serve(listener: Option<TcpListener>, admin: &Arc<Admin>) {
     }
 }
 
-async fn converse(socket: TcpStream, peer: SocketAddr, admin: Arc<Admin>) {
-    let answer = service_fn(|request| {
-        let admin = Arc::clone(&admin);
-        async move { Ok::<_, Infallible>(answer(request, peer, &admin).await) }
-    });
-    let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    if let Err(error) = builder.serve_connection(TokioIo::new(socket), answer).await {
-        debug!("an admin connection ended: {error}");
+async fn converse(socket: TcpStream, operator: Operator, closing: watch::Receiver<()>) {
+    let patience = Patience { head: HEAD_TIMEOUT, idle: HEAD_TIMEOUT };
+    connection::converse(ClientStream::Plain(socket), &operator, patience, closing).await;
+}
+
+/// An operator, and who answers.
+struct Operator {
+    admin: Arc<Admin>,
+    reporter: Arc<Reporter>,
+    peer: SocketAddr,
+    /// Nobody is shown what is recorded: clients' requests are what is counted.
+    recorder: Arc<Recorder>,
+}
+
+impl Operator {
+    async fn reply(&self, connection: &mut Http1, head: &ClientHead) -> Result<Option<Reply>, Error> {
+        if let Some(flaw) = head.flaw {
+            return Err(Error::BadRequest(flaw));
+        }
+        let body = order::read(connection).await?;
+        connection.unless_left(self.admin.handle(head, body, self.peer)).await.transpose()
     }
 }
 
-async fn answer(request: Request<Incoming>, peer: SocketAddr, admin: &Admin) -> Reply {
-    if let Err(what) = head::check(&request) {
-        return Error::BadRequest(what).to_reply();
+impl Answering for Operator {
+    async fn answer(&self, connection: &mut Http1, head: ClientHead, _: &mut Timer) -> Option<Answer> {
+        let record = self.recorder.begin();
+        Some(match self.reply(connection, &head).await {
+            Ok(reply) => Answer::own(reply?, record),
+            Err(error) => Answer::error(&error, record),
+        })
     }
-    let (head, body) = request.into_parts();
-    let answer = async { admin.handle(&head, order::read(body).await?, peer).await };
-    answer.await.unwrap_or_else(|error: Error| error.to_reply())
+
+    fn is_over(&self) -> bool {
+        false
+    }
+
+    fn unheard(&self, error: &Error) -> HeaderValue {
+        self.reporter.unheard(error)
+    }
+
+    fn metrics(&self) -> Option<&WorkerMetrics> {
+        None
+    }
 }

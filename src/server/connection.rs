@@ -1,69 +1,71 @@
-//! One client connection: how long it may wait, and how it is closed.
+//! One client connection: its requests one after the other, and how it is closed.
 //!
-//! hyper reads heads and writes answers. Its own head timeout cannot tell an idle
-//! connection from a slow head, so both are timed here, with one timer a connection
-//! that is set again only when it has gone off, or goes off too late.
+//! How a connection begins is for [`opening`](super::opening) to find out, how HTTP/1.1 is read and written for
+//! [`http1`](super::http1), and what is answered for [`service`](super::service).
 
-use std::convert::Infallible;
 use std::io;
 use std::net::Shutdown;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::Request;
-use hyper::body::Incoming;
+use hyper::Method;
 use hyper::header::HeaderValue;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::{Instant, Sleep, sleep};
-use tracing::debug;
 
-use super::activity::{Activity, AnswerBody, Busy, Waiting, Watched};
+use super::answer::Answer;
+use super::http1::{Delivery, Http1, Next, Patience, Sent};
 use super::http2;
 use super::opening::{Front, Opened};
 use super::service::Service;
 use super::stream::ClientStream;
 use crate::error::Error;
-use crate::report::Reporter;
-use crate::timer::poll_until;
+use crate::metrics::WorkerMetrics;
+use crate::proxy::Upload;
+use crate::timer::Timer;
+use crate::wire::message::{ClientHead, Manner};
 
-/// Longest head of a request; a longer one gets a 431. hyper bounds its headers to 100 by itself; said here, they
-/// would cost an allocation a request.
-pub(super) const MAX_HEAD_SIZE: usize = 64 << 10;
-/// What is read of a request at a time. hyper goes up to 400 KiB by itself, and what a read leaves free is lost for as
-/// long as the body is kept: then 64 MiB of bodies took 105 MiB.
-const MAX_READ: usize = 128 << 10;
 /// How long the rest of a request that was refused is read and thrown away. Closing a socket with unread bytes
 /// resets the connection, and the client may lose the answer.
-pub(super) const LINGER: Duration = Duration::from_secs(1);
+pub(crate) const LINGER: Duration = Duration::from_secs(1);
 /// Bytes that are thrown away at a time.
 const DISCARDED_AT_ONCE: usize = 4 << 10;
 
-/// How long a connection may wait for a request.
-#[derive(Clone, Copy)]
-pub(super) struct Patience {
-    /// From the first byte of a head to its last.
-    pub(super) head: Duration,
-    /// From an answer's last byte to the next head's first.
-    pub(super) idle: Duration,
+/// Who answers the requests of a connection, one at a time.
+pub(crate) trait Answering {
+    /// Reads what is wanted of a request's body, and answers it. `None`: the client has left.
+    fn answer(
+        &self,
+        connection: &mut Http1,
+        head: ClientHead,
+        timer: &mut Timer,
+    ) -> impl Future<Output = Option<Answer>> + Send;
+
+    /// Whether no more requests are wanted.
+    fn is_over(&self) -> bool;
+
+    /// Tells of a request that could not be read, and gives its answer a name.
+    fn unheard(&self, error: &Error) -> HeaderValue;
+
+    /// Where the router's own time is counted.
+    fn metrics(&self) -> Option<&WorkerMetrics>;
 }
 
-/// How a connection ended.
-enum End {
-    Idle,
-    SlowHead,
-    /// By hyper's word: the client left, asked to close, or was refused.
-    Done(hyper::Result<()>),
+/// How a connection goes on, or ends.
+enum Then {
+    Next,
+    /// The client knows that the connection ends.
+    End,
+    /// The client may still be sending, and must not lose its answer.
+    Linger,
+    /// The client has left, or must see that its answer is not complete.
+    Cut,
 }
 
-/// Serves a connection to its end. It ends after the requests under way when `closing` changes.
-pub(super) async fn serve(
+/// Serves a connection to its end. It ends after the request under way when `closing` changes.
+pub(crate) async fn serve(
     socket: TcpStream,
     service: Arc<Service>,
     front: Front,
@@ -71,7 +73,7 @@ pub(super) async fn serve(
     mut closing: watch::Receiver<()>,
 ) {
     if front.is_plain() {
-        return serve_http1(ClientStream::Plain(socket), service, patience, closing).await;
+        return converse(ClientStream::Plain(socket), &*service, patience, closing).await;
     }
     let opened = tokio::select! {
         opened = front.open(socket, patience, &service.reporter) => opened,
@@ -80,114 +82,97 @@ pub(super) async fn serve(
     // Boxed, so that a plain connection takes no more memory than it did.
     match opened {
         None => {}
-        Some(Opened::Http1(stream)) => Box::pin(serve_http1(stream, service, patience, closing)).await,
+        Some(Opened::Http1(stream)) => Box::pin(converse(stream, &*service, patience, closing)).await,
         Some(Opened::Http2(stream)) => {
             Box::pin(http2::serve(stream, service, front.max_streams, patience, closing)).await;
         }
     }
 }
 
-async fn serve_http1(
-    stream: ClientStream,
-    service: Arc<Service>,
-    patience: Patience,
-    mut closing: watch::Receiver<()>,
-) {
-    let activity = Arc::new(Activity::new(stream.socket().peer_addr().ok(), Arc::clone(&service.metrics)));
-    let reporter = Arc::clone(&service.reporter);
-    let answer = {
-        let activity = Arc::clone(&activity);
-        move |request: Request<Incoming>| {
-            let (service, busy) = (Arc::clone(&service), Busy::begin(&activity));
-            // hyper would keep a place of its size for as long as the connection lives, and a stream lives long.
-            Box::pin(async move {
-                let mut record = service.recorder.begin();
-                let (answer, place) = service.answer(request, busy.activity(), &mut record).await;
-                Ok::<_, Infallible>(answer.map(|body| AnswerBody::new(body, busy, place, record)))
-            })
-        }
-    };
-    let io = TokioIo::new(Watched::new(stream, Arc::clone(&activity)));
-    let mut builder = http1::Builder::new();
-    builder.header_read_timeout(None).max_header_size(MAX_HEAD_SIZE).max_buf_size(MAX_READ);
-    let mut connection = builder.serve_connection(io, service_fn(answer));
+impl Answering for Service {
+    async fn answer(&self, connection: &mut Http1, head: ClientHead, timer: &mut Timer) -> Option<Answer> {
+        Self::answer(self, head, connection, timer).await
+    }
 
-    let mut closed = pin!(closing.changed());
-    let mut is_closing = false;
-    let mut wait = Wait { activity: &activity, patience, since: Instant::now() };
-    let mut timer = pin!(sleep(patience.idle));
-    let end = std::future::poll_fn(|cx| {
-        if !is_closing && closed.as_mut().poll(cx).is_ready() {
-            is_closing = true;
-            Pin::new(&mut connection).graceful_shutdown();
-        }
-        match Pin::new(&mut connection).poll(cx) {
-            Poll::Ready(done) => Poll::Ready(End::Done(done)),
-            Poll::Pending => wait.poll(timer.as_mut(), cx),
-        }
-    });
-    let end = end.await;
-    let stream = connection.into_parts().io.into_inner().into_stream();
-    close(stream, end, &activity, patience, &reporter).await;
-}
+    fn is_over(&self) -> bool {
+        self.is_draining()
+    }
 
-/// The wait for a head, or for the rest of it.
-struct Wait<'a> {
-    activity: &'a Activity,
-    patience: Patience,
-    since: Instant,
-}
+    fn unheard(&self, error: &Error) -> HeaderValue {
+        self.reporter.unheard(error)
+    }
 
-impl Wait<'_> {
-    /// Ends when the wait has taken too long. To be called whenever something may have happened.
-    fn poll(&mut self, timer: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<End> {
-        let Some(waiting) = self.activity.waiting() else { return Poll::Pending };
-        if self.activity.take_touched() {
-            self.since = Instant::now();
-        }
-        let (limit, end) = match waiting {
-            Waiting::ForHead => (self.patience.idle, End::Idle),
-            Waiting::ForRestOfHead => (self.patience.head, End::SlowHead),
-        };
-        poll_until(timer, self.since + limit, cx).map(|()| end)
+    fn metrics(&self) -> Option<&WorkerMetrics> {
+        Some(&self.metrics)
     }
 }
 
-/// Closes a connection, with a last word where hyper had none.
-async fn close(
-    mut stream: ClientStream,
-    end: End,
-    activity: &Activity,
+/// Answers requests over HTTP/1 until the connection ends, and closes it.
+pub(crate) async fn converse(
+    stream: ClientStream,
+    who: &impl Answering,
     patience: Patience,
-    reporter: &Reporter,
+    closing: watch::Receiver<()>,
 ) {
-    let error = match end {
-        End::Idle => {
-            debug!("a client connection was idle for {:?}", patience.idle);
-            return say_end(&mut stream).await;
+    let mut connection = Http1::new(stream);
+    // One for all waits of the connection.
+    let mut timer = Timer::default();
+    let mut watched = closing.clone();
+    let mut end = pin!(async move { watched.changed().await.unwrap_or(()) });
+    let then = loop {
+        match connection.next(&mut timer, patience, end.as_mut()).await {
+            Next::Request(head, manner) => {
+                let is_over = || who.is_over() || closing.has_changed().unwrap_or(true);
+                match exchange(&mut connection, who, head, manner, is_over, &mut timer, patience).await {
+                    Then::Next => {}
+                    then => break then,
+                }
+            }
+            Next::Refused(error) => {
+                let id = who.unheard(&error);
+                return refuse(connection.into_stream(), &error, &id).await;
+            }
+            Next::Closed | Next::Idle | Next::Ended => break Then::End,
         }
-        End::SlowHead => {
-            let what = "the rest of the request's head";
-            Some(Error::RequestTimeout { what, after: patience.head })
-        }
-        End::Done(Ok(())) if activity.is_cut_short() => None,
-        End::Done(Err(error)) if error.is_parse_version_h2() => {
-            Some(Error::BadRequest("HTTP/2 is not spoken here"))
-        }
-        End::Done(Err(error)) if error.is_parse() => None,
-        End::Done(Ok(())) => return say_end(&mut stream).await,
-        End::Done(Err(error)) => return debug!("a client connection ended: {error}"),
     };
-    // In the middle of an unread answer it would be taken for a part of it.
-    match error.filter(|_| !activity.is_blocked()) {
-        Some(error) => refuse(stream, &error, reporter).await,
-        None => linger(stream).await,
+    close(connection.into_stream(), then).await;
+}
+
+/// Answers one request.
+async fn exchange(
+    connection: &mut Http1,
+    who: &impl Answering,
+    head: ClientHead,
+    manner: Manner,
+    is_over: impl Fn() -> bool,
+    timer: &mut Timer,
+    patience: Patience,
+) -> Then {
+    let head_only = head.method == Method::HEAD;
+    let Some(answer) = who.answer(connection, head, timer).await else { return Then::Cut };
+    // What is left of the body would be taken for the next request.
+    let is_cut_short = answer.closes || !connection.is_ended();
+    let keeps_alive = manner.keeps_alive && !is_cut_short && !is_over();
+    let delivery = Delivery { is_http_11: manner.is_http_11, head_only, keeps_alive };
+    match connection.send(answer, delivery, timer, patience, who.metrics()).await {
+        Sent::KeptAlive => Then::Next,
+        Sent::Last if is_cut_short => Then::Linger,
+        Sent::Last => Then::End,
+        Sent::CutOff | Sent::Left => Then::Cut,
+    }
+}
+
+async fn close(mut stream: ClientStream, then: Then) {
+    match then {
+        Then::Next | Then::Cut => {}
+        Then::End => say_end(&mut stream).await,
+        Then::Linger => linger(stream).await,
     }
 }
 
 /// Closes a connection with an error for a last word.
-pub(super) async fn refuse(mut stream: ClientStream, error: &Error, reporter: &Reporter) {
-    let word = raw(error, &reporter.unheard(error));
+pub(crate) async fn refuse(mut stream: ClientStream, error: &Error, id: &HeaderValue) {
+    let word = raw(error, id);
     let _ = tokio::time::timeout(LINGER, stream.say(word.as_bytes())).await;
     linger(stream).await;
 }
@@ -209,7 +194,7 @@ fn raw(error: &Error, id: &HeaderValue) -> String {
 /// Says that nothing more will come, and reads until the client has understood.
 async fn linger(mut stream: ClientStream) {
     say_end(&mut stream).await;
-    let socket = stream.socket();
+    let Some(socket) = stream.socket() else { return };
     if SockRef::from(socket).shutdown(Shutdown::Write).is_err() {
         return;
     }

@@ -8,25 +8,32 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http_body_util::{Either, Full};
-use hyper::body::{Body, Incoming};
-use hyper::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HeaderMap, HeaderValue};
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::header::{CONTENT_LENGTH, COOKIE, HeaderMap, HeaderValue};
+use hyper::http::response;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::sync::watch;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::Instant;
 use tracing::debug;
 
-use super::activity::{Activity, AnswerBody, UnderWay};
-use super::connection::{LINGER, MAX_HEAD_SIZE, Patience};
-use super::service::{Answer, Service};
+use super::answer::{Answer, AnswerBody};
+use super::connection::LINGER;
+use super::http1::Patience;
+use super::service::{Client, Service};
 use super::stream::ClientStream;
-use crate::timer::poll_until;
+use crate::error::{BrokenBody, Error};
+use crate::proxy::Upload;
+use crate::timer::Timer;
+use crate::wire::headers::REQUEST_ID;
+use crate::wire::message::{ClientHead, MAX_HEAD};
+use crate::wire::pieces::Pieces;
 
 /// What a client may send ahead of us: of one request's body, and in all. The latter bounds what a connection holds.
 const STREAM_WINDOW: u32 = 256 << 10;
@@ -49,7 +56,7 @@ pub(super) async fn serve(
     mut closing: watch::Receiver<()>,
 ) {
     let streams = Arc::new(Streams::default());
-    let peer = stream.socket().peer_addr().ok();
+    let peer = stream.socket().and_then(|socket| socket.peer_addr().ok());
     let answer = {
         let streams = Arc::clone(&streams);
         move |request: Request<Incoming>| {
@@ -61,7 +68,7 @@ pub(super) async fn serve(
     let mut connection = pin!(connection);
     let mut closed = pin!(closing.changed());
     let mut wait = Wait { streams: &streams, since: Instant::now(), limit: patience.idle };
-    let mut timer = pin!(sleep(patience.idle));
+    let mut timer = Timer::default();
     let mut is_closing = false;
     let end = std::future::poll_fn(|cx| {
         loop {
@@ -73,7 +80,7 @@ pub(super) async fn serve(
             if let Poll::Ready(done) = connection.as_mut().poll(cx) {
                 return Poll::Ready(done);
             }
-            match wait.poll(timer.as_mut(), cx) {
+            match wait.poll(&mut timer, cx) {
                 Poll::Pending => return Poll::Pending,
                 // It was told, and has not left.
                 Poll::Ready(()) if is_closing => return Poll::Ready(Ok(())),
@@ -91,7 +98,7 @@ fn builder(max_streams: u32) -> http2::Builder<TokioExecutor> {
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(max_streams)
-        .max_header_list_size(MAX_HEAD_SIZE as u32)
+        .max_header_list_size(MAX_HEAD as u32)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(MAX_SEND_BUFFER)
@@ -103,33 +110,106 @@ fn builder(max_streams: u32) -> http2::Builder<TokioExecutor> {
 }
 
 async fn answer(
-    mut request: Request<Incoming>,
+    request: Request<Incoming>,
     service: &Service,
     open: Open,
     peer: Option<SocketAddr>,
-) -> Response<AnswerBody<Open>> {
-    let mut record = service.recorder.begin();
-    join_cookies(request.headers_mut());
-    let is_head = request.method() == Method::HEAD;
-    // Its flags are about a connection that has one request at a time.
-    let activity = Activity::new(peer, Arc::clone(&service.metrics));
-    let (mut answer, place) = service.answer(request, &activity, &mut record).await;
+) -> Response<OpenBody> {
+    let (mut parts, body) = request.into_parts();
+    join_cookies(&mut parts.headers);
+    let head = ClientHead::of_http2(&parts);
+    let head_only = head.method == Method::HEAD;
+    let answer = service.answer(head, &mut Http2Client { body, peer }, &mut Timer::default()).await;
+    let Answer { head, mut body, .. } = answer.expect("a client that leaves takes its request with it");
     // HTTP/2 has a frame for that, which is sent when this connection is to have no more requests.
-    if answer.headers_mut().remove(CONNECTION).is_some() && service.is_draining() {
+    if service.is_draining() {
         open.streams.tell_last();
     }
-    if is_head {
-        answer = without_body(answer);
+    let mut head = head.into_parts();
+    if let Some(id) = body.id() {
+        head.headers.insert(REQUEST_ID, id.clone());
     }
-    answer.map(|body| AnswerBody::new(body, open, place, record))
+    if head_only {
+        empty(&mut head, &mut body);
+    }
+    Response::from_parts(head, OpenBody { body, _open: open })
 }
 
 /// hyper would send it after all. Its length is told, as over HTTP/1.1.
-fn without_body(mut answer: Answer) -> Answer {
-    if let Some(length) = answer.body().size_hint().exact().filter(|length| *length > 0) {
-        answer.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| length.into());
+fn empty(head: &mut response::Parts, body: &mut AnswerBody) {
+    if let Some(length) = body.size_hint().exact().filter(|length| *length > 0) {
+        head.headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
     }
-    answer.map(|_| Either::Right(Full::default()))
+    body.empty();
+}
+
+/// The body of an answer; its request is open until it is dropped.
+struct OpenBody {
+    body: AnswerBody,
+    _open: Open,
+}
+
+impl Body for OpenBody {
+    type Data = Pieces;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Pieces>, Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A client, as far as one of its requests goes. When it leaves, or takes the request back, hyper drops all that is done
+/// for it.
+struct Http2Client {
+    body: Incoming,
+    peer: Option<SocketAddr>,
+}
+
+impl Client for Http2Client {
+    fn peer(&self) -> Option<SocketAddr> {
+        self.peer
+    }
+
+    async fn unless_left<T: Send>(&mut self, answer: impl Future<Output = T> + Send) -> Option<T> {
+        Some(answer.await)
+    }
+}
+
+impl Upload for Http2Client {
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BrokenBody>> {
+        loop {
+            let frame =
+                ready!(Pin::new(&mut self.body).poll_frame(cx)).transpose().map_err(BrokenBody::Http2)?;
+            let Some(frame) = frame else { return Poll::Ready(Ok(None)) };
+            // Trailers are of no use to a server.
+            if let Some(data) = frame.into_data().ok().filter(|data| !data.is_empty()) {
+                return Poll::Ready(Ok(Some(data)));
+            }
+        }
+    }
+
+    fn announced(&self) -> u64 {
+        self.body.size_hint().lower()
+    }
+
+    fn is_ended(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    async fn left(&self) {
+        std::future::pending().await
+    }
 }
 
 /// Cookies may come one by one, and servers speak HTTP/1.1, where they must not (RFC 9113 8.2.3).
@@ -189,11 +269,6 @@ impl Open {
     }
 }
 
-impl UnderWay for Open {
-    /// The router's own time is measured over HTTP/1.1, where one answer at a time is written.
-    fn gives_first(&self, _came: std::time::Instant) {}
-}
-
 impl Drop for Open {
     fn drop(&mut self) {
         let mut now = self.streams.now();
@@ -216,11 +291,11 @@ impl Wait<'_> {
 
     /// Ends when there has been no request for too long. Nobody tells of a request's end, so the timer runs while
     /// there are any, too.
-    fn poll(&self, timer: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(&self, timer: &mut Timer, cx: &mut Context<'_>) -> Poll<()> {
         let since = {
             let now = self.streams.now();
             if now.open > 0 { Instant::now() } else { now.since.max(self.since) }
         };
-        poll_until(timer, since + self.limit, cx)
+        timer.poll_until(since + self.limit, cx)
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use super::connection::Patience;
+use super::http1::Patience;
 use crate::config::Options;
 use crate::proxy::Limits;
 

@@ -4,17 +4,16 @@
 //! An acceptor (here) hands sockets to [`workers`]. Each worker is a thread with a
 //! runtime and connections of its own, so that a request never changes threads.
 //! [`opening`] finds out what a client speaks, over which [`stream`];
-//! [`connection`] times and closes one client connection, with what [`activity`]
-//! notes of it, and [`http2`] does so for many requests at a time; [`service`] answers its
-//! requests, unless [`head`] refuses one. Operators have a listener of their own ([`admin`]).
-//! What may change meanwhile is in [`live`] and [`guards`]. What a request means is for
-//! `proxy` and `control` to know.
+//! [`connection`] answers one request after the other over [`http1`], and [`http2`] many at
+//! a time; [`service`] is who answers, and [`answer`] with what. Operators have a listener of their own
+//! ([`admin`]), and what they send has an [`order`]. What may change meanwhile is in [`live`] and [`guards`]. What
+//! a request means is for `proxy` and `control` to know.
 
-mod activity;
 mod admin;
+mod answer;
 mod connection;
 mod guards;
-mod head;
+mod http1;
 mod http2;
 mod live;
 mod opening;
@@ -42,6 +41,14 @@ pub(crate) use guards::Guards;
 use workers::{Common, Workers};
 
 pub(crate) use live::Live;
+#[cfg(any(test, fuzzing))]
+pub(crate) use {
+    answer::Answer,
+    connection::{Answering, converse},
+    http1::{Http1, Next, Patience},
+    service::Client,
+    stream::ClientStream,
+};
 
 /// How long the acceptor rests when the process has no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -109,7 +116,7 @@ pub(crate) async fn serve(
     // Whoever is on call wants to see how the shutdown goes.
     tokio::select! {
         () = clients => {}
-        () = admin::serve(admin_listener, &operators) => {}
+        () = admin::serve(admin_listener, &operators, &reporter) => {}
         () = reporter.run() => {}
         () = tell_changes(members.fleet()) => {}
     }

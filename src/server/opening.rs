@@ -12,7 +12,8 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
-use super::connection::{Patience, refuse};
+use super::connection::refuse;
+use super::http1::Patience;
 use super::stream::ClientStream;
 use crate::config::TlsOptions;
 use crate::error::Error;
@@ -74,7 +75,7 @@ async fn shake_hands(
         match socket.peek(&mut first).await {
             Ok(1..) if first != [HANDSHAKE] => {
                 let error = Error::BadRequest("this port speaks TLS; use https");
-                refuse(ClientStream::Plain(socket), &error, reporter).await;
+                refuse(ClientStream::Plain(socket), &error, &reporter.unheard(&error)).await;
                 return None;
             }
             Ok(1..) => {}

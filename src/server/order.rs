@@ -1,12 +1,12 @@
 //! The body of what an operator asks for, on either listener: small, and read whole.
 
+use std::future::poll_fn;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
 
 use crate::error::Error;
+use crate::proxy::Upload;
 
 /// Largest body.
 const MAX_BODY: usize = 64 << 10;
@@ -14,10 +14,17 @@ const MAX_BODY: usize = 64 << 10;
 const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Reads all of it.
-pub(super) async fn read(body: Incoming) -> Result<Bytes, Error> {
-    match tokio::time::timeout(TIMEOUT, Limited::new(body, MAX_BODY).collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(_)) => Err(Error::BodyTooLarge { limit: MAX_BODY, drained: false }),
-        Err(_) => Err(Error::RequestTimeout { what: "the body", after: TIMEOUT }),
-    }
+pub(super) async fn read(upload: &mut impl Upload) -> Result<Bytes, Error> {
+    let reading = async {
+        let mut body = Vec::new();
+        while let Some(piece) = poll_fn(|cx| upload.poll_piece(cx)).await.map_err(Error::BodyRead)? {
+            body.extend_from_slice(&piece);
+            if body.len() > MAX_BODY {
+                return Err(Error::BodyTooLarge { limit: MAX_BODY, drained: false });
+            }
+        }
+        Ok(body.into())
+    };
+    let timeout = Error::RequestTimeout { what: "the body", after: TIMEOUT };
+    tokio::time::timeout(TIMEOUT, reading).await.unwrap_or(Err(timeout))
 }

@@ -1,17 +1,14 @@
-//! Answers requests: refuses bad heads, finds the route, and survives a panic.
+//! Answers requests: finds the route, reads what is wanted of the body, and survives a panic.
 
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 
-use http_body_util::{Either, Full};
-use hyper::body::{Body, Incoming};
-use hyper::header::{CONNECTION, EXPECT, HeaderMap, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, StatusCode};
 
-use super::activity::Activity;
-use super::head;
+use super::answer::Answer;
 use super::live::Live;
 use super::order;
 use super::workers::Common;
@@ -21,12 +18,12 @@ use crate::control::{self, Control, Draining, Endpoint, allows};
 use crate::error::{Error, Reply};
 use crate::gate::{Caps, Entrance, Place};
 use crate::metrics::{Queue, WorkerMetrics};
-use crate::proxy::{Proxy, Relay, Seated, discard};
+use crate::proxy::{self, Proxy, Seated, Upload, discard};
 use crate::record::{Kind, Record, Recorder};
 use crate::report::Reporter;
+use crate::timer::Timer;
 use crate::upstream::{LiveFleet, Pools};
-use crate::wire::headers::REQUEST_ID;
-use crate::wire::pieces::Pieces;
+use crate::wire::message::{ClientHead, Fields, Known};
 use crate::wire::shape::Dialect;
 
 /// What a worker answers requests with.
@@ -50,8 +47,31 @@ pub(super) struct Service {
 /// What is held for a request until its answer has ended, where requests are limited.
 type Held = Option<Place>;
 
-/// An answer: relayed from a server, or the router's own.
-pub(super) type Answer = Response<Either<Relay, Full<Pieces>>>;
+/// A client whose request is read and answered.
+pub(crate) trait Client: Upload + Send {
+    /// Who it is.
+    fn peer(&self) -> Option<SocketAddr>;
+
+    /// Waits for what it is answered with, unless it leaves.
+    fn unless_left<T: Send>(
+        &mut self,
+        answer: impl Future<Output = T> + Send,
+    ) -> impl Future<Output = Option<T>> + Send;
+}
+
+/// A request that is to be answered.
+struct Asked<'a> {
+    head: &'a mut ClientHead,
+    /// It is a browser's question.
+    is_preflight: bool,
+    timer: &'a mut Timer,
+}
+
+/// What came of a request.
+enum Outcome {
+    Relayed(proxy::Answer, Held),
+    Own(Reply),
+}
 
 /// Where a request goes.
 enum Route {
@@ -83,40 +103,31 @@ impl Service {
         }
     }
 
-    /// Answers a request, whatever happens to it. The place is the answer's, to its end.
+    /// Reads a request, or as much of it as is wanted, and answers it, whatever happens. `None`: its client has left.
     pub(super) async fn answer(
         &self,
-        mut request: Request<Incoming>,
-        activity: &Activity,
-        record: &mut Record,
-    ) -> (Answer, Held) {
-        // Before the request gets a header of ours.
-        let checked = head::check(&request);
-        self.reporter.name(&mut request, record);
-        let mut terms = self.access.terms(request.headers());
-        let is_preflight =
-            request.method() == Method::OPTIONS && terms.shared.answers_preflight(request.headers());
-        let outcome = match checked {
-            Ok(()) => {
-                let answering = self.answer_checked(request, &mut terms, is_preflight, activity, record);
-                unless_it_panics(pin!(answering)).await
-            }
-            Err(what) => Err(Error::BadRequest(what)),
+        mut head: ClientHead,
+        client: &mut impl Client,
+        timer: &mut Timer,
+    ) -> Option<Answer> {
+        let mut record = self.recorder.begin();
+        self.reporter.name(&mut head, &mut record);
+        let mut terms = self.access.terms(&head.fields);
+        let is_preflight = head.method == Method::OPTIONS && terms.shared.answers_preflight(&head.fields);
+        let outcome = {
+            let asked = Asked { head: &mut head, is_preflight, timer };
+            let answering = self.try_answer(asked, client, &mut terms, &mut record);
+            unless_it_panics(pin!(answering)).await.transpose()?
         };
-        let (mut answer, held) = outcome.unwrap_or_else(|error| (own(&error, record), None));
-        terms.shared.write(answer.headers_mut(), is_preflight);
-        record.answered(answer.status().as_u16());
-        if let Some(id) = record.id() {
-            answer.headers_mut().insert(REQUEST_ID, id.clone());
+        let mut answer = match outcome {
+            Ok(Outcome::Relayed(answer, place)) => Answer::relayed(answer, place, record),
+            Ok(Outcome::Own(reply)) => Answer::own(reply, record),
+            Err(error) => Answer::error(&error, record),
+        };
+        if terms.shared.is_said() {
+            terms.shared.write(answer.head.headers_mut(), is_preflight);
         }
-        // Servers' own are not passed on, so this one says that something of the request is unread.
-        if answer.headers().contains_key(CONNECTION) {
-            activity.cut_short();
-        } else if self.draining.has_begun() {
-            // Whoever keeps the connection for the next request learns in time that there should be none.
-            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        (answer, held)
+        Some(answer)
     }
 
     /// Whether the router has been told to end.
@@ -124,66 +135,82 @@ impl Service {
         self.draining.has_begun()
     }
 
-    async fn answer_checked(
+    async fn try_answer(
         &self,
-        mut request: Request<Incoming>,
+        Asked { head, is_preflight, timer }: Asked<'_>,
+        client: &mut impl Client,
         terms: &mut Terms,
-        is_preflight: bool,
-        activity: &Activity,
         record: &mut Record,
-    ) -> Result<(Answer, Held), Error> {
-        let mut routed = route(request.method(), request.uri().path(), record);
+    ) -> Result<Option<Outcome>, Error> {
+        if let Some(flaw) = head.flaw {
+            return Err(Error::BadRequest(flaw));
+        }
+        let mut routed = route(&head.method, head.path(), record);
         if let Ok(Route::Servers) = routed {
             // Operators have a key of their own.
-            match self.access.may_administrate(activity.peer(), request.headers()) {
+            match self.access.may_administrate(client.peer(), &head.fields) {
                 // What operators do is seldom and slow, and not to make every request's future larger.
-                Ok(()) => return Ok((Box::pin(self.order(request)).await?, None)),
+                Ok(()) => return Box::pin(self.order(head, client)).await,
                 Err(error) => routed = Err(error),
             }
         } else if !is_preflight && !needs_no_key(&routed) {
             routed = terms.check().and(routed);
         }
-        terms.change(request.headers_mut());
+        terms.change(&mut head.fields);
         if let Ok(Route::Proxy(dialect)) = routed {
-            match self.admit(activity).await {
-                Ok((held, seats)) => {
-                    self.reporter.trace(request.headers_mut(), record);
-                    let answer = self.proxy.begin().handle(dialect, request, seats, record).await?;
-                    return Ok((answer.map(Either::Left), held));
+            match self.admit(client).await {
+                Ok(None) => return Ok(None),
+                Ok(Some((held, seats))) => {
+                    self.reporter.trace(head, record);
+                    let asked = self.proxy.read(dialect, head, client, record, timer).await?;
+                    // Pinned here: handed on by value, it would be copied at every step on the way.
+                    let answering = pin!(self.proxy.answer(&asked, seats, record, timer));
+                    let answer = client.unless_left(answering).await.transpose()?;
+                    return Ok(answer.map(|answer| Outcome::Relayed(answer, held)));
                 }
                 Err(error) => routed = Err(error),
             }
         }
-        let (head, body) = request.into_parts();
-        let limits = self.live.limits().load_full();
-        // A client that waits for our word before it sends its body need not send it in vain.
         let refused = matches!(routed, Err(Error::Unauthorized | Error::Overloaded(_)));
-        let drained = if refused && head.headers.contains_key(EXPECT) {
-            body.is_end_stream()
-        } else {
-            discard(body, limits.body_idle_timeout).await?
-        };
-        let outcome = match routed {
-            // Boxed, so that requests of the other kind are not as large.
-            Ok(Route::Control(endpoint)) => {
-                Box::pin(self.control.handle(endpoint, head, limits.request_timeout)).await
-            }
-            Ok(Route::Proxy(_) | Route::Servers) => unreachable!("handled above"),
-            Err(Error::MethodNotAllowed { allow }) if is_preflight => Ok(preflight(allow, &head.headers)),
-            Err(error) => Err(error),
-        };
-        let mut answer = outcome.map_or_else(|error| own(&error, record), |reply| reply.map(Either::Right));
-        if !drained {
-            // What is left of the body would be taken for the next request.
-            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        // A client that waits for our word before it sends its body need not send it in vain.
+        if !(refused && head.fields.has(Known::Expect)) {
+            discard(client, self.live.limits().load().body_idle_timeout, timer).await?;
         }
-        Ok((answer, None))
+        match routed {
+            // Boxed, so that requests of the other kind are not as large.
+            Ok(Route::Control(endpoint)) => Box::pin(self.ask(endpoint, head, client)).await,
+            Ok(Route::Proxy(_) | Route::Servers) => unreachable!("handled above"),
+            Err(Error::MethodNotAllowed { allow }) if is_preflight => {
+                Ok(Some(Outcome::Own(preflight(allow, &head.fields))))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Answers at an endpoint that does not generate.
+    async fn ask(
+        &self,
+        endpoint: Endpoint,
+        head: &ClientHead,
+        client: &mut impl Client,
+    ) -> Result<Option<Outcome>, Error> {
+        let timeout = self.live.limits().load().request_timeout;
+        let reply = client.unless_left(self.control.handle(endpoint, head.clone(), timeout)).await;
+        Ok(reply.transpose()?.map(Outcome::Own))
+    }
+
+    /// Does what an operator asks for.
+    async fn order(&self, head: &ClientHead, client: &mut impl Client) -> Result<Option<Outcome>, Error> {
+        let body = order::read(client).await?;
+        let reply = client.unless_left(self.servers.handle(head, body)).await;
+        Ok(reply.transpose()?.map(Outcome::Own))
     }
 
     /// Lets a generation request in when it is its turn. Its body is unread until then, so that a queue costs little.
-    async fn admit(&self, activity: &Activity) -> Result<(Held, Option<Seated>), Error> {
+    /// `None`: the client did not wait.
+    async fn admit(&self, upload: &impl Upload) -> Result<Option<(Held, Option<Seated>)>, Error> {
         if !self.entrance.gate().is_on() {
-            return Ok((None, None));
+            return Ok(Some((None, None)));
         }
         let take = || {
             let caps = self.entrance.gate().caps();
@@ -195,25 +222,17 @@ impl Service {
             Ok(seats.map(|seats| Some(seated(seats))))
         };
         let mut waiting = None;
-        let entered = self.entrance.enter(take, || {
-            waiting = Some(self.queue.enter());
-            activity.set_queued(true);
-        });
-        let entered = entered.await;
-        if waiting.is_some() {
-            activity.set_queued(false);
+        let entered = self.entrance.enter(take, || waiting = Some(self.queue.enter()));
+        tokio::select! {
+            biased;
+            entered = entered => {
+                if let Err(Error::Overloaded(refusal)) = &entered {
+                    self.queue.refuse(refusal);
+                }
+                entered.map(|(place, seats)| Some((Some(place), seats)))
+            }
+            () = upload.left() => Ok(None),
         }
-        if let Err(Error::Overloaded(refusal)) = &entered {
-            self.queue.refuse(refusal);
-        }
-        entered.map(|(place, seats)| (Some(place), seats))
-    }
-
-    /// Does what an operator asks for.
-    async fn order(&self, request: Request<Incoming>) -> Result<Answer, Error> {
-        let (head, body) = request.into_parts();
-        let body = order::read(body).await?;
-        Ok(self.servers.handle(&head, body).await?.map(Either::Right))
     }
 }
 
@@ -223,7 +242,7 @@ fn needs_no_key(routed: &Result<Route, Error>) -> bool {
 }
 
 /// The answer to a browser's question about a path.
-fn preflight(allow: &'static str, asked: &HeaderMap) -> Reply {
+fn preflight(allow: &'static str, asked: &Fields) -> Reply {
     let mut reply = Reply::default();
     *reply.status_mut() = StatusCode::NO_CONTENT;
     *reply.headers_mut() = Shared::preflight(allow, asked);
@@ -240,12 +259,6 @@ async fn unless_it_panics<T>(
         polled.unwrap_or(Poll::Ready(Err(Error::Internal)))
     })
     .await
-}
-
-/// The router's own answer to an error.
-fn own(error: &Error, record: &mut Record) -> Answer {
-    record.failed(error);
-    error.to_reply().map(Either::Right)
 }
 
 /// Finds the route, and tells `record` of it, whether the method is one of its or not.

@@ -10,46 +10,56 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 /// What carries a client's bytes.
-pub(super) enum ClientStream {
+pub(crate) enum ClientStream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
     Begun(Box<Begun>),
+    #[cfg(any(test, fuzzing))]
+    Memory(tokio::io::DuplexStream),
 }
 
 /// A socket of which the first bytes have been read, to see what they are.
-pub(super) struct Begun {
+pub(crate) struct Begun {
     read: Bytes,
     socket: TcpStream,
 }
 
 impl ClientStream {
-    pub(super) fn begun(read: Bytes, socket: TcpStream) -> Self {
+    pub(crate) fn begun(read: Bytes, socket: TcpStream) -> Self {
         Self::Begun(Box::new(Begun { read, socket }))
     }
 
-    pub(super) fn socket(&self) -> &TcpStream {
+    /// `None`: it is within the process, in tests.
+    pub(crate) fn socket(&self) -> Option<&TcpStream> {
         match self {
-            Self::Plain(socket) => socket,
-            Self::Tls(stream) => stream.get_ref().0,
-            Self::Begun(begun) => &begun.socket,
+            Self::Plain(socket) => Some(socket),
+            Self::Tls(stream) => Some(stream.get_ref().0),
+            Self::Begun(begun) => Some(&begun.socket),
+            #[cfg(any(test, fuzzing))]
+            Self::Memory(_) => None,
         }
     }
 
+    /// Whether what is written is with the kernel.
+    pub(crate) fn is_plain(&self) -> bool {
+        !matches!(self, Self::Tls(_))
+    }
+
     /// Writes a last word, which the kernel takes at once: nothing is queued. If not, the client does not read.
-    pub(super) async fn say(&mut self, word: &[u8]) {
+    pub(crate) async fn say(&mut self, word: &[u8]) {
         match self {
             Self::Tls(stream) => {
                 let _ = stream.write_all(word).await;
                 let _ = stream.flush().await;
             }
             plain => {
-                let _ = plain.socket().try_write(word);
+                let _ = plain.socket().map(|socket| socket.try_write(word));
             }
         }
     }
 
     /// Tells the client, where TLS has a word for it, that nothing more will come.
-    pub(super) async fn say_end(&mut self) {
+    pub(crate) async fn say_end(&mut self) {
         if let Self::Tls(stream) = self {
             let _ = stream.shutdown().await;
         }
@@ -66,6 +76,8 @@ macro_rules! on_stream {
                 let $stream = &mut begun.socket;
                 $call
             }
+            #[cfg(any(test, fuzzing))]
+            ClientStream::Memory($stream) => $call,
         }
     };
 }
@@ -79,6 +91,8 @@ impl AsyncRead for ClientStream {
         match self.get_mut() {
             Self::Plain(socket) => Pin::new(socket).poll_read(cx, buffer),
             Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+            #[cfg(any(test, fuzzing))]
+            Self::Memory(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Begun(begun) if begun.read.is_empty() => Pin::new(&mut begun.socket).poll_read(cx, buffer),
             Self::Begun(begun) => {
                 let count = begun.read.len().min(buffer.remaining());

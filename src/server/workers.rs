@@ -112,15 +112,11 @@ async fn work(
         let counted = Counted(Arc::clone(&connections));
         match TcpStream::from_std(socket) {
             Ok(socket) => {
-                let served = connection::serve(
-                    socket,
-                    Arc::clone(&service),
-                    front.clone(),
-                    live.patience(),
-                    closing.clone(),
-                );
+                let (service, front) = (Arc::clone(&service), front.clone());
+                let (patience, closing) = (live.patience(), closing.clone());
+                // Made within the task: handed to it, it would have a second place there.
                 tokio::spawn(async move {
-                    served.await;
+                    connection::serve(socket, service, front, patience, closing).await;
                     drop(counted);
                 });
             }

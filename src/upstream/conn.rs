@@ -5,7 +5,7 @@
 //! a buffer that all connections of a thread share, and only the body's own bytes are
 //! kept, so that a stream that waits for its next token holds nothing. The price: a
 //! connection that nobody holds is polled by nobody, so [`Conn::is_usable`] looks at
-//! it before use. The bytes' meaning is in `wire::request` and `wire::answer`.
+//! it before use. The bytes' meaning is in `wire::request` and `wire::message`.
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::tls::Encrypted;
-use crate::wire::answer::{Answer, BadAnswer, Decoder, Head, read_head};
+use crate::wire::message::{Answer, Decoder, Head, Malformed, read_head};
 use crate::wire::request::LegRequest;
 
 /// What is read at a time. A stream's tokens that are there already come, and go, as one.
@@ -78,13 +78,21 @@ pub(crate) struct Sent {
     pub(crate) written_at: Option<Instant>,
 }
 
+/// How much of a body has come. An empty one has come with its head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Come {
+    None,
+    Some,
+    All,
+}
+
 /// Why an answer has no end, or no beginning.
 #[derive(Debug)]
 pub(crate) enum ConnError {
     Io(io::Error),
     /// The server has closed the connection.
     Closed,
-    Bad(BadAnswer),
+    Bad(Malformed),
     /// A body that must be held in memory is over the limit.
     TooLarge {
         limit: usize,
@@ -186,6 +194,15 @@ impl Conn {
         self.first.is_some() || self.decoder.is_ended()
     }
 
+    /// How much of the body has come, handed out or not.
+    pub(super) fn come(&self) -> Come {
+        match (self.decoder.is_ended(), &self.first) {
+            (true, _) => Come::All,
+            (false, Some(_)) => Come::Some,
+            (false, None) => Come::None,
+        }
+    }
+
     /// Whether all of the body has been handed out. Of one that ends with the connection this is not known before.
     pub(super) fn is_ended(&self) -> bool {
         self.first.is_none() && self.decoder.is_ended()
@@ -204,10 +221,14 @@ impl Conn {
 
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.output.is_done() {
-            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-            let count = self.output.slices(&mut slices);
-            let slices = &slices[..count];
-            let write = on_stream!(self, stream => Pin::new(stream).poll_write_vectored(cx, slices));
+            let write = if let Some(only) = self.output.only() {
+                on_stream!(self, stream => Pin::new(stream).poll_write(cx, only))
+            } else {
+                let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+                let count = self.output.slices(&mut slices);
+                let slices = &slices[..count];
+                on_stream!(self, stream => Pin::new(stream).poll_write_vectored(cx, slices))
+            };
             match ready!(write)? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 written => self.output.advance(written),
@@ -241,7 +262,7 @@ impl Conn {
             return Err(ConnError::Closed);
         }
         if self.input.is_empty() {
-            let head = self.begin(come)?;
+            let head = self.begin(come, true)?;
             if head.is_none() {
                 self.input = come.to_vec();
             }
@@ -249,7 +270,7 @@ impl Conn {
         }
         let mut held = std::mem::take(&mut self.input);
         held.extend_from_slice(come);
-        let head = self.begin(&held)?;
+        let head = self.begin(&held, false)?;
         if head.is_none() {
             self.input = held;
         }
@@ -257,8 +278,10 @@ impl Conn {
     }
 
     /// Begins with an answer if all of its head has come, and with the body behind it.
-    fn begin(&mut self, come: &[u8]) -> Result<Option<Head>, ConnError> {
-        let Some(Answer { head, decoder, keeps_alive, length }) = read_head(come)? else { return Ok(None) };
+    fn begin(&mut self, come: &[u8], first: bool) -> Result<Option<Head>, ConnError> {
+        let Some(Answer { head, decoder, keeps_alive, length }) = read_head(come, first)? else {
+            return Ok(None);
+        };
         (self.decoder, self.keeps_alive) = (decoder, keeps_alive);
         self.first = self.take_body(&come[length..])?;
         Ok(Some(head))
@@ -272,12 +295,24 @@ impl Conn {
     }
 
     fn take_body(&mut self, come: &[u8]) -> Result<Option<Bytes>, ConnError> {
-        let mut body = Vec::with_capacity(come.len());
-        if self.decoder.decode(come, &mut body)? < come.len() {
-            // Something that nobody has asked for.
-            self.keeps_alive = false;
-        }
-        Ok((!body.is_empty()).then(|| body.into()))
+        let first = self.decoder.next(come)?;
+        let mut used = first.end;
+        let second = self.decoder.next(&come[used..])?;
+        let body = if second.is_empty() {
+            // In one part, as most of what is read: memory that fits needs no other to be shared.
+            used += second.end;
+            Bytes::copy_from_slice(&come[first])
+        } else {
+            let mut body = Vec::with_capacity(come.len() - first.start);
+            body.extend_from_slice(&come[first]);
+            body.extend_from_slice(&come[used..][second.clone()]);
+            used += second.end;
+            used += self.decoder.decode(&come[used..], &mut body)?;
+            body.into()
+        };
+        // Otherwise there is something that nobody has asked for.
+        self.keeps_alive &= used == come.len();
+        Ok((!body.is_empty()).then_some(body))
     }
 }
 
@@ -297,6 +332,11 @@ impl Output {
 
     fn is_done(&self) -> bool {
         self.request.head.is_empty()
+    }
+
+    /// What is left, if it is a part of the head: there is no body apart from it.
+    fn only(&self) -> Option<&[u8]> {
+        self.request.body.is_empty().then(|| &self.request.head[self.offset..])
     }
 
     /// What is left of the pieces, the first one in part.
@@ -335,8 +375,8 @@ impl Output {
     }
 }
 
-impl From<BadAnswer> for ConnError {
-    fn from(bad: BadAnswer) -> Self {
+impl From<Malformed> for ConnError {
+    fn from(bad: Malformed) -> Self {
         Self::Bad(bad)
     }
 }
@@ -352,7 +392,7 @@ impl fmt::Display for ConnError {
         match self {
             Self::Io(error) => error.fmt(f),
             Self::Closed => f.write_str("the connection was closed"),
-            Self::Bad(BadAnswer(what)) => f.write_str(what),
+            Self::Bad(Malformed(what)) => f.write_str(what),
             Self::TooLarge { limit } => write!(f, "its body is over {limit} bytes"),
         }
     }

@@ -21,7 +21,7 @@ mod tls;
 pub(crate) use address::{Address, checked_host};
 pub use backend::{Backend, Role};
 pub(crate) use backend::{Description, InFlight, PrefillSpec};
-pub(crate) use conn::{ConnError, SendError, Sent};
+pub(crate) use conn::{Come, ConnError, SendError, Sent};
 pub(crate) use connections::Connections;
 pub(crate) use dial::{DialError, Dialer, SocketOptions};
 pub use fleet::ServerPair;

@@ -14,25 +14,66 @@ use std::ops::Range;
 /// How many bytes [`find_structural`] tests at once. The test of a whole block
 /// is branch-free, so the compiler turns it into vector compares.
 const BLOCK: usize = 32;
+/// So far a search looks by itself, a word at a time: names and short strings end before a vector search has begun.
+const NEAR: usize = 32;
+/// How many bytes are tested at once where few are looked at.
+const WORD: usize = size_of::<u64>();
+/// 1 in each byte of a word.
+const EACH: u64 = u64::from_ne_bytes([1; WORD]);
 
 /// Offset of the first quote or backslash: what a string's contents can end with.
 #[inline]
 pub(crate) fn find_string_special(bytes: &[u8]) -> Option<usize> {
-    memchr::memchr2(b'"', b'\\', bytes)
+    let (found, at) = find_near(bytes, |word| equal(word, b'"') | equal(word, b'\\'));
+    found.or_else(|| memchr::memchr2(b'"', b'\\', &bytes[at..]).map(|offset| at + offset))
 }
 
 /// Offset of the first quote, brace or bracket: what a nested value's shape is made of.
 #[inline]
 pub(crate) fn find_structural(bytes: &[u8]) -> Option<usize> {
-    let mut blocks = bytes.chunks_exact(BLOCK);
-    let mut at = 0;
-    for block in &mut blocks {
+    let (found, mut at) = find_near(bytes, |word| {
+        let folded = word | (EACH * 0x20);
+        equal(folded, b'{') | equal(folded, b'}') | equal(word, b'"')
+    });
+    if found.is_some() {
+        return found;
+    }
+    for block in bytes[at..].chunks_exact(BLOCK) {
         if block.iter().fold(false, |hit, &byte| hit | is_structural(byte)) {
             break;
         }
         at += BLOCK;
     }
     bytes[at..].iter().position(|&byte| is_structural(byte)).map(|offset| at + offset)
+}
+
+/// Looks at the first words. `marks` sets the highest bit of each byte that is looked for, and may set that of others
+/// behind the first. Returns the first of them, or how far there is none.
+#[inline]
+fn find_near(bytes: &[u8], marks: impl Fn(u64) -> u64) -> (Option<usize>, usize) {
+    let mut at = 0;
+    while at < NEAR
+        && let Some(word) = bytes[at..].first_chunk::<WORD>()
+    {
+        let marks = marks(u64::from_le_bytes(*word));
+        if marks != 0 {
+            return (Some(at + marks.trailing_zeros() as usize / 8), at);
+        }
+        at += WORD;
+    }
+    (None, at)
+}
+
+/// The highest bit of each byte of a word that is this one; see [`zeros`].
+#[inline]
+fn equal(word: u64, byte: u8) -> u64 {
+    zeros(word ^ (EACH * u64::from(byte)))
+}
+
+/// The highest bit of each byte that is 0: it borrows from there. Behind the first one, others may lend.
+#[inline]
+fn zeros(word: u64) -> u64 {
+    word.wrapping_sub(EACH) & !word & (EACH * 0x80)
 }
 
 /// `{` and `[`, `}` and `]` differ in one bit only.
@@ -415,9 +456,6 @@ fn end_of_nested(text: &[u8], start: usize) -> Result<usize, Malformed> {
     Err(Malformed::new("an object or array that does not end"))
 }
 
-/// How many bytes [`marked`] tests at once.
-const WORD: usize = size_of::<u64>();
-
 /// A text's first bytes; zeros where it has none.
 fn word(text: &[u8]) -> u64 {
     let bytes = text.first_chunk().copied().unwrap_or_else(|| {
@@ -431,13 +469,9 @@ fn word(text: &[u8]) -> u64 {
 /// The highest bit of each byte that may be a quote, a brace or a bracket: of all that are, and of few others. A word
 /// of eight costs a dozen instructions, and most words of a list of numbers have a bracket at most.
 fn marked(word: u64) -> u64 {
-    const EACH: u64 = u64::from_ne_bytes([1; WORD]);
-    // A byte that is 0 borrows from its highest bit.
-    let zeros = |word: u64| word.wrapping_sub(EACH) & !word;
     // Braces and brackets differ in these bits only. What else they let pass (`Y`, `_`, `y`, DEL) is looked at in vain.
     let brackets = (word | (EACH * 0x26)) ^ (EACH * 0x7f);
-    let quotes = word ^ (EACH * u64::from(b'"'));
-    (zeros(brackets) | zeros(quotes)) & (EACH * 0x80)
+    zeros(brackets) | equal(word, b'"')
 }
 
 #[cfg(test)]

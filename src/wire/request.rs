@@ -5,59 +5,63 @@
 
 use bytes::Bytes;
 use hyper::Method;
-use hyper::header::{HeaderMap, HeaderValue};
-use hyper::http::uri::PathAndQuery;
+use hyper::header::HeaderValue;
 
-use super::body::LegBody;
+use super::body::{COPY_UP_TO, LegBody};
 use super::headers;
+use super::message::Fields;
 
 /// What a request says to every server.
 pub(crate) struct RequestHead {
-    /// Up to the host's name.
-    begin: Vec<u8>,
-    /// Header lines, and the empty line.
-    end: Vec<u8>,
+    /// The request line, the host's name, all other header lines, and the empty line.
+    text: Vec<u8>,
+    /// Where in it the host itself goes, and the lines that not all servers get.
+    host_at: usize,
     /// Without a length the method would say that there is no body.
     says_length: bool,
 }
 
 impl RequestHead {
-    /// A request with those of a client's headers that pass. One with a JSON body gets a content type if it has none.
-    pub(crate) fn new(
-        method: &Method,
-        target: Option<&PathAndQuery>,
-        headers: &HeaderMap,
-        is_json: bool,
-    ) -> Self {
-        // RFC 9112, section 3.2.1: path and query.
-        let target = target.map_or("/", PathAndQuery::as_str);
-        let mut end = Vec::with_capacity(512);
-        headers::write_for_backend(headers, is_json, &mut end);
-        end.extend_from_slice(b"\r\n");
-        Self {
-            begin: [method.as_str().as_bytes(), b" ", target.as_bytes(), b" HTTP/1.1\r\nhost: "].concat(),
-            end,
-            // RFC 9110, section 8.6.
-            says_length: [Method::POST, Method::PUT, Method::PATCH].contains(method),
+    /// A request with those of a client's headers that pass. One with a JSON body gets a content type if it has none. The
+    /// target is path and query (RFC 9112, section 3.2.1).
+    pub(crate) fn new(method: &Method, target: &str, fields: &Fields, is_json: bool) -> Self {
+        let mut text = Vec::with_capacity(512);
+        for part in [method.as_str(), " ", target, " HTTP/1.1\r\nhost: "] {
+            text.extend_from_slice(part.as_bytes());
         }
+        let host_at = text.len();
+        headers::write_for_backend(fields, is_json, &mut text);
+        text.extend_from_slice(b"\r\n");
+        // RFC 9110, section 8.6.
+        let says_length = [Method::POST, Method::PUT, Method::PATCH].contains(method);
+        Self { text, host_at, says_length }
     }
 
-    /// The request to one server; `lines` are header lines, each with its end, that no other one gets.
-    pub(crate) fn to(&self, host: &HeaderValue, lines: &[u8], body: LegBody) -> LegRequest {
+    /// The request to one server; `lines` are header lines, each with its end, that no other one gets. A small body is
+    /// copied behind the head, so that both are handed over as one.
+    pub(crate) fn to(&self, host: &HeaderValue, lines: &[u8], body: &LegBody) -> LegRequest {
         const LENGTH: &[u8] = b"\r\ncontent-length: ";
         let mut digits = itoa::Buffer::new();
         let length = digits.format(body.len()).as_bytes();
         let has_length = self.says_length || !body.is_empty();
         let (name, length) = if has_length { (LENGTH, length) } else { (&b""[..], &b""[..]) };
-        let head = [&self.begin, host.as_bytes(), name, length, b"\r\n", lines, &self.end].concat();
-        LegRequest { head: head.into(), body }
+        let (begin, end) = self.text.split_at(self.host_at);
+        let head = [begin, host.as_bytes(), name, length, b"\r\n", lines, end];
+        let copied = if body.len() <= COPY_UP_TO { body.pieces() } else { &[] };
+        let parts = || head.into_iter().chain(copied.iter().map(|piece| &piece[..]));
+        let mut text = Vec::with_capacity(parts().map(<[u8]>::len).sum());
+        parts().for_each(|part| text.extend_from_slice(part));
+        let body = if copied.is_empty() { body.clone() } else { LegBody::default() };
+        LegRequest { head: text.into(), body }
     }
 }
 
 /// A request to one server.
 #[derive(Debug, Default)]
 pub(crate) struct LegRequest {
+    /// The head, and behind it a body that is small.
     pub(crate) head: Bytes,
+    /// A body that is not.
     pub(crate) body: LegBody,
 }
 
@@ -66,12 +70,9 @@ mod tests {
     use super::*;
 
     fn written(method: &Method, target: &'static str, body: LegBody) -> String {
-        let target = PathAndQuery::from_static(target);
-        let mut headers = HeaderMap::new();
-        headers.insert("x-a", HeaderValue::from_static("1"));
-        headers.insert("host", HeaderValue::from_static("router"));
-        let head = RequestHead::new(method, Some(&target), &headers, false);
-        String::from_utf8(head.to(&HeaderValue::from_static("h:1"), b"", body).head.to_vec()).unwrap()
+        let fields = [("x-a", &b"1"[..]), ("host", b"router")].into_iter().collect();
+        let head = RequestHead::new(method, target, &fields, false);
+        String::from_utf8(head.to(&HeaderValue::from_static("h:1"), b"", &body).head.to_vec()).unwrap()
     }
 
     #[test]
@@ -89,7 +90,7 @@ mod tests {
         let body = LegBody::new(vec![Bytes::from_static(b"ab"), Bytes::from_static(b"c")]);
         assert_eq!(
             written(&Method::POST, "/", body),
-            "POST / HTTP/1.1\r\nhost: h:1\r\ncontent-length: 3\r\nx-a: 1\r\n\r\n"
+            "POST / HTTP/1.1\r\nhost: h:1\r\ncontent-length: 3\r\nx-a: 1\r\n\r\nabc"
         );
     }
 }

@@ -121,9 +121,8 @@ pub(crate) struct Inspector {
     base: usize,
     utf8: Utf8,
     brackets: Brackets,
-    /// The name that is being read, without quotes, still escaped.
+    /// What earlier pieces had of the name that is being read, without quotes, still escaped.
     name: Vec<u8>,
-    name_escaped: bool,
     current: Name,
     /// Keeps a value's bytes from here on, while it matters.
     kept: Kept,
@@ -140,7 +139,6 @@ impl Inspector {
             utf8: Utf8::default(),
             brackets: Brackets::default(),
             name: Vec::new(),
-            name_escaped: false,
             current: Name::Other,
             kept: Kept::default(),
             cutter: Cutter::default(),
@@ -193,12 +191,7 @@ impl Inspector {
         self.state = match (self.state, byte) {
             (State::Start, b'{') => State::NameOrEnd,
             (State::Start, _) => return Err(not_an_object(&piece[at..], offset)),
-            (State::NameOrEnd | State::NameStart, b'"') => {
-                self.name.clear();
-                self.name_escaped = false;
-                self.cutter.name_at = offset;
-                State::InName { escaped: false }
-            }
+            (State::NameOrEnd | State::NameStart, b'"') => self.name_start(offset),
             (State::NameOrEnd, b'}') => self.close(offset)?,
             (State::NameOrEnd, _) => return expected("a field's name or '}'"),
             (State::NameStart, _) => return expected("a field's name"),
@@ -219,33 +212,48 @@ impl Inspector {
         Ok(State::End)
     }
 
+    fn name_start(&mut self, offset: usize) -> State {
+        self.name.clear();
+        self.cutter.name_at = offset;
+        State::InName { escaped: false }
+    }
+
     fn in_name(&mut self, piece: &[u8], at: usize, escaped: bool) -> Result<usize, BadBody> {
         let (end, state) = skip_string(piece, at, escaped);
-        let done = state.is_none();
-        let contents = &piece[at..if done { end - 1 } else { end }];
-        self.name_escaped |= escaped || contents.contains(&b'\\');
-        self.name
-            .extend_from_slice(&contents[..contents.len().min(MAX_NAME.saturating_sub(self.name.len()))]);
-        let Some(escaped) = state else {
-            self.named()?;
-            self.state = State::Colon;
+        if let Some(escaped) = state {
+            self.keep_name(&piece[at..end]);
+            self.state = State::InName { escaped };
             return Ok(end);
-        };
-        self.state = State::InName { escaped };
-        Ok(end)
+        }
+        if self.name.is_empty() {
+            self.named(&piece[at..end - 1])?;
+        } else {
+            self.keep_name(&piece[at..end - 1]);
+            let name = std::mem::take(&mut self.name);
+            self.named(&name)?;
+        }
+        // Most often it is the next byte.
+        let is_colon = piece.get(end) == Some(&b':');
+        self.state = if is_colon { State::ValueStart } else { State::Colon };
+        Ok(end + usize::from(is_colon))
+    }
+
+    fn keep_name(&mut self, part: &[u8]) {
+        self.name.extend_from_slice(&part[..part.len().min(MAX_NAME.saturating_sub(self.name.len()))]);
     }
 
     /// A whole name has been read.
-    fn named(&mut self) -> Result<(), BadBody> {
-        self.current = if self.name.len() >= MAX_NAME {
+    fn named(&mut self, name: &[u8]) -> Result<(), BadBody> {
+        let is_plain = |byte: &u8| !byte.is_ascii_control() & (*byte != b'\\');
+        self.current = if name.len() >= MAX_NAME {
             Name::Other
-        } else if self.name_escaped || self.name.iter().any(u8::is_ascii_control) {
-            let Some(name) = unescape(&self.name) else {
+        } else if name.iter().fold(true, |plain, byte| plain & is_plain(byte)) {
+            Name::of(name, self.dialect)
+        } else {
+            let Some(name) = unescape(name) else {
                 return Err(BadBody::Syntax { expected: "a valid string", at: self.cutter.name_at });
             };
             Name::of(name.as_bytes(), self.dialect)
-        } else {
-            Name::of(&self.name, self.dialect)
         };
         self.cutter.named(self.current == Name::Bootstrap)
     }
@@ -275,7 +283,7 @@ impl Inspector {
         self.kept.push(&piece[at..end]);
         match state {
             Some(escaped) => self.state = State::InString { escaped },
-            None => self.value_ended(end)?,
+            None => return self.value_ended(piece, end),
         }
         Ok(end)
     }
@@ -292,7 +300,7 @@ impl Inspector {
             open @ (b'{' | b'[') => self.brackets.open(open, self.base + end - 1)?,
             close => {
                 if self.brackets.close(close, self.base + end - 1)? {
-                    self.value_ended(end)?;
+                    return self.value_ended(piece, end);
                 }
             }
         }
@@ -316,14 +324,17 @@ impl Inspector {
             return Ok(piece.len());
         };
         let end = at + length;
+        let is_whole = self.kept.bytes.is_empty() && !self.kept.too_long;
+        if is_whole && self.current == Name::Other && is_json(&piece[at..end]) {
+            return self.value_ended(piece, end);
+        }
         self.kept.push(&piece[at..end]);
         self.check_kept(end)?;
-        self.value_ended(end)?;
-        Ok(end)
+        self.value_ended(piece, end)
     }
 
-    /// The value of the present field ends before `piece[end]`.
-    fn value_ended(&mut self, end: usize) -> Result<(), BadBody> {
+    /// The value of the present field ends before `piece[end]`. Returns where the inspector stands then.
+    fn value_ended(&mut self, piece: &[u8], end: usize) -> Result<usize, BadBody> {
         self.cutter.value_ended(self.base + end);
         match self.current {
             Name::Other => {}
@@ -331,8 +342,14 @@ impl Inspector {
             Name::Bootstrap => self.check_kept(end)?,
             name => self.facts.note(name, &mut self.kept),
         }
-        self.state = State::CommaOrEnd;
-        Ok(())
+        // Most often a comma and the next name's quote are the next bytes.
+        let (state, length) = match piece[end..] {
+            [b',', b'"', ..] => (self.name_start(self.base + end + 1), 2),
+            [b',', ..] => (State::NameStart, 1),
+            _ => (State::CommaOrEnd, 0),
+        };
+        self.state = state;
+        Ok(end + length)
     }
 
     /// Refuses the value that ends before `piece[end]` if it is no JSON. One too long to keep passes.

@@ -1,6 +1,8 @@
 //! A body out of its framing: of a length, chunked, or up to the connection's end.
 
-use super::{BadAnswer, MAX_HEADERS, MAX_IGNORED};
+use std::ops::Range;
+
+use super::{MAX_HEADERS, MAX_IGNORED, Malformed};
 
 /// Takes a body's bytes out of its framing. It keeps nothing of them: whatever comes is used up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +52,7 @@ impl Decoder {
         Self::Length(0)
     }
 
-    pub(super) fn length(bytes: u64) -> Self {
+    pub(crate) fn length(bytes: u64) -> Self {
         Self::Length(bytes)
     }
 
@@ -58,26 +60,35 @@ impl Decoder {
         Self::UntilClose
     }
 
-    pub(super) fn chunked() -> Self {
+    pub(crate) fn chunked() -> Self {
         Self::Chunked(Chunked { state: State::Size, size: 0, ignored: 0, trailers: 0 })
     }
 
+    /// Finds the body's next bytes in `input`, which counts as read up to their end. Without any, all that belongs to
+    /// the body's framing has been read: what is behind it is not this message's, or there is nothing.
+    pub(crate) fn next(&mut self, input: &[u8]) -> Result<Range<usize>, Malformed> {
+        let chunk = match self {
+            Self::Length(left) => return Ok(0..take(left, input.len())),
+            Self::Chunked(chunked) => chunked,
+            Self::UntilClose => return Ok(0..input.len()),
+        };
+        let at = chunk.skip_framing(input)?;
+        Ok(at..at + chunk.take_data(input.len() - at))
+    }
+
     /// Appends what is body of `input` to `body`. Returns how many bytes belong to the body or its framing: those behind
-    /// them are not this answer's.
-    pub(crate) fn decode(&mut self, input: &[u8], body: &mut Vec<u8>) -> Result<usize, BadAnswer> {
-        Ok(match self {
-            Self::Length(left) => {
-                let used = input.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
-                *left -= used as u64;
-                body.extend_from_slice(&input[..used]);
-                used
+    /// them are not this message's.
+    pub(crate) fn decode(&mut self, input: &[u8], body: &mut Vec<u8>) -> Result<usize, Malformed> {
+        let mut at = 0;
+        while !self.is_ended() {
+            let data = self.next(&input[at..])?;
+            body.extend_from_slice(&input[at..][data.clone()]);
+            at += data.end;
+            if data.is_empty() {
+                break;
             }
-            Self::Chunked(chunked) => chunked.decode(input, body)?,
-            Self::UntilClose => {
-                body.extend_from_slice(input);
-                input.len()
-            }
-        })
+        }
+        Ok(at)
     }
 
     /// Whether all of the body has come. Of one that ends with the connection this is not known before.
@@ -107,27 +118,30 @@ impl Decoder {
 }
 
 impl Chunked {
-    fn decode(&mut self, input: &[u8], body: &mut Vec<u8>) -> Result<usize, BadAnswer> {
+    /// Reads framing up to the next byte of data. Returns how many bytes it has.
+    fn skip_framing(&mut self, input: &[u8]) -> Result<usize, Malformed> {
         let mut at = 0;
-        while at < input.len() && self.state != State::Ended {
-            if self.state == State::Data {
-                let taken = (input.len() - at).min(usize::try_from(self.size).unwrap_or(usize::MAX));
-                body.extend_from_slice(&input[at..at + taken]);
-                at += taken;
-                self.size -= taken as u64;
-                if self.size == 0 {
-                    self.state = State::DataCr;
-                }
-                continue;
-            }
+        while at < input.len() && ![State::Data, State::Ended].contains(&self.state) {
             self.state = self.step(input[at])?;
             at += 1;
         }
         Ok(at)
     }
 
+    /// Reads so many bytes of data, or fewer if the chunk has not as many. Returns how many it has.
+    fn take_data(&mut self, most: usize) -> usize {
+        if self.state != State::Data {
+            return 0;
+        }
+        let taken = take(&mut self.size, most);
+        if self.size == 0 {
+            self.state = State::DataCr;
+        }
+        taken
+    }
+
     /// Takes one byte of framing.
-    fn step(&mut self, byte: u8) -> Result<State, BadAnswer> {
+    fn step(&mut self, byte: u8) -> Result<State, Malformed> {
         use State::*;
         Ok(match (self.state, byte) {
             (Size | Digits, byte) if byte.is_ascii_hexdigit() => {
@@ -154,30 +168,37 @@ impl Chunked {
             (TrailerLf, b'\n') => Trailer,
             (EndLf, b'\n') => Ended,
             (Size | Digits | Space | Extension | SizeLf, _) => {
-                return Err(BadAnswer("a chunk's size is malformed"));
+                return Err(Malformed("a chunk's size is malformed"));
             }
-            (DataCr | DataLf, _) => return Err(BadAnswer("a chunk is longer than its size")),
-            _ => return Err(BadAnswer("its trailers are malformed")),
+            (DataCr | DataLf, _) => return Err(Malformed("a chunk is longer than its size")),
+            _ => return Err(Malformed("its trailers are malformed")),
         })
     }
 
-    fn add_digit(&mut self, digit: u8) -> Result<(), BadAnswer> {
+    fn add_digit(&mut self, digit: u8) -> Result<(), Malformed> {
         let digit = u64::from(char::from(digit).to_digit(16).unwrap_or(0));
         let size = self.size.checked_mul(16).and_then(|size| size.checked_add(digit));
-        self.size = size.ok_or(BadAnswer("a chunk's size is too large"))?;
+        self.size = size.ok_or(Malformed("a chunk's size is too large"))?;
         Ok(())
     }
 
-    fn ignore(&mut self, next: State) -> Result<State, BadAnswer> {
+    fn ignore(&mut self, next: State) -> Result<State, Malformed> {
         self.ignored += 1;
         if self.ignored > MAX_IGNORED || self.trailers > MAX_HEADERS {
-            return Err(BadAnswer("its chunk extensions or trailers are too long"));
+            return Err(Malformed("its chunk extensions or trailers are too long"));
         }
         Ok(next)
     }
 }
 
+/// Takes so many of what is left, or all of it. Returns how many.
+fn take(left: &mut u64, most: usize) -> usize {
+    let taken = most.min(usize::try_from(*left).unwrap_or(usize::MAX));
+    *left -= taken as u64;
+    taken
+}
+
 /// Whether a byte may be in a field's name (RFC 9110, section 5.6.2).
-fn is_name(byte: u8) -> bool {
+pub(super) fn is_name(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }

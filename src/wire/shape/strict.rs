@@ -11,7 +11,24 @@ pub(super) const MAX_DEPTH: usize = 1_024;
 
 /// Is all of this JSON? Nothing is built of it, and depth costs no stack.
 pub(super) fn is_json(text: &[u8]) -> bool {
-    serde_json::from_slice::<&RawValue>(text).is_ok()
+    is_usual_scalar(text) || serde_json::from_slice::<&RawValue>(text).is_ok()
+}
+
+/// A literal, or a number without an exponent: they need no parser.
+fn is_usual_scalar(text: &[u8]) -> bool {
+    if matches!(text, b"true" | b"false" | b"null") {
+        return true;
+    }
+    let number = text.strip_prefix(b"-").unwrap_or(text);
+    let whole = number.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let (whole, rest) = number.split_at(whole);
+    let is_whole = matches!(whole, [b'0'] | [b'1'..=b'9', ..]);
+    is_whole
+        && match rest {
+            [] => true,
+            [b'.', fraction @ ..] => !fraction.is_empty() && fraction.iter().all(u8::is_ascii_digit),
+            _ => false,
+        }
 }
 
 /// A name as a strict parser reads it; `None` if an escape is not one.

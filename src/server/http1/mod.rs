@@ -1,0 +1,342 @@
+//! HTTP/1.1 towards a client, on a connection that has one request at a time.
+//!
+//! There is no task and no buffer of its own behind a connection: whoever serves it
+//! reads heads and bodies ([`Http1`]) and writes answers ([`send`]) from its own task. What is
+//! read first lands in a buffer that all connections of a thread share, so an idle connection and
+//! a stream that waits for its next token hold nothing. What a request asks for is not known here.
+
+mod send;
+
+use std::cell::RefCell;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, Interest, ReadBuf};
+use tokio::time::Instant;
+
+use super::service::Client;
+use super::stream::ClientStream;
+use crate::error::{BrokenBody, Error};
+use crate::proxy::Upload;
+use crate::timer::Timer;
+use crate::wire::message::{BadHead, ClientHead, Decoder, Manner, read_client_head};
+use crate::wire::pieces::Pieces;
+use send::Unsent;
+
+pub(crate) use send::{Delivery, Sent};
+
+/// What is read at a time of a head, and of what comes with it. Nearly all requests come at once, and are copied out of
+/// the shared buffer.
+const FIRST_READ: usize = 16 << 10;
+/// What is read at a time of a longer body, into a buffer of its own that both legs share. What a read leaves free is
+/// lost for as long as the body is kept.
+const MAX_READ: usize = 128 << 10;
+/// Less room than this is not worth a read, if more is to come.
+const LEAST_READ: usize = 4 << 10;
+
+thread_local! {
+    /// What was read last, by any connection of this thread; nobody keeps it across an await.
+    static INPUT: RefCell<Vec<u8>> = RefCell::new(vec![0; FIRST_READ]);
+}
+
+/// How long a connection may wait.
+#[derive(Clone, Copy)]
+pub(crate) struct Patience {
+    /// From the first byte of a head to its last.
+    pub(crate) head: Duration,
+    /// From an answer's last byte to the next head's first, and for the client to take any of an answer.
+    pub(crate) idle: Duration,
+}
+
+/// A client's connection.
+pub(crate) struct Http1 {
+    stream: ClientStream,
+    /// The beginning of a head, of which the end has not come, and how much of it has been searched for its end.
+    begun: Vec<u8>,
+    searched: usize,
+    /// What has come behind a head and was not taken: of its body, or of the next head.
+    come: Bytes,
+    /// The rest of the body of the request under way.
+    body: Decoder,
+    /// Where more of it is read to.
+    room: BytesMut,
+    /// The client is to be told that its body is wanted.
+    waits: bool,
+    /// Of an answer.
+    unsent: Unsent,
+}
+
+/// What comes next on a connection.
+pub(crate) enum Next {
+    Request(ClientHead, Manner),
+    /// A head that is not answered as a request is.
+    Refused(Error),
+    /// There was nothing for too long.
+    Idle,
+    /// The client has left.
+    Closed,
+    /// There was nothing, and nothing more is wanted.
+    Ended,
+}
+
+impl Http1 {
+    pub(crate) fn new(stream: ClientStream) -> Self {
+        Self {
+            stream,
+            begun: Vec::new(),
+            searched: 0,
+            come: Bytes::new(),
+            body: Decoder::ended(),
+            room: BytesMut::new(),
+            waits: false,
+            unsent: send::unsent(Bytes::new(), Pieces::default(), b""),
+        }
+    }
+
+    pub(crate) fn into_stream(self) -> ClientStream {
+        self.stream
+    }
+
+    /// Waits for the next request. `end` makes an idle connection end; a head that has begun is waited for. `timer` is
+    /// one for all waits.
+    pub(crate) async fn next(
+        &mut self,
+        timer: &mut Timer,
+        patience: Patience,
+        end: impl Future<Output = ()>,
+    ) -> Next {
+        let mut end = pin!(end);
+        // What the wait counts from, when the clock was first needed.
+        let mut since = None;
+        self.begun = Vec::from(std::mem::take(&mut self.come));
+        self.searched = 0;
+        let parsed = self.take_head();
+        if let Some(next) = parsed {
+            return next;
+        }
+        std::future::poll_fn(|cx| {
+            loop {
+                let had_begun = !self.begun.is_empty();
+                if !had_begun && end.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Next::Ended);
+                }
+                match self.poll_head(cx) {
+                    Poll::Ready(Some(next)) => return Poll::Ready(next),
+                    Poll::Ready(None) => {
+                        if !had_begun && !self.begun.is_empty() {
+                            since = None;
+                        }
+                    }
+                    Poll::Pending => break,
+                }
+            }
+            let is_idle = self.begun.is_empty();
+            let since = *since.get_or_insert_with(Instant::now);
+            let limit = if is_idle { patience.idle } else { patience.head };
+            ready!(timer.poll_until(since + limit, cx));
+            Poll::Ready(if is_idle {
+                Next::Idle
+            } else {
+                Next::Refused(Error::RequestTimeout { what: "the rest of the request's head", after: limit })
+            })
+        })
+        .await
+    }
+
+    /// Reads once. `None`: more is wanted.
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Option<Next>> {
+        INPUT.with_borrow_mut(|input| {
+            let come = match ready!(poll_read(&mut self.stream, cx, input)) {
+                Ok(come) if !come.is_empty() => come,
+                // Whoever is in the middle of a head is gone as well.
+                _ => return Poll::Ready(Some(Next::Closed)),
+            };
+            if !self.begun.is_empty() {
+                self.begun.extend_from_slice(come);
+                return Poll::Ready(self.take_head());
+            }
+            let come = skip_empty_lines(come);
+            match read_client_head(come, 0) {
+                Ok(Some((head, manner, length))) => {
+                    self.come = Bytes::copy_from_slice(&come[length..]);
+                    Poll::Ready(Some(self.begin(head, manner)))
+                }
+                Ok(None) => {
+                    self.begun = come.to_vec();
+                    Poll::Ready(None)
+                }
+                Err(bad) => Poll::Ready(Some(refused(bad))),
+            }
+        })
+    }
+
+    /// Takes a head out of what has come, if all of it has.
+    fn take_head(&mut self) -> Option<Next> {
+        if self.searched == 0 {
+            let skipped = self.begun.len() - skip_empty_lines(&self.begun).len();
+            self.begun.drain(..skipped);
+        }
+        if self.begun.is_empty() {
+            return None;
+        }
+        match read_client_head(&self.begun, self.searched) {
+            Ok(Some((head, manner, length))) => {
+                self.come = Bytes::from(std::mem::take(&mut self.begun)).split_off(length);
+                Some(self.begin(head, manner))
+            }
+            Ok(None) => {
+                // The end may have come in part.
+                self.searched = self.begun.len().saturating_sub(3);
+                None
+            }
+            Err(bad) => Some(refused(bad)),
+        }
+    }
+
+    fn begin(&mut self, head: ClientHead, manner: Manner) -> Next {
+        self.body = manner.body.clone();
+        self.waits = manner.waits;
+        Next::Request(head, manner)
+    }
+
+    /// Whether the client has left while it is answered. It may send its next request meanwhile, which is kept.
+    fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.come.is_empty() {
+            // Only the end is waited for, and it is behind what is not read now.
+            return Poll::Pending;
+        }
+        INPUT.with_borrow_mut(|input| match ready!(poll_read(&mut self.stream, cx, input)) {
+            Ok(come) if !come.is_empty() => {
+                self.come = Bytes::copy_from_slice(come);
+                Poll::Pending
+            }
+            _ => Poll::Ready(()),
+        })
+    }
+
+    /// Tells the client that its body is wanted, if it waits for that.
+    fn poll_say_continue(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if std::mem::take(&mut self.waits) {
+            let word = Bytes::from_static(b"HTTP/1.1 100 Continue\r\n\r\n");
+            self.unsent = send::unsent(word, Pieces::default(), b"");
+        }
+        self.poll_flush(cx)
+    }
+
+    /// Reads more of a body.
+    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BrokenBody>> {
+        let wanted = match self.body.remaining() {
+            Some(left) => usize::try_from(left).unwrap_or(usize::MAX).min(MAX_READ),
+            None => MAX_READ,
+        };
+        if self.room.capacity() < wanted.min(LEAST_READ) {
+            self.room = BytesMut::with_capacity(wanted);
+        }
+        let Self { stream, room, .. } = self;
+        let read = pin!(stream.read_buf(room));
+        match ready!(read.poll(cx)) {
+            Ok(0) => Poll::Ready(Err(BrokenBody::Closed)),
+            Ok(_) => {
+                self.come = self.room.split().freeze();
+                Poll::Ready(Ok(()))
+            }
+            Err(error) => Poll::Ready(Err(BrokenBody::Io(error))),
+        }
+    }
+
+    /// Takes some of the body out of what has come.
+    fn take_piece(&mut self) -> Result<Option<Bytes>, BrokenBody> {
+        let data = self.body.next(&self.come).map_err(BrokenBody::Malformed)?;
+        // Nearly always it is all that has come, and goes as it is.
+        let mut piece = if data.end == self.come.len() {
+            std::mem::take(&mut self.come)
+        } else {
+            self.come.split_to(data.end)
+        };
+        piece.advance(data.start);
+        Ok((!piece.is_empty()).then_some(piece))
+    }
+}
+
+impl Upload for Http1 {
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BrokenBody>> {
+        loop {
+            if !self.come.is_empty() {
+                self.waits = false;
+                if let Some(piece) = self.take_piece()? {
+                    return Poll::Ready(Ok(Some(piece)));
+                }
+            }
+            if self.body.is_ended() {
+                self.room = BytesMut::new();
+                return Poll::Ready(Ok(None));
+            }
+            ready!(self.poll_say_continue(cx)).map_err(BrokenBody::Io)?;
+            ready!(self.poll_more(cx))?;
+        }
+    }
+
+    fn announced(&self) -> u64 {
+        self.body.remaining().unwrap_or(0)
+    }
+
+    fn is_ended(&self) -> bool {
+        self.body.is_ended()
+    }
+
+    async fn left(&self) {
+        match self.stream.socket() {
+            // Not `READABLE`, which unread bytes are as well; all there is without them is the end.
+            Some(socket) if socket.ready(Interest::PRIORITY).await.is_ok() => {}
+            _ => std::future::pending().await,
+        }
+    }
+}
+
+impl Client for Http1 {
+    fn peer(&self) -> Option<SocketAddr> {
+        self.stream.socket()?.peer_addr().ok()
+    }
+
+    async fn unless_left<T: Send>(&mut self, answer: impl Future<Output = T> + Send) -> Option<T> {
+        let mut answer = pin!(answer);
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
+                return Poll::Ready(Some(answer));
+            }
+            self.poll_left(cx).map(|()| None)
+        })
+        .await
+    }
+}
+
+fn refused(bad: BadHead) -> Next {
+    Next::Refused(match bad {
+        BadHead::Malformed(what) => Error::BadRequest(what),
+        BadHead::TooLarge => Error::HeadTooLarge,
+    })
+}
+
+/// What is behind empty lines, which may be in front of a request (RFC 9112, section 2.2).
+fn skip_empty_lines(mut text: &[u8]) -> &[u8] {
+    while let Some(rest) = text.strip_prefix(b"\r\n").or_else(|| text.strip_prefix(b"\n")) {
+        text = rest;
+    }
+    text
+}
+
+/// Reads once into the shared buffer.
+fn poll_read<'a>(
+    stream: &mut ClientStream,
+    cx: &mut Context<'_>,
+    input: &'a mut [u8],
+) -> Poll<io::Result<&'a [u8]>> {
+    let mut read = ReadBuf::new(input);
+    ready!(Pin::new(stream).poll_read(cx, &mut read))?;
+    let length = read.filled().len();
+    Poll::Ready(Ok(&input[..length]))
+}

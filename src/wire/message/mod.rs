@@ -1,0 +1,55 @@
+//! HTTP/1.1 messages as bytes: a client's request, a server's answer, and bodies out
+//! of their framing.
+//!
+//! Bytes may come cut anywhere. RFC 9112 is read strictly: what two parties could
+//! read in two ways is not guessed at. Nothing here knows what a message means.
+
+mod answer;
+mod client;
+mod fields;
+mod framing;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use answer::{Answer, Head, Reason, read_head};
+pub(crate) use client::{BadHead, ClientHead, Manner, read_client_head};
+#[cfg(any(test, fuzzing))]
+pub(crate) use fields::FieldLine;
+pub(crate) use fields::{Fields, Known};
+pub(crate) use framing::Decoder;
+
+/// Largest head; of a server, of all heads that come before a body together.
+pub(crate) const MAX_HEAD: usize = 64 << 10;
+/// Most header lines of a head.
+pub(crate) const MAX_HEADERS: usize = 100;
+/// Most bytes of a body's chunk extensions and trailers, all in all: SGLang and its clients send neither.
+const MAX_IGNORED: usize = 16 << 10;
+
+/// What came is not HTTP: what is wrong with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Malformed(pub(crate) &'static str);
+
+/// Where the empty line ends that ends a head, if it does. Nothing before `from` needs to be looked at.
+fn end_of_head(input: &[u8], from: usize) -> Option<usize> {
+    memchr::memchr_iter(b'\n', &input[from..]).map(|at| from + at).find_map(|at| match &input[at + 1..] {
+        [b'\r', b'\n', ..] => Some(at + 3),
+        [b'\n', ..] => Some(at + 2),
+        _ => None,
+    })
+}
+
+/// The one number that all of these are, or `None`.
+fn one_length<'a>(mut lengths: impl Iterator<Item = &'a [u8]>) -> Result<Option<u64>, ()> {
+    let Some(first) = lengths.next() else { return Ok(None) };
+    let length = length(first).ok_or(())?;
+    if lengths.all(|other| self::length(other) == Some(length)) { Ok(Some(length)) } else { Err(()) }
+}
+
+/// Digits only: `parse` takes a plus sign.
+fn length(value: &[u8]) -> Option<u64> {
+    let digit = |number: u64, digit: &u8| {
+        let digit = digit.checked_sub(b'0').filter(|digit| *digit < 10)?;
+        number.checked_mul(10)?.checked_add(digit.into())
+    };
+    if value.is_empty() { None } else { value.iter().try_fold(0, digit) }
+}
