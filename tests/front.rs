@@ -249,11 +249,33 @@ async fn a_body_may_be_slow_as_long_as_it_goes_on() {
 }
 
 #[tokio::test]
+async fn a_large_body_may_be_slow_as_long_as_it_goes_on() {
+    let front = front(waits(SHORT, SHORT, SHORT)).await;
+    let body = format!(r#"{{"text":"{}"}}"#, "a".repeat(300 << 10));
+    let mut client = front.router.client().await;
+    client
+        .send(format!("POST /generate HTTP/1.1\r\nhost: r\r\ncontent-length: {}\r\n\r\n", body.len()))
+        .await;
+    for piece in body.as_bytes().chunks(30 << 10) {
+        sleep(SHORT / 3).await;
+        client.send(piece).await;
+    }
+    assert_eq!(client.answer().await.status(), 200);
+    let seen = front.decode.only().body;
+    assert!(
+        seen.starts_with(body.trim_end_matches('}').as_bytes()) && seen.ends_with(b"}"),
+        "all of it came"
+    );
+    post(&mut client).await;
+}
+
+#[tokio::test]
 async fn a_body_that_stops_gets_a_408() {
     let front = front(waits(LONG, SHORT, LONG)).await;
     for (target, begun) in [
         ("/generate", "content-length: 12\r\n\r\n{\"text\""),
         ("/generate", "content-length: 12\r\n\r\n"),
+        ("/generate", "content-length: 1000000\r\n\r\n{\"text\""),
         ("/v1/completions", "transfer-encoding: chunked\r\n\r\n3\r\n{\"a\r\n"),
         // Bodies that nobody wants.
         ("/flush_cache", "content-length: 12\r\n\r\n{"),

@@ -24,6 +24,9 @@ pub(crate) trait Upload {
     /// Whether nothing is to come, as far as is known.
     fn is_ended(&self) -> bool;
 
+    /// How much of it has been read, handed out or not: it goes on as long as this grows.
+    fn read_so_far(&self) -> u64;
+
     /// Waits until the client has left, and reads nothing meanwhile.
     fn left(&self) -> impl Future<Output = ()> + Send;
 }
@@ -110,12 +113,16 @@ async fn next_piece(
     idle_timeout: Duration,
     waited: &mut bool,
 ) -> Result<Option<Bytes>, Error> {
-    let mut waiting_until = None;
+    let (mut waiting_until, mut seen) = (None, upload.read_so_far());
     std::future::poll_fn(|cx| {
         if let Poll::Ready(piece) = upload.poll_piece(cx) {
             return Poll::Ready(piece.map_err(Error::BodyRead));
         }
         *waited = true;
+        let now = upload.read_so_far();
+        if now > seen {
+            (waiting_until, seen) = (None, now);
+        }
         let deadline = *waiting_until.get_or_insert_with(|| Instant::now() + idle_timeout);
         ready!(timer.poll_until(deadline, cx));
         let what = "more of the request's body";

@@ -207,6 +207,11 @@ impl Upload for Http2Client {
         self.body.is_end_stream()
     }
 
+    /// hyper hands out what it has read.
+    fn read_so_far(&self) -> u64 {
+        0
+    }
+
     async fn left(&self) {
         std::future::pending().await
     }

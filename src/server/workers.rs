@@ -4,16 +4,17 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::warn;
 
-use super::connection;
 use super::guards::Guards;
 use super::live::Live;
 use super::opening::Front;
 use super::service::Service;
+use super::{connection, http1};
 use crate::config::Options;
 use crate::control::{self, Draining};
 use crate::metrics::Metrics;
@@ -108,6 +109,7 @@ async fn work(
     let (close, closing) = watch::channel(());
     let (sweeping, recorder) = (Arc::clone(&service), Arc::clone(&service.recorder));
     tokio::spawn(async move { sweeping.pools.sweep().await });
+    tokio::spawn(sweep_rooms());
     while let Some(socket) = sockets.recv().await {
         let counted = Counted(Arc::clone(&connections));
         match TcpStream::from_std(socket) {
@@ -128,6 +130,16 @@ async fn work(
     if tokio::time::timeout(live.grace_period(), close.closed()).await.is_err() {
         recorder.cut_off();
         warn!("the grace period is over; open requests are cut off");
+    }
+}
+
+/// How often a worker lets go of room for bodies that it has not needed.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+async fn sweep_rooms() {
+    loop {
+        tokio::time::sleep(SWEEP_INTERVAL).await;
+        http1::sweep();
     }
 }
 

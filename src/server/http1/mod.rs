@@ -5,6 +5,7 @@
 //! read first lands in a buffer that all connections of a thread share, so an idle connection and
 //! a stream that waits for its next token hold nothing. What a request asks for is not known here.
 
+mod room;
 mod send;
 
 use std::cell::RefCell;
@@ -25,16 +26,16 @@ use crate::proxy::Upload;
 use crate::timer::Timer;
 use crate::wire::message::{BadHead, ClientHead, Decoder, Manner, read_client_head};
 use crate::wire::pieces::Pieces;
+use room::{ROOM, Room};
 use send::Unsent;
 
+pub(crate) use room::sweep;
 pub(crate) use send::{Delivery, Sent};
 
 /// What is read at a time of a head, and of what comes with it. Nearly all requests come at once, and are copied out of
 /// the shared buffer.
 const FIRST_READ: usize = 16 << 10;
-/// What is read at a time of a longer body, into a buffer of its own that both legs share. What a read leaves free is
-/// lost for as long as the body is kept.
-const MAX_READ: usize = 128 << 10;
+
 /// Less room than this is not worth a read, if more is to come.
 const LEAST_READ: usize = 4 << 10;
 
@@ -62,8 +63,12 @@ pub(crate) struct Http1 {
     come: Bytes,
     /// The rest of the body of the request under way.
     body: Decoder,
-    /// Where more of it is read to.
-    room: BytesMut,
+    /// Where more of it is read to, if it is large.
+    room: Option<Room>,
+    /// And where the rest.
+    rest: BytesMut,
+    /// Bytes of it that were read since its head was.
+    more: u64,
     /// The client is to be told that its body is wanted.
     waits: bool,
     /// Of an answer.
@@ -91,7 +96,9 @@ impl Http1 {
             searched: 0,
             come: Bytes::new(),
             body: Decoder::ended(),
-            room: BytesMut::new(),
+            room: None,
+            rest: BytesMut::new(),
+            more: 0,
             waits: false,
             unsent: send::unsent(Bytes::new(), Pieces::default(), b""),
         }
@@ -200,6 +207,7 @@ impl Http1 {
     fn begin(&mut self, head: ClientHead, manner: Manner) -> Next {
         self.body = manner.body.clone();
         self.waits = manner.waits;
+        self.more = 0;
         Next::Request(head, manner)
     }
 
@@ -227,24 +235,43 @@ impl Http1 {
         self.poll_flush(cx)
     }
 
-    /// Reads more of a body.
+    /// Reads more of a body: a large one into buffers that both legs share, each of them full, and the rest, or one of
+    /// unknown length, as it comes.
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BrokenBody>> {
-        let wanted = match self.body.remaining() {
-            Some(left) => usize::try_from(left).unwrap_or(usize::MAX).min(MAX_READ),
-            None => MAX_READ,
-        };
-        if self.room.capacity() < wanted.min(LEAST_READ) {
-            self.room = BytesMut::with_capacity(wanted);
+        if self.room.is_none() && self.body.remaining().is_some_and(|left| left >= ROOM as u64) {
+            self.room = Some(Room::take());
         }
-        let Self { stream, room, .. } = self;
-        let read = pin!(stream.read_buf(room));
-        match ready!(read.poll(cx)) {
-            Ok(0) => Poll::Ready(Err(BrokenBody::Closed)),
-            Ok(_) => {
-                self.come = self.room.split().freeze();
+        let Some(room) = &mut self.room else { return self.poll_rest(cx) };
+        while !room.is_full() {
+            let read = ready!(poll_read(&mut self.stream, cx, room.free())).map_err(BrokenBody::Io)?;
+            let count = read.len();
+            if count == 0 {
+                return Poll::Ready(Err(BrokenBody::Closed));
+            }
+            room.fill(count);
+            self.more += count as u64;
+        }
+        self.come = self.room.take().map(Room::into_bytes).unwrap_or_default();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads once: of a body of known length a byte more than there is to come, as a read that fills its buffer would be
+    /// followed by another one, which finds nothing.
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BrokenBody>> {
+        let left = self.body.remaining().and_then(|left| usize::try_from(left).ok());
+        let wanted = left.map_or(ROOM, |left| left + 1);
+        if self.rest.capacity() < wanted.min(LEAST_READ) {
+            self.rest = BytesMut::with_capacity(wanted);
+        }
+        let Self { stream, rest, .. } = self;
+        let read = pin!(stream.read_buf(rest));
+        match ready!(read.poll(cx)).map_err(BrokenBody::Io)? {
+            0 => Poll::Ready(Err(BrokenBody::Closed)),
+            count => {
+                self.more += count as u64;
+                self.come = self.rest.split().freeze();
                 Poll::Ready(Ok(()))
             }
-            Err(error) => Poll::Ready(Err(BrokenBody::Io(error))),
         }
     }
 
@@ -272,7 +299,7 @@ impl Upload for Http1 {
                 }
             }
             if self.body.is_ended() {
-                self.room = BytesMut::new();
+                self.rest = BytesMut::new();
                 return Poll::Ready(Ok(None));
             }
             ready!(self.poll_say_continue(cx)).map_err(BrokenBody::Io)?;
@@ -286,6 +313,10 @@ impl Upload for Http1 {
 
     fn is_ended(&self) -> bool {
         self.body.is_ended()
+    }
+
+    fn read_so_far(&self) -> u64 {
+        self.more
     }
 
     async fn left(&self) {
