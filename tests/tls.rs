@@ -3,9 +3,11 @@
 
 mod kit;
 
+use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 
+use kit::program::{Program, free_port};
 use kit::{Authority, Gate, Identity, Router, Step, TlsClient, Upstream, json, patiently, shake_hands};
 use mini_lb::{MiniLbConfig, MiniLoadBalancer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -213,19 +215,7 @@ async fn a_client_that_leaves_ends_both_legs() {
 #[tokio::test]
 async fn a_new_certificate_is_shown_without_cutting_off_what_is_open() {
     let gate = Gate::new();
-    let held = gate.clone();
-    let decode = Upstream::start(move |seen| {
-        if seen.json()["text"] == "a" {
-            return vec![Step::Send(json("200 OK", OK))];
-        }
-        vec![
-            Step::Send([STREAM_HEAD.as_bytes(), b"9\r\ndata: 1\n\n\r\n"].concat()),
-            Step::Wait(held.clone()),
-            Step::Send(b"9\r\ndata: 2\n\n\r\n0\r\n\r\n".to_vec()),
-        ]
-    })
-    .await;
-    let front = front_of(decode, |config| config).await;
+    let front = front_of(held(&gate).await, |config| config).await;
     let mut open = front.client().await;
     open.start("/generate", br#"{"stream":true}"#).await;
     open.head().await;
@@ -320,32 +310,96 @@ async fn curl_is_served_by_the_router_over_tls() {
     }
 }
 
-#[tokio::test]
+/// The program with this certificate, and servers that do not matter.
+fn program(identity: &Identity, servers: [&str; 2]) -> (Program, SocketAddr) {
+    let port = free_port();
+    let (cert, key) = (identity.cert.to_str().unwrap(), identity.key.to_str().unwrap());
+    let [prefill, decode] = servers;
+    let program = Program::start([
+        "--prefill",
+        prefill,
+        "--decode",
+        decode,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        &port.to_string(),
+        "--prometheus-port",
+        "0",
+        "--http2",
+        "--disable-health-check",
+        "--tls-cert-path",
+        cert,
+        "--tls-key-path",
+        key,
+    ]);
+    program.wait_for("listening on ");
+    (program, SocketAddr::from(([127, 0, 0, 1], port)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_program_speaks_tls_and_http_2() {
     let ca = Authority::new();
-    let identity = ca.issue("router", &["localhost"]);
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
-    let mut program = Command::new(env!("CARGO_BIN_EXE_mini-lb"));
-    program.args(["--prefill", "http://127.0.0.1:1", "--decode", "http://127.0.0.1:2", "--http2"]);
-    program.args(["--host", "127.0.0.1", "--port", &free, "--prometheus-port", "0", "--log-level", "warn"]);
-    program.arg("--tls-cert-path").arg(&identity.cert).arg("--tls-key-path").arg(&identity.key);
-    let _running = Running(program.spawn().unwrap());
+    let (_program, address) =
+        program(&ca.issue("router", &["localhost"]), ["http://127.0.0.1:1", "http://127.0.0.1:2"]);
     for (option, version) in [("--http1.1", "1.1"), ("--http2", "2")] {
         let mut curl = Command::new("curl");
-        curl.args(["-sS", option, "--retry", "40", "--retry-delay", "1", "--retry-connrefused", "-4"]);
+        curl.args(["-sS", option, "--max-time", "20", "-4"]);
         curl.args(["-w", "%{http_code} %{http_version}"]).arg("--cacert").arg(ca.file());
-        curl.arg(format!("https://localhost:{free}/health"));
+        curl.arg(format!("https://localhost:{}/health", address.port()));
         let Some(output) = kit::run_curl(curl).await else { return };
         assert_eq!(output, format!("200 {version}"));
     }
 }
 
-/// Ends the process when a test fails.
-struct Running(std::process::Child);
+/// A decode server of which a stream ends when the gate is open.
+async fn held(gate: &Gate) -> Upstream {
+    let gate = gate.clone();
+    Upstream::start(move |seen| {
+        if seen.json()["text"] == "a" {
+            return vec![Step::Send(json("200 OK", OK))];
+        }
+        vec![
+            Step::Send([STREAM_HEAD.as_bytes(), b"9\r\ndata: 1\n\n\r\n"].concat()),
+            Step::Wait(gate.clone()),
+            Step::Send(b"9\r\ndata: 2\n\n\r\n0\r\n\r\n".to_vec()),
+        ]
+    })
+    .await
+}
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
+#[tokio::test(flavor = "multi_thread")]
+async fn the_program_reads_renewed_certificates_on_sighup_and_by_itself_and_keeps_the_old_if_they_are_bad() {
+    let (ca, gate) = (Authority::new(), Gate::new());
+    let (prefill, decode) = (Upstream::always(json("200 OK", OK)).await, held(&gate).await);
+    let identity = ca.issue("router", &["localhost"]);
+    let (program, address) = program(&identity, [&prefill.url(), &decode.url()]);
+    let shown = async || TlsClient::connect(address, ca.client(&[])).await.shown();
+    let first = shown().await;
+    let mut open = TlsClient::connect(address, ca.client(&[])).await;
+    open.start("/generate", br#"{"stream":true}"#).await;
+    open.head().await;
+    // A certificate whose key is another one.
+    let old_key = std::fs::read(&identity.key).unwrap();
+    ca.issue("router", &["localhost", "second"]);
+    let new_key = std::fs::read(&identity.key).unwrap();
+    std::fs::write(&identity.key, old_key).unwrap();
+    program.send("HUP");
+    let line = program.wait_for("not reloaded (SIGHUP)");
+    assert!(line.contains("--tls-key-path"), "{line}");
+    assert_eq!(shown().await, first);
+    // The right key, and nobody says so.
+    std::fs::write(&identity.key, new_key).unwrap();
+    program.wait_for("has changed): ");
+    let second = shown().await;
+    assert_ne!(second, first);
+    ca.issue("router", &["localhost", "third"]);
+    program.reload();
+    let mut new = TlsClient::connect(address, ca.client(&[])).await;
+    assert!(new.shown() != first && new.shown() != second);
+    assert_eq!(new.post("/generate", BODY).await.status(), 200);
+    // What was open all the while.
+    gate.open();
+    open.read_until("data: 1\n\n\r\n9\r\ndata: 2\n\n\r\n0\r\n\r\n").await;
+    assert_eq!(open.post("/generate", BODY).await.status(), 200);
 }
