@@ -173,6 +173,27 @@ async fn limits_hold_for_the_next_request() {
     assert!(line.ends_with("reloaded (SIGHUP): nothing has changed"), "{line}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_replaced_in_its_file_holds_from_then_on() {
+    let (prefill, decode) = (server("prefill").await, server("decode").await);
+    let keys = Folder::new("keys");
+    let file = keys.put("clients", "the old one\n");
+    let named = format!("api_key_file = {file:?}");
+    let running = Running::start("key", &of(&[&prefill], &[&decode], &named));
+    let mut kept = client(running.port).await;
+    let mut status = async |key: &str| {
+        let headers = [("authorization", format!("Bearer {key}"))];
+        let headers = headers.each_ref().map(|(name, value)| (*name, value.as_str()));
+        kept.start("POST", "/generate", &headers, BODY.as_bytes()).await;
+        kept.answer().await.status()
+    };
+    assert_eq!((status("the old one").await, status("the new one").await), (200, 401));
+    keys.put("clients", "the new one\n");
+    let line = running.program.reload();
+    assert!(line.ends_with("reloaded (SIGHUP): api-key"), "{line}");
+    assert_eq!((status("the old one").await, status("the new one").await), (401, 200));
+}
+
 /// So that nobody believes in a change that is none.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_flag_that_changes_is_taken_over_or_named_as_one_that_waits() {
