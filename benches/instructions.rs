@@ -1,9 +1,9 @@
 //! A fixed number of exchanges through a router in this process, to be run under
 //! callgrind by `.ci/gate`, which counts their instructions.
 //!
-//! Arguments: how many plain requests, and how many streams of 64 tokens. Some of
-//! both come before them, so that what happens once is the same in every run. By
-//! itself it measures nothing.
+//! Arguments: how many plain requests, how many streams of 64 tokens, and `guarded` if
+//! limits and keys are to be on. Some of both come before them, so that what happens
+//! once is the same in every run. By itself it measures nothing.
 
 #[path = "../tests/kit/lockstep.rs"]
 mod lockstep;
@@ -26,7 +26,8 @@ fn main() {
         println!("instructions: run by .ci/gate");
         return;
     };
-    let mut peers = LockStep::start(PAUSE);
+    let is_guarded = std::env::args().any(|arg| arg == "guarded");
+    let mut peers = if is_guarded { LockStep::start_guarded(PAUSE) } else { LockStep::start(PAUSE) };
     exchange(&mut peers, 20, 5);
     exchange(&mut peers, requests, streams);
 }

@@ -9,7 +9,8 @@ use hyper::header::{
     HeaderName, HeaderValue, VARY,
 };
 
-use crate::wire::message::Fields;
+use crate::wire::message::{Fields, Known};
+use crate::wire::reply::ReplyHead;
 
 /// How long a browser may remember what it was told, in seconds.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
@@ -58,7 +59,7 @@ impl Origins {
         if !self.is_on() {
             return Shared::AsServersSay;
         }
-        let mut origins = fields.all("origin");
+        let mut origins = fields.all(Known::Origin);
         match (origins.next(), origins.next()) {
             (Some(origin), None) if self.has(origin) => {
                 HeaderValue::from_bytes(origin).map_or(Shared::No, Shared::With)
@@ -111,24 +112,22 @@ impl Shared {
     }
 
     /// Says it in an answer that is not a preflight's.
-    pub(crate) fn write(self, headers: &mut HeaderMap, is_preflight: bool) {
+    pub(crate) fn write(self, head: &mut ReplyHead, is_preflight: bool) {
         let origin = match self {
             Self::AsServersSay => return,
             Self::No => None,
             Self::With(origin) => Some(origin),
         };
-        if !is_preflight {
-            for name in &THEIRS {
-                headers.remove(name);
-            }
+        if !is_preflight && head.may_say_who_reads() {
+            THEIRS.iter().for_each(|name| head.remove(name));
         }
         let Some(origin) = origin else { return };
-        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        headers.append(VARY, HeaderValue::from_static("Origin"));
+        head.set(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        head.add(VARY, HeaderValue::from_static("Origin"));
         if is_preflight {
-            headers.append(VARY, HeaderValue::from_static("Access-Control-Request-Headers"));
+            head.add(VARY, HeaderValue::from_static("Access-Control-Request-Headers"));
         } else {
-            headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
+            head.set(ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
         }
     }
 }

@@ -16,6 +16,7 @@ use hyper::header::HeaderValue;
 
 pub(crate) use cors::{Origins, Shared};
 pub(crate) use secret::Secret;
+use secret::Shown;
 
 use crate::error::Error;
 use crate::wire::message::{Fields, Known};
@@ -113,7 +114,7 @@ impl Access {
             return Err(Error::Forbidden("without --admin-api-key this is answered on loopback only"));
         }
         // A page that the operator looks at can send requests from this machine too.
-        if fields.get("origin").is_some_and(|origin| !is_of(origin, fields.get(Known::Host))) {
+        if fields.get(Known::Origin).is_some_and(|origin| !is_of(origin, fields.get(Known::Host))) {
             return Err(Error::Forbidden(
                 "without --admin-api-key this is not answered to pages of other origins",
             ));
@@ -153,8 +154,8 @@ fn verdict(fields: &Fields, keys: &[Secret]) -> Verdict {
     if second.is_some() {
         return Verdict::Ambiguous;
     }
-    let Some(shown) = first.and_then(bearer) else { return Verdict::Missing };
-    let is_good = keys.iter().fold(false, |good, key| key.is(shown) | good);
+    let Some(shown) = first.and_then(bearer).and_then(Shown::new) else { return Verdict::Missing };
+    let is_good = keys.iter().fold(false, |good, key| key.is(&shown) | good);
     if is_good { Verdict::Good } else { Verdict::Missing }
 }
 

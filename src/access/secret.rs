@@ -7,15 +7,30 @@ use hyper::header::HeaderValue;
 
 /// Longest key, in bytes. All comparisons take as long as one of this length.
 const MAX_KEY: usize = 256;
-const WORDS: usize = MAX_KEY / 8;
 
 /// A key.
 #[derive(Clone)]
 pub(crate) struct Secret {
-    padded: [u64; WORDS],
-    length: usize,
+    key: Shown,
     /// `Bearer` and the key.
     header: HeaderValue,
+}
+
+/// What is compared with keys.
+#[derive(Clone)]
+pub(crate) struct Shown {
+    /// With zeros up to the longest key's length.
+    padded: [u8; MAX_KEY],
+    length: usize,
+}
+
+impl Shown {
+    /// `None`: it is longer than any key.
+    pub(crate) fn new(bytes: &[u8]) -> Option<Self> {
+        let mut padded = [0; MAX_KEY];
+        padded.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        Some(Self { padded, length: bytes.len() })
+    }
 }
 
 /// Why something cannot be a key. It does not say what was given.
@@ -36,38 +51,25 @@ impl Secret {
         if !bytes.iter().all(|byte| matches!(byte, b' '..=b'~')) || bytes.trim_ascii() != bytes {
             return Err(BadKey::NotText);
         }
-        let padded = padded(bytes).ok_or(BadKey::TooLong)?;
         let mut header = HeaderValue::try_from(format!("Bearer {key}")).map_err(|_| BadKey::NotText)?;
+        let key = Shown::new(bytes).ok_or(BadKey::TooLong)?;
         header.set_sensitive(true);
-        Ok(Self { padded, length: bytes.len(), header })
+        Ok(Self { key, header })
     }
 
-    /// Whether this is the key. The time depends on the length of what is shown, which whoever shows it knows, and on
-    /// nothing of the key: all words are looked at, and the lengths are two more.
-    pub(crate) fn is(&self, shown: &[u8]) -> bool {
-        let Some(padded) = padded(shown) else { return false };
-        let words = self.padded.iter().zip(&padded);
-        let lengths = (self.length ^ shown.len()) as u64;
-        let difference = words.fold(lengths, |difference, (a, b)| difference | (a ^ b));
+    /// Whether this is the key. The time depends on nothing of either: all bytes are looked at, and the lengths are two
+    /// more.
+    pub(crate) fn is(&self, shown: &Shown) -> bool {
+        let bytes = self.key.padded.iter().zip(&shown.padded);
+        let difference = bytes.fold(0, |difference, (a, b)| difference | (a ^ b));
         // So that no compiler ends the comparison at the first difference.
-        black_box(difference) == 0
+        black_box(usize::from(difference) | (self.key.length ^ shown.length)) == 0
     }
 
     /// `Bearer` and the key, not shown by `Debug`.
     pub(crate) fn to_header(&self) -> HeaderValue {
         self.header.clone()
     }
-}
-
-/// The bytes, and zeros up to the longest key's length. `None`: they are longer.
-fn padded(bytes: &[u8]) -> Option<[u64; WORDS]> {
-    let mut all = [0; MAX_KEY];
-    all.get_mut(..bytes.len())?.copy_from_slice(bytes);
-    let mut words = [0; WORDS];
-    for (word, eight) in words.iter_mut().zip(all.as_chunks::<8>().0) {
-        *word = u64::from_ne_bytes(*eight);
-    }
-    Some(words)
 }
 
 impl fmt::Debug for Secret {

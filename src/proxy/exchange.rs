@@ -284,12 +284,12 @@ impl Exchange<'_> {
         let max = self.asked.limits.max_merge_size;
         let mut head = ReplyHead::from(head);
         if events {
-            head.headers_mut().remove(CONTENT_LENGTH);
+            head.remove(&CONTENT_LENGTH);
             let relay = Relay::spliced(leg, lists.into_splicer(max), self.time_limit(true, limit.deadline));
             return Ok(Answer { head, body: relay.with_events(true).into() });
         }
         let body = lists.splice_body(&leg.collect(max, Some(&mut limit)).await?);
-        head.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        head.set(CONTENT_LENGTH, HeaderValue::from(body.len()));
         Ok(Answer { head, body: Relay::whole(body).into() })
     }
 }
@@ -305,7 +305,7 @@ enum Answered {
 impl Answered {
     /// Prefill's own words.
     fn by_prefill(Refusal { mut head, body }: Refusal) -> Self {
-        head.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        head.set(CONTENT_LENGTH, HeaderValue::from(body.len()));
         Self::Refused(Role::Prefill, Answer { head, body: Relay::whole(body).into() })
     }
 

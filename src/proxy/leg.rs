@@ -258,9 +258,8 @@ fn next_refusal(events: &mut Events) -> Result<Option<Hidden>, EventTooLarge> {
 /// The answer that a server would have given, had it refused before its 200.
 fn unhidden(head: Head, hidden: Hidden) -> Refusal {
     let mut head = ReplyHead::from(head);
-    let made = head.made();
-    made.status = hidden.status;
-    made.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    head.set_status(hidden.status);
+    head.set(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Refusal { head, body: hidden.json }
 }
 

@@ -16,18 +16,28 @@ pub(crate) const DEFAULT_HEADERS: [&str; 4] =
 const SECRET: [&str; 5] = ["authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key"];
 
 /// Finds names, or makes them.
-pub(super) struct RequestIds(Vec<HeaderName>);
+pub(super) struct RequestIds(Vec<Header>);
+
+/// Where a client may have written it.
+enum Header {
+    /// Where servers read it.
+    Own,
+    Other(HeaderName),
+}
 
 impl RequestIds {
     pub(super) fn new(headers: &[String]) -> Self {
-        Self(headers.iter().filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok()).collect())
+        let names = headers.iter().filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok());
+        Self(names.map(|name| if name == REQUEST_ID { Header::Own } else { Header::Other(name) }).collect())
     }
 
     /// A request's name, which is its only `x-request-id` from now on.
     pub(super) fn settle(&self, fields: &mut Fields) -> HeaderValue {
-        let given = self.0.iter().find_map(|name| {
-            let is_own = *name == REQUEST_ID;
-            let id = if is_own { fields.get(Known::RequestId) } else { fields.get(name.as_str()) };
+        let given = self.0.iter().find_map(|header| {
+            let (is_own, id) = match header {
+                Header::Own => (true, fields.get(Known::RequestId)),
+                Header::Other(name) => (false, fields.get(name.as_str())),
+            };
             let id = id.filter(|id| is_good(id))?;
             Some((is_own, HeaderValue::from_bytes(id).ok()?))
         });

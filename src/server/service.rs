@@ -125,7 +125,7 @@ impl Service {
             Err(error) => Answer::error(&error, record),
         };
         if terms.shared.is_said() {
-            terms.shared.write(answer.head.headers_mut(), is_preflight);
+            terms.shared.write(&mut answer.head, is_preflight);
         }
         Some(answer)
     }

@@ -217,7 +217,11 @@ impl Group {
             .or_else(|| self.pick_of(&self.servers))
     }
 
+    /// One of those that are as wished. Most often all are, and no list of them is made.
     fn pick_where(&self, wish: impl Fn(&Arc<Backend>) -> bool) -> Option<Arc<Backend>> {
+        if self.servers.iter().all(&wish) {
+            return self.pick_of(&self.servers);
+        }
         let wanted: Vec<_> = self.servers.iter().filter(|server| wish(server)).cloned().collect();
         self.pick_of(&wanted)
     }

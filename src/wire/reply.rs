@@ -1,18 +1,18 @@
 //! The head of the answer that a client gets.
 
 use hyper::StatusCode;
-use hyper::header::{CONTENT_LENGTH, DATE, HeaderMap};
+use hyper::header::{CONTENT_LENGTH, DATE, HeaderName, HeaderValue};
 use hyper::http::response;
 
 use super::headers;
-use super::message::{Head, Known, Reason};
+use super::message::{Fields, Head, Known};
 
 /// Status and headers of an answer.
 #[derive(Debug)]
 pub(crate) enum ReplyHead {
-    /// A server's: the headers of most answers are never put into a map.
+    /// A server's: its headers are put into no map.
     Passed(Head),
-    /// The router's own, or a server's that is changed by name.
+    /// The router's own.
     Made(Box<response::Parts>),
 }
 
@@ -24,26 +24,58 @@ impl ReplyHead {
         }
     }
 
-    /// What is to be changed.
-    pub(crate) fn made(&mut self) -> &mut response::Parts {
-        if let Self::Passed(head) = self {
-            *self = Self::Made(made(std::mem::take(head)));
-        }
+    pub(crate) fn set_status(&mut self, status: StatusCode) {
         match self {
-            Self::Made(head) => head,
-            Self::Passed(_) => unreachable!("it was made just now"),
+            Self::Passed(head) => (head.status, head.reason) = (status, None),
+            Self::Made(head) => head.status = status,
         }
     }
 
-    /// Headers to be changed by name.
-    pub(crate) fn headers_mut(&mut self) -> &mut HeaderMap {
-        &mut self.made().headers
+    /// Removes all lines of a name.
+    pub(crate) fn remove(&mut self, name: &HeaderName) {
+        match self {
+            Self::Passed(head) => own(&mut head.fields).remove(name.as_str()),
+            Self::Made(head) => {
+                head.headers.remove(name);
+            }
+        }
+    }
+
+    /// Makes a line the only one of its name.
+    pub(crate) fn set(&mut self, name: HeaderName, value: HeaderValue) {
+        match self {
+            Self::Passed(head) => own(&mut head.fields).set(name.as_str(), value.as_bytes()),
+            Self::Made(head) => {
+                head.headers.insert(name, value);
+            }
+        }
+    }
+
+    /// Adds a line.
+    pub(crate) fn add(&mut self, name: HeaderName, value: HeaderValue) {
+        match self {
+            Self::Passed(head) => own(&mut head.fields).add(name.as_str().as_bytes(), value.as_bytes()),
+            Self::Made(head) => {
+                head.headers.append(name, value);
+            }
+        }
+    }
+
+    /// Whether it may have a line that browsers ask for (`Access-Control-…`).
+    pub(crate) fn may_say_who_reads(&self) -> bool {
+        match self {
+            Self::Passed(head) => head.fields.has(Known::AccessControl),
+            Self::Made(_) => true,
+        }
     }
 
     /// The same for whoever wants a map.
     pub(crate) fn into_parts(self) -> response::Parts {
         match self {
-            Self::Passed(head) => *made(head),
+            Self::Passed(mut head) => {
+                headers::retain_for_client(&mut head.fields);
+                head.into_parts()
+            }
             Self::Made(head) => *head,
         }
     }
@@ -69,11 +101,11 @@ impl ReplyHead {
     /// Writes the status line and the headers as HTTP/1 has them, without the empty line that ends a head.
     pub(crate) fn write(&self, is_http_11: bool, into: &mut Vec<u8>) {
         let reason = match self {
-            Self::Passed(head) => head.reason.as_ref(),
-            Self::Made(head) => head.extensions.get::<Reason>(),
+            Self::Passed(head) => head.reason.as_deref(),
+            Self::Made(_) => None,
         };
         let status = self.status();
-        let reason = reason.map_or(status.canonical_reason().unwrap_or_default(), |Reason(own)| own);
+        let reason = reason.or(status.canonical_reason()).unwrap_or_default();
         let version = if is_http_11 { &b"HTTP/1.1 "[..] } else { b"HTTP/1.0 " };
         for part in [version, status.as_str().as_bytes(), b" ", reason.as_bytes(), b"\r\n"] {
             into.extend_from_slice(part);
@@ -89,10 +121,10 @@ impl ReplyHead {
     }
 }
 
-/// A server's head, of which the headers that are not for clients are gone.
-fn made(mut head: Head) -> Box<response::Parts> {
-    headers::retain_for_client(&mut head.fields);
-    Box::new(head.into_parts())
+/// The fields of a server's that clients get: to be changed, and not to be taken for what its connection's were.
+fn own(fields: &mut Fields) -> &mut Fields {
+    headers::retain_for_client(fields);
+    fields
 }
 
 impl Default for ReplyHead {
@@ -145,11 +177,27 @@ mod tests {
     fn a_head_that_is_changed_keeps_the_rest() {
         let mut head = passed("HTTP/1.1 418 Short\r\nX-A: 1\r\nTransfer-Encoding: chunked\r\nX-B: 2\r\n\r\n");
         assert!(!head.has_date());
-        head.headers_mut().insert("x-b", HeaderValue::from_static("3"));
-        head.headers_mut().insert("date", HeaderValue::from_static("now"));
+        head.set(HeaderName::from_static("x-b"), HeaderValue::from_static("3"));
+        head.set(DATE, HeaderValue::from_static("now"));
+        head.add(HeaderName::from_static("x-b"), HeaderValue::from_static("4"));
         assert!(head.has_date() && !head.has_length());
-        assert_eq!(written(&head, true), "HTTP/1.1 418 Short\r\nx-a: 1\r\nx-b: 3\r\ndate: now\r\n");
-        assert_eq!(head.into_parts().status, 418);
+        let changed = "X-A: 1\r\nx-b: 3\r\ndate: now\r\nx-b: 4\r\n";
+        assert_eq!(written(&head, true), format!("HTTP/1.1 418 Short\r\n{changed}"));
+        head.remove(&HeaderName::from_static("x-b"));
+        head.set_status(StatusCode::IM_A_TEAPOT);
+        assert_eq!(written(&head, true), "HTTP/1.1 418 I'm a teapot\r\nX-A: 1\r\ndate: now\r\n");
+        assert_eq!(head.into_parts().headers.len(), 2);
+    }
+
+    #[test]
+    fn what_is_added_is_not_taken_for_the_connections() {
+        let mut head = passed(
+            "HTTP/1.1 200 OK\r\nConnection: x-a\r\nX-A: 1\r\nTransfer-Encoding: chunked\r\nContent-Length: 9\r\n\r\n",
+        );
+        head.set(HeaderName::from_static("x-a"), HeaderValue::from_static("2"));
+        head.set(CONTENT_LENGTH, HeaderValue::from_static("3"));
+        assert!(head.has_length());
+        assert_eq!(written(&head, true), "HTTP/1.1 200 OK\r\nx-a: 2\r\ncontent-length: 3\r\n");
     }
 
     #[test]

@@ -65,8 +65,17 @@ impl LockStep {
     /// Starts a router that runs until the process ends. Its peers rest for `pause` before each turn, so that it has
     /// done all that it can and waits for them, as it does for real ones.
     pub fn start(pause: Duration) -> Self {
+        Self::start_with(pause, |config| config)
+    }
+
+    /// The same with all that operators can have between a client and its servers.
+    pub fn start_guarded(pause: Duration) -> Self {
+        Self::start_with(pause, guarded)
+    }
+
+    fn start_with(pause: Duration, options: fn(MiniLbConfig) -> MiniLbConfig) -> Self {
         let (prefill, decode) = (Server::new(), Server::new());
-        let client = TcpStream::connect(router(&prefill, &decode)).expect("a listening router");
+        let client = TcpStream::connect(router(&prefill, &decode, options)).expect("a listening router");
         tune(&client);
         Self { client, prefill, decode, input: vec![0; 16 << 10].into(), pause }
     }
@@ -110,13 +119,23 @@ impl LockStep {
     }
 }
 
+/// A limit of each kind, none of which is reached, keys and origins. The client's key is good.
+fn guarded(config: MiniLbConfig) -> MiniLbConfig {
+    let config = config.max_concurrent_requests(1_000).rate_limit(1_000_000);
+    let config = config.max_in_flight_per_prefill(1_000).max_in_flight_per_decode(1_000);
+    let config = config.api_key("another").api_key("sk-0123456789abcdef");
+    let config = config.worker_api_key("the servers'").worker_api_key_replaces_authorization(true);
+    config.cors_allowed_origins(["https://chat.example"])
+}
+
 /// Starts a router between these servers: its address.
-fn router(prefill: &Server, decode: &Server) -> SocketAddr {
+fn router(prefill: &Server, decode: &Server, options: fn(MiniLbConfig) -> MiniLbConfig) -> SocketAddr {
     let minute = Duration::from_secs(60);
     let config =
         MiniLbConfig::new("127.0.0.1", 30_000, vec![(prefill.url(), Some(8998))], vec![decode.url()], 60);
     let config = config.worker_threads(1).health_checks(false).policy(RoundRobin::default);
-    let router = MiniLoadBalancer::new(config.backend_idle_timeout(minute)).expect("a good configuration");
+    let config = options(config.backend_idle_timeout(minute));
+    let router = MiniLoadBalancer::new(config).expect("a good configuration");
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("a bound address");
     listener.set_nonblocking(true).expect("a socket of tokio's");

@@ -20,10 +20,6 @@ pub(crate) struct Answer {
     pub(crate) length: usize,
 }
 
-/// What a server says of a status in words, if they are its own.
-#[derive(Debug, Clone)]
-pub(crate) struct Reason(pub(crate) Box<str>);
-
 /// Status and header lines.
 #[derive(Debug, Default)]
 pub(crate) struct Head {
@@ -31,12 +27,12 @@ pub(crate) struct Head {
     /// The body is a stream of server-sent events.
     pub(crate) is_event_stream: bool,
     pub(crate) fields: Fields,
-    /// If it is not the status' own.
-    pub(crate) reason: Option<Reason>,
+    /// What the server says of the status in words, if they are not the usual ones.
+    pub(crate) reason: Option<Box<str>>,
 }
 
 impl Head {
-    /// The same with its headers in a map, for what is changed by name.
+    /// The same with its headers in a map, for HTTP/2.
     pub(crate) fn into_parts(self) -> response::Parts {
         let (mut parts, ()) = Response::new(()).into_parts();
         parts.status = self.status;
@@ -48,9 +44,6 @@ impl Head {
             {
                 parts.headers.append(name, value);
             }
-        }
-        if let Some(reason) = self.reason {
-            parts.extensions.insert(reason);
         }
         parts
     }
@@ -122,9 +115,9 @@ fn parse(input: &[u8]) -> Result<Option<Answer>, Malformed> {
     Ok(Some(Answer { head, decoder, keeps_alive, length }))
 }
 
-fn uncommon_reason(status: StatusCode, reason: Option<&str>) -> Option<Reason> {
+fn uncommon_reason(status: StatusCode, reason: Option<&str>) -> Option<Box<str>> {
     let reason = reason.filter(|reason| status.canonical_reason() != Some(reason))?;
-    Some(Reason(reason.into()))
+    Some(reason.into())
 }
 
 /// Whether a content type is that of server-sent events.

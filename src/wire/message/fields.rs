@@ -14,8 +14,9 @@ pub(crate) struct Fields {
     seen: u32,
 }
 
+/// Where a line is in the text.
 #[derive(Clone, Copy)]
-struct Line {
+pub(crate) struct Line {
     known: Known,
     name: Part,
     value: Part,
@@ -29,6 +30,8 @@ type Part = (u32, u32);
 pub(crate) enum Known {
     /// Anything else.
     No,
+    /// `Access-Control-…`
+    AccessControl,
     Authorization,
     /// `X-Body-Compressed`: SGLang should decompress the body.
     BodyCompressed,
@@ -43,6 +46,7 @@ pub(crate) enum Known {
     Host,
     /// Of one connection, though `Connection` need not name it, besides those that have a name here.
     HopByHop,
+    Origin,
     /// `X-Override-…`
     Override,
     /// `X-Request-Id`
@@ -52,6 +56,7 @@ pub(crate) enum Known {
 
 /// With `SGLANG_ENABLE_REQUEST_HEADER_OVERRIDES=1` a server takes rooms, ranks and ids from these.
 const OVERRIDE_PREFIX: &[u8] = b"x-override-";
+const ACCESS_CONTROL_PREFIX: &[u8] = b"access-control-";
 
 impl Known {
     /// Told by length first: few other names are as long.
@@ -59,7 +64,7 @@ impl Known {
         let names: &[(&[u8], Self)] = match name.len() {
             2 => &[(b"te", Self::HopByHop)],
             4 => &[(b"host", Self::Host), (b"date", Self::Date)],
-            6 => &[(b"expect", Self::Expect)],
+            6 => &[(b"expect", Self::Expect), (b"origin", Self::Origin)],
             7 => &[(b"trailer", Self::HopByHop), (b"upgrade", Self::HopByHop)],
             10 => &[(b"connection", Self::Connection), (b"keep-alive", Self::HopByHop)],
             12 => &[(b"content-type", Self::ContentType), (b"x-request-id", Self::RequestId)],
@@ -80,8 +85,20 @@ impl Known {
     }
 
     fn of_prefix(name: &[u8]) -> Self {
-        let begin = name.get(..OVERRIDE_PREFIX.len());
-        if begin.is_some_and(|begin| is_known(begin, OVERRIDE_PREFIX)) { Self::Override } else { Self::No }
+        let begins_with =
+            |prefix: &[u8]| name.get(..prefix.len()).is_some_and(|begin| is_known(begin, prefix));
+        if begins_with(OVERRIDE_PREFIX) {
+            Self::Override
+        } else if begins_with(ACCESS_CONTROL_PREFIX) {
+            Self::AccessControl
+        } else {
+            Self::No
+        }
+    }
+
+    /// Whether all lines that are known as this have the same name.
+    fn is_one_name(self) -> bool {
+        !matches!(self, Self::No | Self::AccessControl | Self::HopByHop | Self::Override)
     }
 
     /// Whether it belongs to one connection (RFC 9110, section 7.6.1).
@@ -104,7 +121,7 @@ fn is_known(name: &[u8], known: &[u8]) -> bool {
 /// What lines are looked for by.
 pub(crate) trait Key: Copy {
     fn may_be_in(self, fields: &Fields) -> bool;
-    fn is(self, line: &FieldLine<'_>) -> bool;
+    fn is(self, line: &Line, text: &[u8]) -> bool;
 }
 
 impl Key for Known {
@@ -112,7 +129,7 @@ impl Key for Known {
         fields.seen & self.bit() != 0
     }
 
-    fn is(self, line: &FieldLine<'_>) -> bool {
+    fn is(self, line: &Line, _: &[u8]) -> bool {
         line.known == self
     }
 }
@@ -123,8 +140,10 @@ impl Key for &str {
         true
     }
 
-    fn is(self, line: &FieldLine<'_>) -> bool {
-        line.name.len() == self.len() && line.name.eq_ignore_ascii_case(self.as_bytes())
+    fn is(self, line: &Line, text: &[u8]) -> bool {
+        let (from, to) = line.name;
+        (to - from) as usize == self.len()
+            && text[from as usize..to as usize].eq_ignore_ascii_case(self.as_bytes())
     }
 }
 
@@ -167,7 +186,8 @@ impl Fields {
     /// The values of all lines of a name.
     pub(crate) fn all<K: Key>(&self, name: K) -> impl Iterator<Item = &[u8]> + use<'_, K> {
         let lines = if name.may_be_in(self) { &self.lines[..] } else { &[] };
-        lines.iter().map(|line| self.line(line)).filter(move |line| name.is(line)).map(|line| line.value)
+        let found = lines.iter().filter(move |line| name.is(line, &self.text));
+        found.map(|line| &self.text[line.value.0 as usize..line.value.1 as usize])
     }
 
     /// The value of the first line of a name.
@@ -191,7 +211,7 @@ impl Fields {
     /// Removes all lines of a name.
     pub(crate) fn remove(&mut self, name: impl Key) {
         if name.may_be_in(self) {
-            self.retain(|line| !name.is(line));
+            self.lines.retain(|line| !name.is(line, &self.text));
         }
     }
 
@@ -214,7 +234,10 @@ impl Fields {
 
     /// Makes a line the only one of its name.
     pub(crate) fn set(&mut self, name: &str, value: &[u8]) {
-        self.remove(name);
+        match Known::of(name.as_bytes()) {
+            known if known.is_one_name() => self.remove(known),
+            _ => self.remove(name),
+        }
         self.add(name.as_bytes(), value);
     }
 
@@ -279,6 +302,14 @@ mod tests {
     }
 
     #[test]
+    fn a_name_of_a_group_takes_no_other_of_it_away() {
+        let mut fields = fields(&[("te", "1"), ("Keep-Alive", "2"), ("date", "3"), ("Date", "4")]);
+        fields.set("keep-alive", b"5");
+        fields.set("date", b"6");
+        assert_eq!(shown(&fields), ["te: 1", "keep-alive: 5", "date: 6"]);
+    }
+
+    #[test]
     fn options_may_be_in_several_lines() {
         let fields = fields(&[("connection", "close, X-a ,"), ("a", "b"), ("Connection", "te")]);
         let options: Vec<&[u8]> = fields.connection_options().collect();
@@ -309,6 +340,9 @@ mod tests {
             ("X-Override-Rid", Known::Override),
             ("X-Override-", Known::Override),
             ("X-Request-Id", Known::RequestId),
+            ("Origin", Known::Origin),
+            ("Access-Control-Allow-Origin", Known::AccessControl),
+            ("Access-Control-", Known::AccessControl),
             ("X-Override", Known::No),
             ("", Known::No),
         ] {
@@ -317,7 +351,7 @@ mod tests {
             }
             assert_eq!(
                 Known::of(format!("{name}s").as_bytes()),
-                if known == Known::Override { known } else { Known::No }
+                if matches!(known, Known::Override | Known::AccessControl) { known } else { Known::No }
             );
         }
     }

@@ -11,7 +11,7 @@ mod framing;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use answer::{Answer, Head, Reason, read_head};
+pub(crate) use answer::{Answer, Head, read_head};
 pub(crate) use client::{BadHead, ClientHead, Manner, read_client_head};
 #[cfg(any(test, fuzzing))]
 pub(crate) use fields::FieldLine;
