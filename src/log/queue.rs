@@ -15,6 +15,10 @@ use super::format::{self, Format};
 
 /// Bytes that wait to be written, for each place; a line beyond that is lost. As many may be in writing.
 pub(super) const MAX_QUEUED: usize = 4 << 20;
+/// How long a line waits for others to be written with it, unless there are [`ENOUGH`] bytes before that: to wake the
+/// thread for each costs several times as much as the line.
+const GATHERING: Duration = Duration::from_millis(10);
+const ENOUGH: usize = 256 << 10;
 /// How long the end of the program waits for what is queued.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a place that could not be written to is left alone.
@@ -40,6 +44,8 @@ struct State {
     lost: u64,
     /// The thread holds bytes that are not written.
     writing: bool,
+    /// Those who wait for the end of it.
+    finishing: usize,
 }
 
 impl Queue {
@@ -72,19 +78,23 @@ impl Queue {
             state.lost += 1;
             return;
         }
-        let was_empty = state.bytes.is_empty();
+        let before = state.bytes.len();
         state.bytes.extend_from_slice(line.as_bytes());
+        let is_enough = before < ENOUGH && state.bytes.len() >= ENOUGH;
         drop(state);
-        if was_empty {
+        if before == 0 || is_enough {
             self.0.filled.notify_one();
         }
     }
 
     /// Waits until all is written, but not for long.
     pub(super) fn finish(&self) {
-        let state = self.0.lock();
+        let mut state = self.0.lock();
+        state.finishing += 1;
+        self.0.filled.notify_one();
         let is_busy = |state: &mut State| state.writing || !state.bytes.is_empty();
-        let _ = self.0.emptied.wait_timeout_while(state, FINISH_TIMEOUT, is_busy);
+        let waited = self.0.emptied.wait_timeout_while(state, FINISH_TIMEOUT, is_busy);
+        waited.unwrap_or_else(PoisonError::into_inner).0.finishing -= 1;
     }
 }
 
@@ -97,7 +107,10 @@ impl Shared {
     fn take(&self, batch: &mut Vec<u8>) {
         batch.clear();
         let nothing = |state: &mut State| state.bytes.is_empty();
-        let mut state = self.filled.wait_while(self.lock(), nothing).unwrap_or_else(PoisonError::into_inner);
+        let state = self.filled.wait_while(self.lock(), nothing).unwrap_or_else(PoisonError::into_inner);
+        let little = |state: &mut State| state.bytes.len() < ENOUGH && state.finishing == 0;
+        let gathered = self.filled.wait_timeout_while(state, GATHERING, little);
+        let mut state = gathered.unwrap_or_else(PoisonError::into_inner).0;
         mem::swap(batch, &mut state.bytes);
         state.writing = true;
     }
@@ -138,6 +151,8 @@ fn write(sink: &mut dyn Write, mut bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     /// A place that takes nothing until it is told to, and fails as often as it is told to.
@@ -154,6 +169,7 @@ mod tests {
     struct Taken {
         open: bool,
         failures: u32,
+        writes: usize,
         bytes: Vec<u8>,
     }
 
@@ -177,6 +193,7 @@ mod tests {
                 taken.failures -= 1;
                 return Err(io::Error::other("full"));
             }
+            taken.writes += 1;
             taken.bytes.extend_from_slice(bytes);
             Ok(bytes.len())
         }
@@ -200,6 +217,31 @@ mod tests {
         assert!(written < count && written >= MAX_QUEUED / line.len(), "{written} of {count}");
         let said = format!("log lines were lost lost={}", count - written);
         assert!(text.contains(&said), "{said} in {}", &text[text.len() - 200..]);
+    }
+
+    #[test]
+    fn lines_that_come_together_are_written_together_and_none_waits_long() {
+        let slow = Slow::default();
+        slow.open(0);
+        let queue = Queue::start("test", Format::Text, Box::new(slow.clone())).unwrap();
+        for round in 1..=20 {
+            (0..10).for_each(|_| queue.push("a line\n"));
+            let deadline = Instant::now() + 100 * GATHERING;
+            while slow.text().lines().count() < 10 * round {
+                assert!(Instant::now() < deadline, "{}", slow.text());
+                thread::sleep(GATHERING / 10);
+            }
+        }
+        let writes = slow.0.taken.lock().unwrap().writes;
+        // A thread that is late may find some of them only.
+        assert!(writes < 40, "{writes} writes of 200 lines");
+        let before = Instant::now();
+        (0..20).for_each(|_| {
+            queue.push("another\n");
+            queue.finish();
+        });
+        assert!(before.elapsed() < 10 * GATHERING, "{:?}: nobody gathers at the end", before.elapsed());
+        assert!(slow.text().ends_with(&"another\n".repeat(20)));
     }
 
     #[test]
