@@ -22,24 +22,45 @@ pub(crate) enum Format {
     Json,
 }
 
-/// An event's line, with its end.
-pub(super) fn line(event: &Event<'_>, format: Format) -> String {
-    let metadata = event.metadata();
-    let (time, level, target) = (timestamp(SystemTime::now()), metadata.level(), metadata.target());
-    let mut fields = Fields { format, message: String::new(), others: String::new() };
-    event.record(&mut fields);
-    let Fields { message, others, .. } = fields;
-    match format {
-        Format::Text => format!("{time} {level:>5} {target}: {message}{others}\n"),
-        Format::Json => format!(
-            "{{\"timestamp\":\"{time}\",\"level\":\"{level}\",\"target\":\"{target}\",\"message\":{}{others}}}\n",
-            json(&message),
-        ),
+/// What lines are put together in, again and again.
+#[derive(Default)]
+pub(super) struct Scratch {
+    line: String,
+    /// Fields, which come behind the message, whenever they were told.
+    others: String,
+    message: String,
+    clock: Clock,
+}
+
+impl Scratch {
+    /// An event's line, with its end.
+    pub(super) fn line(&mut self, event: &Event<'_>, format: Format) -> &str {
+        let Self { line, others, message, clock } = self;
+        [&mut *line, &mut *others, &mut *message].into_iter().for_each(String::clear);
+        let metadata = event.metadata();
+        let (level, target) = (metadata.level().as_str(), metadata.target());
+        event.record(&mut Fields { format, message, others });
+        match format {
+            Format::Text => {
+                clock.write(SystemTime::now(), line);
+                let pad = &"     "[level.len().min(5)..];
+                put(&[" ", pad, level, " ", target, ": ", message, others, "\n"], line);
+            }
+            Format::Json => {
+                line.push_str("{\"timestamp\":\"");
+                clock.write(SystemTime::now(), line);
+                let parts = ["\",\"level\":\"", level, "\",\"target\":\"", target, "\",\"message\":"];
+                put(&parts, line);
+                put_json(message, line);
+                put(&[others, "}\n"], line);
+            }
+        }
+        line
     }
 }
 
 /// A line of text for a terminal.
-pub(super) fn colored(line: String, level: Level) -> String {
+pub(super) fn colored(line: &str, level: Level) -> String {
     let color = match level {
         Level::ERROR => "31",
         Level::WARN => "33",
@@ -53,7 +74,8 @@ pub(super) fn colored(line: String, level: Level) -> String {
 /// The line that says how many others are missing. It is no event: nobody but the queue itself could carry it.
 pub(super) fn lost(count: u64, format: Format) -> String {
     const TARGET: &str = module_path!();
-    let time = timestamp(SystemTime::now());
+    let mut time = String::new();
+    Clock::default().write(SystemTime::now(), &mut time);
     match format {
         Format::Text => format!("{time}  WARN {TARGET}: log lines were lost lost={count}\n"),
         Format::Json => format!(
@@ -63,39 +85,47 @@ pub(super) fn lost(count: u64, format: Format) -> String {
     }
 }
 
-struct Fields {
+struct Fields<'a> {
     format: Format,
-    message: String,
+    message: &'a mut String,
     /// As they are written, with what separates them from what is before.
-    others: String,
+    others: &'a mut String,
 }
 
-impl Fields {
-    /// A value that needs no quotes.
-    fn plain(&mut self, field: &Field, value: impl fmt::Display) {
-        // Writing into a string does not fail.
-        let _ = match self.format {
-            Format::Text => write!(self.others, " {}={value}", field.name()),
-            Format::Json => write!(self.others, ",\"{}\":{value}", field.name()),
+impl Fields<'_> {
+    fn name(&mut self, field: &Field) {
+        let [before, behind] = match self.format {
+            Format::Text => [" ", "="],
+            Format::Json => [",\"", "\":"],
         };
+        put(&[before, field.name(), behind], self.others);
+    }
+
+    /// A value that needs no quotes.
+    fn plain(&mut self, field: &Field, value: &str) {
+        self.name(field);
+        self.others.push_str(value);
     }
 
     fn text(&mut self, field: &Field, value: &str) {
         let value = cut(value);
         match (field.name(), self.format) {
-            ("message", Format::Json) => self.message = value.to_owned(),
-            ("message", Format::Text) => self.message = escaped(value),
-            (_, Format::Json) => self.plain(field, json(value)),
+            ("message", Format::Json) => self.message.push_str(value),
+            ("message", Format::Text) => self.message.push_str(&escaped(value)),
+            (_, Format::Json) => {
+                self.name(field);
+                put_json(value, self.others);
+            }
             (_, Format::Text) if is_word(value) => self.plain(field, value),
             (_, Format::Text) => {
                 let quoted = escaped(value).replace('"', "\\\"");
-                self.plain(field, format_args!("\"{quoted}\""));
+                self.plain(field, &format!("\"{quoted}\""));
             }
         }
     }
 }
 
-impl Visit for Fields {
+impl Visit for Fields<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         self.text(field, &format!("{value:?}"));
     }
@@ -105,22 +135,60 @@ impl Visit for Fields {
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.plain(field, value);
+        self.plain(field, itoa::Buffer::new().format(value));
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.plain(field, value);
+        self.plain(field, itoa::Buffer::new().format(value));
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.plain(field, value);
+        self.plain(field, if value { "true" } else { "false" });
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
         // JSON has no others.
         if value.is_finite() {
-            self.plain(field, value);
+            self.name(field);
+            put_float(value, self.others);
         }
+    }
+}
+
+/// Puts the shortest decimal that is this number. Those with three places or less, which all times are, need no search.
+fn put_float(value: f64, into: &mut String) {
+    let thousandths = (value * 1_000.0).round();
+    if !(0.0..1e15).contains(&thousandths) || thousandths / 1_000.0 != value {
+        // Writing into a string does not fail.
+        let _ = write!(into, "{value}");
+        return;
+    }
+    let thousandths = thousandths as u64;
+    into.push_str(itoa::Buffer::new().format(thousandths / 1_000));
+    let rest = (thousandths % 1_000) as u32;
+    if rest > 0 {
+        into.push('.');
+        put_digits(rest, 3, into);
+        into.truncate(into.trim_end_matches('0').len());
+    }
+}
+
+fn put(parts: &[&str], into: &mut String) {
+    parts.iter().for_each(|part| into.push_str(part));
+}
+
+/// Puts so many last digits of a number.
+fn put_digits(number: u32, digits: u32, into: &mut String) {
+    into.extend((0..digits).rev().map(|place| (b'0' + (number / 10u32.pow(place) % 10) as u8) as char));
+}
+
+/// Puts a JSON string.
+fn put_json(text: &str, into: &mut String) {
+    let is_plain = |byte: u8| byte >= b' ' && byte != b'"' && byte != b'\\';
+    if text.bytes().fold(true, |all, byte| all & is_plain(byte)) {
+        put(&["\"", text, "\""], into);
+    } else {
+        let _ = write!(into, "{}", serde_json::Value::from(text));
     }
 }
 
@@ -154,16 +222,28 @@ fn escaped(text: &str) -> String {
     escaped
 }
 
-fn json(text: &str) -> serde_json::Value {
-    text.into()
+/// Writes times; what it wrote of a second it remembers.
+#[derive(Default)]
+struct Clock {
+    second: u64,
+    /// Date and time up to the second; nothing before the first time.
+    begin: String,
 }
 
-/// A time in UTC, to the microsecond.
-fn timestamp(time: SystemTime) -> String {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let (day, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    let (hours, minutes, seconds) = (second / 3_600, second / 60 % 60, second % 60);
-    format!("{}T{hours:02}:{minutes:02}:{seconds:02}.{:06}Z", date(day), since.subsec_micros())
+impl Clock {
+    /// Puts a time in UTC, to the microsecond.
+    fn write(&mut self, time: SystemTime, into: &mut String) {
+        let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        if self.second != since.as_secs() || self.begin.is_empty() {
+            self.second = since.as_secs();
+            let (day, second) = (self.second / 86_400, self.second % 86_400);
+            let (hours, minutes, seconds) = (second / 3_600, second / 60 % 60, second % 60);
+            self.begin = format!("{}T{hours:02}:{minutes:02}:{seconds:02}.", date(day));
+        }
+        into.push_str(&self.begin);
+        put_digits(since.subsec_micros(), 6, into);
+        into.push('Z');
+    }
 }
 
 /// The date of a day, counted from 1970: the years of 400 repeat, and one that begins in March ends with its leap day.
@@ -197,8 +277,36 @@ mod tests {
         ] {
             assert_eq!(date(day), expected);
         }
-        let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_micros(1_767_225_599_000_007);
-        assert_eq!(timestamp(time), "2025-12-31T23:59:59.000007Z");
+        let mut clock = Clock::default();
+        for (micros, expected) in [
+            (0, "1970-01-01T00:00:00.000000Z"),
+            (1_767_225_599_000_007, "2025-12-31T23:59:59.000007Z"),
+            (1_767_225_599_999_999, "2025-12-31T23:59:59.999999Z"),
+            (1_767_225_600_000_000, "2026-01-01T00:00:00.000000Z"),
+        ] {
+            let mut written = String::new();
+            clock.write(SystemTime::UNIX_EPOCH + std::time::Duration::from_micros(micros), &mut written);
+            assert_eq!(written, expected);
+        }
+    }
+
+    #[test]
+    fn numbers_are_written_as_rust_writes_them() {
+        let others = [-1.5, 0.000_1, 1e15, 1e300, 0.1 + 0.2, 123.456_7];
+        for value in (0..20_000).map(|micros| f64::from(micros * 7) / 1_000.0).chain(others) {
+            let mut written = String::new();
+            put_float(value, &mut written);
+            assert_eq!(written, value.to_string());
+        }
+    }
+
+    #[test]
+    fn a_json_string_is_one_whatever_it_holds() {
+        for text in ["", "plain", "ä", "a\"b", "a\\b", "a\nb", "\u{7f}\u{1b}"] {
+            let mut written = String::new();
+            put_json(text, &mut written);
+            assert_eq!(serde_json::from_str::<String>(&written).unwrap(), text);
+        }
     }
 
     #[test]
@@ -210,7 +318,7 @@ mod tests {
 
     #[test]
     fn color_is_the_levels_alone() {
-        let line = "2026-01-01T00:00:00.000000Z  WARN mini_lb: WARN\n".to_owned();
+        let line = "2026-01-01T00:00:00.000000Z  WARN mini_lb: WARN\n";
         let expected = "2026-01-01T00:00:00.000000Z  \x1b[33mWARN\x1b[0m mini_lb: WARN\n";
         assert_eq!(colored(line, Level::WARN), expected);
     }

@@ -8,6 +8,7 @@ mod files;
 mod format;
 mod queue;
 
+use std::cell::Cell;
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
@@ -17,6 +18,7 @@ use tracing::{Event, Metadata, Subscriber, error};
 
 use files::DailyFiles;
 pub(crate) use format::Format;
+use format::Scratch;
 use queue::Queue;
 
 /// What is logged, and where.
@@ -64,6 +66,10 @@ fn tell_panics() {
     }));
 }
 
+thread_local! {
+    static SCRATCH: Cell<Scratch> = Cell::default();
+}
+
 /// Makes lines of events.
 struct Lines {
     level: LevelFilter,
@@ -84,16 +90,19 @@ impl Subscriber for Lines {
     }
 
     fn event(&self, event: &Event<'_>) {
-        let line = format::line(event, self.format);
+        // Taken out: a value may log something while it is written, and a thread that ends may log too.
+        let mut scratch = SCRATCH.try_with(Cell::take).unwrap_or_default();
+        let line = scratch.line(event, self.format);
         if let Some(files) = &self.files {
-            files.push(&line);
+            files.push(line);
         }
         match self.format {
             Format::Text if self.colors => {
                 self.stderr.push(&format::colored(line, *event.metadata().level()))
             }
-            _ => self.stderr.push(&line),
+            _ => self.stderr.push(line),
         }
+        let _ = SCRATCH.try_with(|kept| kept.set(scratch));
     }
 
     fn new_span(&self, _: &Attributes<'_>) -> Id {

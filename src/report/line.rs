@@ -165,7 +165,7 @@ impl Line<'_> {
 
 fn milliseconds(time: Option<Duration>) -> Option<f64> {
     // Nobody wants more digits than microseconds.
-    time.map(|time| time.as_micros() as f64 / 1_000.0)
+    time.map(|time| time.as_micros() as u64 as f64 / 1_000.0)
 }
 
 /// The beginning of a text.
