@@ -2,8 +2,8 @@
 //!
 //! Every promise is a ratio within one run, or a number that does not depend on the machine's speed.
 
-use super::metric::Metric;
-use super::results::{BUSY, Results, Row};
+use super::metric::{Metric, Spread};
+use super::results::{BUSY, Outcome, Results, Row};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Bound {
@@ -18,7 +18,7 @@ pub(super) struct Promise {
     bound: Bound,
     /// Nothing if a peer or a core was missing, or if too little of it was undisturbed.
     pub(super) measured: Option<f64>,
-    /// Of each round, where the rounds are put together before they are compared.
+    /// Of each round, where it is a comparison.
     pub(super) rounds: Vec<f64>,
 }
 
@@ -51,35 +51,43 @@ pub(super) fn promises(results: &Results) -> Vec<Promise> {
         rounds: (0..results.machine.rounds).filter_map(|round| added(results, share, Some(round))).collect(),
         ..at_most(what, 1.3, added(results, share, None))
     };
-    // Above 1 is more than the peer.
-    let cpu = |scenario, peer| ratio(results, scenario, Metric::CpuPerRequest, peer);
-    let less = |scenario, peer| cpu(scenario, peer).map(|ratio| 1.0 / ratio);
+    let compared = |promise: Promise, rounds: Vec<f64>| Promise {
+        measured: Spread::of(rounds.iter().copied()).map(|spread| spread.median),
+        rounds,
+        ..promise
+    };
+    let ratios = |scenario, metric, peer| {
+        let rows = results.row(scenario, "mini-lb").zip(results.row(scenario, peer));
+        rows.map_or_else(Vec::new, |(ours, theirs)| ratios(ours, theirs, metric))
+    };
+    let cpu = |what, limit, scenario| {
+        compared(at_most(what, limit, None), ratios(scenario, Metric::CpuPerRequest, "haproxy"))
+    };
+    let less = |what, limit, scenario, peer| {
+        let rounds = ratios(scenario, Metric::CpuPerRequest, peer);
+        compared(at_least(what, limit, None), rounds.into_iter().map(|ratio| 1.0 / ratio).collect())
+    };
     vec![
-        at_most("300 B chat: CPU a request, of haproxy's", 1.5, cpu("chat_300b", "haproxy")),
-        at_least("300 B chat: times less CPU than sglang-router", 7.0, less("chat_300b", "sglang-router")),
-        at_most("streams of 64 tokens: CPU, of haproxy's", 1.5, cpu("stream_64", "haproxy")),
-        at_most("64 KiB prompts: CPU, of haproxy's", 1.2, cpu("body_64k", "haproxy")),
-        at_most("1 MiB bodies: CPU, of haproxy's", 2.4, cpu("body_1m", "haproxy")),
-        at_most("8 MiB bodies: CPU, of haproxy's", 2.4, cpu("body_8m", "haproxy")),
+        cpu("300 B chat: CPU a request, of haproxy's", 1.5, "chat_300b"),
+        less("300 B chat: times less CPU than sglang-router", 7.0, "chat_300b", "sglang-router"),
+        cpu("streams of 64 tokens: CPU, of haproxy's", 1.5, "stream_64"),
+        cpu("64 KiB prompts: CPU, of haproxy's", 1.2, "body_64k"),
+        cpu("1 MiB bodies: CPU, of haproxy's", 2.4, "body_1m"),
+        cpu("8 MiB bodies: CPU, of haproxy's", 2.4, "body_8m"),
         at_most(
             "8 MiB bodies: peak memory, of the bodies in flight",
             1.2,
             ours("body_8m", Metric::PeakPerBodies),
         ),
-        at_most(
-            "1,000 streams: CPU a token, of haproxy's",
-            1.25,
-            ratio(results, "paced_1000", Metric::CpuPerToken, "haproxy"),
+        compared(
+            at_most("1,000 streams: CPU a token, of haproxy's", 1.25, None),
+            ratios("paced_1000", Metric::CpuPerToken, "haproxy"),
         ),
         at_most("1,000 streams: KiB a stream", 20.0, ours("paced_1000", Metric::MemoryPerConnection)),
-        at_least("logprobs: times less CPU than sglang-router", 6.0, less("logprobs", "sglang-router")),
-        at_least("logprobs: times less CPU than smg", 6.0, less("logprobs", "smg")),
-        at_least(
-            "logprob streams: times less CPU than sglang-router",
-            3.0,
-            less("logprob_stream", "sglang-router"),
-        ),
-        at_least("logprob streams: times less CPU than smg", 3.0, less("logprob_stream", "smg")),
+        less("logprobs: times less CPU than sglang-router", 6.0, "logprobs", "sglang-router"),
+        less("logprobs: times less CPU than smg", 6.0, "logprobs", "smg"),
+        less("logprob streams: times less CPU than sglang-router", 3.0, "logprob_stream", "sglang-router"),
+        less("logprob streams: times less CPU than smg", 3.0, "logprob_stream", "smg"),
         at_most(
             "prefill 100 ms late: first byte, ms later than haproxy's, which has no prefill",
             1.0,
@@ -96,8 +104,15 @@ pub(super) fn promises(results: &Results) -> Vec<Promise> {
     ]
 }
 
-fn ratio(results: &Results, scenario: &str, metric: Metric, peer: &str) -> Option<f64> {
-    Some(results.median(scenario, "mini-lb", metric)? / results.median(scenario, peer, metric)?)
+/// How much more a request costs here than with a peer, round by round: what slows the machine down for a while slows
+/// both, and is no part of it.
+fn ratios(ours: &Row, theirs: &Row, metric: Metric) -> Vec<f64> {
+    let of = |row: &Row, outcome: &Outcome| match outcome {
+        Outcome::Measured(sample) => metric.of(row, sample),
+        _ => None,
+    };
+    let rounds = ours.rounds.iter().zip(&theirs.rounds);
+    rounds.filter_map(|(our, their)| Some(of(ours, our)? / of(theirs, their)?)).collect()
 }
 
 fn by_turns(results: &Results) -> bool {
@@ -141,10 +156,40 @@ fn added(results: &Results, share: f64, round: Option<usize>) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::results::Sample;
     use super::*;
+    use crate::load::{Report, Watched};
 
     fn promise(bound: Bound, measured: Option<f64>) -> &'static str {
         Promise { what: "", bound, measured, rounds: Vec::new() }.verdict()
+    }
+
+    fn row(cpu_ns: &[u64]) -> Row {
+        let measured = |&cpu_ns| {
+            let router = Watched { name: "router".to_owned(), cpu_ns, ..Watched::default() };
+            let report = Report { seconds: 1.0, requests: 1, watched: vec![router], ..Report::default() };
+            Outcome::Measured(Box::new(Sample { report, ..Sample::default() }))
+        };
+        Row {
+            scenario: String::new(),
+            title: String::new(),
+            router: String::new(),
+            connections: 1,
+            body: 300,
+            slices: 1,
+            workers: 1,
+            is_closed: true,
+            is_stream: false,
+            rounds: cpu_ns.iter().map(measured).collect(),
+        }
+    }
+
+    #[test]
+    fn a_slow_round_is_compared_with_itself() {
+        let (mut ours, theirs) = (row(&[2_000, 60_000, 4_000]), row(&[1_000, 30_000, 1_000]));
+        assert_eq!(ratios(&ours, &theirs, Metric::CpuPerRequest), [2.0, 2.0, 4.0]);
+        ours.rounds[0] = Outcome::Failed(String::new());
+        assert_eq!(ratios(&ours, &theirs, Metric::CpuPerRequest), [2.0, 4.0]);
     }
 
     #[test]
