@@ -157,6 +157,7 @@ fn added(results: &Results, share: f64, round: Option<usize>) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::super::results::Sample;
+    use super::super::results::tests::row as of_one;
     use super::*;
     use crate::load::{Report, Watched};
 
@@ -170,18 +171,7 @@ mod tests {
             let report = Report { seconds: 1.0, requests: 1, watched: vec![router], ..Report::default() };
             Outcome::Measured(Box::new(Sample { report, ..Sample::default() }))
         };
-        Row {
-            scenario: String::new(),
-            title: String::new(),
-            router: String::new(),
-            connections: 1,
-            body: 300,
-            slices: 1,
-            workers: 1,
-            is_closed: true,
-            is_stream: false,
-            rounds: cpu_ns.iter().map(measured).collect(),
-        }
+        Row { rounds: cpu_ns.iter().map(measured).collect(), ..of_one(Report::default()) }
     }
 
     #[test]

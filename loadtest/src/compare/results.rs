@@ -264,11 +264,12 @@ impl Results {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::load::Watched;
 
-    fn row(report: Report) -> Row {
+    /// A row of mini-lb's with one round.
+    pub(in super::super) fn row(report: Report) -> Row {
         let sample = Sample { report, ..Sample::default() };
         Row {
             scenario: "chat_300b".to_owned(),
