@@ -20,7 +20,7 @@
 //! [`Policy`]. Serving takes threads of its own, one runtime each; the caller's runtime only accepts connections.
 //!
 //! Log events are emitted with [`tracing`]; they never hold bodies or headers of a request, except for its
-//! `x-request-id`.
+//! `x-request-id`. Lines about requests can go to a function instead ([`MiniLbConfig::request_log`]).
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
@@ -57,6 +57,7 @@ pub use config::{
     DEFAULT_SHUTDOWN_LAME_DUCK, DEFAULT_STREAM_IDLE_TIMEOUT, DEFAULT_WORKER_STARTUP_CHECK_INTERVAL,
     DEFAULT_WORKER_STARTUP_TIMEOUT, MiniLbConfig, Reloaded,
 };
+pub use report::{RequestFailure, RequestLine, RequestTimes};
 pub use upstream::{Backend, Choice, Outcome, Policy, Random, Role, RoundRobin, ServerPair};
 
 /// The README's code is compiled with the doc tests.

@@ -8,7 +8,7 @@ use tracing::level_filters::LevelFilter;
 
 #[cfg(not(feature = "otel"))]
 use super::refusal;
-use crate::log::{Format, LogOptions};
+use crate::log::{self, Format, LogOptions};
 
 #[derive(Debug, Args)]
 pub(super) struct Logging {
@@ -32,7 +32,7 @@ pub(super) struct Logging {
 
 impl Logging {
     pub(super) fn add(&self, config: MiniLbConfig) -> MiniLbConfig {
-        let config = config.access_log(self.access_log);
+        let config = config.access_log(self.access_log).request_log(self.log_level.filter(), log::tell);
         match self.request_id_headers.as_slice() {
             [] => config,
             names => config.request_id_headers(names.iter().cloned()),
@@ -49,13 +49,7 @@ impl Logging {
     }
 
     pub(super) fn into_options(self) -> LogOptions {
-        let level = match self.log_level {
-            LogLevel::Debug => LevelFilter::DEBUG,
-            LogLevel::Info => LevelFilter::INFO,
-            LogLevel::Warn => LevelFilter::WARN,
-            LogLevel::Error => LevelFilter::ERROR,
-        };
-        LogOptions { level, format: self.log_format, folder: self.log_dir }
+        LogOptions { level: self.log_level.filter(), format: self.log_format, folder: self.log_dir }
     }
 }
 
@@ -65,6 +59,17 @@ enum LogLevel {
     Info,
     Warn,
     Error,
+}
+
+impl LogLevel {
+    fn filter(self) -> LevelFilter {
+        match self {
+            Self::Debug => LevelFilter::DEBUG,
+            Self::Info => LevelFilter::INFO,
+            Self::Warn => LevelFilter::WARN,
+            Self::Error => LevelFilter::ERROR,
+        }
+    }
 }
 
 /// Where spans go with `--enable-trace` alone.

@@ -1,14 +1,32 @@
 //! What is told of requests, as a user of the library says it.
 
+use std::sync::Arc;
+
+use tracing::level_filters::LevelFilter;
+
 use super::settings::ConfigError;
 use super::{MiniLbConfig, Options};
-use crate::report::check_header;
+use crate::report::{RequestLine, RequestLog, check_header};
 
 impl MiniLbConfig {
     /// Logs a line at level info for every request that is over, not only for those that failed. Default: no.
     #[must_use]
     pub fn access_log(mut self, wanted: bool) -> Self {
         self.options.report.access_log = wanted;
+        self
+    }
+
+    /// Gives lines about requests, of this level or more severe, to this function, and emits no events about them. Where
+    /// each request has its line, an event of twenty fields costs more than all else that is told. The function is called
+    /// by the worker that had the request: it has to be quick, and must not wait. Default: events of the target
+    /// `mini_lb::request`.
+    #[must_use]
+    pub fn request_log(
+        mut self,
+        level: LevelFilter,
+        write: impl Fn(&RequestLine<'_>) + Send + Sync + 'static,
+    ) -> Self {
+        self.options.report.log = Some(RequestLog { level, write: Arc::new(write) });
         self
     }
 

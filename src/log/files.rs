@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::format::date;
+use super::clock::date;
 
 /// Files of the log that are kept; the oldest are removed when a new day's is opened.
 pub(super) const KEPT_FILES: usize = 30;

@@ -4,21 +4,25 @@
 //! disk nor a full pipe stops a worker. There are no spans: what is told of a
 //! request is told in one event.
 
+mod clock;
 mod files;
 mod format;
+mod put;
 mod queue;
+mod request;
 
 use std::cell::Cell;
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
+use mini_lb::RequestLine;
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
-use tracing::{Event, Metadata, Subscriber, error};
+use tracing::{Event, Level, Metadata, Subscriber, dispatcher, error};
 
+use clock::Clock;
 use files::DailyFiles;
 pub(crate) use format::Format;
-use format::Scratch;
 use queue::Queue;
 
 /// What is logged, and where.
@@ -66,6 +70,22 @@ fn tell_panics() {
     }));
 }
 
+/// Writes the line about a request, in the log that was started.
+pub(crate) fn tell(request: &RequestLine<'_>) {
+    dispatcher::get_default(|log| {
+        if let Some(lines) = log.downcast_ref::<Lines>() {
+            lines.write(request.level(), |clock, line| request::put(request, lines.format, clock, line));
+        }
+    });
+}
+
+/// What lines are put together in, again and again.
+#[derive(Default)]
+struct Scratch {
+    clock: Clock,
+    line: Vec<u8>,
+}
+
 thread_local! {
     static SCRATCH: Cell<Scratch> = Cell::default();
 }
@@ -80,6 +100,25 @@ struct Lines {
     files: Option<Queue>,
 }
 
+impl Lines {
+    /// Writes the line that is put.
+    fn write(&self, level: Level, put: impl FnOnce(&mut Clock, &mut Vec<u8>)) {
+        // Taken out: a value may log something while it is written, and a thread that ends may log too.
+        let mut scratch = SCRATCH.try_with(Cell::take).unwrap_or_default();
+        let Scratch { clock, line } = &mut scratch;
+        line.clear();
+        put(clock, line);
+        if let Some(files) = &self.files {
+            files.push(line);
+        }
+        match self.format {
+            Format::Text if self.colors => self.stderr.push(format::colored(line, level).as_bytes()),
+            _ => self.stderr.push(line),
+        }
+        let _ = SCRATCH.try_with(|kept| kept.set(scratch));
+    }
+}
+
 impl Subscriber for Lines {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         !metadata.is_span() && *metadata.level() <= self.level
@@ -90,19 +129,8 @@ impl Subscriber for Lines {
     }
 
     fn event(&self, event: &Event<'_>) {
-        // Taken out: a value may log something while it is written, and a thread that ends may log too.
-        let mut scratch = SCRATCH.try_with(Cell::take).unwrap_or_default();
-        let line = scratch.line(event, self.format);
-        if let Some(files) = &self.files {
-            files.push(line);
-        }
-        match self.format {
-            Format::Text if self.colors => {
-                self.stderr.push(&format::colored(line, *event.metadata().level()))
-            }
-            _ => self.stderr.push(line),
-        }
-        let _ = SCRATCH.try_with(|kept| kept.set(scratch));
+        let put = |clock: &mut Clock, line: &mut Vec<u8>| format::put_event(event, self.format, clock, line);
+        self.write(*event.metadata().level(), put);
     }
 
     fn new_span(&self, _: &Attributes<'_>) -> Id {

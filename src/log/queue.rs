@@ -72,14 +72,14 @@ impl Queue {
     }
 
     /// Queues a line, its end included. It does not wait.
-    pub(super) fn push(&self, line: &str) {
+    pub(super) fn push(&self, line: &[u8]) {
         let mut state = self.0.lock();
         if state.bytes.len() + line.len() > MAX_QUEUED {
             state.lost += 1;
             return;
         }
         let before = state.bytes.len();
-        state.bytes.extend_from_slice(line.as_bytes());
+        state.bytes.extend_from_slice(line);
         let is_enough = before < ENOUGH && state.bytes.len() >= ENOUGH;
         drop(state);
         if before == 0 || is_enough {
@@ -124,7 +124,7 @@ impl Shared {
         } else if state.lost > 0 {
             // There is room again, so it can be said.
             let lost = mem::take(&mut state.lost);
-            state.bytes.extend_from_slice(format::lost(lost, format).as_bytes());
+            state.bytes.extend_from_slice(&format::lost(lost, format));
         }
         if state.bytes.is_empty() {
             self.emptied.notify_all();
@@ -209,7 +209,7 @@ mod tests {
         let queue = Queue::start("test", Format::Text, Box::new(slow.clone())).unwrap();
         let line = format!("{}\n", "x".repeat(1023));
         let count = 3 * MAX_QUEUED / line.len();
-        (0..count).for_each(|_| queue.push(&line));
+        (0..count).for_each(|_| queue.push(line.as_bytes()));
         slow.open(0);
         queue.finish();
         let text = slow.text();
@@ -225,7 +225,7 @@ mod tests {
         slow.open(0);
         let queue = Queue::start("test", Format::Text, Box::new(slow.clone())).unwrap();
         for round in 1..=20 {
-            (0..10).for_each(|_| queue.push("a line\n"));
+            (0..10).for_each(|_| queue.push(b"a line\n"));
             let deadline = Instant::now() + 100 * GATHERING;
             while slow.text().lines().count() < 10 * round {
                 assert!(Instant::now() < deadline, "{}", slow.text());
@@ -237,7 +237,7 @@ mod tests {
         assert!(writes < 40, "{writes} writes of 200 lines");
         let ends = (0..20).map(|_| {
             let before = Instant::now();
-            queue.push("another\n");
+            queue.push(b"another\n");
             queue.finish();
             before.elapsed()
         });
@@ -252,9 +252,9 @@ mod tests {
         let slow = Slow::default();
         slow.open(1);
         let queue = Queue::start("test", Format::Text, Box::new(slow.clone())).unwrap();
-        queue.push("one\n");
+        queue.push(b"one\n");
         queue.finish();
-        queue.push("two\n");
+        queue.push(b"two\n");
         queue.finish();
         let text = slow.text();
         assert!(text.starts_with("two\n") && text.contains("lost=1\n"), "{text}");

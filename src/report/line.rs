@@ -1,7 +1,10 @@
 //! A request that is over, and the line about it.
 
+use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
+use tracing::level_filters::LevelFilter;
 use tracing::{Level, debug, enabled, error, info, warn};
 
 use super::limit;
@@ -11,60 +14,77 @@ const MAX_TEXT: usize = 256;
 /// Longest cause in a line.
 const MAX_CAUSE: usize = 1_024;
 
-/// What is told of a request when it is over.
-pub(crate) struct Line<'a> {
-    pub(crate) request_id: &'a str,
-    pub(crate) method: &'a str,
+/// What is told of a request when it is over: a line in the log.
+///
+/// No body, no query and no header is in it, except for the request's id. What clients and servers sent may be in
+/// `request_id`, `method`, `path` and the failure's cause: cut, but not escaped.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct RequestLine<'a> {
+    /// `-` if it has none.
+    pub request_id: &'a str,
+    /// Empty if no head came.
+    pub method: &'a str,
     /// Without the query, which may hold a key.
-    pub(crate) path: &'a str,
+    pub path: &'a str,
     /// What the client was answered with, if it was answered.
-    pub(crate) status: Option<u16>,
+    pub status: Option<u16>,
     /// A stream was asked for.
-    pub(crate) streaming: bool,
-    /// The URLs of the pair, as far as one was chosen: the last one, if there was more than one.
-    pub(crate) prefill: Option<&'a str>,
-    pub(crate) decode: Option<&'a str>,
-    /// How far the request had come when it ended.
-    pub(crate) phase: &'static str,
+    pub streaming: bool,
+    /// The URL of the prefill server, if a pair was chosen: of the last one, if there was more than one.
+    pub prefill: Option<&'a str>,
+    /// The URL of the decode server, likewise.
+    pub decode: Option<&'a str>,
+    /// How far the request had come when it ended: `head`, `request`, `choice`, `legs`, `answer_head` or `answer_body`.
+    pub phase: &'static str,
     /// What went wrong, if anything did.
-    pub(crate) failure: Option<Failure<'a>>,
+    pub failure: Option<RequestFailure<'a>>,
     /// How many pairs it was sent to.
-    pub(crate) attempts: u32,
+    pub attempts: u32,
     /// Why it was sent again, each time: codes, with commas between them.
-    pub(crate) retried: Option<String>,
+    pub retried: Option<String>,
     /// Bytes of the request's body.
-    pub(crate) bytes_in: u64,
+    pub bytes_in: u64,
     /// Bytes of the answer's body, without framing.
-    pub(crate) bytes_out: u64,
-    pub(crate) times: Times,
+    pub bytes_out: u64,
+    /// When what happened.
+    pub times: RequestTimes,
     pub(crate) end: End,
+    /// Each request has its line, whatever it costs.
+    pub(crate) access_log: bool,
 }
 
 /// The code of a request that the end of the router has ended.
 pub(super) const CUT_OFF: &str = "shutdown";
 
 /// What went wrong with a request.
-#[derive(Clone, Copy)]
-pub(crate) struct Failure<'a> {
-    /// As the client was told; `server_refused` and `server_error` for a 4xx and a 5xx of a server's, [`CUT_OFF`].
-    pub(crate) code: &'static str,
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct RequestFailure<'a> {
+    /// As the client was told; `server_refused` and `server_error` for a 4xx and a 5xx of a server's, and `shutdown` when
+    /// the router ended first.
+    pub code: &'static str,
     /// The sentence that the client was told.
-    pub(crate) cause: &'a str,
+    pub cause: &'a str,
 }
 
-/// When things happened in the last attempt, counted from the end of the request's head. `None`: it did not happen, or
+/// When things happened to a request in its last attempt, counted from the end of its head. `None`: it did not happen, or
 /// nobody saw it.
 #[derive(Debug, Default, Clone, Copy)]
-pub(crate) struct Times {
+#[non_exhaustive]
+pub struct RequestTimes {
     /// The last byte of the request's body was here.
-    pub(crate) request: Option<Duration>,
+    pub request: Option<Duration>,
     /// Both legs were written.
-    pub(crate) sent: Option<Duration>,
-    pub(crate) prefill_head: Option<Duration>,
-    pub(crate) decode_head: Option<Duration>,
+    pub sent: Option<Duration>,
+    /// The head of prefill's answer came.
+    pub prefill_head: Option<Duration>,
+    /// The head of decode's answer came.
+    pub decode_head: Option<Duration>,
     /// The first byte of the answer's body was on its way.
-    pub(crate) first_byte: Option<Duration>,
-    pub(crate) end: Duration,
+    pub first_byte: Option<Duration>,
+    /// All was over.
+    pub end: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,15 +109,30 @@ pub(super) enum Severity {
     Well,
 }
 
-/// One line, in the order in which it is read.
-macro_rules! line {
-    ($level:ident, $request:expr, $($message:tt)+) => {{
-        let Line { times, failure, .. } = $request;
+impl Severity {
+    #[cfg(feature = "otel")]
+    pub(super) fn is_failure(self) -> bool {
+        matches!(self, Self::Fault | Self::Failed)
+    }
+}
+
+/// Where lines go instead of becoming events: see [`MiniLbConfig::request_log`](crate::MiniLbConfig::request_log).
+#[derive(Clone)]
+pub(crate) struct RequestLog {
+    /// Of the least severe lines that are wanted.
+    pub(crate) level: LevelFilter,
+    pub(crate) write: Arc<dyn Fn(&RequestLine<'_>) + Send + Sync>,
+}
+
+/// One line as an event, in the order in which it is read.
+macro_rules! event {
+    ($level:ident, $request:expr) => {{
+        let RequestLine { times, failure, .. } = $request;
         $level!(
             target: "mini_lb::request",
             request_id = $request.request_id,
             method = $request.method,
-            path = cut($request.path, MAX_TEXT),
+            path = $request.path,
             status = $request.status,
             code = failure.map(|failure| failure.code),
             phase = $request.phase,
@@ -114,19 +149,36 @@ macro_rules! line {
             decode_head_ms = milliseconds(times.decode_head),
             first_byte_ms = milliseconds(times.first_byte),
             total_ms = milliseconds(Some(times.end)),
-            $($message)+
+            "{}", $request.message()
         )
     }};
 }
 
-impl Severity {
-    #[cfg(feature = "otel")]
-    pub(super) fn is_failure(self) -> bool {
-        matches!(self, Self::Fault | Self::Failed)
+impl RequestLine<'_> {
+    /// How severe it is.
+    pub fn level(&self) -> Level {
+        match self.severity() {
+            Severity::Fault => Level::ERROR,
+            Severity::Failed => Level::WARN,
+            Severity::Cancelled if !self.access_log => Level::DEBUG,
+            Severity::Refused | Severity::Cancelled | Severity::Well => Level::INFO,
+        }
     }
-}
 
-impl Line<'_> {
+    /// How it went, and what went wrong.
+    pub fn message(&self) -> Cow<'static, str> {
+        let how = match self.severity() {
+            Severity::Fault | Severity::Failed => "request failed",
+            Severity::Refused => "request refused",
+            Severity::Cancelled => "request cancelled",
+            Severity::Well => return "request".into(),
+        };
+        match self.failure {
+            Some(failure) => format!("{how}: {}", cut(failure.cause, MAX_CAUSE)).into(),
+            None => how.into(),
+        }
+    }
+
     pub(super) fn severity(&self) -> Severity {
         let status = self.status.unwrap_or_default();
         match self.failure {
@@ -141,26 +193,33 @@ impl Line<'_> {
     }
 
     /// Writes the line, if there is to be one: one a request at most.
-    pub(super) fn log(&self, access_log: bool) {
-        let code = self.failure.map_or("", |failure| failure.code);
-        let cause = self.failure.map_or("", |failure| cut(failure.cause, MAX_CAUSE));
-        match self.severity() {
-            // With an access log each request has its line, whatever it costs.
-            Severity::Fault if access_log || limit::admit(code) => {
-                line!(error, self, "request failed: {cause}")
-            }
-            Severity::Failed if access_log || limit::admit(code) => {
-                line!(warn, self, "request failed: {cause}")
-            }
-            Severity::Refused if enabled!(Level::INFO) && (access_log || limit::admit(code)) => {
-                line!(info, self, "request refused: {cause}");
-            }
-            Severity::Cancelled if access_log => line!(info, self, "request cancelled"),
-            Severity::Cancelled => line!(debug, self, "request cancelled"),
-            Severity::Well if access_log => line!(info, self, "request"),
-            _ => {}
+    pub(super) fn log(&self, log: Option<&RequestLog>) {
+        match (log, self.level()) {
+            // What nobody would see is not counted either.
+            (Some(log), level) if level > log.level => {}
+            (None, Level::INFO) if !enabled!(target: "mini_lb::request", Level::INFO) => {}
+            _ if !self.is_admitted() => {}
+            (Some(log), _) => (log.write)(self),
+            (None, Level::ERROR) => event!(error, self),
+            (None, Level::WARN) => event!(warn, self),
+            (None, Level::INFO) => event!(info, self),
+            (None, _) => event!(debug, self),
         }
     }
+
+    fn is_admitted(&self) -> bool {
+        match (self.severity(), self.failure) {
+            _ if self.access_log => true,
+            (Severity::Well, _) => false,
+            (_, Some(failure)) => limit::admit(failure.code),
+            (_, None) => true,
+        }
+    }
+}
+
+/// A client's text as a line has it.
+pub(super) fn shown(text: &str) -> &str {
+    cut(text, MAX_TEXT)
 }
 
 fn milliseconds(time: Option<Duration>) -> Option<f64> {
@@ -181,8 +240,8 @@ fn cut(text: &str, most: usize) -> &str {
 mod tests {
     use super::*;
 
-    fn finished(status: Option<u16>, code: Option<&'static str>, end: End) -> Line<'static> {
-        Line {
+    fn finished(status: Option<u16>, code: Option<&'static str>, end: End) -> RequestLine<'static> {
+        RequestLine {
             request_id: "r",
             method: "POST",
             path: "/generate",
@@ -191,13 +250,14 @@ mod tests {
             prefill: None,
             decode: None,
             phase: "answer",
-            failure: code.map(|code| Failure { code, cause: "" }),
+            failure: code.map(|code| RequestFailure { code, cause: "" }),
             attempts: 1,
             retried: None,
             bytes_in: 0,
             bytes_out: 0,
-            times: Times::default(),
+            times: RequestTimes::default(),
             end,
+            access_log: false,
         }
     }
 

@@ -19,7 +19,10 @@ use crate::error::Error;
 use crate::record::{Ending, Finished, Name, Observer, Phase, Record};
 use crate::upstream::Role;
 use crate::wire::message::ClientHead;
-use line::{CUT_OFF, End, Failure, Line, Times};
+use line::{CUT_OFF, End};
+
+pub(crate) use line::RequestLog;
+pub use line::{RequestFailure, RequestLine, RequestTimes};
 
 pub(crate) use request_id::{DEFAULT_HEADERS, check_header};
 pub(crate) use servers::tell_changes;
@@ -32,6 +35,8 @@ const TICK: Duration = Duration::from_secs(1);
 pub(crate) struct ReportOptions {
     /// A line for every request.
     pub(crate) access_log: bool,
+    /// Who writes lines; `None`: they are events.
+    pub(crate) log: Option<RequestLog>,
     /// The headers in which a client may name its request.
     pub(crate) request_id_headers: Vec<String>,
     /// Where spans are sent.
@@ -43,6 +48,7 @@ impl Default for ReportOptions {
     fn default() -> Self {
         Self {
             access_log: false,
+            log: None,
             request_id_headers: DEFAULT_HEADERS.map(str::to_owned).into(),
             #[cfg(feature = "otel")]
             traces: None,
@@ -53,6 +59,7 @@ impl Default for ReportOptions {
 /// Tells of requests; one for all workers.
 pub(crate) struct Reporter {
     access_log: bool,
+    log: Option<RequestLog>,
     ids: request_id::RequestIds,
     #[cfg(feature = "otel")]
     traces: Option<traces::Exporter>,
@@ -62,6 +69,7 @@ impl Reporter {
     pub(crate) fn new(options: &ReportOptions) -> Self {
         Self {
             access_log: options.access_log,
+            log: options.log.clone(),
             ids: request_id::RequestIds::new(&options.request_id_headers),
             #[cfg(feature = "otel")]
             traces: options
@@ -97,7 +105,7 @@ impl Reporter {
     pub(crate) fn unheard(&self, error: &Error) -> HeaderValue {
         let id = request_id::new();
         let cause = error.to_string();
-        let line = Line {
+        let line = RequestLine {
             request_id: id.to_str().unwrap_or("-"),
             method: "",
             path: "",
@@ -106,15 +114,16 @@ impl Reporter {
             prefill: None,
             decode: None,
             phase: "head",
-            failure: Some(Failure { code: error.code(), cause: &cause }),
+            failure: Some(RequestFailure { code: error.code(), cause: &cause }),
             attempts: 0,
             retried: None,
             bytes_in: 0,
             bytes_out: 0,
-            times: Times::default(),
+            times: RequestTimes::default(),
             end: End::Complete,
+            access_log: self.access_log,
         };
-        line.log(self.access_log);
+        line.log(self.log.as_ref());
         id
     }
 
@@ -160,18 +169,19 @@ impl Observer for Reporter {
     fn finished(&self, request: &Finished<'_>) {
         let refusal = refusal(request);
         let failure = match (request.ending(), &refusal) {
-            (Ending::Failed(code), _) => Some(Failure { code, cause: request.cause() }),
-            (Ending::CutOff, _) => {
-                Some(Failure { code: CUT_OFF, cause: "the router ended before the answer was complete" })
-            }
-            (_, Some((code, cause))) => Some(Failure { code, cause }),
+            (Ending::Failed(code), _) => Some(RequestFailure { code, cause: request.cause() }),
+            (Ending::CutOff, _) => Some(RequestFailure {
+                code: CUT_OFF,
+                cause: "the router ended before the answer was complete",
+            }),
+            (_, Some((code, cause))) => Some(RequestFailure { code, cause }),
             _ => None,
         };
         if failure.is_none() && request.ending() == Ending::Complete && !self.wants_all() {
             return;
         }
-        let line = line(request, failure);
-        line.log(self.access_log);
+        let line = RequestLine { access_log: self.access_log, ..line(request, failure) };
+        line.log(self.log.as_ref());
         #[cfg(feature = "otel")]
         if let (Some(traces), Some(trace)) = (&self.traces, request.trace()) {
             traces.take(trace, &line, request);
@@ -179,13 +189,13 @@ impl Observer for Reporter {
     }
 }
 
-fn line<'a>(request: &'a Finished<'_>, failure: Option<Failure<'a>>) -> Line<'a> {
+fn line<'a>(request: &'a Finished<'_>, failure: Option<RequestFailure<'a>>) -> RequestLine<'a> {
     let (name, pair) = (request.name(), request.pair());
     let sent = || Some(request.reached(Phase::PrefillWritten)?.max(request.reached(Phase::DecodeWritten)?));
-    Line {
+    RequestLine {
         request_id: name.and_then(|name| name.id.to_str().ok()).unwrap_or("-"),
         method: name.map_or("", |name| name.method.as_str()),
-        path: name.map_or("", |name| name.target.path()),
+        path: name.map_or("", |name| line::shown(name.target.path())),
         status: request.status(),
         streaming: request.streaming(),
         prefill: pair.map(|pair| pair.prefill().url()),
@@ -196,7 +206,7 @@ fn line<'a>(request: &'a Finished<'_>, failure: Option<Failure<'a>>) -> Line<'a>
         retried: retried(request),
         bytes_in: request.bytes_in(),
         bytes_out: request.bytes_out(),
-        times: Times {
+        times: RequestTimes {
             request: request.reached(Phase::BodyRead),
             sent: sent(),
             prefill_head: request.reached(Phase::PrefillHead),
@@ -208,6 +218,7 @@ fn line<'a>(request: &'a Finished<'_>, failure: Option<Failure<'a>>) -> Line<'a>
             Ending::ClientLeft | Ending::CutOff => End::Cancelled,
             Ending::Complete | Ending::Failed(_) => End::Complete,
         },
+        access_log: false,
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Mutex, mpsc};
 use tracing::warn;
 
-use super::{End, Line, limit};
+use super::{End, RequestLine, limit};
 use crate::record::{Finished, LegSpan, Phase, Trace};
 use crate::upstream::Role;
 
@@ -68,7 +68,7 @@ impl Endpoint {
 /// A trace, and the request that it is told of.
 struct Told<'a> {
     trace: &'a Trace,
-    line: &'a Line<'a>,
+    line: &'a RequestLine<'a>,
     request: &'a Finished<'a>,
 }
 
@@ -139,7 +139,7 @@ impl Told<'_> {
         reached.collect()
     }
 
-    /// Times are counted from the request's head.
+    /// RequestTimes are counted from the request's head.
     fn span(&self, id: u64, parent: Option<u64>, kind: u32, begun: Duration, end: Duration) -> Value {
         let mut span = json!({
             "traceId": format!("{:032x}", self.trace.id),
@@ -155,7 +155,7 @@ impl Told<'_> {
     }
 }
 
-fn attributes(request: &Line<'_>) -> Value {
+fn attributes(request: &RequestLine<'_>) -> Value {
     let mut known = vec![
         text("http.request.method", request.method),
         text("url.path", request.path),
@@ -225,7 +225,7 @@ impl Exporter {
     }
 
     /// A request is over.
-    pub(super) fn take(&self, trace: &Trace, line: &Line<'_>, request: &Finished<'_>) {
+    pub(super) fn take(&self, trace: &Trace, line: &RequestLine<'_>, request: &Finished<'_>) {
         match self.queue.try_reserve() {
             Ok(place) => place.send(Told { trace, line, request }.to_json()),
             Err(_) => {
