@@ -12,7 +12,6 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::Request;
-use hyper::header::HeaderValue;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, DuplexStream, duplex};
 use tokio::sync::watch;
@@ -23,7 +22,7 @@ use super::{DIALECTS, Input, cut_at_most, splice_stream};
 use crate::error::Error;
 use crate::metrics::WorkerMetrics;
 use crate::proxy::{self, Limits, Proxy};
-use crate::record::{Record, Recorder};
+use crate::record::{Record, Recorder, RequestId};
 use crate::server::{Answer, Answering, Client as _, ClientStream, Http1, Patience, converse};
 use crate::timer::Timer;
 use crate::upstream::{
@@ -424,8 +423,8 @@ impl Answering for Front {
         false
     }
 
-    fn unheard(&self, _: &Error) -> HeaderValue {
-        HeaderValue::from_static("unheard")
+    fn unheard(&self, _: &Error) -> RequestId {
+        RequestId::make()
     }
 
     fn metrics(&self) -> Option<&WorkerMetrics> {

@@ -11,7 +11,7 @@ mod rate;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub(crate) use line::Place;
 use line::{Line, Wait};
@@ -177,13 +177,14 @@ impl Entrance {
     /// `take` takes what else the request needs; `None` says that it cannot be had now. It is asked when it is this
     /// request's turn, and again each time something is free. `waits` is told when the wait begins.
     ///
-    /// Dropping the future gives the place in the queue up.
+    /// `now` is when it came. Dropping the future gives the place in the queue up.
     pub(crate) async fn enter<T, E: From<Refusal>>(
         self: &Arc<Self>,
+        now: Instant,
         mut take: impl FnMut() -> Result<Option<T>, E>,
         waits: impl FnOnce(),
     ) -> Result<(Place, T), E> {
-        self.0.rate.admit()?;
+        self.0.rate.admit(now)?;
         if let Some(place) = Place::if_free(self)
             && let Some(taken) = take()?
         {

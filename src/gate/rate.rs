@@ -26,14 +26,14 @@ impl Rate {
         self.rate.store(rate.unwrap_or(0), Relaxed);
     }
 
-    /// Takes a token.
-    pub(super) fn admit(&self) -> Result<(), Refusal> {
+    /// Takes a token for a request of this moment.
+    pub(super) fn admit(&self, now: Instant) -> Result<(), Refusal> {
         let rate = self.rate.load(Relaxed);
         if rate == 0 {
             return Ok(());
         }
         // 584 years.
-        self.admit_at(rate, self.start.elapsed().as_nanos() as u64)
+        self.admit_at(rate, now.saturating_duration_since(self.start).as_nanos() as u64)
     }
 
     fn admit_at(&self, rate: u32, now: u64) -> Result<(), Refusal> {

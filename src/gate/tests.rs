@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::Duration;
+use std::time::Instant;
 
 use super::*;
 
@@ -25,7 +26,7 @@ type Entering = Pin<Box<dyn Future<Output = Result<Place, Refusal>>>>;
 
 fn entering(entrance: &Arc<Entrance>) -> Entering {
     let entrance = Arc::clone(entrance);
-    Box::pin(async move { Ok(entrance.enter(|| Ok::<_, Refusal>(Some(())), || {}).await?.0) })
+    Box::pin(async move { Ok(entrance.enter(Instant::now(), || Ok::<_, Refusal>(Some(())), || {}).await?.0) })
 }
 
 fn poll(entering: &mut Entering) -> Poll<Result<Place, Refusal>> {
@@ -92,7 +93,7 @@ async fn the_first_waits_for_what_else_it_needs_and_holds_no_place_meanwhile() {
     let free = Arc::new(AtomicUsize::new(0));
     let wanted = Arc::clone(&free);
     let take = move || Ok::<_, Refusal>((wanted.load(Relaxed) > 0).then_some(()));
-    let mut entering = pin!(entrance.enter(take, || {}));
+    let mut entering = pin!(entrance.enter(Instant::now(), take, || {}));
     let mut context = Context::from_waker(Waker::noop());
     assert!(entering.as_mut().poll(&mut context).is_pending());
     assert_eq!(entrance.gate().line.count.load(Relaxed) % (1 << 32), 0);
@@ -189,8 +190,8 @@ async fn what_is_freed_wakes_the_first_and_only_it() {
     drop(Freed::by(&entrance));
     let woken = [Arc::new(Woken::default()), Arc::new(Woken::default())];
     let full = || Ok::<Option<()>, Refusal>(None);
-    let mut first = pin!(entrance.enter(full, || {}));
-    let mut second = pin!(entrance.enter(full, || {}));
+    let mut first = pin!(entrance.enter(Instant::now(), full, || {}));
+    let mut second = pin!(entrance.enter(Instant::now(), full, || {}));
     let wakers = woken.clone().map(Waker::from);
     assert!(first.as_mut().poll(&mut Context::from_waker(&wakers[0])).is_pending());
     assert!(second.as_mut().poll(&mut Context::from_waker(&wakers[1])).is_pending());

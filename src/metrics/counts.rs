@@ -89,14 +89,14 @@ pub(super) struct Phases {
 
 impl Phases {
     fn observe(&mut self, request: &Finished<'_>) {
-        let prefill = request.between(Phase::PrefillWritten, Phase::PrefillHead);
-        let decode = request.between(Phase::DecodeWritten, Phase::DecodeByte);
-        let gap = request.between(Phase::PrefillHead, Phase::DecodeByte);
+        let prefill = request.nanos_between(Phase::PrefillWritten, Phase::PrefillHead);
+        let decode = request.nanos_between(Phase::DecodeWritten, Phase::DecodeByte);
+        let gap = request.nanos_between(Phase::PrefillHead, Phase::DecodeByte);
         for (histogram, time) in
             [(&mut self.prefill_head, prefill), (&mut self.decode_byte, decode), (&mut self.gap, gap)]
         {
             if let Some(time) = time {
-                histogram.observe(&PHASE_TIMES, time);
+                histogram.observe_nanos(&PHASE_TIMES, time);
             }
         }
     }
@@ -160,11 +160,11 @@ impl Counts {
         }
         // What an attempt that failed has taken is no time of the router's.
         if request.attempts() == 1
-            && let Some(prefill) = request.between(Phase::BodyRead, Phase::PrefillWritten)
-            && let Some(decode) = request.between(Phase::BodyRead, Phase::DecodeWritten)
+            && let Some(prefill) = request.nanos_between(Phase::BodyRead, Phase::PrefillWritten)
+            && let Some(decode) = request.nanos_between(Phase::BodyRead, Phase::DecodeWritten)
         {
             let dialled = usize::from(request.has_dialled());
-            self.sending[dialled].observe(&SHORT_TIMES, prefill.max(decode));
+            self.sending[dialled].observe_nanos(&SHORT_TIMES, prefill.max(decode));
         }
     }
 

@@ -3,6 +3,8 @@
 //! Bounds are at least a factor of two apart, so the number of leading zeros of a
 //! time leaves one bound to compare with: nothing is searched.
 
+use std::time::Duration;
+
 /// The bounds of a histogram, in nanoseconds, ascending.
 pub(super) struct Scale<const N: usize> {
     pub(super) bounds: [u64; N],
@@ -61,8 +63,12 @@ impl<const N: usize> Default for Histogram<N> {
 }
 
 impl<const N: usize> Histogram<N> {
-    pub(super) fn observe(&mut self, scale: &Scale<N>, time: std::time::Duration) {
-        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    pub(super) fn observe(&mut self, scale: &Scale<N>, time: Duration) {
+        self.observe_nanos(scale, u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// A time in nanoseconds.
+    pub(super) fn observe_nanos(&mut self, scale: &Scale<N>, nanos: u64) {
         *self.within.get_mut(scale.place(nanos)).unwrap_or(&mut self.beyond) += 1;
         self.sum = self.sum.saturating_add(nanos);
     }
@@ -76,8 +82,6 @@ impl<const N: usize> Histogram<N> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     static SCALE: Scale<5> = Scale::micros([1, 2, 5, 1_000, 60_000_000]);

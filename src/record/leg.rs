@@ -1,9 +1,8 @@
 //! One leg of a request: counted on its server, and its moments noted.
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use super::timeline::{Phase, Timeline};
+use super::timeline::{Moment, Phase, Timeline};
 use crate::upstream::{Backend, Come, InFlight, Outcome, Role, Sent};
 
 /// A leg that is under way, until this is dropped.
@@ -14,7 +13,7 @@ pub(crate) struct LegRecord {
     /// Nothing was said of its end: dropped like this, it was cancelled.
     is_open: bool,
     /// When all of the answer had come, if it came with the head.
-    ended_at: Option<Instant>,
+    ended_at: Option<Moment>,
 }
 
 impl LegRecord {
@@ -29,13 +28,13 @@ impl LegRecord {
 
     /// The head of the answer has come, and with it so much of the body.
     pub(crate) fn head_came(&mut self, sent: Sent, come: Come) {
-        let now = Instant::now();
+        let now = self.timeline.now();
         let (written, head) = match self.role {
             Role::Prefill => (Phase::PrefillWritten, Phase::PrefillHead),
             Role::Decode => (Phase::DecodeWritten, Phase::DecodeHead),
         };
         if let Some(at) = sent.written_at {
-            self.timeline.reach_at(written, at);
+            self.timeline.reach_at(written, self.timeline.at(at));
         }
         self.timeline.reach_at(head, now);
         if come != Come::None && self.role == Role::Decode {
@@ -60,7 +59,8 @@ impl LegRecord {
         self.is_open = false;
         match outcome {
             Outcome::Completed if self.role == Role::Prefill => {
-                self.timeline.reach_at(Phase::PrefillEnd, self.ended_at.unwrap_or_else(Instant::now));
+                self.timeline
+                    .reach_at(Phase::PrefillEnd, self.ended_at.unwrap_or_else(|| self.timeline.now()));
             }
             Outcome::Completed | Outcome::Cancelled => {}
             _ => self.timeline.fail(self.role),

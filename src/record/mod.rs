@@ -7,6 +7,7 @@
 //! Nothing is counted and nothing is written here.
 
 mod leg;
+mod name;
 mod timeline;
 #[cfg(feature = "otel")]
 mod trace;
@@ -15,17 +16,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use hyper::Method;
-use hyper::header::HeaderValue;
-use hyper::http::uri::PathAndQuery;
-
 use crate::error::{Cause, Error};
 use crate::upstream::{Backend, InFlight, Role, ServerPair};
 use crate::wire::shape::Dialect;
 
 pub(crate) use leg::LegRecord;
+#[cfg(test)]
+pub(crate) use name::MAX_REQUEST_ID;
+pub(crate) use name::{Name, RequestId};
 pub(crate) use timeline::Phase;
-use timeline::Timeline;
+use timeline::{Moment, Timeline};
 #[cfg(feature = "otel")]
 pub(crate) use trace::{LegSpan, Trace};
 
@@ -117,14 +117,6 @@ pub(crate) struct Fault {
     /// The error's code; `None`: the server answered with a status that is tried again elsewhere.
     pub(crate) code: Option<&'static str>,
     pub(crate) cause: RetryCause,
-}
-
-/// A request as its head names it.
-pub(crate) struct Name {
-    /// Printable ASCII, for the log and for whoever else is told of the request.
-    pub(crate) id: HeaderValue,
-    pub(crate) method: Method,
-    pub(crate) target: PathAndQuery,
 }
 
 /// Why a request was sent again.
@@ -238,7 +230,7 @@ impl Record {
     }
 
     /// What it is called.
-    pub(crate) fn id(&self) -> Option<&HeaderValue> {
+    pub(crate) fn id(&self) -> Option<&RequestId> {
         self.name.as_ref().map(|name| &name.id)
     }
 
@@ -249,7 +241,6 @@ impl Record {
     }
 
     /// When its head was read.
-    #[cfg(feature = "otel")]
     pub(crate) fn begun(&self) -> Instant {
         self.timeline.begun
     }
@@ -263,7 +254,8 @@ impl Record {
     pub(crate) fn body_read(&mut self, bytes: usize, streaming: bool, at: Option<Instant>) {
         self.bytes_in = bytes as u64;
         self.streaming = streaming;
-        self.timeline.reach_at(Phase::BodyRead, at.unwrap_or(self.timeline.begun));
+        let moment = at.map_or(Moment::FIRST, |at| self.timeline.at(at));
+        self.timeline.reach_at(Phase::BodyRead, moment);
     }
 
     /// It is sent to a pair, for the first time or again.
@@ -454,9 +446,10 @@ impl Finished<'_> {
         self.record.timeline.reached(phase)
     }
 
-    /// From one phase to another; `None`: one was not reached. Zero if the other came first.
-    pub(crate) fn between(&self, from: Phase, to: Phase) -> Option<Duration> {
-        Some(self.reached(to)?.saturating_sub(self.reached(from)?))
+    /// From one phase to another in nanoseconds; `None`: one was not reached. Zero if the other came first.
+    pub(crate) fn nanos_between(&self, from: Phase, to: Phase) -> Option<u64> {
+        let timeline = &self.record.timeline;
+        Some(timeline.nanos(to)?.saturating_sub(timeline.nanos(from)?))
     }
 
     /// Whether a leg of the last attempt opened a connection, instead of using a kept one.

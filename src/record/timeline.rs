@@ -31,6 +31,15 @@ pub(crate) enum Phase {
 
 const PHASES: usize = Phase::Answering as usize + 1;
 
+/// Nanoseconds from a request's begin; never 0, which is no moment. There are 584 years of them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moment(u64);
+
+impl Moment {
+    /// The begin itself.
+    pub(super) const FIRST: Self = Self(1);
+}
+
 /// The moments of one request.
 #[derive(Debug)]
 pub(super) struct Timeline {
@@ -59,30 +68,35 @@ impl Timeline {
         }
     }
 
-    fn now(&self) -> u64 {
+    pub(super) fn now(&self) -> Moment {
         self.at(Instant::now())
     }
 
-    /// Never 0, which is no time.
-    fn at(&self, moment: Instant) -> u64 {
-        let nanos = moment.saturating_duration_since(self.begun).as_nanos();
-        u64::try_from(nanos).unwrap_or(u64::MAX).max(1)
+    pub(super) fn at(&self, moment: Instant) -> Moment {
+        let nanos = moment.saturating_duration_since(self.begun).as_nanos() as u64;
+        Moment(nanos.max(1))
     }
 
     pub(super) fn reach(&self, phase: Phase) {
-        self.reach_at(phase, Instant::now());
+        self.reach_at(phase, self.now());
     }
 
-    pub(super) fn reach_at(&self, phase: Phase, moment: Instant) {
-        self.reached[phase as usize].store(self.at(moment), Relaxed);
+    pub(super) fn reach_at(&self, phase: Phase, moment: Moment) {
+        self.reached[phase as usize].store(moment.0, Relaxed);
     }
 
     pub(super) fn has_reached(&self, phase: Phase) -> bool {
         self.reached[phase as usize].load(Relaxed) != 0
     }
 
+    /// After how many nanoseconds.
+    pub(super) fn nanos(&self, phase: Phase) -> Option<u64> {
+        let nanos = self.reached[phase as usize].load(Relaxed);
+        (nanos != 0).then_some(nanos)
+    }
+
     pub(super) fn reached(&self, phase: Phase) -> Option<Duration> {
-        duration(&self.reached[phase as usize])
+        self.nanos(phase).map(Duration::from_nanos)
     }
 
     pub(super) fn instant(&self, phase: Phase) -> Option<Instant> {
@@ -120,7 +134,7 @@ impl Timeline {
         if self.failed.load(Relaxed) != 0 || (role == Role::Prefill && self.has_reached(Phase::DecodeByte)) {
             return;
         }
-        self.failed_at.store(self.now(), Relaxed);
+        self.failed_at.store(self.now().0, Relaxed);
         self.failed.store(1 + role as u8, Relaxed);
     }
 
@@ -135,7 +149,7 @@ impl Timeline {
     /// A leg has been cancelled.
     pub(super) fn cancelled(&self, role: Role) {
         if self.failed_leg().is_some_and(|failed| failed != role) {
-            let ran_on = self.now().saturating_sub(self.failed_at.load(Relaxed));
+            let ran_on = self.now().0.saturating_sub(self.failed_at.load(Relaxed));
             self.ran_on[role as usize].store(ran_on.max(1), Relaxed);
         }
     }

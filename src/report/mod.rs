@@ -13,10 +13,8 @@ pub(crate) mod traces;
 
 use std::time::Duration;
 
-use hyper::header::HeaderValue;
-
 use crate::error::Error;
-use crate::record::{Ending, Finished, Name, Observer, Phase, Record};
+use crate::record::{Ending, Finished, Name, Observer, Phase, Record, RequestId};
 use crate::upstream::Role;
 use crate::wire::message::ClientHead;
 use line::{CUT_OFF, End};
@@ -102,11 +100,11 @@ impl Reporter {
     pub(crate) fn trace(&self, _: &mut ClientHead, _: &mut Record) {}
 
     /// Tells of a request of which not even the head came, and gives its answer a name.
-    pub(crate) fn unheard(&self, error: &Error) -> HeaderValue {
-        let id = request_id::new();
+    pub(crate) fn unheard(&self, error: &Error) -> RequestId {
+        let id = RequestId::make();
         let cause = error.to_string();
         let line = RequestLine {
-            request_id: id.to_str().unwrap_or("-"),
+            request_id: id.as_str(),
             method: "",
             path: "",
             status: Some(error.status().as_u16()),
@@ -193,7 +191,7 @@ fn line<'a>(request: &'a Finished<'_>, failure: Option<RequestFailure<'a>>) -> R
     let (name, pair) = (request.name(), request.pair());
     let sent = || Some(request.reached(Phase::PrefillWritten)?.max(request.reached(Phase::DecodeWritten)?));
     RequestLine {
-        request_id: name.and_then(|name| name.id.to_str().ok()).unwrap_or("-"),
+        request_id: name.map_or("-", |name| name.id.as_str()),
         method: name.map_or("", |name| name.method.as_str()),
         path: name.map_or("", |name| line::shown(name.target.path())),
         status: request.status(),

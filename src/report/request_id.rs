@@ -1,12 +1,10 @@
 //! The name of a request: the client's, or one that is made here.
 
-use hyper::header::{HeaderName, HeaderValue};
+use hyper::header::HeaderName;
 
+use crate::record::RequestId;
 use crate::wire::headers::REQUEST_ID;
-use crate::wire::message::{Fields, Known};
-
-/// Longest name of a client's that is taken over.
-pub(crate) const MAX_REQUEST_ID: usize = 128;
+use crate::wire::message::{Fields, Known, shape_of};
 
 /// The headers that are looked at, in this order, unless a configuration says otherwise.
 pub(crate) const DEFAULT_HEADERS: [&str; 4] =
@@ -16,7 +14,11 @@ pub(crate) const DEFAULT_HEADERS: [&str; 4] =
 const SECRET: [&str; 5] = ["authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key"];
 
 /// Finds names, or makes them.
-pub(super) struct RequestIds(Vec<Header>);
+pub(super) struct RequestIds {
+    headers: Vec<Header>,
+    /// Of all others' names.
+    shapes: u64,
+}
 
 /// Where a client may have written it.
 enum Header {
@@ -28,20 +30,27 @@ enum Header {
 impl RequestIds {
     pub(super) fn new(headers: &[String]) -> Self {
         let names = headers.iter().filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok());
-        Self(names.map(|name| if name == REQUEST_ID { Header::Own } else { Header::Other(name) }).collect())
+        let header = |name| if name == REQUEST_ID { Header::Own } else { Header::Other(name) };
+        let headers: Vec<_> = names.map(header).collect();
+        let shape = |header: &Header| match header {
+            Header::Own => 0,
+            Header::Other(name) => shape_of(name.as_str().as_bytes()),
+        };
+        Self { shapes: headers.iter().map(shape).fold(0, |all, shape| all | shape), headers }
     }
 
     /// A request's name, which is its only `x-request-id` from now on.
-    pub(super) fn settle(&self, fields: &mut Fields) -> HeaderValue {
-        let given = self.0.iter().find_map(|header| {
+    pub(super) fn settle(&self, fields: &mut Fields) -> RequestId {
+        let others = fields.may_have(self.shapes);
+        let given = self.headers.iter().find_map(|header| {
             let (is_own, id) = match header {
                 Header::Own => (true, fields.get(Known::RequestId)),
-                Header::Other(name) => (false, fields.get(name.as_str())),
+                Header::Other(name) if others => (false, fields.get(name.as_str())),
+                Header::Other(_) => (false, None),
             };
-            let id = id.filter(|id| is_good(id))?;
-            Some((is_own, HeaderValue::from_bytes(id).ok()?))
+            Some((is_own, RequestId::given(id?)?))
         });
-        let (is_there, id) = given.unwrap_or_else(|| (false, new()));
+        let (is_there, id) = given.unwrap_or_else(|| (false, RequestId::make()));
         // Most clients have given one name, in the right place.
         if !is_there || fields.all(Known::RequestId).nth(1).is_some() {
             fields.set(REQUEST_ID.as_str(), id.as_bytes());
@@ -59,29 +68,15 @@ pub(crate) fn check_header(name: &str) -> Result<(), &'static str> {
     }
 }
 
-/// Whether a client's name can be written into headers and logs as it is: bounded, printable, and nothing that would
-/// have to be quoted.
-fn is_good(id: &[u8]) -> bool {
-    let is_plain = |byte: &u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\'' | b'`' | b'\\');
-    (1..=MAX_REQUEST_ID).contains(&id.len()) && id.iter().all(is_plain)
-}
-
-/// A new name: 128 random bits.
-pub(super) fn new() -> HeaderValue {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digits = |byte: u8| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
-    let hex = fastrand::u128(..).to_be_bytes().map(digits);
-    HeaderValue::from_bytes(hex.as_flattened()).unwrap_or_else(|_| HeaderValue::from_static("-"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::MAX_REQUEST_ID;
 
     fn settled(pairs: &[(&'static str, &[u8])]) -> (String, Fields) {
         let ids = RequestIds::new(&DEFAULT_HEADERS.map(str::to_owned));
         let mut fields = pairs.iter().copied().collect();
-        let id = ids.settle(&mut fields).to_str().unwrap().to_owned();
+        let id = ids.settle(&mut fields).as_str().to_owned();
         (id, fields)
     }
 

@@ -8,7 +8,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::header::HeaderValue;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -24,7 +23,7 @@ use crate::config::AdminAddress;
 use crate::control::Admin;
 use crate::error::{Error, Reply};
 use crate::metrics::WorkerMetrics;
-use crate::record::Recorder;
+use crate::record::{Recorder, RequestId};
 use crate::report::Reporter;
 use crate::timer::Timer;
 use crate::wire::message::ClientHead;
@@ -112,7 +111,7 @@ impl Answering for Operator {
         false
     }
 
-    fn unheard(&self, error: &Error) -> HeaderValue {
+    fn unheard(&self, error: &Error) -> RequestId {
         self.reporter.unheard(error)
     }
 

@@ -6,12 +6,11 @@ use std::time::Instant;
 
 use http_body_util::{Either, Full};
 use hyper::body::{Body, Frame, SizeHint};
-use hyper::header::HeaderValue;
 
 use crate::error::{Error, Reply};
 use crate::gate::Place;
 use crate::proxy::{self, Relay};
-use crate::record::Record;
+use crate::record::{Record, RequestId};
 use crate::wire::pieces::Pieces;
 use crate::wire::reply::ReplyHead;
 
@@ -64,7 +63,7 @@ impl Answer {
 
 impl AnswerBody {
     /// The request's name.
-    pub(crate) fn id(&self) -> Option<&HeaderValue> {
+    pub(crate) fn id(&self) -> Option<&RequestId> {
         self.record.id()
     }
 

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::Method;
-use hyper::header::HeaderValue;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -24,6 +23,7 @@ use super::stream::ClientStream;
 use crate::error::Error;
 use crate::metrics::WorkerMetrics;
 use crate::proxy::Upload;
+use crate::record::RequestId;
 use crate::timer::Timer;
 use crate::wire::message::{ClientHead, Manner};
 
@@ -47,7 +47,7 @@ pub(crate) trait Answering {
     fn is_over(&self) -> bool;
 
     /// Tells of a request that could not be read, and gives its answer a name.
-    fn unheard(&self, error: &Error) -> HeaderValue;
+    fn unheard(&self, error: &Error) -> RequestId;
 
     /// Where the router's own time is counted.
     fn metrics(&self) -> Option<&WorkerMetrics>;
@@ -98,7 +98,7 @@ impl Answering for Service {
         self.is_draining()
     }
 
-    fn unheard(&self, error: &Error) -> HeaderValue {
+    fn unheard(&self, error: &Error) -> RequestId {
         self.reporter.unheard(error)
     }
 
@@ -171,7 +171,7 @@ async fn close(mut stream: ClientStream, then: Then) {
 }
 
 /// Closes a connection with an error for a last word.
-pub(crate) async fn refuse(mut stream: ClientStream, error: &Error, id: &HeaderValue) {
+pub(crate) async fn refuse(mut stream: ClientStream, error: &Error, id: &RequestId) {
     let word = raw(error, id);
     let _ = tokio::time::timeout(LINGER, stream.say(word.as_bytes())).await;
     linger(stream).await;
@@ -183,8 +183,8 @@ async fn say_end(stream: &mut ClientStream) {
 }
 
 /// An error as it goes over the wire.
-fn raw(error: &Error, id: &HeaderValue) -> String {
-    let (status, body, id) = (error.status(), error.to_json(), id.to_str().unwrap_or("-"));
+fn raw(error: &Error, id: &RequestId) -> String {
+    let (status, body, id) = (error.status(), error.to_json(), id.as_str());
     format!(
         "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\nx-request-id: {id}\r\n\r\n{body}",
         body.len(),

@@ -126,8 +126,9 @@ async fn answer(
         open.streams.tell_last();
     }
     let mut head = head.into_parts();
-    if let Some(id) = body.id() {
-        head.headers.insert(REQUEST_ID, id.clone());
+    // An id is made of what a header may hold.
+    if let Some(id) = body.id().and_then(|id| HeaderValue::from_str(id.as_str()).ok()) {
+        head.headers.insert(REQUEST_ID, id);
     }
     if head_only {
         empty(&mut head, &mut body);

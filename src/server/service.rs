@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Instant;
 
 use hyper::{Method, StatusCode};
 
@@ -158,7 +159,7 @@ impl Service {
         }
         terms.change(&mut head.fields);
         if let Ok(Route::Proxy(dialect)) = routed {
-            match self.admit(client).await {
+            match self.admit(client, record.begun()).await {
                 Ok(None) => return Ok(None),
                 Ok(Some((held, seats))) => {
                     self.reporter.trace(head, record);
@@ -208,7 +209,11 @@ impl Service {
 
     /// Lets a generation request in when it is its turn. Its body is unread until then, so that a queue costs little.
     /// `None`: the client did not wait.
-    async fn admit(&self, upload: &impl Upload) -> Result<Option<(Held, Option<Seated>)>, Error> {
+    async fn admit(
+        &self,
+        upload: &impl Upload,
+        now: Instant,
+    ) -> Result<Option<(Held, Option<Seated>)>, Error> {
         if !self.entrance.gate().is_on() {
             return Ok(Some((None, None)));
         }
@@ -222,7 +227,7 @@ impl Service {
             Ok(seats.map(|seats| Some(seated(seats))))
         };
         let mut waiting = None;
-        let entered = self.entrance.enter(take, || waiting = Some(self.queue.enter()));
+        let entered = self.entrance.enter(now, take, || waiting = Some(self.queue.enter()));
         tokio::select! {
             biased;
             entered = entered => {

@@ -118,6 +118,12 @@ fn is_known(name: &[u8], known: &[u8]) -> bool {
         && name.iter().zip(known).fold(0, |differs, (a, b)| differs | (a | 0x20) ^ b) == 0
 }
 
+/// One of 64 bits, for a name's length and first letter.
+pub(crate) fn shape_of(name: &[u8]) -> u64 {
+    let letter = name.first().map_or(0, |letter| letter | 0x20);
+    1 << ((name.len() * 31 + usize::from(letter)) % 64)
+}
+
 /// What lines are looked for by.
 pub(crate) trait Key: Copy {
     fn may_be_in(self, fields: &Fields) -> bool;
@@ -157,8 +163,9 @@ pub(crate) struct FieldLine<'a> {
     pub(crate) text: &'a [u8],
 }
 
-/// Bytes for lines that are added.
-const SPARE: usize = 64;
+/// Room for lines that are added, and for their bytes: a request's id, and the servers' key.
+const SPARE_LINES: usize = 2;
+const SPARE: usize = 160;
 
 impl Fields {
     /// The header lines of a head, which has been parsed as this text.
@@ -169,7 +176,7 @@ impl Fields {
         };
         let mut text = Vec::with_capacity(head.len() + SPARE);
         text.extend_from_slice(head);
-        let mut lines = Vec::with_capacity(parsed.len() + 1);
+        let mut lines = Vec::with_capacity(parsed.len() + SPARE_LINES);
         let mut seen = 0;
         for line in parsed {
             let known = Known::of(line.name.as_bytes());
@@ -193,6 +200,13 @@ impl Fields {
     /// The value of the first line of a name.
     pub(crate) fn get(&self, name: impl Key) -> Option<&[u8]> {
         self.all(name).next()
+    }
+
+    /// Whether there may be a name of these [shapes](shape_of). Looks once for several names of which there is hardly ever
+    /// one.
+    pub(crate) fn may_have(&self, shapes: u64) -> bool {
+        let of = |line: &Line| shape_of(&self.text[line.name.0 as usize..line.name.1 as usize]);
+        self.lines.iter().any(|line| of(line) & shapes != 0)
     }
 
     pub(crate) fn has(&self, name: impl Key) -> bool {
@@ -224,7 +238,10 @@ impl Fields {
 
     /// Adds a line. Name and value must be good.
     pub(crate) fn add(&mut self, name: &[u8], value: &[u8]) {
-        let known = Known::of(name);
+        self.add_known(Known::of(name), name, value);
+    }
+
+    fn add_known(&mut self, known: Known, name: &[u8], value: &[u8]) {
         self.seen |= known.bit();
         let name = self.put(name);
         self.text.extend_from_slice(b": ");
@@ -234,11 +251,13 @@ impl Fields {
 
     /// Makes a line the only one of its name.
     pub(crate) fn set(&mut self, name: &str, value: &[u8]) {
-        match Known::of(name.as_bytes()) {
-            known if known.is_one_name() => self.remove(known),
-            _ => self.remove(name),
+        let known = Known::of(name.as_bytes());
+        if known.is_one_name() {
+            self.remove(known);
+        } else {
+            self.remove(name);
         }
-        self.add(name.as_bytes(), value);
+        self.add_known(known, name.as_bytes(), value);
     }
 
     fn put(&mut self, part: &[u8]) -> Part {

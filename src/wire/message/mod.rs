@@ -15,7 +15,7 @@ pub(crate) use answer::{Answer, Head, read_head};
 pub(crate) use client::{BadHead, ClientHead, Manner, read_client_head};
 #[cfg(any(test, fuzzing))]
 pub(crate) use fields::FieldLine;
-pub(crate) use fields::{Fields, Known};
+pub(crate) use fields::{Fields, Known, shape_of};
 pub(crate) use framing::Decoder;
 
 /// Largest head; of a server, of all heads that come before a body together.
