@@ -6,12 +6,14 @@
 
 #![allow(unreachable_pub, reason = "included in crates of their own")]
 
+use std::hint::black_box;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
 use mini_lb::{MiniLbConfig, MiniLoadBalancer, RoundRobin};
+use tracing::level_filters::LevelFilter;
 
 /// What a client of OpenAI's sends: a body of 300 bytes behind a head of eleven lines.
 const REQUEST: &str = concat!(
@@ -119,13 +121,15 @@ impl LockStep {
     }
 }
 
-/// A limit of each kind, none of which is reached, keys and origins. The client's key is good.
+/// A limit of each kind, none of which is reached, keys and origins, and a line about each request. The client's key is
+/// good.
 fn guarded(config: MiniLbConfig) -> MiniLbConfig {
     let config = config.max_concurrent_requests(1_000).rate_limit(1_000_000);
     let config = config.max_in_flight_per_prefill(1_000).max_in_flight_per_decode(1_000);
     let config = config.api_key("another").api_key("sk-0123456789abcdef");
     let config = config.worker_api_key("the servers'").worker_api_key_replaces_authorization(true);
-    config.cors_allowed_origins(["https://chat.example"])
+    let config = config.cors_allowed_origins(["https://chat.example"]);
+    config.access_log(true).request_log(LevelFilter::INFO, |line| drop(black_box(line.message())))
 }
 
 /// Starts a router between these servers: its address.
