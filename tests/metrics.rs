@@ -102,7 +102,7 @@ async fn requests_that_go_well() {
         decode.answer_after(&prefill, &watched.router, request + 1).await;
         assert_eq!(client.answer().await.text(), ANSWER);
     }
-    let scrape = watched.after(3).await;
+    let scrape = scrape::after_relaying(watched.port, 3).await;
     let plain = [("endpoint", "generate"), ("streaming", "false")];
     let streaming = [("endpoint", "generate"), ("streaming", "true")];
     for (labels, count) in [(plain, 2), (streaming, 1)] {
@@ -302,7 +302,11 @@ async fn whatever_is_asked_for_has_a_name_of_a_fixed_set() {
     }
     client.send("GET /health HTTP/1.1\r\n\r\n").await;
     assert_eq!(client.answer().await.status(), 400);
-    let scrape = watched.after(7).await;
+    // Of which there is not even a head.
+    let mut stranger = watched.client().await;
+    stranger.send("\x16\x03\x01 hello\r\n\r\n").await;
+    assert_eq!(stranger.answer().await.status(), 400);
+    let scrape = watched.after(8).await;
     for (endpoint, status) in [
         ("health", "200"),
         ("ready", "200"),
@@ -310,11 +314,13 @@ async fn whatever_is_asked_for_has_a_name_of_a_fixed_set() {
         ("other", "404"),
         ("flush_cache", "405"),
         ("generate", "405"),
-        ("other", "400"),
     ] {
         let labels = [("endpoint", endpoint), ("status", status), ("streaming", "false")];
         scrape.has("mini_lb_requests_total", &labels, 1);
     }
+    let refused = [("endpoint", "other"), ("status", "400"), ("streaming", "false")];
+    scrape.has("mini_lb_requests_total", &refused, 2);
+    scrape.has("mini_lb_errors_total", &[("code", "bad_request")], 2);
     scrape.has("mini_lb_errors_total", &[("code", "method_not_allowed")], 2);
     scrape.sums_to("mini_lb_cancellations_total", 0);
     assert!(!scrape.text().contains("secret"));

@@ -135,6 +135,12 @@ impl Counts {
         self.legs(request);
     }
 
+    /// Counts a request that has no head, as one for something else.
+    pub(super) fn unheard(&mut self, status: u16, code: &'static str) {
+        self.requests[Kind::Other as usize][0][status_place(status)] += 1;
+        self.error(code);
+    }
+
     /// An answer without a byte is there when it has ended.
     fn first_bytes_of(&mut self, request: &Finished<'_>, streaming: usize) {
         let ended = || (request.ending() == Ending::Complete).then(|| request.took());

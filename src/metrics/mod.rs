@@ -79,6 +79,11 @@ impl WorkerMetrics {
         self.lock().relayed(time);
     }
 
+    /// A request of which not even the head came was refused, with this status and an error of this code.
+    pub(crate) fn unheard(&self, status: u16, code: &'static str) {
+        self.lock().unheard(status, code);
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Counts> {
         // Numbers to be added to: whole whatever happens under the lock.
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)

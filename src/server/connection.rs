@@ -76,7 +76,7 @@ pub(crate) async fn serve(
         return converse(ClientStream::Plain(socket), &*service, patience, closing).await;
     }
     let opened = tokio::select! {
-        opened = front.open(socket, patience, &service.reporter) => opened,
+        opened = front.open(socket, patience, &*service) => opened,
         _ = closing.changed() => None,
     };
     // Boxed, so that a plain connection takes no more memory than it did.
@@ -99,6 +99,7 @@ impl Answering for Service {
     }
 
     fn unheard(&self, error: &Error) -> RequestId {
+        self.metrics.unheard(error.status().as_u16(), error.code());
         self.reporter.unheard(error)
     }
 

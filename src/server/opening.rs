@@ -12,12 +12,11 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
-use super::connection::refuse;
+use super::connection::{Answering, refuse};
 use super::http1::Patience;
 use super::stream::ClientStream;
 use crate::config::TlsOptions;
 use crate::error::Error;
-use crate::report::Reporter;
 use crate::tls::{HTTP_2, ServerTls};
 
 /// What a client of HTTP/2 sends before anything else (RFC 9113 3.4).
@@ -55,10 +54,10 @@ impl Front {
         &self,
         socket: TcpStream,
         patience: Patience,
-        reporter: &Reporter,
+        who: &impl Answering,
     ) -> Option<Opened> {
         match &self.tls {
-            Some(tls) => shake_hands(tls, socket, patience.head, reporter).await,
+            Some(tls) => shake_hands(tls, socket, patience.head, who).await,
             None => look_for_preface(socket, patience).await,
         }
     }
@@ -68,14 +67,14 @@ async fn shake_hands(
     tls: &ServerTls,
     socket: TcpStream,
     limit: Duration,
-    reporter: &Reporter,
+    who: &impl Answering,
 ) -> Option<Opened> {
     let shaking = async {
         let mut first = [0];
         match socket.peek(&mut first).await {
             Ok(1..) if first != [HANDSHAKE] => {
                 let error = Error::BadRequest("this port speaks TLS; use https");
-                refuse(ClientStream::Plain(socket), &error, &reporter.unheard(&error)).await;
+                refuse(ClientStream::Plain(socket), &error, &who.unheard(&error)).await;
                 return None;
             }
             Ok(1..) => {}

@@ -102,6 +102,20 @@ impl Scrape {
     }
 }
 
+/// The numbers when so many requests have ended, whose first bytes have all been written.
+pub async fn after_relaying(port: u16, requests: u64) -> Scrape {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        // A request has ended before its last byte is written, and is counted then.
+        let scrape = after(port, requests).await;
+        if scrape.get("mini_lb_router_relay_seconds_count", &[]) >= requests as f64 {
+            return scrape;
+        }
+        assert!(Instant::now() < deadline, "{requests} answers are not written");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 /// The numbers when so many requests have ended.
 pub async fn after(port: u16, requests: u64) -> Scrape {
     let deadline = Instant::now() + PATIENCE;
