@@ -24,17 +24,21 @@ pub(super) fn number(number: impl itoa::Integer, into: &mut Vec<u8>) {
 /// Puts a time in milliseconds, to the microsecond.
 pub(super) fn milliseconds(time: Duration, into: &mut Vec<u8>) {
     let (seconds, micros) = (time.as_secs(), time.subsec_micros());
+    let digit = |unit: u32| b'0' + (micros / unit % 10) as u8;
+    let places = [digit(1_000), b'.', digit(100), digit(10), digit(1)];
     match (seconds, micros) {
-        (0, 0..10_000) => into.push(b'0' + (micros / 1_000) as u8),
-        _ => number(seconds * 1_000 + u64::from(micros / 1_000), into),
+        (0, 0..10_000) => {}
+        _ => number(seconds * 100 + u64::from(micros / 10_000), into),
     }
-    let rest = micros % 1_000;
-    if rest > 0 {
-        let [hundreds, tens, ones] = [rest / 100, rest / 10 % 10, rest % 10].map(|digit| digit as u8);
-        into.extend_from_slice(&[b'.', b'0' + hundreds, b'0' + tens, b'0' + ones]);
-        let zeros = usize::from(ones == 0) + usize::from(tens | ones == 0);
-        into.truncate(into.len() - zeros);
-    }
+    into.extend_from_slice(&places);
+    // Zeros at the end, and a point with nothing behind it.
+    let idle = match places {
+        [_, _, b'0', b'0', b'0'] => 4,
+        [.., b'0', b'0'] => 2,
+        [.., b'0'] => 1,
+        _ => 0,
+    };
+    into.truncate(into.len() - idle);
 }
 
 /// Puts quotes around what JSON has in a string as it is.
@@ -53,7 +57,7 @@ pub(super) fn json(value: &str, into: &mut Vec<u8>) {
     }
 }
 
-/// Whether JSON has these bytes in a string as they are. A word at a time: this is most of what a line costs.
+/// Whether JSON has these bytes in a string as they are: looks at a word at a time.
 fn is_plain_json(bytes: &[u8]) -> bool {
     const EACH: u64 = u64::from_ne_bytes([1; 8]);
     const HIGHEST: u64 = EACH << 7;

@@ -30,14 +30,14 @@ macro_rules! name {
 
 fn put_fields(request: &RequestLine<'_>, to: &mut Fields<'_>) {
     let RequestLine { times, failure, .. } = request;
-    to.text(name!("request_id"), Some(request.request_id));
-    to.text(name!("method"), Some(request.method));
+    to.word(name!("request_id"), Some(request.request_id));
+    to.word(name!("method"), Some(request.method));
     to.text(name!("path"), Some(request.path));
     to.number(name!("status"), request.status);
     to.word(name!("code"), failure.map(|failure| failure.code));
     to.word(name!("phase"), Some(request.phase));
-    to.text(name!("prefill"), request.prefill);
-    to.text(name!("decode"), request.decode);
+    to.word(name!("prefill"), request.prefill);
+    to.word(name!("decode"), request.decode);
     to.number(name!("attempts"), Some(request.attempts));
     to.text(name!("retried"), request.retried.as_deref());
     to.name(name!("streaming"));
@@ -77,13 +77,13 @@ impl Fields<'_> {
         }
     }
 
-    /// Puts one of the library's own words, which need no care.
+    /// Puts one of the library's own words, or what it promises to be as plain: JSON has it as it is.
     #[inline(always)]
-    fn word(&mut self, name: [&'static str; 2], value: Option<&'static str>) {
+    fn word(&mut self, name: [&'static str; 2], value: Option<&str>) {
         let Some(value) = value else { return };
         self.name(name);
         match self.format {
-            Format::Text => put::text(value, self.line),
+            Format::Text => put::word(value, self.line),
             Format::Json => put::quoted(value, self.line),
         }
     }

@@ -16,8 +16,9 @@ const MAX_CAUSE: usize = 1_024;
 
 /// What is told of a request when it is over: a line in the log.
 ///
-/// No body, no query and no header is in it, except for the request's id. What clients and servers sent may be in
-/// `request_id`, `method`, `path` and the failure's cause: cut, but not escaped.
+/// No body, no query and no header is in it, except for the request's id. What clients and servers sent may be in `path`
+/// and in the failure's cause: cut, but not escaped. `request_id`, `method` and URLs are printable ASCII without quotes and
+/// backslashes.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct RequestLine<'a> {
