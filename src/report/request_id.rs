@@ -1,5 +1,7 @@
 //! The name of a request: the client's, or one that is made here.
 
+use std::cell::LazyCell;
+
 use hyper::header::HeaderName;
 
 use crate::record::RequestId;
@@ -41,11 +43,12 @@ impl RequestIds {
 
     /// A request's name, which is its only `x-request-id` from now on.
     pub(super) fn settle(&self, fields: &mut Fields) -> RequestId {
-        let others = fields.may_have(self.shapes);
+        // Not looked for if the first header has it.
+        let others = LazyCell::new(|| fields.may_have(self.shapes));
         let given = self.headers.iter().find_map(|header| {
             let (is_own, id) = match header {
                 Header::Own => (true, fields.get(Known::RequestId)),
-                Header::Other(name) if others => (false, fields.get(name.as_str())),
+                Header::Other(name) if *others => (false, fields.get(name.as_str())),
                 Header::Other(_) => (false, None),
             };
             Some((is_own, RequestId::given(id?)?))
