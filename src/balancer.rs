@@ -6,21 +6,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::{Comparable, ConfigError, MiniLbConfig, Options, Reloaded, Settings};
-use crate::server::{self, Guards, Live};
-use crate::upstream::{Backend, Members, ServerPair};
+use crate::config::{ConfigError, ConfigSnapshot, MiniLbConfig, Options, Reloaded, Settings};
+use crate::server::{self, Admission, LiveSettings};
+use crate::upstream::{Backend, DesiredFleet, ServerPair};
 
 /// A router in front of prefill and decode servers.
 pub struct MiniLoadBalancer {
     host: String,
     port: u16,
-    members: Arc<Members>,
-    live: Arc<Live>,
-    guards: Guards,
+    members: Arc<DesiredFleet>,
+    live: Arc<LiveSettings>,
+    guards: Admission,
     options: Options,
-    started_with: Comparable,
+    started_with: ConfigSnapshot,
     /// What `reload` compares with. Its lock lets one reload happen at a time.
-    last: Mutex<Comparable>,
+    last: Mutex<ConfigSnapshot>,
 }
 
 impl MiniLoadBalancer {
@@ -32,10 +32,11 @@ impl MiniLoadBalancer {
     /// named twice, a port or a limit of 0, a file of certificates or a key that is of no use.
     pub fn new(config: MiniLbConfig) -> Result<Self, ConfigError> {
         let settings = config.settle()?;
-        let (started_with, last) = (Comparable::of(&settings), Mutex::new(Comparable::of(&settings)));
+        let (started_with, last) = (ConfigSnapshot::of(&settings), Mutex::new(ConfigSnapshot::of(&settings)));
         let Settings { host, port, wanted, names, access, options } = settings;
-        let (members, live) = (Arc::new(Members::new(wanted, names)), Arc::new(Live::new(&options)));
-        let guards = Guards::new(access, &options.gate);
+        let (members, live) =
+            (Arc::new(DesiredFleet::new(wanted, names)), Arc::new(LiveSettings::new(&options)));
+        let guards = Admission::new(access, &options.gate);
         Ok(Self { host, port, members, live, guards, options, started_with, last })
     }
 
@@ -93,7 +94,7 @@ impl MiniLoadBalancer {
     /// As for [`new`](Self::new); then nothing has changed.
     pub fn reload(&self, config: MiniLbConfig) -> Result<Reloaded, ConfigError> {
         let settings = config.settle()?;
-        let new = Comparable::of(&settings);
+        let new = ConfigSnapshot::of(&settings);
         // Nothing below fails half-way.
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.servers();

@@ -14,16 +14,14 @@ use http_body_util::Full;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 
-use crate::gate::Refusal;
-use crate::upstream::{
-    Backend, ConnError, DialError, MAX_SERVERS_PER_ROLE, NotChanged, Outcome, Role, SendError,
-};
-use crate::wire::message::{MAX_HEAD, MAX_HEADERS, Malformed};
-use crate::wire::pieces::Pieces;
-use crate::wire::shape::BadBody;
+use crate::admission::{AuthError, Rejection};
+use crate::http1::{ConnError, MAX_HEAD, MAX_HEADERS, MalformedMessage, SendError};
+use crate::upstream::{Backend, DialError, MAX_SERVERS_PER_ROLE, NotChanged, Outcome, Role};
+use crate::wire::segments::SegmentedBytes;
+use crate::wire::shape::BodyError;
 
 /// An answer that is complete: the router's own.
-pub(crate) type Reply = Response<Full<Pieces>>;
+pub(crate) type OwnResponse = Response<Full<SegmentedBytes>>;
 
 /// Why a request got no answer from a server.
 #[derive(Debug)]
@@ -37,11 +35,11 @@ pub(crate) enum Error {
         drained: bool,
     },
     /// The rest of a body did not come, or is none.
-    BodyRead(BrokenBody),
+    BodyRead(BodyReadError),
     BodyEncoded {
         encoding: String,
     },
-    BadBody(BadBody),
+    BodyError(BodyError),
     ManySamples,
     /// A head that must not be guessed at.
     BadRequest(&'static str),
@@ -57,7 +55,7 @@ pub(crate) enum Error {
     /// Not for whoever asks.
     Forbidden(&'static str),
     /// Over a limit of the router's own.
-    Overloaded(Refusal),
+    Overloaded(Rejection),
     /// The router's own fault: a panic.
     Internal,
     /// An operator's order that makes no sense.
@@ -76,11 +74,11 @@ pub(crate) enum Error {
 
 /// Why the rest of a client's body can't be had.
 #[derive(Debug)]
-pub(crate) enum BrokenBody {
+pub(crate) enum BodyReadError {
     Io(io::Error),
     /// The client has sent no more.
     Closed,
-    Malformed(Malformed),
+    Malformed(MalformedMessage),
     Http2(hyper::Error),
 }
 
@@ -96,7 +94,7 @@ pub(crate) enum Cause {
         unseen: bool,
     },
     /// What came is not HTTP.
-    BadResponse(Malformed),
+    BadResponse(MalformedMessage),
     /// No answer in time.
     Timeout(Duration),
     /// An answer that must be held in memory is over the limit.
@@ -125,12 +123,12 @@ impl Error {
             Self::RequestTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
-            Self::Overloaded(Refusal::QueueTimeout(_)) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Overloaded(Rejection::QueueTimeout(_)) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Overloaded(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NotReady(_) | Self::NoServer(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::BodyRead(_)
-            | Self::BadBody(_)
+            | Self::BodyError(_)
             | Self::ManySamples
             | Self::BadRequest(_)
             | Self::BadOrder(_) => StatusCode::BAD_REQUEST,
@@ -149,16 +147,16 @@ impl Error {
             Self::BodyTooLarge { .. } => "body_too_large",
             Self::BodyRead(_) => "body_read",
             Self::BodyEncoded { .. } => "unsupported_encoding",
-            Self::BadBody(_) => "invalid_json",
+            Self::BodyError(_) => "invalid_json",
             Self::ManySamples => "n_not_supported",
             Self::BadRequest(_) => "bad_request",
             Self::HeadTooLarge => "head_too_large",
             Self::RequestTimeout { .. } => "request_timeout",
             Self::Unauthorized => "unauthorized",
             Self::Forbidden(_) => "admin_forbidden",
-            Self::Overloaded(Refusal::QueueFull { .. }) => "queue_full",
-            Self::Overloaded(Refusal::QueueTimeout(_)) => "queue_timeout",
-            Self::Overloaded(Refusal::RateLimited { .. }) => "rate_limited",
+            Self::Overloaded(Rejection::QueueFull { .. }) => "queue_full",
+            Self::Overloaded(Rejection::QueueTimeout(_)) => "queue_timeout",
+            Self::Overloaded(Rejection::RateLimited { .. }) => "rate_limited",
             Self::Internal => "internal",
             Self::BadOrder(_) => "invalid_admin_request",
             Self::NotChanged(NotChanged::Unknown) => "worker_not_found",
@@ -200,7 +198,7 @@ impl Error {
     }
 
     /// The answer to the client.
-    pub(crate) fn to_reply(&self) -> Reply {
+    pub(crate) fn to_reply(&self) -> OwnResponse {
         let mut reply = json_reply(self.status(), self.to_json());
         match self {
             Self::MethodNotAllowed { allow } => {
@@ -233,7 +231,7 @@ impl Error {
 }
 
 /// A complete answer of JSON.
-pub(crate) fn json_reply(status: StatusCode, body: impl Into<Bytes>) -> Reply {
+pub(crate) fn json_reply(status: StatusCode, body: impl Into<Bytes>) -> OwnResponse {
     let mut reply = Response::new(Full::new(body.into().into()));
     *reply.status_mut() = status;
     reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -292,8 +290,18 @@ impl Cause {
     }
 }
 
-impl From<Refusal> for Error {
-    fn from(refusal: Refusal) -> Self {
+impl From<AuthError> for Error {
+    fn from(error: AuthError) -> Self {
+        match error {
+            AuthError::MissingKey => Self::Unauthorized,
+            AuthError::AmbiguousKey => Self::BadRequest("there is more than one Authorization header"),
+            AuthError::AdminForbidden(why) => Self::Forbidden(why),
+        }
+    }
+}
+
+impl From<Rejection> for Error {
+    fn from(refusal: Rejection) -> Self {
         Self::Overloaded(refusal)
     }
 }
@@ -336,7 +344,7 @@ impl fmt::Display for Error {
             Self::BodyEncoded { encoding } => {
                 write!(f, "the body is encoded as {encoding}; the router must read it, so send it as it is")
             }
-            Self::BadBody(error) => error.fmt(f),
+            Self::BodyError(error) => error.fmt(f),
             Self::ManySamples => f.write_str(
                 "n > 1 is not supported: SGLang's decode servers hang on it under prefill-decode disaggregation; \
                  send n requests",
@@ -368,12 +376,12 @@ impl fmt::Display for Error {
     }
 }
 
-impl fmt::Display for BrokenBody {
+impl fmt::Display for BodyReadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Io(error) => error.fmt(f),
             Self::Closed => f.write_str("the connection was closed before its end"),
-            Self::Malformed(Malformed(what)) => f.write_str(what),
+            Self::Malformed(MalformedMessage(what)) => f.write_str(what),
             Self::Http2(error) => error.fmt(f),
         }
     }
@@ -386,7 +394,9 @@ impl fmt::Display for Cause {
             Self::ConnectTimeout(after) => write!(f, "did not accept a connection within {after:?}"),
             Self::Closed { error, .. } => write!(f, "broke off before its answer was complete: {error}"),
             Self::LateRefusal(status) => write!(f, "refused with {status} when the answer had begun"),
-            Self::BadResponse(Malformed(what)) => write!(f, "sent an answer that is not good HTTP: {what}"),
+            Self::BadResponse(MalformedMessage(what)) => {
+                write!(f, "sent an answer that is not good HTTP: {what}")
+            }
             Self::Timeout(after) => write!(f, "did not answer within {after:?}"),
             Self::TooLarge { limit } => write!(f, "sent over {limit} bytes where all must be held in memory"),
             Self::Unmergeable(what) => write!(f, "sent an answer without readable logprobs: {what}"),
@@ -397,8 +407,8 @@ impl fmt::Display for Cause {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::BodyRead(BrokenBody::Io(error)) => Some(error),
-            Self::BodyRead(BrokenBody::Http2(error)) => Some(error),
+            Self::BodyRead(BodyReadError::Io(error)) => Some(error),
+            Self::BodyRead(BodyReadError::Http2(error)) => Some(error),
             Self::Upstream { cause: Cause::Connect(error), .. } => Some(error),
             Self::Upstream { cause: Cause::Closed { error: ConnError::Io(error), .. }, .. } => Some(error),
             _ => None,

@@ -9,14 +9,15 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 use hyper::header::HeaderValue;
 
-use crate::wire::body::{ClientBody, LegBody};
+use crate::http1::OutgoingBody;
+use crate::http1::{read_request_head, read_response_head};
+use crate::wire::body::ClientBody;
 use crate::wire::bootstrap::BootstrapFields;
+use crate::wire::client_response::ClientResponseHead;
 use crate::wire::logprobs::{Merge, PromptLogprobs};
-use crate::wire::message::{read_client_head, read_head};
-use crate::wire::reply::ReplyHead;
-use crate::wire::request::RequestHead;
 use crate::wire::shape::{Dialect, Inspector};
 use crate::wire::sse::Events;
+use crate::wire::upstream_request::UpstreamHead;
 
 /// What a prefill server has once, not a request.
 static FIELDS: LazyLock<BootstrapFields> =
@@ -37,24 +38,24 @@ pub fn rewrite(pieces: &[Bytes]) -> usize {
 
 /// Reads a request's head, and writes those of both legs: how many bytes they get.
 pub fn pass_head_on(text: &[u8], host: &HeaderValue) -> usize {
-    let (head, _, _) = read_client_head(text, 0).expect("a good head").expect("a whole head");
-    let head = RequestHead::new(&head.method, head.target.as_str(), &head.fields, true);
-    let [prefill, decode] = [(); 2].map(|()| head.to(host, b"", &LegBody::default()));
+    let (head, _, _) = read_request_head(text, 0).expect("a good head").expect("a whole head");
+    let head = UpstreamHead::new(&head.method, head.target.as_str(), &head.fields, true);
+    let [prefill, decode] = [(); 2].map(|()| head.to(host, b"", &OutgoingBody::default()));
     prefill.head.len() + decode.head.len()
 }
 
 /// Reads an answer's head, and writes the client's: how many bytes it gets.
 pub fn pass_answer_head_on(text: &[u8]) -> usize {
-    let answer = read_head(text, true).expect("a good head").expect("a whole head");
+    let answer = read_response_head(text, true).expect("a good head").expect("a whole head");
     let mut written = Vec::with_capacity(text.len());
-    ReplyHead::from(answer.head).write(true, &mut written);
+    ClientResponseHead::from(answer.head).write(true, &mut written);
     written.len()
 }
 
 /// Reads an answer of which each of these pieces is read at a time, the first with all of the head: how many bytes its
 /// body has.
 pub fn read_answer(pieces: &[Bytes]) -> usize {
-    let answer = read_head(&pieces[0], true).expect("a good head").expect("a whole head");
+    let answer = read_response_head(&pieces[0], true).expect("a good head").expect("a whole head");
     let mut decoder = answer.decoder;
     let mut length = 0;
     for (number, piece) in pieces.iter().enumerate() {

@@ -24,22 +24,20 @@
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
-mod access;
+mod admin;
+mod admission;
 mod balancer;
 mod config;
-mod control;
 mod error;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
-mod gate;
+mod http1;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod internals;
-mod metrics;
+mod observe;
 mod proxy;
-mod record;
-mod report;
 mod server;
 mod timer;
 mod tls;
@@ -57,7 +55,7 @@ pub use config::{
     DEFAULT_SHUTDOWN_LAME_DUCK, DEFAULT_STREAM_IDLE_TIMEOUT, DEFAULT_WORKER_STARTUP_CHECK_INTERVAL,
     DEFAULT_WORKER_STARTUP_TIMEOUT, MiniLbConfig, Reloaded,
 };
-pub use report::{RequestFailure, RequestLine, RequestTimes};
+pub use observe::report::{RequestFailure, RequestLine, RequestTimes};
 pub use upstream::{Backend, Choice, Outcome, Policy, Random, Role, RoundRobin, ServerPair};
 
 /// The README's code is compiled with the doc tests.

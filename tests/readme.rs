@@ -138,7 +138,7 @@ fn the_error_codes_are_those_of_the_source() {
     let mut in_source: BTreeSet<String> =
         codes.flat_map(|body| body.split('"').skip(1).step_by(2)).map(str::to_owned).collect();
     // The codes of answers that are made of several servers' answers.
-    let endpoints = file("src/control/endpoints.rs");
+    let endpoints = file("src/admin/endpoints.rs");
     for code in ["unhealthy", "flush_cache_failed"] {
         assert!(endpoints.contains(&format!("\"{code}\"")));
         in_source.insert(code.to_owned());

@@ -1,7 +1,7 @@
 //! Who may ask.
 
 use super::{ConfigError, MiniLbConfig};
-use crate::access::{AccessOptions, Origins, Secret};
+use crate::admission::{AccessOptions, Origins, Secret};
 
 /// Keys and origins as they were given. `Debug` shows no key.
 #[derive(Clone, Default)]

@@ -3,20 +3,20 @@
 use std::time::Duration;
 
 use super::{LONGEST_TIMEOUT, MiniLbConfig};
-use crate::gate::{Caps, GateOptions};
+use crate::admission::{AdmissionOptions, BackendCaps};
 
 /// Requests that wait by default where requests are limited, as in `sglang_router`.
 pub const DEFAULT_QUEUE_SIZE: usize = 100;
 /// How long a request waits by default, as in `sglang_router`.
 pub const DEFAULT_QUEUE_TIMEOUT: Duration = Duration::from_secs(60);
 
-pub(super) fn no_limits() -> GateOptions {
-    GateOptions {
+pub(super) fn no_limits() -> AdmissionOptions {
+    AdmissionOptions {
         max_concurrent: None,
         queue_size: DEFAULT_QUEUE_SIZE,
         queue_timeout: DEFAULT_QUEUE_TIMEOUT,
         rate: None,
-        caps: Caps::NONE,
+        caps: BackendCaps::NONE,
     }
 }
 

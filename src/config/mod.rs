@@ -18,14 +18,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::gate::GateOptions;
-use crate::report::ReportOptions;
+use crate::admission::AdmissionOptions;
+use crate::observe::report::ReportOptions;
 use crate::upstream::{HealthOptions, Policy, Random, SocketOptions};
 
 pub use defaults::*;
 pub(crate) use discovery::DiscoveryOptions;
 pub use gate::{DEFAULT_QUEUE_SIZE, DEFAULT_QUEUE_TIMEOUT};
-pub(crate) use reload::Comparable;
+pub(crate) use reload::ConfigSnapshot;
 pub use reload::Reloaded;
 pub use settings::ConfigError;
 pub(crate) use settings::Settings;
@@ -85,7 +85,7 @@ pub(crate) struct Options {
     pub(crate) discovery: DiscoveryOptions,
     pub(crate) worker_threads: usize,
     /// How many requests may be under way.
-    pub(crate) gate: GateOptions,
+    pub(crate) gate: AdmissionOptions,
     /// Who may ask.
     pub(crate) keys: access::Keys,
     /// Where operators are answered.

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::{Options, Settings, TlsOptions};
-use crate::access::{AccessOptions, Secret};
+use crate::admission::{AccessOptions, Secret};
 use crate::tls::{ClientFiles, KeyFiles};
 use crate::upstream::Role;
 
@@ -56,9 +56,9 @@ enum Holds {
 type Entry = (&'static str, Holds, String);
 
 /// What changes between two configurations can be seen in.
-pub(crate) struct Comparable(Vec<Entry>);
+pub(crate) struct ConfigSnapshot(Vec<Entry>);
 
-impl Comparable {
+impl ConfigSnapshot {
     pub(crate) fn of(settings: &Settings) -> Self {
         let Settings { host, port, wanted: _, names, access, options } = settings;
         let mut entries = vec![after_restart("host", host), after_restart("port", port)];

@@ -6,7 +6,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::settings::ConfigError;
 use super::{MiniLbConfig, Options};
-use crate::report::{RequestLine, RequestLog, check_header};
+use crate::observe::report::{RequestLine, RequestLog, check_header};
 
 impl MiniLbConfig {
     /// Logs a line at level info for every request that is over, not only for those that failed. Default: no.
@@ -58,7 +58,7 @@ impl Options {
         }
         #[cfg(feature = "otel")]
         if let Some(url) = &self.report.traces {
-            crate::report::traces::Endpoint::parse(url).map_err(|why| {
+            crate::observe::report::traces::CollectorEndpoint::parse(url).map_err(|why| {
                 ConfigError::new(format!("--otlp-traces-endpoint {}: {why}", url.escape_debug()))
             })?;
         }

@@ -5,8 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::{MiniLbConfig, Options};
-use crate::access::AccessOptions;
-use crate::upstream::{Address, DnsName, MAX_SERVERS_PER_ROLE, PrefillSpec, Role, Wanted, checked_host};
+use crate::admission::AccessOptions;
+use crate::upstream::{Address, DnsName, FleetSpec, MAX_SERVERS_PER_ROLE, PrefillSpec, Role, checked_host};
 
 impl MiniLbConfig {
     /// Checks everything at once; the first thing found wrong is the error.
@@ -58,7 +58,7 @@ impl MiniLbConfig {
         let speaks_tls = |address: &Address| address.tls_name.is_some();
         let any_tls = prefill.iter().map(|spec| &spec.address).chain(&decode).any(speaks_tls);
         self.options.load_tls(any_tls)?;
-        let wanted = Wanted {
+        let wanted = FleetSpec {
             prefill,
             decode,
             prefill_policy: Arc::clone(&self.options.prefill_policy),
@@ -114,7 +114,7 @@ impl Options {
 pub(crate) struct Settings {
     pub(crate) host: String,
     pub(crate) port: u16,
-    pub(crate) wanted: Wanted,
+    pub(crate) wanted: FleetSpec,
     pub(crate) access: AccessOptions,
     pub(crate) names: Vec<DnsName>,
     pub(crate) options: Options,

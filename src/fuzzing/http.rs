@@ -2,13 +2,13 @@
 
 /// An answer: its status and, if it is complete, its body.
 #[derive(Debug, PartialEq)]
-pub(super) struct Answer {
+pub(super) struct Response {
     pub(super) status: u16,
     pub(super) body: Option<Vec<u8>>,
 }
 
 /// The answers in what a client has got. Only the last can be cut off; anything that is no answer panics.
-pub(super) fn answers(mut text: &[u8]) -> Vec<Answer> {
+pub(super) fn answers(mut text: &[u8]) -> Vec<Response> {
     let mut answers = Vec::new();
     while !text.is_empty() {
         let Some(end) = memchr::memmem::find(text, b"\r\n\r\n") else {
@@ -27,7 +27,7 @@ pub(super) fn answers(mut text: &[u8]) -> Vec<Answer> {
         }
         let (body, rest) = head.body(rest);
         assert!(body.is_some() || rest.is_empty());
-        answers.push(Answer { status: head.status, body });
+        answers.push(Response { status: head.status, body });
         text = rest;
     }
     answers

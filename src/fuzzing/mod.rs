@@ -17,10 +17,11 @@ use serde_json::{Map, Value};
 
 pub use self::requests::requests;
 pub use self::router::router;
-use crate::wire::body::{ClientBody, LegBody};
+use crate::http1::OutgoingBody;
+use crate::wire::body::ClientBody;
 use crate::wire::bootstrap::BootstrapFields;
 use crate::wire::logprobs::{Merge, PromptLogprobs};
-use crate::wire::shape::{BadBody, Dialect, Inspector, Shape};
+use crate::wire::shape::{BodyError, BodyShape, Dialect, Inspector};
 use crate::wire::sse::{Events, only_data};
 
 /// Bytes that choose, in front of the text.
@@ -93,13 +94,13 @@ pub fn inspect_and_rewrite(data: &[u8]) {
         // Which of several faults is named depends on what is there when the first is seen.
         (Err(error), Err(_)) => {
             let object = serde_json::from_slice::<Map<String, Value>>(input.text);
-            assert!(object.is_err() || error == BadBody::TooManyCuts, "an object was refused: {error}");
+            assert!(object.is_err() || error == BodyError::TooManyCuts, "an object was refused: {error}");
         }
         (whole, pieces) => panic!("whole: {:?}, in pieces: {:?}", whole.err(), pieces.err()),
     }
 }
 
-fn inspect(dialect: Dialect, pieces: Vec<&[u8]>) -> Result<(ClientBody, Shape), BadBody> {
+fn inspect(dialect: Dialect, pieces: Vec<&[u8]>) -> Result<(ClientBody, BodyShape), BodyError> {
     let mut inspector = Inspector::new(dialect);
     let mut body = ClientBody::default();
     for piece in pieces {
@@ -109,12 +110,12 @@ fn inspect(dialect: Dialect, pieces: Vec<&[u8]>) -> Result<(ClientBody, Shape), 
     Ok((body, inspector.finish()?))
 }
 
-fn rewrite(body: &ClientBody, shape: &Shape) -> Vec<u8> {
+fn rewrite(body: &ClientBody, shape: &BodyShape) -> Vec<u8> {
     let fields = BootstrapFields::new("prefill".into(), Some(8998));
     bytes_of(body.with_fields(&shape.edit, &fields, 7))
 }
 
-fn bytes_of(body: LegBody) -> Vec<u8> {
+fn bytes_of(body: OutgoingBody) -> Vec<u8> {
     body.pieces().concat()
 }
 

@@ -15,8 +15,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::time::{sleep, timeout};
 
 use super::{Input, cut_at_most};
-use crate::proxy::Upload;
-use crate::server::{ClientStream, Http1, Next, Patience};
+use crate::proxy::RequestBody;
+use crate::server::{ClientStream, ClientTimeouts, Http1, NextRequest};
 use crate::timer::Timer;
 
 /// Pieces of what a client sends: each wakes everybody.
@@ -75,15 +75,15 @@ async fn ours(text: &[u8], cuts: u8) -> Vec<Read> {
     let sending = tokio::spawn(send(client, text.to_vec(), cuts));
     let mut connection = Http1::new(ClientStream::Memory(socket));
     let mut timer = Timer::default();
-    let patience = Patience { head: FOREVER, idle: FOREVER };
+    let patience = ClientTimeouts { head: FOREVER, idle: FOREVER };
     let mut requests = Vec::new();
-    while let Next::Request(head, manner) =
+    while let NextRequest::Request(head, manner) =
         connection.next(&mut timer, patience, std::future::pending()).await
     {
-        if head.flaw.is_some() {
+        if head.reject_reason.is_some() {
             break;
         }
-        let line = |line: crate::wire::message::FieldLine<'_>| {
+        let line = |line: crate::http1::RawHeader<'_>| {
             (String::from_utf8_lossy(line.name).to_ascii_lowercase(), line.value.to_vec())
         };
         let headers: Vec<_> = head.fields.iter().map(line).collect();
@@ -113,7 +113,7 @@ fn sorted(mut headers: Vec<(String, Vec<u8>)>) -> Vec<(String, Vec<u8>)> {
 
 async fn body(connection: &mut Http1) -> Option<Vec<u8>> {
     let mut body = Vec::new();
-    while let Some(piece) = poll_fn(|cx| connection.poll_piece(cx)).await.ok()? {
+    while let Some(piece) = poll_fn(|cx| connection.poll_chunk(cx)).await.ok()? {
         body.extend_from_slice(&piece);
     }
     Some(body)

@@ -20,17 +20,19 @@ use tokio::time::{sleep, timeout};
 use super::http::{self, answers};
 use super::{DIALECTS, Input, cut_at_most, splice_stream};
 use crate::error::Error;
-use crate::metrics::WorkerMetrics;
-use crate::proxy::{self, Limits, Proxy};
-use crate::record::{Record, Recorder, RequestId};
-use crate::server::{Answer, Answering, Client as _, ClientStream, Http1, Patience, converse};
+use crate::http1::RequestHead;
+use crate::observe::metrics::WorkerMetrics;
+use crate::observe::record::{Record, Recorder, RequestId};
+use crate::proxy::{self, Proxy, RequestLimits};
+use crate::server::{
+    ClientResponse, ClientStream, ClientTimeouts, ClientTransport as _, ConnectionHandler, Http1, serve_http1,
+};
 use crate::timer::Timer;
 use crate::upstream::{
-    Address, HealthOptions, LiveFleet, Pools, PrefillSpec, Random, Role, SocketOptions, Wanted,
+    Address, FleetSpec, HealthOptions, LiveFleet, Pools, PrefillSpec, Random, Role, SocketOptions,
 };
 use crate::wire::logprobs::{Merge, PromptLogprobs};
-use crate::wire::message::ClientHead;
-use crate::wire::shape::{Dialect, Inspector, Shape};
+use crate::wire::shape::{BodyShape, Dialect, Inspector};
 
 /// What a connection holds that nobody has read.
 const BUFFER: usize = 4 << 10;
@@ -188,7 +190,7 @@ async fn read_request(socket: &mut BufReader<DuplexStream>) -> Option<()> {
 
 /// What a client does when it has sent its requests.
 #[derive(Clone, Copy, PartialEq)]
-enum Client {
+enum FuzzClient {
     /// Waits for all answers.
     Waits,
     /// Says at once that nothing more comes.
@@ -200,9 +202,9 @@ enum Client {
 struct Scene {
     requests: Vec<u8>,
     cuts: u8,
-    client: Client,
+    client: FuzzClient,
     /// What the request asks for, if it is surely one.
-    valid: Option<Shape>,
+    valid: Option<BodyShape>,
     prefill: Script,
     decode: Script,
 }
@@ -217,9 +219,9 @@ impl Scene {
         Self {
             requests: if raw { text.to_vec() } else { request(dialect, text).repeat(twice) },
             cuts,
-            client: [Client::Waits, Client::Waits, Client::ClosesItsHalf, Client::Leaves]
+            client: [FuzzClient::Waits, FuzzClient::Waits, FuzzClient::ClosesItsHalf, FuzzClient::Leaves]
                 [usize::from(kind >> 4) % 4],
-            valid: if raw { None } else { shape_of(dialect, text) },
+            valid: if raw { None } else { name_bit(dialect, text) },
             prefill: Script::new(prefill, cuts.rotate_left(2), prefill_options),
             decode: Script::new(decode, cuts.rotate_left(4), decode_options),
         }
@@ -229,20 +231,20 @@ impl Scene {
         let asked = Arc::new(AtomicUsize::new(0));
         let (client, socket) = duplex(BUFFER);
         let connection = serve(self.proxy(), socket, Arc::clone(&asked));
-        let (_, got) = timeout(FOREVER, async { tokio::join!(connection, self.converse(client)) })
+        let (_, got) = timeout(FOREVER, async { tokio::join!(connection, self.serve_http1(client)) })
             .await
             .expect("everything ends");
-        if self.client == Client::Leaves {
+        if self.client == FuzzClient::Leaves {
             return;
         }
         let answers = answers(&got);
         // One more: a word on something that is no request.
         assert!(answers.len() <= asked.load(Ordering::Relaxed) + 1, "more answers than requests");
-        if self.client == Client::Waits && self.valid.is_some() {
+        if self.client == FuzzClient::Waits && self.valid.is_some() {
             assert!(!answers.is_empty(), "no answer: {}", got.escape_ascii());
         }
         if self.is_sound() {
-            let is_complete = matches!(answers.first(), Some(http::Answer { status: 200, body: Some(_) }));
+            let is_complete = matches!(answers.first(), Some(http::Response { status: 200, body: Some(_) }));
             assert!(is_complete, "not answered: {}", got.escape_ascii());
         }
         self.check(&answers).await;
@@ -250,9 +252,9 @@ impl Scene {
 
     /// Nothing stands in the way of decode's answer. Prefill's events might: there may be a refusal in them.
     fn is_sound(&self) -> bool {
-        let is_plain = |shape: &Shape| shape.merge.is_none() && !shape.many_samples;
+        let is_plain = |shape: &BodyShape| shape.merge.is_none() && !shape.many_samples;
         let prefill = self.prefill.is_sound() && self.prefill.framing == Framing::Length;
-        let asks = self.client == Client::Waits && self.valid.as_ref().is_some_and(is_plain);
+        let asks = self.client == FuzzClient::Waits && self.valid.as_ref().is_some_and(is_plain);
         asks && prefill && self.decode.is_sound()
     }
 
@@ -274,7 +276,7 @@ impl Scene {
             startup_timeout: Duration::from_secs(1),
         };
         let decode = vec![address("http://decode:2")];
-        let fleet = LiveFleet::new(Wanted {
+        let fleet = LiveFleet::new(FleetSpec {
             prefill: vec![prefill],
             decode,
             prefill_policy: Arc::new(Random),
@@ -294,7 +296,7 @@ impl Scene {
             Role::Decode => decode.connect(),
         };
         let pools = Pools::in_memory(&options, Box::new(connect));
-        let limits = Limits {
+        let limits = RequestLimits {
             max_payload_size: 16 << 10,
             max_merge_size: 16 << 10,
             body_idle_timeout: Duration::from_secs(20),
@@ -307,7 +309,7 @@ impl Scene {
     }
 
     /// Sends the requests and returns all that comes back.
-    async fn converse(&self, socket: DuplexStream) -> Vec<u8> {
+    async fn serve_http1(&self, socket: DuplexStream) -> Vec<u8> {
         let (mut reader, mut writer) = tokio::io::split(socket);
         let write = async {
             for piece in cut_at_most(MAX_PIECES, &self.requests, self.cuts) {
@@ -316,13 +318,13 @@ impl Scene {
                 }
                 tokio::task::yield_now().await;
             }
-            if self.client == Client::Waits {
+            if self.client == FuzzClient::Waits {
                 sleep(PATIENCE).await;
             }
             let _ = writer.shutdown().await;
         };
         let mut got = Vec::new();
-        if self.client == Client::Leaves {
+        if self.client == FuzzClient::Leaves {
             tokio::select! { _ = reader.read_u8() => {}, () = async { write.await; sleep(PATIENCE).await } => {} }
         } else {
             let _ = tokio::join!(write, reader.read_to_end(&mut got));
@@ -332,8 +334,10 @@ impl Scene {
 
     /// The first answer, if it is a complete success: it is decode's, with prefill's lists if they were asked for. A
     /// later one may be something that a server said too much.
-    async fn check(&self, answers: &[http::Answer]) {
-        let Some(http::Answer { status: 200..300, body: Some(body) }) = answers.first() else { return };
+    async fn check(&self, answers: &[http::Response]) {
+        let Some(http::Response { status: 200..300, body: Some(body) }) = answers.first() else {
+            return;
+        };
         let decode = self.decode.reference().await;
         let decode = decode.expect("a complete answer is made of a complete answer");
         let prefill = self.prefill.reference().await;
@@ -368,7 +372,7 @@ fn request(dialect: Dialect, body: &[u8]) -> Vec<u8> {
 }
 
 /// What a body asks for, if it is one that the router takes.
-fn shape_of(dialect: Dialect, body: &[u8]) -> Option<Shape> {
+fn name_bit(dialect: Dialect, body: &[u8]) -> Option<BodyShape> {
     let mut inspector = Inspector::new(dialect);
     inspector.feed(body).ok()?;
     inspector.finish().ok()
@@ -376,10 +380,10 @@ fn shape_of(dialect: Dialect, body: &[u8]) -> Option<Shape> {
 
 /// Serves a client's connection to its end.
 async fn serve(proxy: Proxy, socket: DuplexStream, asked: Arc<AtomicUsize>) {
-    let patience = Patience { head: Duration::from_secs(90), idle: Duration::from_secs(90) };
+    let patience = ClientTimeouts { head: Duration::from_secs(90), idle: Duration::from_secs(90) };
     let (_open, closing) = watch::channel(());
     // How it ended shows in what the client has got.
-    converse(ClientStream::Memory(socket), &Front { proxy, asked }, patience, closing).await;
+    serve_http1(ClientStream::Memory(socket), &Front { proxy, asked }, patience, closing).await;
 }
 
 /// All that a router answers with its proxy.
@@ -392,12 +396,12 @@ impl Front {
     async fn try_answer(
         &self,
         connection: &mut Http1,
-        head: &ClientHead,
+        head: &RequestHead,
         record: &mut Record,
         timer: &mut Timer,
-    ) -> Result<Option<proxy::Answer>, Error> {
-        if let Some(flaw) = head.flaw {
-            return Err(Error::BadRequest(flaw));
+    ) -> Result<Option<proxy::UpstreamResponse>, Error> {
+        if let Some(reject_reason) = head.reject_reason {
+            return Err(Error::BadRequest(reject_reason));
         }
         let dialect = match head.path() {
             "/v1/chat/completions" => Dialect::Chat,
@@ -405,17 +409,22 @@ impl Front {
             _ => Dialect::Generate,
         };
         let asked = self.proxy.read(dialect, head, connection, record, timer).await?;
-        connection.unless_left(self.proxy.answer(&asked, None, record, timer)).await.transpose()
+        connection.cancel_on_disconnect(self.proxy.answer(&asked, None, record, timer)).await.transpose()
     }
 }
 
-impl Answering for Front {
-    async fn answer(&self, connection: &mut Http1, head: ClientHead, timer: &mut Timer) -> Option<Answer> {
+impl ConnectionHandler for Front {
+    async fn answer(
+        &self,
+        connection: &mut Http1,
+        head: RequestHead,
+        timer: &mut Timer,
+    ) -> Option<ClientResponse> {
         self.asked.fetch_add(1, Ordering::Relaxed);
         let mut record = Recorder::new(Vec::new()).begin();
         Some(match self.try_answer(connection, &head, &mut record, timer).await {
-            Ok(answer) => Answer::relayed(answer?, None, record),
-            Err(error) => Answer::error(&error, record),
+            Ok(answer) => ClientResponse::relayed(answer?, None, record),
+            Err(error) => ClientResponse::error(&error, record),
         })
     }
 
@@ -423,7 +432,7 @@ impl Answering for Front {
         false
     }
 
-    fn unheard(&self, _: &Error) -> RequestId {
+    fn log_rejected_before_parse(&self, _: &Error) -> RequestId {
         RequestId::make()
     }
 

@@ -12,32 +12,35 @@ use hyper::header::{CONTENT_LENGTH, HeaderValue};
 use tokio::time::{Instant, Sleep, sleep};
 use tracing::debug;
 
-use super::intake::{self, Upload};
-use super::leg::{Connection, Deadline, Keep, Leg, Limit, PrefillEnd, PrefillRun, Refusal, run_prefill};
+use super::intake::{self, RequestBody};
+use super::leg::{
+    CollectLimits, ConnectionChoice, Deadline, DeadlineTimer, ErrorResponse, Leg, PrefillEnd, PrefillRun,
+    run_prefill,
+};
 use super::relay::{Relay, TimeLimit};
+use crate::admission::AdmissionHandle;
 use crate::error::{Cause, Error};
-use crate::gate::Entrance;
-use crate::record::{Attempt, Record};
+use crate::http1::{RequestHead, ResponseHead};
+use crate::observe::record::{Attempt, Record};
 use crate::timer::Timer;
-use crate::upstream::{Backend, InFlight, LiveFleet, Pools, Role, Seats, ServerPair};
+use crate::upstream::{Backend, InFlight, LiveFleet, PairPermits, Pools, Role, ServerPair};
 use crate::wire::body::ClientBody;
-use crate::wire::bootstrap::MAX_ROOM;
+use crate::wire::bootstrap::MAX_BOOTSTRAP_ROOM;
+use crate::wire::client_response::ClientResponseHead;
 use crate::wire::headers;
 use crate::wire::logprobs::{Merge, PromptLogprobs};
-use crate::wire::message::{ClientHead, Head};
-use crate::wire::reply::ReplyHead;
-use crate::wire::request::RequestHead;
-use crate::wire::shape::{Dialect, Shape};
+use crate::wire::shape::{BodyShape, Dialect};
+use crate::wire::upstream_request::UpstreamHead;
 
 /// Sends requests to pairs of servers.
 pub(crate) struct Proxy {
     fleet: Arc<LiveFleet>,
     pools: Arc<Pools>,
-    limits: Arc<ArcSwap<Limits>>,
+    limits: Arc<ArcSwap<RequestLimits>>,
 }
 
 /// What a request may take.
-pub(crate) struct Limits {
+pub(crate) struct RequestLimits {
     /// Bytes of its body.
     pub(crate) max_payload_size: usize,
     /// Between two pieces of its body.
@@ -55,22 +58,22 @@ pub(crate) struct Limits {
 }
 
 /// A generation request that has been read. It keeps the limits that it began with.
-pub(crate) struct Asked {
-    limits: Arc<Limits>,
-    outgoing: RequestHead,
+pub(crate) struct ReadRequest {
+    limits: Arc<RequestLimits>,
+    outgoing: UpstreamHead,
     body: ClientBody,
-    shape: Shape,
+    shape: BodyShape,
     deadline: Deadline,
 }
 
 /// An answer that has begun.
-pub(crate) struct Answer {
-    pub(crate) head: ReplyHead,
+pub(crate) struct UpstreamResponse {
+    pub(crate) head: ClientResponseHead,
     pub(crate) body: Box<Relay>,
 }
 
 impl Proxy {
-    pub(crate) fn new(fleet: Arc<LiveFleet>, pools: Arc<Pools>, limits: Arc<ArcSwap<Limits>>) -> Self {
+    pub(crate) fn new(fleet: Arc<LiveFleet>, pools: Arc<Pools>, limits: Arc<ArcSwap<RequestLimits>>) -> Self {
         Self { fleet, pools, limits }
     }
 
@@ -78,11 +81,11 @@ impl Proxy {
     pub(crate) async fn read(
         &self,
         dialect: Dialect,
-        head: &ClientHead,
-        upload: &mut impl Upload,
+        head: &RequestHead,
+        upload: &mut impl RequestBody,
         record: &mut Record,
         timer: &mut Timer,
-    ) -> Result<Asked, Error> {
+    ) -> Result<ReadRequest, Error> {
         let limits = self.limits.load_full();
         let (max, idle) = (limits.max_payload_size, limits.body_idle_timeout);
         let (body, shape, waited) = intake::read(&head.fields, upload, dialect, max, idle, timer).await?;
@@ -92,26 +95,26 @@ impl Proxy {
             return Err(Error::ManySamples);
         }
         let deadline = Deadline::since(now, limits.request_timeout);
-        let outgoing = RequestHead::new(&head.method, head.target.as_str(), &head.fields, true);
-        Ok(Asked { limits, outgoing, body, shape, deadline })
+        let outgoing = UpstreamHead::new(&head.method, head.target.as_str(), &head.fields, true);
+        Ok(ReadRequest { limits, outgoing, body, shape, deadline })
     }
 
     /// Answers a request. One that no server can have seen is sent again, and one that was refused with a
     /// status that says so. Where servers have so many requests at a time only, it comes with its seats.
     pub(crate) async fn answer(
         &self,
-        asked: &Asked,
-        seats: Option<Seated>,
+        asked: &ReadRequest,
+        seats: Option<AdmittedPair>,
         record: &mut Record,
         timer: &mut Timer,
-    ) -> Result<Answer, Error> {
+    ) -> Result<UpstreamResponse, Error> {
         let exchange = Exchange { fleet: &self.fleet, pools: &self.pools, asked };
         let limited = seats.as_ref().map(|seated| Arc::clone(&seated.entrance));
         let (mut pair, mut legs) = match seats {
-            Some(seated) => divided(seated.seats),
-            None => entered(self.fleet.now().select_pair().map_err(Error::NoServer)?),
+            Some(seated) => from_permits(seated.seats),
+            None => unlimited(self.fleet.now().select_pair().map_err(Error::NoServer)?),
         };
-        let mut connection = Connection::Any;
+        let mut connection = ConnectionChoice::Any;
         let mut retries = asked.limits.max_retries;
         loop {
             let attempt = record.sent_to(&pair);
@@ -132,7 +135,7 @@ impl Proxy {
 struct Exchange<'a> {
     fleet: &'a LiveFleet,
     pools: &'a Arc<Pools>,
-    asked: &'a Asked,
+    asked: &'a ReadRequest,
 }
 
 impl Exchange<'_> {
@@ -140,12 +143,12 @@ impl Exchange<'_> {
     fn other(
         &self,
         failed: &Arc<Backend>,
-        limited: Option<&Arc<Entrance>>,
+        limited: Option<&Arc<AdmissionHandle>>,
     ) -> Result<(ServerPair, Legs), Role> {
         let fleet = self.fleet.now();
         match limited {
-            Some(entrance) => fleet.other_seats(failed, entrance.gate().caps(), entrance).map(divided),
-            None => fleet.select_other_pair(failed).map(entered),
+            Some(entrance) => fleet.other_seats(failed, entrance.gate().caps(), entrance).map(from_permits),
+            None => fleet.select_other_pair(failed).map(unlimited),
         }
     }
 
@@ -154,11 +157,11 @@ impl Exchange<'_> {
         &self,
         pair: &ServerPair,
         answered: &Result<Answered, Error>,
-    ) -> Option<(Arc<Backend>, Connection)> {
+    ) -> Option<(Arc<Backend>, ConnectionChoice)> {
         match answered {
             Err(error) if error.is_unseen() => {
                 debug!(code = error.code(), "sending again: {error}");
-                Some((Arc::clone(error.server()?), Connection::New))
+                Some((Arc::clone(error.server()?), ConnectionChoice::New))
             }
             Ok(Answered::Refused(role, refusal))
                 if self.asked.limits.retry_on.contains(&refusal.head.status().as_u16()) =>
@@ -172,7 +175,7 @@ impl Exchange<'_> {
                     "sending again: {role} server {} refused",
                     server.url()
                 );
-                Some((Arc::clone(server), Connection::Any))
+                Some((Arc::clone(server), ConnectionChoice::Any))
             }
             _ => None,
         }
@@ -183,26 +186,26 @@ impl Exchange<'_> {
         &self,
         attempt: &Attempt<'_>,
         (on_prefill, on_decode): Legs,
-        connection: Connection,
+        connection: ConnectionChoice,
         timer: &mut Timer,
     ) -> Result<Answered, Error> {
-        let Asked { limits, outgoing, body, shape, deadline } = self.asked;
+        let ReadRequest { limits, outgoing, body, shape, deadline } = self.asked;
         let deadline = *deadline;
         let pair = attempt.pair;
         let fields = pair.prefill().bootstrap().expect("a prefill server has bootstrap fields");
-        let body = body.with_fields(&shape.edit, fields, fastrand::u64(1..=MAX_ROOM));
+        let body = body.with_fields(&shape.edit, fields, fastrand::u64(1..=MAX_BOOTSTRAP_ROOM));
         let to = |server: &Backend, role| outgoing.to(server.host_header(), attempt.lines(role), &body);
         let (to_prefill, to_decode) = (to(pair.prefill(), Role::Prefill), to(pair.decode(), Role::Decode));
-        let keep = shape.merge.map(|_| Keep { most: limits.max_merge_size, deadline });
+        let keep = shape.merge.map(|_| CollectLimits { most: limits.max_merge_size, deadline });
         let on_prefill = attempt.leg(on_prefill);
         let prefill = run_prefill(Arc::clone(self.pools), on_prefill, to_prefill, connection, keep);
         let mut prefill = Prefill::Running(prefill);
-        let mut limit = Limit { deadline, timer };
+        let mut limit = DeadlineTimer { deadline, timer };
         let begun = {
             let on_decode = attempt.leg(on_decode);
             // Pinned here: handed on by value, it would be copied at every step on the way to where it is polled.
             let decode = Leg::start(self.pools, on_decode, to_decode, connection, Some(&mut limit));
-            prefill.unless_it_fails(pin!(decode)).await?
+            prefill.race_prefill_failure(pin!(decode)).await?
         };
         let (head, leg) = match begun {
             First::Decode(begun) => begun,
@@ -212,7 +215,7 @@ impl Exchange<'_> {
             // Decode's refusal is the answer; prefill is dropped.
             _ if !head.status.is_success() => {
                 let body = Relay::piped(leg, None, self.time_limit(false, deadline));
-                Ok(Answered::Refused(Role::Decode, Answer { head: head.into(), body: body.into() }))
+                Ok(Answered::Refused(Role::Decode, UpstreamResponse { head: head.into(), body: body.into() }))
             }
             None => self.piped(prefill, head, leg, limit).await,
             Some(merge) => match prefill.end().await? {
@@ -220,7 +223,7 @@ impl Exchange<'_> {
                     attempt.merges();
                     // Boxed, so that requests with nothing to merge are not as large.
                     let merged = Box::pin(self.merged(pair, merge, &lists, head, leg, limit));
-                    merged.await.map(Answered::Begun)
+                    merged.await.map(Answered::Prefixed)
                 }
                 PrefillEnd::Refused { refusal, .. } => Ok(Answered::by_prefill(refusal)),
             },
@@ -232,15 +235,15 @@ impl Exchange<'_> {
     async fn piped(
         &self,
         mut prefill: Prefill,
-        head: Head,
+        head: ResponseHead,
         mut leg: Leg,
-        Limit { deadline, timer }: Limit<'_>,
+        DeadlineTimer { deadline, timer }: DeadlineTimer<'_>,
     ) -> Result<Answered, Error> {
         let events = head.is_event_stream;
         // A `/generate` stream has its head at once, and its first event when prefill is done.
         let grace = if events { Instant::now() + HEAD_GRACE } else { deadline.at };
         let begun = {
-            let begun = pin!(prefill.unless_it_fails(leg.begun()));
+            let begun = pin!(prefill.race_prefill_failure(leg.begun()));
             timer.before(grace.min(deadline.at), begun).await.transpose()?
         };
         match begun {
@@ -257,7 +260,7 @@ impl Exchange<'_> {
             Prefill::Answered(_) | Prefill::Refusing(..) => None,
         };
         let relay = Relay::piped(leg, prefill, self.time_limit(events, deadline));
-        Ok(Answered::Begun(Answer { head: head.into(), body: relay.with_events(events).into() }))
+        Ok(Answered::Prefixed(UpstreamResponse { head: head.into(), body: relay.with_events(events).into() }))
     }
 
     fn time_limit(&self, events: bool, deadline: Deadline) -> TimeLimit {
@@ -270,10 +273,10 @@ impl Exchange<'_> {
         pair: &ServerPair,
         merge: Merge,
         prefill: &Bytes,
-        head: Head,
+        head: ResponseHead,
         leg: Leg,
-        mut limit: Limit<'_>,
-    ) -> Result<Answer, Error> {
+        mut limit: DeadlineTimer<'_>,
+    ) -> Result<UpstreamResponse, Error> {
         let unmergeable = |server: &Arc<Backend>, what| Error::upstream(server, Cause::Unmergeable(what));
         let lists =
             PromptLogprobs::read(merge, prefill).map_err(|error| unmergeable(pair.prefill(), error.what))?;
@@ -282,36 +285,36 @@ impl Exchange<'_> {
             return Err(unmergeable(pair.decode(), "the answer is compressed"));
         }
         let max = self.asked.limits.max_merge_size;
-        let mut head = ReplyHead::from(head);
+        let mut head = ClientResponseHead::from(head);
         if events {
             head.remove(&CONTENT_LENGTH);
             let relay = Relay::spliced(leg, lists.into_splicer(max), self.time_limit(true, limit.deadline));
-            return Ok(Answer { head, body: relay.with_events(true).into() });
+            return Ok(UpstreamResponse { head, body: relay.with_events(true).into() });
         }
         let body = lists.splice_body(&leg.collect(max, Some(&mut limit)).await?);
         head.set(CONTENT_LENGTH, HeaderValue::from(body.len()));
-        Ok(Answer { head, body: Relay::whole(body).into() })
+        Ok(UpstreamResponse { head, body: Relay::whole(body).into() })
     }
 }
 
 /// What came of sending a request to a pair.
 enum Answered {
     /// What was asked for, or the beginning of it.
-    Begun(Answer),
+    Prefixed(UpstreamResponse),
     /// One server's own words, of which the client has seen nothing yet.
-    Refused(Role, Answer),
+    Refused(Role, UpstreamResponse),
 }
 
 impl Answered {
     /// Prefill's own words.
-    fn by_prefill(Refusal { mut head, body }: Refusal) -> Self {
+    fn by_prefill(ErrorResponse { mut head, body }: ErrorResponse) -> Self {
         head.set(CONTENT_LENGTH, HeaderValue::from(body.len()));
-        Self::Refused(Role::Prefill, Answer { head, body: Relay::whole(body).into() })
+        Self::Refused(Role::Prefill, UpstreamResponse { head, body: Relay::whole(body).into() })
     }
 
-    fn into_answer(self) -> Answer {
+    fn into_answer(self) -> UpstreamResponse {
         match self {
-            Self::Begun(answer) | Self::Refused(_, answer) => answer,
+            Self::Prefixed(answer) | Self::Refused(_, answer) => answer,
         }
     }
 }
@@ -323,7 +326,7 @@ const HEAD_GRACE: Duration = Duration::from_millis(100);
 /// What comes first: what decode was asked for, or prefill's refusal.
 enum First<T> {
     Decode(T),
-    Refused(Refusal),
+    Refused(ErrorResponse),
 }
 
 /// How long decode may still answer when prefill has refused within a 200. A prompt that is too long, say, is
@@ -340,7 +343,7 @@ enum Prefill {
 
 impl Prefill {
     /// Waits for `decode`, and for prefill to fail. Whatever it waits for is polled in this one task.
-    async fn unless_it_fails<T>(
+    async fn race_prefill_failure<T>(
         &mut self,
         decode: impl Future<Output = Result<T, Error>>,
     ) -> Result<First<T>, Error> {
@@ -386,18 +389,18 @@ impl Prefill {
 type Legs = (InFlight, InFlight);
 
 /// A pair with a place on each server, taken before the request was read.
-pub(crate) struct Seated {
-    pub(crate) seats: Seats,
+pub(crate) struct AdmittedPair {
+    pub(crate) seats: PairPermits,
     /// Who is told when they are free.
-    pub(crate) entrance: Arc<Entrance>,
+    pub(crate) entrance: Arc<AdmissionHandle>,
 }
 
-fn divided(seats: Seats) -> (ServerPair, Legs) {
+fn from_permits(seats: PairPermits) -> (ServerPair, Legs) {
     let (pair, on_prefill, on_decode) = seats.into_legs();
     (pair, (on_prefill, on_decode))
 }
 
-fn entered(pair: ServerPair) -> (ServerPair, Legs) {
+fn unlimited(pair: ServerPair) -> (ServerPair, Legs) {
     let enter = |server: &Arc<Backend>| InFlight::enter(Arc::clone(server));
     let legs = (enter(pair.prefill()), enter(pair.decode()));
     (pair, legs)

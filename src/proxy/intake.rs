@@ -6,29 +6,29 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::error::{BrokenBody, Error};
+use crate::error::{BodyReadError, Error};
+use crate::http1::{HeaderId, RawHeaders};
 use crate::timer::Timer;
 use crate::wire::body::ClientBody;
 use crate::wire::headers::unreadable_encoding;
-use crate::wire::message::{Fields, Known};
-use crate::wire::shape::{Dialect, Inspector, Shape};
+use crate::wire::shape::{BodyShape, Dialect, Inspector};
 
 /// A client's body on its way here, whichever version of HTTP it comes over.
-pub(crate) trait Upload {
+pub(crate) trait RequestBody {
     /// The next piece, which is not empty. `None` is the end.
-    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BrokenBody>>;
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodyReadError>>;
 
     /// At least so many bytes are to come.
-    fn announced(&self) -> u64;
+    fn content_length_hint(&self) -> u64;
 
     /// Whether nothing is to come, as far as is known.
     fn is_ended(&self) -> bool;
 
     /// How much of it has been read, handed out or not: it goes on as long as this grows.
-    fn read_so_far(&self) -> u64;
+    fn bytes_read(&self) -> u64;
 
     /// Waits until the client has left, and reads nothing meanwhile.
-    fn left(&self) -> impl Future<Output = ()> + Send;
+    fn disconnected(&self) -> impl Future<Output = ()> + Send;
 }
 
 /// How much of a body is read only to throw it away, so that the connection stays usable after a refusal.
@@ -37,19 +37,19 @@ const MAX_DISCARDED: usize = 64 << 20;
 /// Reads a whole request body, and says whether it had to be waited for. When it is refused, the rest of it has been read as well, unless that would be
 /// more than [`MAX_DISCARDED`].
 pub(super) async fn read(
-    fields: &Fields,
-    upload: &mut impl Upload,
+    fields: &RawHeaders,
+    upload: &mut impl RequestBody,
     dialect: Dialect,
     limit: usize,
     idle_timeout: Duration,
     timer: &mut Timer,
-) -> Result<(ClientBody, Shape, bool), Error> {
+) -> Result<(ClientBody, BodyShape, bool), Error> {
     refuse_early(fields, upload, limit)?;
     let mut inspector = Inspector::new(dialect);
     let mut kept = ClientBody::default();
     let mut refused = encoded(fields);
     let (mut length, mut waited) = (0, false);
-    while let Some(data) = next_piece(upload, timer, idle_timeout, &mut waited).await? {
+    while let Some(data) = next_chunk(upload, timer, idle_timeout, &mut waited).await? {
         length += data.len();
         if length > limit {
             if length - limit > MAX_DISCARDED {
@@ -63,33 +63,33 @@ pub(super) async fn read(
         }
         match inspector.feed(&data) {
             Ok(()) => kept.push(data),
-            Err(error) => refused = Some(Error::BadBody(error)),
+            Err(error) => refused = Some(Error::BodyError(error)),
         }
     }
     match refused {
         Some(error) => Err(error),
-        None => Ok((kept, inspector.finish().map_err(Error::BadBody)?, waited)),
+        None => Ok((kept, inspector.finish().map_err(Error::BodyError)?, waited)),
     }
 }
 
 /// Refuses a body whose announced length is over the limit, when reading it would be a waste: the client waits
 /// for our word before it sends (`Expect: 100-continue`), or it is too long to be thrown away.
-fn refuse_early(fields: &Fields, upload: &impl Upload, limit: usize) -> Result<(), Error> {
-    let over = upload.announced().saturating_sub(limit as u64);
-    if over > MAX_DISCARDED as u64 || (over > 0 && fields.has(Known::Expect)) {
+fn refuse_early(fields: &RawHeaders, upload: &impl RequestBody, limit: usize) -> Result<(), Error> {
+    let over = upload.content_length_hint().saturating_sub(limit as u64);
+    if over > MAX_DISCARDED as u64 || (over > 0 && fields.has(HeaderId::Expect)) {
         return Err(Error::BodyTooLarge { limit, drained: false });
     }
     Ok(())
 }
 
-fn encoded(fields: &Fields) -> Option<Error> {
+fn encoded(fields: &RawHeaders) -> Option<Error> {
     let encoding = unreadable_encoding(fields)?;
     Some(Error::BodyEncoded { encoding: String::from_utf8_lossy(encoding).into_owned() })
 }
 
 /// Reads a body that nobody wants, so that the connection stays usable. Returns whether it came to its end.
 pub(crate) async fn discard(
-    upload: &mut impl Upload,
+    upload: &mut impl RequestBody,
     idle_timeout: Duration,
     timer: &mut Timer,
 ) -> Result<bool, Error> {
@@ -97,7 +97,7 @@ pub(crate) async fn discard(
         return Ok(true);
     }
     let mut length = 0;
-    while let Some(data) = next_piece(upload, timer, idle_timeout, &mut false).await? {
+    while let Some(data) = next_chunk(upload, timer, idle_timeout, &mut false).await? {
         length += data.len();
         if length > MAX_DISCARDED {
             return Ok(false);
@@ -107,19 +107,19 @@ pub(crate) async fn discard(
 }
 
 /// The body's next piece, if it comes within `idle_timeout`. Whether it had to be waited for is noted.
-async fn next_piece(
-    upload: &mut impl Upload,
+async fn next_chunk(
+    upload: &mut impl RequestBody,
     timer: &mut Timer,
     idle_timeout: Duration,
     waited: &mut bool,
 ) -> Result<Option<Bytes>, Error> {
-    let (mut waiting_until, mut seen) = (None, upload.read_so_far());
+    let (mut waiting_until, mut seen) = (None, upload.bytes_read());
     std::future::poll_fn(|cx| {
-        if let Poll::Ready(piece) = upload.poll_piece(cx) {
+        if let Poll::Ready(piece) = upload.poll_chunk(cx) {
             return Poll::Ready(piece.map_err(Error::BodyRead));
         }
         *waited = true;
-        let now = upload.read_so_far();
+        let now = upload.bytes_read();
         if now > seen {
             (waiting_until, seen) = (None, now);
         }

@@ -15,18 +15,18 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use tokio::time::Instant;
 
 use crate::error::{Cause, Error};
-use crate::record::LegRecord;
+use crate::http1::OutgoingRequest;
+use crate::http1::ResponseHead;
+use crate::observe::record::LegRecord;
 use crate::timer::Timer;
 use crate::upstream::{Backend, Lease, Outcome, Pools};
-use crate::wire::message::Head;
-use crate::wire::refusal;
-use crate::wire::reply::ReplyHead;
-use crate::wire::request::LegRequest;
+use crate::wire::client_response::ClientResponseHead;
 use crate::wire::sse::{EventTooLarge, Events};
+use crate::wire::stream_error;
 
 /// Which connections will do.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Connection {
+pub(super) enum ConnectionChoice {
     /// A kept one, if there is any.
     Any,
     /// A new one: kept ones have failed the request, and others may be as old.
@@ -52,16 +52,16 @@ impl Deadline {
 }
 
 /// Until when there is time, and the timer that tells when it is over.
-pub(super) struct Limit<'a> {
+pub(super) struct DeadlineTimer<'a> {
     pub(super) deadline: Deadline,
     pub(super) timer: &'a mut Timer,
 }
 
 async fn before<T>(
-    limit: Option<&mut Limit<'_>>,
+    limit: Option<&mut DeadlineTimer<'_>>,
     wait: Pin<&mut impl Future<Output = T>>,
 ) -> Result<T, Cause> {
-    let Some(Limit { deadline, timer }) = limit else { return Ok(wait.await) };
+    let Some(DeadlineTimer { deadline, timer }) = limit else { return Ok(wait.await) };
     timer.before(deadline.at, wait).await.ok_or(Cause::Timeout(deadline.after))
 }
 
@@ -78,10 +78,10 @@ impl Leg {
     pub(super) async fn start(
         pools: &Pools,
         mut server: LegRecord,
-        request: LegRequest,
-        connection: Connection,
-        limit: Option<&mut Limit<'_>>,
-    ) -> Result<(Head, Self), Error> {
+        request: OutgoingRequest,
+        connection: ConnectionChoice,
+        limit: Option<&mut DeadlineTimer<'_>>,
+    ) -> Result<(ResponseHead, Self), Error> {
         let sent = {
             let sent = pin!(send(pools, server.backend(), request, connection));
             before(limit, sent).await.flatten()
@@ -124,14 +124,14 @@ impl Leg {
     pub(super) async fn collect(
         mut self,
         most: usize,
-        limit: Option<&mut Limit<'_>>,
+        limit: Option<&mut DeadlineTimer<'_>>,
     ) -> Result<Bytes, Error> {
         let whole = self.whole(most, limit).await?;
         self.park();
         Ok(whole)
     }
 
-    async fn whole(&mut self, most: usize, limit: Option<&mut Limit<'_>>) -> Result<Bytes, Error> {
+    async fn whole(&mut self, most: usize, limit: Option<&mut DeadlineTimer<'_>>) -> Result<Bytes, Error> {
         let whole = before(limit, pin!(self.lease.read(most))).await;
         match whole {
             Ok(Ok(whole)) => Ok(whole),
@@ -142,7 +142,7 @@ impl Leg {
 
     /// Reads the body to its end and throws it away, and gives the connection back to the pool; or finds a refusal
     /// in it. `events`: the body is a stream of events.
-    async fn drain(mut self, events: bool) -> Result<Option<Hidden>, Error> {
+    async fn drain(mut self, events: bool) -> Result<Option<HiddenError>, Error> {
         let mut events = events.then(|| Events::new(MAX_REFUSAL));
         while let Some(data) = poll_fn(|cx| self.poll_data(cx)).await.transpose()? {
             let Some(watched) = &mut events else { continue };
@@ -191,12 +191,12 @@ impl Leg {
 async fn send(
     pools: &Pools,
     server: &Backend,
-    request: LegRequest,
-    connection: Connection,
-) -> Result<(Lease, Head), Cause> {
+    request: OutgoingRequest,
+    connection: ConnectionChoice,
+) -> Result<(Lease, ResponseHead), Cause> {
     let mut lease = match connection {
-        Connection::Any => pools.lease(server).await?,
-        Connection::New => Box::pin(pools.lease_new(server)).await?,
+        ConnectionChoice::Any => pools.lease(server).await?,
+        ConnectionChoice::New => Box::pin(pools.lease_new(server)).await?,
     };
     let head = lease.send(request).await?;
     Ok((lease, head))
@@ -225,13 +225,13 @@ pub(super) enum PrefillEnd {
     /// The answer's body, or nothing of it when nobody wants it.
     Answered(Bytes),
     /// An answer that says no. It was `hidden` in a 200.
-    Refused { server: Arc<Backend>, refusal: Refusal, hidden: bool },
+    Refused { server: Arc<Backend>, refusal: ErrorResponse, hidden: bool },
 }
 
 /// A server's words when it says no.
 #[derive(Debug, Default)]
-pub(super) struct Refusal {
-    pub(super) head: ReplyHead,
+pub(super) struct ErrorResponse {
+    pub(super) head: ClientResponseHead,
     pub(super) body: Bytes,
 }
 
@@ -240,32 +240,32 @@ pub(super) struct Refusal {
 pub(super) type PrefillRun = Pin<Box<dyn Future<Output = Result<PrefillEnd, Error>> + Send>>;
 
 /// A refusal in a 200: its status and its JSON.
-struct Hidden {
+struct HiddenError {
     status: StatusCode,
     json: Bytes,
 }
 
-fn next_refusal(events: &mut Events) -> Result<Option<Hidden>, EventTooLarge> {
+fn next_refusal(events: &mut Events) -> Result<Option<HiddenError>, EventTooLarge> {
     while let Some(event) = events.next().transpose()? {
-        if let Some(refusal) = refusal::in_event(&event) {
+        if let Some(refusal) = stream_error::in_event(&event) {
             let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            return Ok(Some(Hidden { status, json: event.slice(refusal.json) }));
+            return Ok(Some(HiddenError { status, json: event.slice(refusal.json) }));
         }
     }
     Ok(None)
 }
 
 /// The answer that a server would have given, had it refused before its 200.
-fn unhidden(head: Head, hidden: Hidden) -> Refusal {
-    let mut head = ReplyHead::from(head);
+fn into_response(head: ResponseHead, hidden: HiddenError) -> ErrorResponse {
+    let mut head = ClientResponseHead::from(head);
     head.set_status(hidden.status);
     head.set(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    Refusal { head, body: hidden.json }
+    ErrorResponse { head, body: hidden.json }
 }
 
 /// An answer of prefill's that is wanted: up to how many bytes, and until when.
 #[derive(Clone, Copy)]
-pub(super) struct Keep {
+pub(super) struct CollectLimits {
     pub(super) most: usize,
     pub(super) deadline: Deadline,
 }
@@ -276,23 +276,23 @@ pub(super) struct Keep {
 pub(super) fn run_prefill(
     pools: Arc<Pools>,
     server: LegRecord,
-    request: LegRequest,
-    connection: Connection,
-    keep: Option<Keep>,
+    request: OutgoingRequest,
+    connection: ConnectionChoice,
+    keep: Option<CollectLimits>,
 ) -> PrefillRun {
     Box::pin(async move {
         let backend = Arc::clone(server.backend());
         let mut timer = Timer::default();
-        let mut limit = keep.map(|keep| Limit { deadline: keep.deadline, timer: &mut timer });
+        let mut limit = keep.map(|keep| DeadlineTimer { deadline: keep.deadline, timer: &mut timer });
         let (head, mut leg) = Leg::start(&pools, server, request, connection, limit.as_mut()).await?;
         if !head.status.is_success() {
             let body = leg.collect(MAX_REFUSAL, limit.as_mut()).await?;
-            let refusal = Refusal { head: head.into(), body };
+            let refusal = ErrorResponse { head: head.into(), body };
             return Ok(PrefillEnd::Refused { server: backend, refusal, hidden: false });
         }
         let events = head.is_event_stream;
         let (answer, hidden) = match keep {
-            Some(Keep { most, .. }) => {
+            Some(CollectLimits { most, .. }) => {
                 let answer = leg.whole(most, limit.as_mut()).await?;
                 let hidden = if events { refusal_in(answer.clone()) } else { None };
                 if hidden.is_some() {
@@ -305,7 +305,7 @@ pub(super) fn run_prefill(
         };
         Ok(match hidden {
             Some(hidden) => {
-                let refusal = unhidden(head, hidden);
+                let refusal = into_response(head, hidden);
                 PrefillEnd::Refused { server: backend, refusal, hidden: true }
             }
             None => PrefillEnd::Answered(answer),
@@ -313,7 +313,7 @@ pub(super) fn run_prefill(
     })
 }
 
-fn refusal_in(answer: Bytes) -> Option<Hidden> {
+fn refusal_in(answer: Bytes) -> Option<HiddenError> {
     let mut events = Events::new(answer.len());
     events.push(answer);
     next_refusal(&mut events).ok().flatten()

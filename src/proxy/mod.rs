@@ -11,6 +11,6 @@ mod intake;
 mod leg;
 mod relay;
 
-pub(crate) use exchange::{Answer, Limits, Proxy, Seated};
-pub(crate) use intake::{Upload, discard};
+pub(crate) use exchange::{AdmittedPair, Proxy, RequestLimits, UpstreamResponse};
+pub(crate) use intake::{RequestBody, discard};
 pub(crate) use relay::Relay;

@@ -13,10 +13,10 @@ use tracing::warn;
 
 use super::leg::{Deadline, Leg, PrefillEnd, PrefillRun};
 use crate::error::{Cause, Error};
-use crate::report::limit;
+use crate::observe::report::log_limit;
 use crate::timer::Timer;
 use crate::wire::logprobs::StreamSplicer;
-use crate::wire::pieces::Pieces;
+use crate::wire::segments::SegmentedBytes;
 
 /// An answer's body on its way to the client.
 pub(crate) struct Relay {
@@ -40,7 +40,7 @@ enum Source {
     /// Decode's events with prefill's logprobs in them.
     Spliced(Box<(Leg, StreamSplicer)>),
     /// Bytes that are all here.
-    Whole(Pieces),
+    Whole(SegmentedBytes),
     /// Nothing more comes.
     Ended,
 }
@@ -60,7 +60,7 @@ impl TimeLimit {
     }
 
     /// A piece has come. The timer is not touched, which would cost more than the piece.
-    fn note_piece(&mut self) {
+    fn note_chunk(&mut self) {
         if let Some(idle) = self.idle {
             self.deadline = Deadline::after(idle);
         }
@@ -82,7 +82,7 @@ struct Failing {
 }
 
 impl Failing {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Pieces>, Error>>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<SegmentedBytes>, Error>>> {
         if let Some(event) = self.event.take() {
             return Poll::Ready(Some(Ok(Frame::data(event.into()))));
         }
@@ -114,7 +114,7 @@ impl Relay {
     }
 
     /// Bytes that are all here.
-    pub(super) fn whole(bytes: impl Into<Pieces>) -> Self {
+    pub(super) fn whole(bytes: impl Into<SegmentedBytes>) -> Self {
         Self::new(Source::Whole(bytes.into()), None, None)
     }
 
@@ -129,9 +129,9 @@ impl Relay {
         self.failing.as_ref().and_then(|failing| failing.error.as_ref())
     }
 
-    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Pieces, Error>>> {
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<SegmentedBytes, Error>>> {
         match &mut self.source {
-            Source::Piped(leg) => leg.poll_data(cx).map_ok(Pieces::One),
+            Source::Piped(leg) => leg.poll_data(cx).map_ok(SegmentedBytes::One),
             Source::Spliced(spliced) => {
                 let (leg, splicer) = &mut **spliced;
                 poll_spliced(leg, splicer, cx)
@@ -176,11 +176,11 @@ impl Relay {
     }
 
     /// A piece of the body is on its way.
-    fn note_piece(&mut self, data: &Pieces) {
+    fn note_chunk(&mut self, data: &SegmentedBytes) {
         self.begun = true;
         self.at_event_end = data.ends_with(b"\n\n") || data.ends_with(b"\r\n\r\n");
         if let Some(limit) = &mut self.time_limit {
-            limit.note_piece();
+            limit.note_chunk();
         }
     }
 
@@ -213,7 +213,7 @@ fn poll_spliced(
     leg: &mut Leg,
     splicer: &mut StreamSplicer,
     cx: &mut Context<'_>,
-) -> Poll<Option<Result<Pieces, Error>>> {
+) -> Poll<Option<Result<SegmentedBytes, Error>>> {
     loop {
         if let Some(events) = splicer.next() {
             let events = events.map_err(|error| leg.fail(Cause::TooLarge { limit: error.limit }));
@@ -235,7 +235,7 @@ fn finish_by_itself(prefill: PrefillRun) {
         runtime.spawn(async move {
             match tokio::time::timeout(LATE_PREFILL_TIMEOUT, prefill).await {
                 Ok(end) => note_late_end(end),
-                Err(_) if !limit::admit("late_prefill") => {}
+                Err(_) if !log_limit::admit("late_prefill") => {}
                 Err(_) => {
                     warn!("prefill did not finish its answer after decode had; its connection is closed")
                 }
@@ -251,7 +251,7 @@ const LATE_PREFILL_TIMEOUT: Duration = Duration::from_secs(300);
 fn note_late_end(end: Result<PrefillEnd, Error>) {
     match end {
         Ok(PrefillEnd::Answered(_)) => {}
-        _ if !limit::admit("late_prefill") => {}
+        _ if !log_limit::admit("late_prefill") => {}
         Ok(PrefillEnd::Refused { refusal, .. }) => {
             warn!(
                 status = refusal.head.status().as_u16(),
@@ -263,13 +263,13 @@ fn note_late_end(end: Result<PrefillEnd, Error>) {
 }
 
 impl Body for Relay {
-    type Data = Pieces;
+    type Data = SegmentedBytes;
     type Error = Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Pieces>, Error>>> {
+    ) -> Poll<Option<Result<Frame<SegmentedBytes>, Error>>> {
         if self.failing.is_none()
             && let Some(error) = self.poll_prefill(cx)
         {
@@ -280,7 +280,7 @@ impl Body for Relay {
         }
         let error = match self.poll_source(cx) {
             Poll::Ready(Some(Ok(data))) => {
-                self.note_piece(&data);
+                self.note_chunk(&data);
                 return Poll::Ready(Some(Ok(Frame::data(data))));
             }
             Poll::Ready(None) => {

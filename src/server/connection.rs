@@ -1,6 +1,6 @@
 //! One client connection: its requests one after the other, and how it is closed.
 //!
-//! How a connection begins is for [`opening`](super::opening) to find out, how HTTP/1.1 is read and written for
+//! How a connection begins is for [`opening`](super::negotiate) to find out, how HTTP/1.1 is read and written for
 //! [`http1`](super::http1), and what is answered for [`service`](super::service).
 
 use std::io;
@@ -14,18 +14,18 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use super::answer::Answer;
-use super::http1::{Delivery, Http1, Next, Patience, Sent};
+use super::http1::{ClientTimeouts, Http1, NextRequest, WriteOptions, WriteOutcome};
 use super::http2;
-use super::opening::{Front, Opened};
+use super::negotiate::{Negotiated, Negotiator};
+use super::response::ClientResponse;
 use super::service::Service;
 use super::stream::ClientStream;
 use crate::error::Error;
-use crate::metrics::WorkerMetrics;
-use crate::proxy::Upload;
-use crate::record::RequestId;
+use crate::http1::{RequestFraming, RequestHead};
+use crate::observe::metrics::WorkerMetrics;
+use crate::observe::record::RequestId;
+use crate::proxy::RequestBody;
 use crate::timer::Timer;
-use crate::wire::message::{ClientHead, Manner};
 
 /// How long the rest of a request that was refused is read and thrown away. Closing a socket with unread bytes
 /// resets the connection, and the client may lose the answer.
@@ -34,28 +34,28 @@ pub(crate) const LINGER: Duration = Duration::from_secs(1);
 const DISCARDED_AT_ONCE: usize = 4 << 10;
 
 /// Who answers the requests of a connection, one at a time.
-pub(crate) trait Answering {
+pub(crate) trait ConnectionHandler {
     /// Reads what is wanted of a request's body, and answers it. `None`: the client has left.
     fn answer(
         &self,
         connection: &mut Http1,
-        head: ClientHead,
+        head: RequestHead,
         timer: &mut Timer,
-    ) -> impl Future<Output = Option<Answer>> + Send;
+    ) -> impl Future<Output = Option<ClientResponse>> + Send;
 
     /// Whether no more requests are wanted.
     fn is_over(&self) -> bool;
 
     /// Tells of a request that could not be read, and gives its answer a name.
-    fn unheard(&self, error: &Error) -> RequestId;
+    fn log_rejected_before_parse(&self, error: &Error) -> RequestId;
 
     /// Where the router's own time is counted.
     fn metrics(&self) -> Option<&WorkerMetrics>;
 }
 
 /// How a connection goes on, or ends.
-enum Then {
-    Next,
+enum NextStep {
+    NextRequest,
     /// The client knows that the connection ends.
     End,
     /// The client may still be sending, and must not lose its answer.
@@ -68,12 +68,12 @@ enum Then {
 pub(crate) async fn serve(
     socket: TcpStream,
     service: Arc<Service>,
-    front: Front,
-    patience: Patience,
+    front: Negotiator,
+    patience: ClientTimeouts,
     mut closing: watch::Receiver<()>,
 ) {
     if front.is_plain() {
-        return converse(ClientStream::Plain(socket), &*service, patience, closing).await;
+        return serve_http1(ClientStream::Plain(socket), &*service, patience, closing).await;
     }
     let opened = tokio::select! {
         opened = front.open(socket, patience, &*service) => opened,
@@ -82,15 +82,20 @@ pub(crate) async fn serve(
     // Boxed, so that a plain connection takes no more memory than it did.
     match opened {
         None => {}
-        Some(Opened::Http1(stream)) => Box::pin(converse(stream, &*service, patience, closing)).await,
-        Some(Opened::Http2(stream)) => {
+        Some(Negotiated::Http1(stream)) => Box::pin(serve_http1(stream, &*service, patience, closing)).await,
+        Some(Negotiated::Http2(stream)) => {
             Box::pin(http2::serve(stream, service, front.max_streams, patience, closing)).await;
         }
     }
 }
 
-impl Answering for Service {
-    async fn answer(&self, connection: &mut Http1, head: ClientHead, timer: &mut Timer) -> Option<Answer> {
+impl ConnectionHandler for Service {
+    async fn answer(
+        &self,
+        connection: &mut Http1,
+        head: RequestHead,
+        timer: &mut Timer,
+    ) -> Option<ClientResponse> {
         Self::answer(self, head, connection, timer).await
     }
 
@@ -98,9 +103,9 @@ impl Answering for Service {
         self.is_draining()
     }
 
-    fn unheard(&self, error: &Error) -> RequestId {
-        self.metrics.unheard(error.status().as_u16(), error.code());
-        self.reporter.unheard(error)
+    fn log_rejected_before_parse(&self, error: &Error) -> RequestId {
+        self.metrics.log_rejected_before_parse(error.status().as_u16(), error.code());
+        self.reporter.log_rejected_before_parse(error)
     }
 
     fn metrics(&self) -> Option<&WorkerMetrics> {
@@ -109,10 +114,10 @@ impl Answering for Service {
 }
 
 /// Answers requests over HTTP/1 until the connection ends, and closes it.
-pub(crate) async fn converse(
+pub(crate) async fn serve_http1(
     stream: ClientStream,
-    who: &impl Answering,
-    patience: Patience,
+    who: &impl ConnectionHandler,
+    patience: ClientTimeouts,
     closing: watch::Receiver<()>,
 ) {
     let mut connection = Http1::new(stream);
@@ -122,18 +127,18 @@ pub(crate) async fn converse(
     let mut end = pin!(async move { watched.changed().await.unwrap_or(()) });
     let then = loop {
         match connection.next(&mut timer, patience, end.as_mut()).await {
-            Next::Request(head, manner) => {
+            NextRequest::Request(head, manner) => {
                 let is_over = || who.is_over() || closing.has_changed().unwrap_or(true);
                 match exchange(&mut connection, who, head, manner, is_over, &mut timer, patience).await {
-                    Then::Next => {}
+                    NextStep::NextRequest => {}
                     then => break then,
                 }
             }
-            Next::Refused(error) => {
-                let id = who.unheard(&error);
+            NextRequest::Refused(error) => {
+                let id = who.log_rejected_before_parse(&error);
                 return refuse(connection.into_stream(), &error, &id).await;
             }
-            Next::Closed | Next::Idle | Next::Ended => break Then::End,
+            NextRequest::Closed | NextRequest::Idle | NextRequest::Ended => break NextStep::End,
         }
     };
     close(connection.into_stream(), then).await;
@@ -142,32 +147,32 @@ pub(crate) async fn converse(
 /// Answers one request.
 async fn exchange(
     connection: &mut Http1,
-    who: &impl Answering,
-    head: ClientHead,
-    manner: Manner,
+    who: &impl ConnectionHandler,
+    head: RequestHead,
+    manner: RequestFraming,
     is_over: impl Fn() -> bool,
     timer: &mut Timer,
-    patience: Patience,
-) -> Then {
+    patience: ClientTimeouts,
+) -> NextStep {
     let head_only = head.method == Method::HEAD;
-    let Some(answer) = who.answer(connection, head, timer).await else { return Then::Cut };
+    let Some(answer) = who.answer(connection, head, timer).await else { return NextStep::Cut };
     // What is left of the body would be taken for the next request.
     let is_cut_short = answer.closes || !connection.is_ended();
     let keeps_alive = manner.keeps_alive && !is_cut_short && !is_over();
-    let delivery = Delivery { is_http_11: manner.is_http_11, head_only, keeps_alive };
+    let delivery = WriteOptions { is_http_11: manner.is_http_11, head_only, keeps_alive };
     match connection.send(answer, delivery, timer, patience, who.metrics()).await {
-        Sent::KeptAlive => Then::Next,
-        Sent::Last if is_cut_short => Then::Linger,
-        Sent::Last => Then::End,
-        Sent::CutOff | Sent::Left => Then::Cut,
+        WriteOutcome::KeptAlive => NextStep::NextRequest,
+        WriteOutcome::Last if is_cut_short => NextStep::Linger,
+        WriteOutcome::Last => NextStep::End,
+        WriteOutcome::CutOff | WriteOutcome::Left => NextStep::Cut,
     }
 }
 
-async fn close(mut stream: ClientStream, then: Then) {
+async fn close(mut stream: ClientStream, then: NextStep) {
     match then {
-        Then::Next | Then::Cut => {}
-        Then::End => say_end(&mut stream).await,
-        Then::Linger => linger(stream).await,
+        NextStep::NextRequest | NextStep::Cut => {}
+        NextStep::End => say_end(&mut stream).await,
+        NextStep::Linger => linger(stream).await,
     }
 }
 

@@ -23,17 +23,17 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::answer::{Answer, AnswerBody};
 use super::connection::LINGER;
-use super::http1::Patience;
-use super::service::{Client, Service};
+use super::http1::ClientTimeouts;
+use super::response::{ClientResponse, ClientResponseBody};
+use super::service::{ClientTransport, Service};
 use super::stream::ClientStream;
-use crate::error::{BrokenBody, Error};
-use crate::proxy::Upload;
+use crate::error::{BodyReadError, Error};
+use crate::http1::{MAX_HEAD, RequestHead};
+use crate::proxy::RequestBody;
 use crate::timer::Timer;
 use crate::wire::headers::REQUEST_ID;
-use crate::wire::message::{ClientHead, MAX_HEAD};
-use crate::wire::pieces::Pieces;
+use crate::wire::segments::SegmentedBytes;
 
 /// What a client may send ahead of us: of one request's body, and in all. The latter bounds what a connection holds.
 const STREAM_WINDOW: u32 = 256 << 10;
@@ -52,7 +52,7 @@ pub(super) async fn serve(
     stream: ClientStream,
     service: Arc<Service>,
     max_streams: u32,
-    patience: Patience,
+    patience: ClientTimeouts,
     mut closing: watch::Receiver<()>,
 ) {
     let streams = Arc::new(Streams::default());
@@ -67,7 +67,7 @@ pub(super) async fn serve(
     let connection = builder(max_streams).serve_connection(TokioIo::new(stream), service_fn(answer));
     let mut connection = pin!(connection);
     let mut closed = pin!(closing.changed());
-    let mut wait = Wait { streams: &streams, since: Instant::now(), limit: patience.idle };
+    let mut wait = Waiter { streams: &streams, since: Instant::now(), limit: patience.idle };
     let mut timer = Timer::default();
     let mut is_closing = false;
     let end = std::future::poll_fn(|cx| {
@@ -117,10 +117,11 @@ async fn answer(
 ) -> Response<OpenBody> {
     let (mut parts, body) = request.into_parts();
     join_cookies(&mut parts.headers);
-    let head = ClientHead::of_http2(&parts);
+    let head = RequestHead::of_http2(&parts);
     let head_only = head.method == Method::HEAD;
     let answer = service.answer(head, &mut Http2Client { body, peer }, &mut Timer::default()).await;
-    let Answer { head, mut body, .. } = answer.expect("a client that leaves takes its request with it");
+    let ClientResponse { head, mut body, .. } =
+        answer.expect("a client that leaves takes its request with it");
     // HTTP/2 has a frame for that, which is sent when this connection is to have no more requests.
     if service.is_draining() {
         open.streams.tell_last();
@@ -137,7 +138,7 @@ async fn answer(
 }
 
 /// hyper would send it after all. Its length is told, as over HTTP/1.1.
-fn empty(head: &mut response::Parts, body: &mut AnswerBody) {
+fn empty(head: &mut response::Parts, body: &mut ClientResponseBody) {
     if let Some(length) = body.size_hint().exact().filter(|length| *length > 0) {
         head.headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
     }
@@ -146,18 +147,18 @@ fn empty(head: &mut response::Parts, body: &mut AnswerBody) {
 
 /// The body of an answer; its request is open until it is dropped.
 struct OpenBody {
-    body: AnswerBody,
+    body: ClientResponseBody,
     _open: Open,
 }
 
 impl Body for OpenBody {
-    type Data = Pieces;
+    type Data = SegmentedBytes;
     type Error = Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Pieces>, Error>>> {
+    ) -> Poll<Option<Result<Frame<SegmentedBytes>, Error>>> {
         Pin::new(&mut self.body).poll_frame(cx)
     }
 
@@ -177,21 +178,21 @@ struct Http2Client {
     peer: Option<SocketAddr>,
 }
 
-impl Client for Http2Client {
+impl ClientTransport for Http2Client {
     fn peer(&self) -> Option<SocketAddr> {
         self.peer
     }
 
-    async fn unless_left<T: Send>(&mut self, answer: impl Future<Output = T> + Send) -> Option<T> {
+    async fn cancel_on_disconnect<T: Send>(&mut self, answer: impl Future<Output = T> + Send) -> Option<T> {
         Some(answer.await)
     }
 }
 
-impl Upload for Http2Client {
-    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BrokenBody>> {
+impl RequestBody for Http2Client {
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodyReadError>> {
         loop {
             let frame =
-                ready!(Pin::new(&mut self.body).poll_frame(cx)).transpose().map_err(BrokenBody::Http2)?;
+                ready!(Pin::new(&mut self.body).poll_frame(cx)).transpose().map_err(BodyReadError::Http2)?;
             let Some(frame) = frame else { return Poll::Ready(Ok(None)) };
             // Trailers are of no use to a server.
             if let Some(data) = frame.into_data().ok().filter(|data| !data.is_empty()) {
@@ -200,7 +201,7 @@ impl Upload for Http2Client {
         }
     }
 
-    fn announced(&self) -> u64 {
+    fn content_length_hint(&self) -> u64 {
         self.body.size_hint().lower()
     }
 
@@ -209,11 +210,11 @@ impl Upload for Http2Client {
     }
 
     /// hyper hands out what it has read.
-    fn read_so_far(&self) -> u64 {
+    fn bytes_read(&self) -> u64 {
         0
     }
 
-    async fn left(&self) {
+    async fn disconnected(&self) {
         std::future::pending().await
     }
 }
@@ -284,13 +285,13 @@ impl Drop for Open {
 }
 
 /// The wait for a request.
-struct Wait<'a> {
+struct Waiter<'a> {
     streams: &'a Streams,
     since: Instant,
     limit: Duration,
 }
 
-impl Wait<'_> {
+impl Waiter<'_> {
     fn restart(&mut self, limit: Duration) {
         (self.since, self.limit) = (Instant::now(), limit);
     }

@@ -9,18 +9,18 @@
 //! ([`admin`]), and what they send has an [`order`]. What may change meanwhile is in [`live`] and [`guards`]. What
 //! a request means is for `proxy` and `control` to know.
 
-mod admin;
-mod answer;
+mod admin_body;
+mod admin_listener;
+mod admission_state;
 mod connection;
-mod guards;
 mod http1;
 mod http2;
-mod live;
-mod opening;
-mod order;
+mod live_settings;
+mod negotiate;
+mod response;
 mod service;
 mod stream;
-mod workers;
+mod worker_threads;
 
 use std::io;
 use std::net::SocketAddr;
@@ -32,21 +32,21 @@ use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, info, warn};
 
+use crate::admin::{self, Draining, OperatorEndpoints, follow_names, probe_all};
 use crate::config::Options;
-use crate::control::{self, Admin, Draining, follow_names, probe_all};
-use crate::metrics::Metrics;
-use crate::report::{Reporter, limit, tell_changes};
-use crate::upstream::{Dialer, Members};
-pub(crate) use guards::Guards;
-use workers::{Common, Workers};
+use crate::observe::metrics::Metrics;
+use crate::observe::report::{RequestLogger, log_limit, tell_changes};
+use crate::upstream::{DesiredFleet, Dialer};
+pub(crate) use admission_state::Admission;
+use worker_threads::{SharedState, WorkerThreads};
 
-pub(crate) use live::Live;
+pub(crate) use live_settings::LiveSettings;
 #[cfg(any(test, fuzzing))]
 pub(crate) use {
-    answer::Answer,
-    connection::{Answering, converse},
-    http1::{Http1, Next, Patience},
-    service::Client,
+    connection::{ConnectionHandler, serve_http1},
+    http1::{ClientTimeouts, Http1, NextRequest},
+    response::ClientResponse,
+    service::ClientTransport,
     stream::ClientStream,
 };
 
@@ -67,24 +67,27 @@ pub(crate) async fn listen(host: &str, port: u16) -> io::Result<TcpListener> {
 /// Dropping the future ends all workers and probes at once.
 pub(crate) async fn serve(
     listener: TcpListener,
-    members: Arc<Members>,
-    guards: &Guards,
+    members: Arc<DesiredFleet>,
+    guards: &Admission,
     options: Options,
-    live: Arc<Live>,
+    live: Arc<LiveSettings>,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
     let draining = Draining::default();
     let metrics = Arc::new(Metrics::default());
-    let admin_listener = admin::bind(options.admin.as_ref()).await?;
+    let admin_listener = admin_listener::bind(options.admin.as_ref()).await?;
     // What may change servers is the same for clients' port and for operators'.
     let access = Arc::clone(&guards.access);
     let servers =
-        control::Workers::new(Arc::clone(&members), access, &options.sockets, options.request_timeout);
+        admin::WorkersApi::new(Arc::clone(&members), access, &options.sockets, options.request_timeout);
     let servers = Arc::new(servers);
-    let operators =
-        Arc::new(Admin::new(Arc::clone(&servers), Arc::clone(&metrics), Arc::clone(&guards.gate)));
-    let reporter = Arc::new(Reporter::new(&options.report));
-    let shared = Common {
+    let operators = Arc::new(OperatorEndpoints::new(
+        Arc::clone(&servers),
+        Arc::clone(&metrics),
+        Arc::clone(&guards.gate),
+    ));
+    let reporter = Arc::new(RequestLogger::new(&options.report));
+    let shared = SharedState {
         fleet: members.fleet(),
         servers: &servers,
         guards,
@@ -93,7 +96,7 @@ pub(crate) async fn serve(
         metrics: &metrics,
         reporter: &reporter,
     };
-    let workers = Workers::spawn(&shared, &options)?;
+    let workers = WorkerThreads::spawn(&shared, &options)?;
     let clients = async {
         let acceptor = Acceptor { listener, dialer: Dialer::new(&options.sockets), workers: &workers };
         let accept = async {
@@ -116,7 +119,7 @@ pub(crate) async fn serve(
     // Whoever is on call wants to see how the shutdown goes.
     tokio::select! {
         () = clients => {}
-        () = admin::serve(admin_listener, &operators, &reporter) => {}
+        () = admin_listener::serve(admin_listener, &operators, &reporter) => {}
         () = reporter.run() => {}
         () = tell_changes(members.fleet()) => {}
     }
@@ -127,7 +130,7 @@ pub(crate) async fn serve(
 struct Acceptor<'a> {
     listener: TcpListener,
     dialer: Dialer,
-    workers: &'a Workers,
+    workers: &'a WorkerThreads,
 }
 
 impl Acceptor<'_> {
@@ -152,7 +155,7 @@ impl Acceptor<'_> {
                 }
             }
             Err(error) => {
-                if limit::admit("accept") {
+                if log_limit::admit("accept") {
                     warn!("no connection could be accepted: {error}");
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;

@@ -13,20 +13,20 @@ use tokio_rustls::server::TlsStream;
 pub(crate) enum ClientStream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
-    Begun(Box<Begun>),
+    Prefixed(Box<Prefixed>),
     #[cfg(any(test, fuzzing))]
     Memory(tokio::io::DuplexStream),
 }
 
 /// A socket of which the first bytes have been read, to see what they are.
-pub(crate) struct Begun {
+pub(crate) struct Prefixed {
     read: Bytes,
     socket: TcpStream,
 }
 
 impl ClientStream {
     pub(crate) fn begun(read: Bytes, socket: TcpStream) -> Self {
-        Self::Begun(Box::new(Begun { read, socket }))
+        Self::Prefixed(Box::new(Prefixed { read, socket }))
     }
 
     /// `None`: it is within the process, in tests.
@@ -34,7 +34,7 @@ impl ClientStream {
         match self {
             Self::Plain(socket) => Some(socket),
             Self::Tls(stream) => Some(stream.get_ref().0),
-            Self::Begun(begun) => Some(&begun.socket),
+            Self::Prefixed(begun) => Some(&begun.socket),
             #[cfg(any(test, fuzzing))]
             Self::Memory(_) => None,
         }
@@ -72,7 +72,7 @@ macro_rules! on_stream {
         match $self.get_mut() {
             ClientStream::Plain($stream) => $call,
             ClientStream::Tls($stream) => $call,
-            ClientStream::Begun(begun) => {
+            ClientStream::Prefixed(begun) => {
                 let $stream = &mut begun.socket;
                 $call
             }
@@ -93,8 +93,10 @@ impl AsyncRead for ClientStream {
             Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
             #[cfg(any(test, fuzzing))]
             Self::Memory(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Begun(begun) if begun.read.is_empty() => Pin::new(&mut begun.socket).poll_read(cx, buffer),
-            Self::Begun(begun) => {
+            Self::Prefixed(begun) if begun.read.is_empty() => {
+                Pin::new(&mut begun.socket).poll_read(cx, buffer)
+            }
+            Self::Prefixed(begun) => {
                 let count = begun.read.len().min(buffer.remaining());
                 buffer.put_slice(&begun.read[..count]);
                 begun.read.advance(count);

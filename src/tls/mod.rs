@@ -1,11 +1,11 @@
-//! Certificates and keys: from files to what a handshake needs, and anew when the
-//! files have changed.
+//! TLS: certificates and keys from files, read again when the files have changed, and
+//! the handshake with a server.
 //!
-//! No socket is opened here: `server` and `upstream` shake hands. What is in use is
-//! replaced as a whole, so that a handshake sees one state, and open connections
-//! keep what they began with.
+//! No socket is opened here. The configuration in use is replaced as a whole, so that a
+//! handshake sees one state, and open connections keep the one they began with.
 
 mod client;
+mod connection;
 mod files;
 mod server;
 
@@ -13,6 +13,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 pub(crate) use client::{ClientFiles, ClientTls};
+pub(crate) use connection::{TlsConnection, connect};
 pub(crate) use server::ServerTls;
 
 /// HTTP/1.1 and HTTP/2, as a handshake names them (RFC 7301).

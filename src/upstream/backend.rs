@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use hyper::header::HeaderValue;
 use tracing::{error, info, warn};
 
-use super::connections::{ConnectionCounts, Connections};
-use super::health::{Health, State, sign};
+use super::connection_counts::{ConnectionCounts, Connections};
+use super::health::{HealthState, HealthTracker, sign};
 use super::outcome::Outcomes;
 use super::{Address, Outcome};
-use crate::gate::{Entrance, Freed};
+use crate::admission::{AdmissionHandle, WakeOnDrop};
 use crate::wire::bootstrap::BootstrapFields;
 
 /// What a server does for a request.
@@ -79,20 +79,20 @@ pub struct Backend {
     outcomes: Outcomes,
     /// Shared with the pools.
     connections: Arc<ConnectionCounts>,
-    health: Health,
+    health: HealthTracker,
 }
 
 impl Backend {
-    pub(super) fn prefill(spec: PrefillSpec, health: Health) -> Self {
+    pub(super) fn prefill(spec: PrefillSpec, health: HealthTracker) -> Self {
         let fields = BootstrapFields::new(spec.bootstrap_host, spec.bootstrap_port);
         Self::new(Role::Prefill, spec.address, Some(fields), health)
     }
 
-    pub(super) fn decode(address: Address, health: Health) -> Self {
+    pub(super) fn decode(address: Address, health: HealthTracker) -> Self {
         Self::new(Role::Decode, address, None, health)
     }
 
-    fn new(role: Role, address: Address, bootstrap: Option<BootstrapFields>, health: Health) -> Self {
+    fn new(role: Role, address: Address, bootstrap: Option<BootstrapFields>, health: HealthTracker) -> Self {
         let host_header = HeaderValue::from_str(&address.authority).expect("a URL's authority is printable");
         let (in_flight, outcomes) = (AtomicUsize::new(0), Outcomes::default());
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
@@ -216,18 +216,18 @@ impl Backend {
     }
 
     /// In one word, for operators.
-    pub(crate) fn health(&self) -> State {
+    pub(crate) fn health(&self) -> HealthState {
         self.health.state()
     }
 
     /// Whether it is known to be up, which a server that was never asked is not.
     pub(crate) fn is_ready(&self) -> bool {
-        matches!(self.health.state(), State::Healthy | State::Suspect)
+        matches!(self.health.state(), HealthState::Healthy | HealthState::Suspect)
     }
 
     /// Whether nothing speaks against it, so that there is no hurry to ask again.
     pub(crate) fn is_settled(&self) -> bool {
-        self.health.state() == State::Healthy
+        self.health.state() == HealthState::Healthy
     }
 
     /// A probe has been answered well, or has failed for a reason.
@@ -246,10 +246,10 @@ impl Backend {
         let (role, url) = (self.role, self.url());
         match self.health.note(well) {
             None => {}
-            Some(State::Unhealthy) => {
+            Some(HealthState::Unhealthy) => {
                 warn!("{role} server {url} is unhealthy and gets no requests: {}", why())
             }
-            Some(State::Starting) => {
+            Some(HealthState::Starting) => {
                 warn!("{role} server {url} is not up and gets no requests before it is: {}", why())
             }
             Some(_) => info!("{role} server {url} is healthy"),
@@ -283,17 +283,17 @@ impl Backend {
 /// Counts one request on a server for as long as it lives, and how it ended.
 #[derive(Debug)]
 pub(crate) struct InFlight {
-    seat: Seat,
+    seat: BackendPermit,
     outcome: Outcome,
 }
 
 impl InFlight {
     pub(crate) fn enter(backend: Arc<Backend>) -> Self {
-        Self::on(Seat::take(backend))
+        Self::on(BackendPermit::take(backend))
     }
 
     /// On a seat that was taken before.
-    pub(crate) fn on(seat: Seat) -> Self {
+    pub(crate) fn on(seat: BackendPermit) -> Self {
         Self { seat, outcome: Outcome::Cancelled }
     }
 
@@ -316,13 +316,13 @@ impl Drop for InFlight {
 
 /// A request's place on a server, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Seat {
+pub(crate) struct BackendPermit {
     backend: Arc<Backend>,
     /// Last, so that it is dropped when the seat is free. Only where seats are limited.
-    _freed: Option<Freed>,
+    _freed: Option<WakeOnDrop>,
 }
 
-impl Seat {
+impl BackendPermit {
     pub(super) fn take(backend: Arc<Backend>) -> Self {
         // Relaxed: a policy may read a count that is a moment old.
         backend.in_flight.fetch_add(1, Ordering::Relaxed);
@@ -337,13 +337,13 @@ impl Seat {
     }
 
     /// Whoever waits for a seat will be told.
-    pub(super) fn told_of(mut self, entrance: &Arc<Entrance>) -> Self {
-        self._freed = Some(Freed::by(entrance));
+    pub(super) fn told_of(mut self, entrance: &Arc<AdmissionHandle>) -> Self {
+        self._freed = Some(WakeOnDrop::by(entrance));
         self
     }
 }
 
-impl Drop for Seat {
+impl Drop for BackendPermit {
     fn drop(&mut self) {
         self.backend.in_flight.fetch_sub(1, Ordering::Release);
     }

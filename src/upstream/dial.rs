@@ -10,9 +10,9 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
 
-use super::conn::Stream;
-use super::{Address, tls};
-use crate::tls::ClientTls;
+use super::Address;
+use crate::http1::Stream;
+use crate::tls::{self, ClientTls};
 
 /// A peer that vanished without a word is noticed after this long and three unanswered probes.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);

@@ -3,7 +3,7 @@
 //! A [`Fleet`] never changes: [`LiveFleet`] puts another one in its place, so that
 //! whoever looks sees one state and waits for nobody.
 
-mod room;
+mod permits;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,13 +11,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
 
-use super::health::{Health, Watching};
+use super::health::{HealthTracker, Watching};
 use super::{Address, Backend, Choice, HealthOptions, Policy, PrefillSpec, Random, Role};
-pub(crate) use room::Seats;
+pub(crate) use permits::PairPermits;
 
 /// Which servers there should be, and how they are chosen.
 #[derive(Clone)]
-pub(crate) struct Wanted {
+pub(crate) struct FleetSpec {
     pub(crate) prefill: Vec<PrefillSpec>,
     pub(crate) decode: Vec<Address>,
     pub(crate) prefill_policy: Arc<dyn Policy>,
@@ -27,7 +27,7 @@ pub(crate) struct Wanted {
 }
 
 #[cfg(test)]
-impl Wanted {
+impl FleetSpec {
     /// So many servers, `http://prefill-0:80` and so on, of which nobody knows anything.
     pub(crate) fn unknown(prefill: usize, decode: usize) -> Self {
         use std::time::Duration;
@@ -65,7 +65,7 @@ pub(crate) struct LiveFleet {
 }
 
 impl LiveFleet {
-    pub(crate) fn new(wanted: Wanted) -> Self {
+    pub(crate) fn new(wanted: FleetSpec) -> Self {
         let now = ArcSwap::from_pointee(Fleet::new(wanted.health.clone()).become_as(wanted));
         Self { now, changing: Mutex::default(), changes: watch::channel(()).0 }
     }
@@ -81,7 +81,7 @@ impl LiveFleet {
     }
 
     /// Puts the fleet that is wanted in the place of the present one.
-    pub(crate) fn become_as(&self, wanted: Wanted) {
+    pub(crate) fn become_as(&self, wanted: FleetSpec) {
         // A change that panicked has changed nothing.
         let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         self.now.store(Arc::new(self.now.load().become_as(wanted)));
@@ -116,12 +116,12 @@ impl Fleet {
 
     /// The fleet that is wanted, with the servers that it has already: whoever is wanted still, at the same address and
     /// under the same bootstrap fields, stays who it is. The others get no more requests, and finish those they have.
-    fn become_as(&self, wanted: Wanted) -> Self {
-        let Wanted { prefill, decode, prefill_policy, decode_policy, health } = wanted;
+    fn become_as(&self, wanted: FleetSpec) -> Self {
+        let FleetSpec { prefill, decode, prefill_policy, decode_policy, health } = wanted;
         self.watching.become_as(health);
         let new_health = |group: &Group| {
             // Where there are others, nothing need be tried on a server of which nothing is known.
-            let make = if group.servers.is_empty() { Health::new } else { Health::starting };
+            let make = if group.servers.is_empty() { HealthTracker::new } else { HealthTracker::starting };
             make(Arc::clone(&self.watching), Arc::clone(&group.unhealthy))
         };
         let prefill = prefill.into_iter().map(|spec| {

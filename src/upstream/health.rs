@@ -56,7 +56,7 @@ impl Watching {
 
 /// What is known of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum State {
+pub(crate) enum HealthState {
     /// Nothing yet. It gets requests, but does not make the router ready.
     Unknown,
     /// It was never well. It gets no requests unless all of its role are like this, or worse; one success is enough.
@@ -68,7 +68,7 @@ pub(crate) enum State {
     Unhealthy,
 }
 
-impl State {
+impl HealthState {
     /// Whether policies are spared the server.
     pub(super) fn is_out(self) -> bool {
         matches!(self, Self::Starting | Self::Unhealthy)
@@ -88,8 +88,8 @@ impl State {
 
 /// The health of one server.
 #[derive(Debug)]
-pub(super) struct Health {
-    /// A [`State`]; written under the lock only, read without.
+pub(super) struct HealthTracker {
+    /// A [`HealthState`]; written under the lock only, read without.
     state: AtomicU8,
     in_a_row: Mutex<InARow>,
     watching: Arc<Watching>,
@@ -104,10 +104,10 @@ struct InARow {
     successes: u32,
 }
 
-impl Health {
+impl HealthTracker {
     /// For a server that requests may be tried on before it was asked.
     pub(super) fn new(watching: Arc<Watching>, unhealthy: Arc<AtomicUsize>) -> Self {
-        let state = AtomicU8::new(State::Unknown as u8);
+        let state = AtomicU8::new(HealthState::Unknown as u8);
         Self { state, in_a_row: Mutex::default(), watching, unhealthy }
     }
 
@@ -115,14 +115,14 @@ impl Health {
     pub(super) fn starting(watching: Arc<Watching>, unhealthy: Arc<AtomicUsize>) -> Self {
         let health = Self::new(watching, unhealthy);
         if health.is_watched() {
-            health.state.store(State::Starting as u8, Relaxed);
+            health.state.store(HealthState::Starting as u8, Relaxed);
             health.unhealthy.fetch_add(1, Relaxed);
         }
         health
     }
 
-    pub(super) fn state(&self) -> State {
-        if self.is_watched() { self.known() } else { State::Healthy }
+    pub(super) fn state(&self) -> HealthState {
+        if self.is_watched() { self.known() } else { HealthState::Healthy }
     }
 
     fn is_watched(&self) -> bool {
@@ -130,16 +130,21 @@ impl Health {
     }
 
     /// What has been seen, whether anybody minds or not.
-    fn known(&self) -> State {
-        const STATES: [State; 5] =
-            [State::Unknown, State::Starting, State::Healthy, State::Suspect, State::Unhealthy];
+    fn known(&self) -> HealthState {
+        const STATES: [HealthState; 5] = [
+            HealthState::Unknown,
+            HealthState::Starting,
+            HealthState::Healthy,
+            HealthState::Suspect,
+            HealthState::Unhealthy,
+        ];
         STATES[usize::from(self.state.load(Relaxed))]
     }
 
     /// Takes a sign. Returns the new state if the server has become healthy or unhealthy by it.
-    pub(super) fn note(&self, well: bool) -> Option<State> {
+    pub(super) fn note(&self, well: bool) -> Option<HealthState> {
         // The usual case takes no lock: this runs at the end of each leg.
-        if !self.is_watched() || (well && self.known() == State::Healthy) {
+        if !self.is_watched() || (well && self.known() == HealthState::Healthy) {
             return None;
         }
         // The numbers are whole whatever happens under the lock.
@@ -151,39 +156,39 @@ impl Health {
         match (before.is_out(), after.is_out()) {
             (false, true) => self.unhealthy.fetch_add(1, Relaxed),
             (true, false) => self.unhealthy.fetch_sub(1, Relaxed),
-            _ => return (before == State::Unknown).then_some(after),
+            _ => return (before == HealthState::Unknown).then_some(after),
         };
         Some(after)
     }
 
-    fn success(&self, before: State, in_a_row: &mut InARow) -> State {
+    fn success(&self, before: HealthState, in_a_row: &mut InARow) -> HealthState {
         in_a_row.failures = 0;
         in_a_row.successes = in_a_row.successes.saturating_add(1);
-        let recovering =
-            before == State::Unhealthy && in_a_row.successes < self.watching.options.load().success_threshold;
-        if recovering { State::Unhealthy } else { State::Healthy }
+        let recovering = before == HealthState::Unhealthy
+            && in_a_row.successes < self.watching.options.load().success_threshold;
+        if recovering { HealthState::Unhealthy } else { HealthState::Healthy }
     }
 
-    fn failure(&self, before: State, in_a_row: &mut InARow) -> State {
+    fn failure(&self, before: HealthState, in_a_row: &mut InARow) -> HealthState {
         in_a_row.successes = 0;
         in_a_row.failures = in_a_row.failures.saturating_add(1);
         match before {
             // It has never been seen well: it may be starting, or have another address.
-            State::Unknown | State::Starting => State::Starting,
-            State::Unhealthy => State::Unhealthy,
-            State::Healthy | State::Suspect
+            HealthState::Unknown | HealthState::Starting => HealthState::Starting,
+            HealthState::Unhealthy => HealthState::Unhealthy,
+            HealthState::Healthy | HealthState::Suspect
                 if in_a_row.failures >= self.watching.options.load().failure_threshold =>
             {
-                State::Unhealthy
+                HealthState::Unhealthy
             }
-            State::Healthy | State::Suspect => State::Suspect,
+            HealthState::Healthy | HealthState::Suspect => HealthState::Suspect,
         }
     }
 }
 
 /// A server that is gone counts no more. Until then it may count although it gets no requests, which costs a look at
 /// each server's health and nothing else.
-impl Drop for Health {
+impl Drop for HealthTracker {
     fn drop(&mut self) {
         if self.known().is_out() {
             self.unhealthy.fetch_sub(1, Relaxed);
@@ -227,11 +232,11 @@ mod tests {
         }
     }
 
-    fn health(enabled: bool) -> Health {
-        Health::new(Arc::new(Watching::new(options(enabled))), Arc::default())
+    fn health(enabled: bool) -> HealthTracker {
+        HealthTracker::new(Arc::new(Watching::new(options(enabled))), Arc::default())
     }
 
-    fn after(health: &Health, signs: &[bool]) -> (State, usize) {
+    fn after(health: &HealthTracker, signs: &[bool]) -> (HealthState, usize) {
         for well in signs {
             health.note(*well);
         }
@@ -241,30 +246,30 @@ mod tests {
     #[test]
     fn three_failures_in_a_row_and_two_successes_in_a_row() {
         let health = health(true);
-        assert_eq!(after(&health, &[]), (State::Unknown, 0));
-        assert_eq!(after(&health, &[true]), (State::Healthy, 0));
-        assert_eq!(after(&health, &[false, false]), (State::Suspect, 0));
-        assert_eq!(after(&health, &[true, false, false]), (State::Suspect, 0));
-        assert_eq!(after(&health, &[false]), (State::Unhealthy, 1));
-        assert_eq!(after(&health, &[true, false, true]), (State::Unhealthy, 1));
-        assert_eq!(after(&health, &[true]), (State::Healthy, 0));
+        assert_eq!(after(&health, &[]), (HealthState::Unknown, 0));
+        assert_eq!(after(&health, &[true]), (HealthState::Healthy, 0));
+        assert_eq!(after(&health, &[false, false]), (HealthState::Suspect, 0));
+        assert_eq!(after(&health, &[true, false, false]), (HealthState::Suspect, 0));
+        assert_eq!(after(&health, &[false]), (HealthState::Unhealthy, 1));
+        assert_eq!(after(&health, &[true, false, true]), (HealthState::Unhealthy, 1));
+        assert_eq!(after(&health, &[true]), (HealthState::Healthy, 0));
     }
 
     #[test]
     fn one_failure_is_enough_for_a_server_that_was_never_well() {
         let health = health(true);
-        assert_eq!(health.note(false), Some(State::Starting));
-        assert_eq!(after(&health, &[false, false]), (State::Starting, 1));
-        assert_eq!(health.note(true), Some(State::Healthy));
-        assert_eq!(after(&health, &[]), (State::Healthy, 0));
+        assert_eq!(health.note(false), Some(HealthState::Starting));
+        assert_eq!(after(&health, &[false, false]), (HealthState::Starting, 1));
+        assert_eq!(health.note(true), Some(HealthState::Healthy));
+        assert_eq!(after(&health, &[]), (HealthState::Healthy, 0));
     }
 
     #[test]
     fn a_server_that_must_come_up_first_is_out_until_one_success() {
-        let health = Health::starting(Arc::new(Watching::new(options(true))), Arc::default());
-        assert_eq!(after(&health, &[]), (State::Starting, 1));
+        let health = HealthTracker::starting(Arc::new(Watching::new(options(true))), Arc::default());
+        assert_eq!(after(&health, &[]), (HealthState::Starting, 1));
         assert_eq!(health.note(false), None);
-        assert_eq!(after(&health, &[true]), (State::Healthy, 0));
+        assert_eq!(after(&health, &[true]), (HealthState::Healthy, 0));
     }
 
     #[test]
@@ -274,26 +279,26 @@ mod tests {
             .into_iter()
             .map(|well| health.note(well))
             .collect();
-        let (well, unwell) = (Some(State::Healthy), Some(State::Unhealthy));
+        let (well, unwell) = (Some(HealthState::Healthy), Some(HealthState::Unhealthy));
         assert_eq!(told, [well, None, None, None, unwell, None, None, well, None]);
     }
 
     #[test]
     fn other_options_hold_for_the_next_sign() {
         let health = health(true);
-        assert_eq!(after(&health, &[true, false]), (State::Suspect, 0));
+        assert_eq!(after(&health, &[true, false]), (HealthState::Suspect, 0));
         health.watching.become_as(HealthOptions { failure_threshold: 2, ..options(true) });
-        assert_eq!(after(&health, &[false]), (State::Unhealthy, 1));
+        assert_eq!(after(&health, &[false]), (HealthState::Unhealthy, 1));
         health.watching.become_as(HealthOptions { success_threshold: 1, ..options(true) });
-        assert_eq!(after(&health, &[true]), (State::Healthy, 0));
+        assert_eq!(after(&health, &[true]), (HealthState::Healthy, 0));
     }
 
     #[test]
     fn a_server_that_nobody_watches_any_more_counts_until_it_is_gone() {
         let health = health(true);
-        assert_eq!(after(&health, &[false]), (State::Starting, 1));
+        assert_eq!(after(&health, &[false]), (HealthState::Starting, 1));
         health.watching.become_as(options(false));
-        assert_eq!(after(&health, &[]), (State::Healthy, 1));
+        assert_eq!(after(&health, &[]), (HealthState::Healthy, 1));
         let unhealthy = Arc::clone(&health.unhealthy);
         drop(health);
         assert_eq!(unhealthy.load(Relaxed), 0);
@@ -301,6 +306,6 @@ mod tests {
 
     #[test]
     fn without_checks_every_server_is_well() {
-        assert_eq!(after(&health(false), &[false; 5]), (State::Healthy, 0));
+        assert_eq!(after(&health(false), &[false; 5]), (HealthState::Healthy, 0));
     }
 }

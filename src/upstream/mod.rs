@@ -6,29 +6,26 @@
 
 mod address;
 mod backend;
-mod conn;
-mod connections;
+mod connection_counts;
+mod desired_fleet;
 mod dial;
 mod fleet;
 mod health;
-mod ids;
-mod members;
+mod id_map;
 mod outcome;
 mod policy;
 mod pool;
-mod tls;
 
 pub(crate) use address::{Address, checked_host};
 pub use backend::{Backend, Role};
 pub(crate) use backend::{Description, InFlight, PrefillSpec};
-pub(crate) use conn::{Come, ConnError, SendError, Sent};
-pub(crate) use connections::Connections;
+pub(crate) use connection_counts::Connections;
+pub(crate) use desired_fleet::{DesiredFleet, DnsName, MAX_SERVERS_PER_ROLE, NotChanged, ServerSpec};
 pub(crate) use dial::{DialError, Dialer, SocketOptions};
 pub use fleet::ServerPair;
-pub(crate) use fleet::{Fleet, LiveFleet, Seats, Wanted};
-pub(crate) use health::{HealthOptions, State};
-pub(crate) use ids::IdMap;
-pub(crate) use members::{DnsName, MAX_SERVERS_PER_ROLE, Member, Members, NotChanged};
+pub(crate) use fleet::{Fleet, FleetSpec, LiveFleet, PairPermits};
+pub(crate) use health::{HealthOptions, HealthState};
+pub(crate) use id_map::IdMap;
 pub use outcome::Outcome;
 pub use policy::{Choice, Policy, Random, RoundRobin};
 pub(crate) use pool::{Lease, Pools};

@@ -14,13 +14,13 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
-use super::conn::{Come, Conn, ConnError, SendError, Sent, Stream};
-use super::connections::{ConnectionCounts, Shard};
+use super::connection_counts::{ConnectionCounts, Shard};
 use super::dial::DialError;
-use super::ids::IdMap;
+use super::id_map::IdMap;
 use super::{Backend, Dialer, SocketOptions};
-use crate::wire::message::Head;
-use crate::wire::request::LegRequest;
+use crate::http1::OutgoingRequest;
+use crate::http1::ResponseHead;
+use crate::http1::{BodyProgress, ConnError, Http1Client, SendError, Stream, WriteTiming};
 
 /// How often idle connections are looked through, as a part of the idle timeout. Their age is counted in sweeps, not by
 /// the clock, which would be read four times a request. They live at most an eighth too long: 4.5 s by default, still
@@ -102,7 +102,7 @@ impl Pools {
     async fn open_into(&self, pool: Arc<Pool>, backend: &Backend) -> Result<Lease, DialError> {
         let stream = self.open(backend).await?;
         pool.counts.opened(self.shard);
-        Ok(Lease { conn: Conn::new(stream), pool })
+        Ok(Lease { conn: Http1Client::new(stream), pool })
     }
 
     async fn open(&self, backend: &Backend) -> Result<Stream, DialError> {
@@ -142,7 +142,7 @@ struct Pool {
 }
 
 struct Idle {
-    conn: Box<Conn>,
+    conn: Box<Http1Client>,
     /// Since it is idle.
     sweeps: u32,
 }
@@ -160,7 +160,7 @@ impl Pool {
         Some(idle)
     }
 
-    fn push(&self, conn: Box<Conn>) {
+    fn push(&self, conn: Box<Http1Client>) {
         let mut idle = self.lock();
         if idle.len() < self.max_idle {
             idle.push(Idle { conn, sweeps: 0 });
@@ -184,18 +184,18 @@ impl Drop for Pool {
 
 /// A connection that one request holds.
 pub(crate) struct Lease {
-    conn: Box<Conn>,
+    conn: Box<Http1Client>,
     pool: Arc<Pool>,
 }
 
 impl Lease {
     /// Sends a request and waits for the head of its answer.
-    pub(crate) async fn send(&mut self, request: LegRequest) -> Result<Head, SendError> {
+    pub(crate) async fn send(&mut self, request: OutgoingRequest) -> Result<ResponseHead, SendError> {
         self.conn.send(request).await
     }
 
     /// How the request was sent.
-    pub(crate) fn sent(&self) -> Sent {
+    pub(crate) fn sent(&self) -> WriteTiming {
         self.conn.sent()
     }
 
@@ -215,7 +215,7 @@ impl Lease {
     }
 
     /// How much of the body has come, handed out or not.
-    pub(crate) fn come(&self) -> Come {
+    pub(crate) fn come(&self) -> BodyProgress {
         self.conn.come()
     }
 

@@ -7,6 +7,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::bootstrap::BootstrapFields;
 use super::shape::Edit;
+use crate::http1::OutgoingBody;
 
 /// Up to this size a body is copied behind the head of each leg, which costs less than handing over two pieces.
 pub(super) const COPY_UP_TO: usize = 4 << 10;
@@ -29,13 +30,13 @@ impl ClientBody {
     }
 
     /// The body for both legs: everything but the cuts, with the fields in front of the closing brace.
-    pub(crate) fn with_fields(&self, edit: &Edit, fields: &BootstrapFields, room: u64) -> LegBody {
+    pub(crate) fn with_fields(&self, edit: &Edit, fields: &BootstrapFields, room: u64) -> OutgoingBody {
         if self.length <= COPY_UP_TO {
             let mut joined = BytesMut::with_capacity(self.length + fields.max_len());
             self.before_close(edit, |piece, range| joined.put_slice(&piece[range]));
             fields.put(&mut joined, room, edit.after_others);
             self.each(edit.close..self.length, |piece, range| joined.put_slice(&piece[range]));
-            return LegBody::new(vec![joined.freeze()]);
+            return OutgoingBody::new(vec![joined.freeze()]);
         }
         let mut pieces = Vec::with_capacity(self.pieces.len() + edit.cuts.len() + 2);
         self.before_close(edit, |piece, range| pieces.push(piece.slice(range)));
@@ -43,7 +44,7 @@ impl ClientBody {
         fields.put(&mut added, room, edit.after_others);
         pieces.push(added.freeze());
         self.each(edit.close..self.length, |piece, range| pieces.push(piece.slice(range)));
-        LegBody::new(pieces)
+        OutgoingBody::new(pieces)
     }
 
     /// Visits what is kept of the body before its closing brace.
@@ -70,39 +71,6 @@ impl ClientBody {
     }
 }
 
-/// The body of one leg. A clone shares the bytes.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct LegBody {
-    pieces: Vec<Bytes>,
-    length: usize,
-}
-
-impl LegBody {
-    pub(crate) fn new(pieces: Vec<Bytes>) -> Self {
-        let length = pieces.iter().map(Bytes::len).sum();
-        Self { pieces, length }
-    }
-
-    /// Its bytes, in order.
-    pub(crate) fn pieces(&self) -> &[Bytes] {
-        &self.pieces
-    }
-
-    /// Lets go of a piece that has been sent.
-    pub(crate) fn release(&mut self, piece: usize) {
-        self.pieces[piece] = Bytes::new();
-    }
-
-    /// Of all pieces together as they were at first.
-    pub(crate) fn len(&self) -> usize {
-        self.length
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.length == 0
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,9 +86,9 @@ mod tests {
         }
         let shape = inspector.finish().unwrap();
         let leg = client.with_fields(&shape.edit, &BootstrapFields::new("h".into(), Some(1)), 2);
-        let sum: usize = leg.pieces.iter().map(Bytes::len).sum();
+        let sum: usize = leg.pieces().iter().map(Bytes::len).sum();
         assert_eq!(leg.len(), sum);
-        String::from_utf8(leg.pieces.concat()).unwrap()
+        String::from_utf8(leg.pieces().concat()).unwrap()
     }
 
     const FIELDS: &str = r#""bootstrap_host":"h","bootstrap_port":1,"bootstrap_room":2"#;
@@ -168,7 +136,7 @@ mod tests {
         let leg =
             client.with_fields(&inspector.finish().unwrap().edit, &BootstrapFields::new("h".into(), None), 1);
         let inside = original.as_ptr_range();
-        let shared = leg.pieces.iter().filter(|piece| inside.contains(&piece.as_ptr()));
+        let shared = leg.pieces().iter().filter(|piece| inside.contains(&piece.as_ptr()));
         assert_eq!(shared.map(Bytes::len).sum::<usize>(), original.len() - r#""bootstrap_room":1,"#.len());
     }
 }

@@ -1,12 +1,12 @@
 //! The three fields that let a prefill and a decode server find each other.
 //!
-//! Room numbers come from outside: there is no randomness here.
+//! BodyBuffer numbers come from outside: there is no randomness here.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-/// Rooms are drawn from `1..=MAX_ROOM`. SGLang takes 0 for "not arrived yet", and expands the room of a batch to
+/// Rooms are drawn from `1..=MAX_BOOTSTRAP_ROOM`. SGLang takes 0 for "not arrived yet", and expands the room of a batch to
 /// `room + i`, which must stay below 2^63.
-pub(crate) const MAX_ROOM: u64 = 1 << 62;
+pub(crate) const MAX_BOOTSTRAP_ROOM: u64 = 1 << 62;
 
 /// What is the same for every request to one prefill server, written once.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ impl BootstrapFields {
         out.put_slice(itoa::Buffer::new().format(room).as_bytes());
     }
 
-    /// Room for what [`put`](Self::put) appends: the largest room has 19 digits.
+    /// BodyBuffer for what [`put`](Self::put) appends: the largest room has 19 digits.
     pub(crate) fn max_len(&self) -> usize {
         self.rendered.len() + 19
     }
@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn the_largest_room_fits_a_signed_64_bit_integer_with_headroom() {
-        assert!(written("h", None, MAX_ROOM, true).ends_with(":4611686018427387904"));
-        assert!(MAX_ROOM + u64::from(u32::MAX) < i64::MAX as u64);
+        assert!(written("h", None, MAX_BOOTSTRAP_ROOM, true).ends_with(":4611686018427387904"));
+        assert!(MAX_BOOTSTRAP_ROOM + u64::from(u32::MAX) < i64::MAX as u64);
     }
 }

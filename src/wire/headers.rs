@@ -6,7 +6,7 @@
 
 use hyper::header::HeaderName;
 
-use super::message::{Fields, Known};
+use crate::http1::{HeaderId, RawHeaders};
 
 /// The name of a request, which the router makes if a client does not.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -14,26 +14,29 @@ pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 /// Writes those of a client's headers that a leg has too, a line each; the leg's own `Host` and length are not among
 /// them. A request with a JSON body gets a content type if it has none: SGLang refuses JSON without it, and the body was
 /// seen to be JSON. A type that the client chose itself is the client's.
-pub(crate) fn write_for_backend(fields: &Fields, is_json: bool, into: &mut Vec<u8>) {
+pub(crate) fn write_for_backend(fields: &RawHeaders, is_json: bool, into: &mut Vec<u8>) {
     write_but(fields, is_own, into);
-    if is_json && !fields.has(Known::ContentType) {
+    if is_json && !fields.has(HeaderId::ContentType) {
         write_line(b"content-type", b"application/json", into);
     }
 }
 
 /// Writes those of a server's headers that the client gets, a line each. The request's name is not among them: it is
 /// the router's.
-pub(crate) fn write_for_client(fields: &Fields, into: &mut Vec<u8>) {
-    let is_encoded = fields.has(Known::TransferEncoding);
-    write_but(fields, |name| is_not_passed_back(name, is_encoded) || name == Known::RequestId, into);
+pub(crate) fn write_for_client(fields: &RawHeaders, into: &mut Vec<u8>) {
+    let is_encoded = fields.has(HeaderId::TransferEncoding);
+    write_but(fields, |name| is_not_passed_back(name, is_encoded) || name == HeaderId::RequestId, into);
 }
 
 /// Removes those of a server's headers that the client does not get. Most answers have none of them.
-pub(crate) fn retain_for_client(fields: &mut Fields) {
-    if ![Known::Connection, Known::TransferEncoding, Known::HopByHop].iter().any(|name| fields.has(*name)) {
+pub(crate) fn retain_for_client(fields: &mut RawHeaders) {
+    if ![HeaderId::Connection, HeaderId::TransferEncoding, HeaderId::HopByHop]
+        .iter()
+        .any(|name| fields.has(*name))
+    {
         return;
     }
-    let is_encoded = fields.has(Known::TransferEncoding);
+    let is_encoded = fields.has(HeaderId::TransferEncoding);
     let listed: Vec<Vec<u8>> = listed(fields).into_iter().map(<[u8]>::to_vec).collect();
     fields.retain(|line| {
         let is_listed = listed.iter().any(|name| name.eq_ignore_ascii_case(line.name));
@@ -43,12 +46,12 @@ pub(crate) fn retain_for_client(fields: &mut Fields) {
 
 /// The body was framed by its encoding, if it had one, which ends here: a length beside it is not the body's (RFC 9112,
 /// section 6.3), and would cut it off.
-fn is_not_passed_back(name: Known, is_encoded: bool) -> bool {
-    name.is_hop_by_hop() || (is_encoded && name == Known::ContentLength)
+fn is_not_passed_back(name: HeaderId, is_encoded: bool) -> bool {
+    name.is_hop_by_hop() || (is_encoded && name == HeaderId::ContentLength)
 }
 
 /// Writes all lines but those that are left out, or that `Connection` lists.
-fn write_but(fields: &Fields, is_left_out: impl Fn(Known) -> bool, into: &mut Vec<u8>) {
+fn write_but(fields: &RawHeaders, is_left_out: impl Fn(HeaderId) -> bool, into: &mut Vec<u8>) {
     let listed = listed(fields);
     for line in fields.iter() {
         let is_listed = || listed.iter().any(|name| name.eq_ignore_ascii_case(line.name));
@@ -66,24 +69,27 @@ pub(crate) fn write_line(name: &[u8], value: &[u8], into: &mut Vec<u8>) {
 }
 
 /// The encoding of a body that the router cannot read, as the client named it.
-pub(crate) fn unreadable_encoding(fields: &Fields) -> Option<&[u8]> {
-    let encoded = fields.get(Known::ContentEncoding).filter(|value| !value.eq_ignore_ascii_case(b"identity"));
+pub(crate) fn unreadable_encoding(fields: &RawHeaders) -> Option<&[u8]> {
+    let encoded =
+        fields.get(HeaderId::ContentEncoding).filter(|value| !value.eq_ignore_ascii_case(b"identity"));
     // SGLang would decompress the body, which the router must read first.
-    encoded.or_else(|| fields.get(Known::BodyCompressed))
+    encoded.or_else(|| fields.get(HeaderId::BodyCompressed))
 }
 
 /// Whether a client's header is not for servers, whoever sends it.
-fn is_own(name: Known) -> bool {
+fn is_own(name: HeaderId) -> bool {
     // The rank would reach both legs.
-    let steers = matches!(name, Known::Override | Known::DataParallelRank);
-    steers || name.is_hop_by_hop() || matches!(name, Known::Host | Known::ContentLength | Known::Expect)
+    let steers = matches!(name, HeaderId::Override | HeaderId::DataParallelRank);
+    steers
+        || name.is_hop_by_hop()
+        || matches!(name, HeaderId::Host | HeaderId::ContentLength | HeaderId::Expect)
 }
 
 /// The headers named in `Connection`. The body's framing and the request's name are not the peer's to switch off here.
-fn listed(fields: &Fields) -> Vec<&[u8]> {
+fn listed(fields: &RawHeaders) -> Vec<&[u8]> {
     let may_be = |name: &&[u8]| {
-        let known = Known::of(name);
-        !known.is_hop_by_hop() && ![Known::ContentLength, Known::RequestId].contains(&known)
+        let known = HeaderId::of(name);
+        !known.is_hop_by_hop() && ![HeaderId::ContentLength, HeaderId::RequestId].contains(&known)
     };
     fields.connection_options().filter(may_be).collect()
 }
@@ -92,12 +98,12 @@ fn listed(fields: &Fields) -> Vec<&[u8]> {
 mod tests {
     use super::*;
 
-    fn fields(pairs: &[(&'static str, &'static str)]) -> Fields {
+    fn fields(pairs: &[(&'static str, &'static str)]) -> RawHeaders {
         pairs.iter().map(|(name, value)| (*name, value.as_bytes())).collect()
     }
 
     /// The lines that a leg gets, in alphabetical order.
-    fn written(fields: &Fields, is_json: bool) -> Vec<String> {
+    fn written(fields: &RawHeaders, is_json: bool) -> Vec<String> {
         let mut text = Vec::new();
         write_for_backend(fields, is_json, &mut text);
         let text = String::from_utf8(text).unwrap();
@@ -144,8 +150,8 @@ mod tests {
 
     #[test]
     fn a_missing_content_type_becomes_json() {
-        assert_eq!(written(&Fields::default(), true), ["content-type: application/json"]);
-        assert!(written(&Fields::default(), false).is_empty());
+        assert_eq!(written(&RawHeaders::default(), true), ["content-type: application/json"]);
+        assert!(written(&RawHeaders::default(), false).is_empty());
     }
 
     #[test]

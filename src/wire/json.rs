@@ -91,24 +91,24 @@ pub(crate) fn is_whitespace(byte: u8) -> bool {
 
 /// The text is not the JSON it has to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Malformed {
+pub(crate) struct MalformedJson {
     /// What is wrong, as the rest of a sentence.
     pub(crate) what: &'static str,
 }
 
-impl Malformed {
+impl MalformedJson {
     pub(crate) const fn new(what: &'static str) -> Self {
         Self { what }
     }
 }
 
-impl fmt::Display for Malformed {
+impl fmt::Display for MalformedJson {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "malformed: {}", self.what)
     }
 }
 
-impl std::error::Error for Malformed {}
+impl std::error::Error for MalformedJson {}
 
 /// A value within a text that is in memory as a whole.
 ///
@@ -135,8 +135,8 @@ pub(crate) struct Member<'a> {
 pub(crate) fn walk_members<'a>(
     text: &'a [u8],
     start: usize,
-    mut visit: impl FnMut(Key<'a>, usize) -> Result<usize, Malformed>,
-) -> Result<usize, Malformed> {
+    mut visit: impl FnMut(Key<'a>, usize) -> Result<usize, MalformedJson>,
+) -> Result<usize, MalformedJson> {
     walk(text, start, [b'{', b'}'], |at| {
         let key_end = end_of_key(text, at)?;
         let value = start_of_value(text, key_end)?;
@@ -148,8 +148,8 @@ pub(crate) fn walk_members<'a>(
 pub(crate) fn walk_elements(
     text: &[u8],
     start: usize,
-    visit: impl FnMut(usize) -> Result<usize, Malformed>,
-) -> Result<usize, Malformed> {
+    visit: impl FnMut(usize) -> Result<usize, MalformedJson>,
+) -> Result<usize, MalformedJson> {
     walk(text, start, [b'[', b']'], visit)
 }
 
@@ -157,10 +157,10 @@ fn walk(
     text: &[u8],
     start: usize,
     [open, close]: [u8; 2],
-    mut visit: impl FnMut(usize) -> Result<usize, Malformed>,
-) -> Result<usize, Malformed> {
+    mut visit: impl FnMut(usize) -> Result<usize, MalformedJson>,
+) -> Result<usize, MalformedJson> {
     if text.get(start) != Some(&open) {
-        return Err(Malformed::new("neither the object nor the array it should be"));
+        return Err(MalformedJson::new("neither the object nor the array it should be"));
     }
     let mut at = skip_whitespace(text, start + 1);
     if text.get(at) == Some(&close) {
@@ -171,7 +171,7 @@ fn walk(
         match text.get(at) {
             Some(byte) if *byte == close => return Ok(at + 1),
             Some(b',') => at = skip_whitespace(text, at + 1),
-            _ => return Err(Malformed::new("no comma between two items")),
+            _ => return Err(MalformedJson::new("no comma between two items")),
         }
     }
 }
@@ -189,17 +189,17 @@ impl Key<'_> {
 
 impl<'a> Value<'a> {
     /// The one value that `text` is, white space around it aside.
-    pub(crate) fn root(text: &'a [u8]) -> Result<Self, Malformed> {
+    pub(crate) fn root(text: &'a [u8]) -> Result<Self, MalformedJson> {
         let value = Self::at(text, skip_whitespace(text, 0))?;
         if skip_whitespace(text, value.end) == text.len() {
             Ok(value)
         } else {
-            Err(Malformed::new("more than one value"))
+            Err(MalformedJson::new("more than one value"))
         }
     }
 
     /// The value that starts at `start`.
-    pub(crate) fn at(text: &'a [u8], start: usize) -> Result<Self, Malformed> {
+    pub(crate) fn at(text: &'a [u8], start: usize) -> Result<Self, MalformedJson> {
         Ok(Self { text, start, end: end_of_value(text, start)? })
     }
 
@@ -237,7 +237,7 @@ impl<'a> Value<'a> {
     }
 
     /// The first member called `name`; none when this is not an object.
-    pub(crate) fn member(self, name: &str) -> Result<Option<Value<'a>>, Malformed> {
+    pub(crate) fn member(self, name: &str) -> Result<Option<Value<'a>>, MalformedJson> {
         if !self.is_object() {
             return Ok(None);
         }
@@ -281,7 +281,7 @@ pub(crate) struct Members<'a> {
 }
 
 impl<'a> Iterator for Members<'a> {
-    type Item = Result<Member<'a>, Malformed>;
+    type Item = Result<Member<'a>, MalformedJson>;
 
     fn next(&mut self) -> Option<Self::Item> {
         self.items.next_with(|text, at| {
@@ -298,7 +298,7 @@ pub(crate) struct Elements<'a> {
 }
 
 impl<'a> Iterator for Elements<'a> {
-    type Item = Result<Value<'a>, Malformed>;
+    type Item = Result<Value<'a>, MalformedJson>;
 
     fn next(&mut self) -> Option<Self::Item> {
         self.items.next_with(|text, at| {
@@ -334,8 +334,8 @@ impl<'a> Items<'a> {
     /// Reads the next item with `read`, which is given the item's start and tells the item's end.
     fn next_with<T>(
         &mut self,
-        read: impl FnOnce(&'a [u8], usize) -> Result<(T, usize), Malformed>,
-    ) -> Option<Result<T, Malformed>> {
+        read: impl FnOnce(&'a [u8], usize) -> Result<(T, usize), MalformedJson>,
+    ) -> Option<Result<T, MalformedJson>> {
         let item = self.start_of_next().and_then(|start| start.map(|at| read(self.text, at)).transpose());
         match item {
             Ok(Some((item, end))) => {
@@ -354,16 +354,16 @@ impl<'a> Items<'a> {
         }
     }
 
-    fn start_of_next(&mut self) -> Result<Option<usize>, Malformed> {
+    fn start_of_next(&mut self) -> Result<Option<usize>, MalformedJson> {
         let at = skip_whitespace(self.text, self.at);
         let byte = self.text.get(at).copied();
         match self.state {
             State::Done => Ok(None),
-            State::Broken => Err(Malformed::new("neither the object nor the array it should be")),
+            State::Broken => Err(MalformedJson::new("neither the object nor the array it should be")),
             _ if byte == Some(self.close) && at + 1 == self.text.len() => Ok(None),
             State::First => Ok(Some(at)),
             State::Later if byte == Some(b',') => Ok(Some(skip_whitespace(self.text, at + 1))),
-            State::Later => Err(Malformed::new("no comma between two items")),
+            State::Later => Err(MalformedJson::new("no comma between two items")),
         }
     }
 }
@@ -381,34 +381,34 @@ pub(crate) fn trim_end(text: &[u8]) -> &[u8] {
 }
 
 /// The end of the value that starts at `start`.
-pub(crate) fn end_of_value(text: &[u8], start: usize) -> Result<usize, Malformed> {
+pub(crate) fn end_of_value(text: &[u8], start: usize) -> Result<usize, MalformedJson> {
     match text.get(start) {
         Some(b'"') => end_of_string(text, start),
         Some(b'{' | b'[') => end_of_nested(text, start),
         Some(_) => end_of_scalar(text, start),
-        None => Err(Malformed::new("no value at the end of the text")),
+        None => Err(MalformedJson::new("no value at the end of the text")),
     }
 }
 
-fn end_of_key(text: &[u8], start: usize) -> Result<usize, Malformed> {
+fn end_of_key(text: &[u8], start: usize) -> Result<usize, MalformedJson> {
     match text.get(start) {
         Some(b'"') => end_of_string(text, start),
-        _ => Err(Malformed::new("a member without a name")),
+        _ => Err(MalformedJson::new("a member without a name")),
     }
 }
 
 /// The start of the value whose name ends at `key_end`.
-fn start_of_value(text: &[u8], key_end: usize) -> Result<usize, Malformed> {
+fn start_of_value(text: &[u8], key_end: usize) -> Result<usize, MalformedJson> {
     let colon = skip_whitespace(text, key_end);
     if text.get(colon) != Some(&b':') {
-        return Err(Malformed::new("a member without a colon"));
+        return Err(MalformedJson::new("a member without a colon"));
     }
     Ok(skip_whitespace(text, colon + 1))
 }
 
 /// The end of the string whose opening quote is at `start`.
-fn end_of_string(text: &[u8], start: usize) -> Result<usize, Malformed> {
-    const ENDLESS: Malformed = Malformed::new("a string that does not end");
+fn end_of_string(text: &[u8], start: usize) -> Result<usize, MalformedJson> {
+    const ENDLESS: MalformedJson = MalformedJson::new("a string that does not end");
     let mut at = start + 1;
     loop {
         at += find_string_special(text.get(at..).ok_or(ENDLESS)?).ok_or(ENDLESS)?;
@@ -420,10 +420,10 @@ fn end_of_string(text: &[u8], start: usize) -> Result<usize, Malformed> {
 }
 
 /// Numbers, `true`, `false` and `null`: all up to the next separator.
-fn end_of_scalar(text: &[u8], start: usize) -> Result<usize, Malformed> {
+fn end_of_scalar(text: &[u8], start: usize) -> Result<usize, MalformedJson> {
     let is_end = |&byte: &u8| is_whitespace(byte) || is_structural(byte) || matches!(byte, b',' | b':');
     match text[start..].iter().position(is_end) {
-        Some(0) => Err(Malformed::new("no value where one must be")),
+        Some(0) => Err(MalformedJson::new("no value where one must be")),
         Some(length) => Ok(start + length),
         None => Ok(text.len()),
     }
@@ -431,7 +431,7 @@ fn end_of_scalar(text: &[u8], start: usize) -> Result<usize, Malformed> {
 
 /// The end of the object or array whose bracket is at `start`. Counts brackets instead of recursing, so depth
 /// costs nothing; it does not tell `]` from `}`.
-fn end_of_nested(text: &[u8], start: usize) -> Result<usize, Malformed> {
+fn end_of_nested(text: &[u8], start: usize) -> Result<usize, MalformedJson> {
     let mut depth = 0_usize;
     let mut at = start;
     'words: while at < text.len() {
@@ -453,7 +453,7 @@ fn end_of_nested(text: &[u8], start: usize) -> Result<usize, Malformed> {
         }
         at += WORD;
     }
-    Err(Malformed::new("an object or array that does not end"))
+    Err(MalformedJson::new("an object or array that does not end"))
 }
 
 /// A text's first bytes; zeros where it has none.

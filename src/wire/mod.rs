@@ -2,13 +2,12 @@
 
 pub(crate) mod body;
 pub(crate) mod bootstrap;
+pub(crate) mod client_response;
 pub(crate) mod headers;
 mod json;
 pub(crate) mod logprobs;
-pub(crate) mod message;
-pub(crate) mod pieces;
-pub(crate) mod refusal;
-pub(crate) mod reply;
-pub(crate) mod request;
+pub(crate) mod segments;
 pub(crate) mod shape;
 pub(crate) mod sse;
+pub(crate) mod stream_error;
+pub(crate) mod upstream_request;

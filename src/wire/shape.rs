@@ -37,7 +37,7 @@ pub(crate) enum Dialect {
 
 /// What a router must know of a request.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Shape {
+pub(crate) struct BodyShape {
     /// The client asked for server-sent events.
     pub(crate) stream: bool,
     /// The client asked for prompt logprobs, which only prefill has.
@@ -61,7 +61,7 @@ pub(crate) struct Edit {
 
 /// Why a body was refused. `at` counts bytes from the body's start.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum BadBody {
+pub(crate) enum BodyError {
     Empty,
     ByteOrderMark,
     NotUtf8 { at: usize },
@@ -72,7 +72,7 @@ pub(crate) enum BadBody {
     Truncated { at: usize },
 }
 
-impl fmt::Display for BadBody {
+impl fmt::Display for BodyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Empty => f.write_str("the body is empty; a JSON object is expected"),
@@ -147,9 +147,9 @@ impl Inspector {
     }
 
     /// Takes the next piece of the body.
-    pub(crate) fn feed(&mut self, piece: &[u8]) -> Result<(), BadBody> {
+    pub(crate) fn feed(&mut self, piece: &[u8]) -> Result<(), BodyError> {
         if self.base == 0 && (piece.starts_with(&[0xEF, 0xBB]) || piece == [0xEF]) {
-            return Err(BadBody::ByteOrderMark);
+            return Err(BodyError::ByteOrderMark);
         }
         self.utf8.feed(piece, self.base)?;
         let mut at = 0;
@@ -161,18 +161,18 @@ impl Inspector {
     }
 
     /// Says what the body was, once all of it has been fed.
-    pub(crate) fn finish(self) -> Result<Shape, BadBody> {
+    pub(crate) fn finish(self) -> Result<BodyShape, BodyError> {
         match self.state {
-            State::Start => return Err(BadBody::Empty),
+            State::Start => return Err(BodyError::Empty),
             State::End => {}
-            _ => return Err(BadBody::Truncated { at: self.base }),
+            _ => return Err(BodyError::Truncated { at: self.base }),
         }
         self.utf8.finish(self.base)?;
         Ok(self.facts.into_shape(self.dialect, self.cutter.edit))
     }
 
     /// Goes on from `piece[at]`, by as much as one state allows; returns where it stands then.
-    fn step(&mut self, piece: &[u8], at: usize) -> Result<usize, BadBody> {
+    fn step(&mut self, piece: &[u8], at: usize) -> Result<usize, BodyError> {
         match self.state {
             State::InName { escaped } => self.in_name(piece, at, escaped),
             State::InString { escaped } => self.in_string(piece, at, escaped),
@@ -185,9 +185,9 @@ impl Inspector {
     }
 
     /// A byte that is not white space, between names and values.
-    fn token(&mut self, piece: &[u8], at: usize) -> Result<usize, BadBody> {
+    fn token(&mut self, piece: &[u8], at: usize) -> Result<usize, BodyError> {
         let (byte, offset) = (piece[at], self.base + at);
-        let expected = |expected| Err(BadBody::Syntax { expected, at: offset });
+        let expected = |expected| Err(BodyError::Syntax { expected, at: offset });
         self.state = match (self.state, byte) {
             (State::Start, b'{') => State::NameOrEnd,
             (State::Start, _) => return Err(not_an_object(&piece[at..], offset)),
@@ -207,7 +207,7 @@ impl Inspector {
         Ok(at + 1)
     }
 
-    fn close(&mut self, offset: usize) -> Result<State, BadBody> {
+    fn close(&mut self, offset: usize) -> Result<State, BodyError> {
         self.cutter.object_closed(offset)?;
         Ok(State::End)
     }
@@ -218,7 +218,7 @@ impl Inspector {
         State::InName { escaped: false }
     }
 
-    fn in_name(&mut self, piece: &[u8], at: usize, escaped: bool) -> Result<usize, BadBody> {
+    fn in_name(&mut self, piece: &[u8], at: usize, escaped: bool) -> Result<usize, BodyError> {
         let (end, state) = skip_string(piece, at, escaped);
         if let Some(escaped) = state {
             self.keep_name(&piece[at..end]);
@@ -243,7 +243,7 @@ impl Inspector {
     }
 
     /// A whole name has been read.
-    fn named(&mut self, name: &[u8]) -> Result<(), BadBody> {
+    fn named(&mut self, name: &[u8]) -> Result<(), BodyError> {
         let is_plain = |byte: &u8| !byte.is_ascii_control() & (*byte != b'\\');
         self.current = if name.len() >= MAX_NAME {
             Name::Other
@@ -251,14 +251,14 @@ impl Inspector {
             Name::of(name, self.dialect)
         } else {
             let Some(name) = unescape(name) else {
-                return Err(BadBody::Syntax { expected: "a valid string", at: self.cutter.name_at });
+                return Err(BodyError::Syntax { expected: "a valid string", at: self.cutter.name_at });
             };
             Name::of(name.as_bytes(), self.dialect)
         };
         self.cutter.named(self.current == Name::Bootstrap)
     }
 
-    fn value_start(&mut self, byte: u8, at: usize) -> Result<usize, BadBody> {
+    fn value_start(&mut self, byte: u8, at: usize) -> Result<usize, BodyError> {
         self.kept.begin(self.current != Name::Other || !matches!(byte, b'"' | b'{' | b'['));
         match byte {
             b'"' => {
@@ -278,7 +278,7 @@ impl Inspector {
         }
     }
 
-    fn in_string(&mut self, piece: &[u8], at: usize, escaped: bool) -> Result<usize, BadBody> {
+    fn in_string(&mut self, piece: &[u8], at: usize, escaped: bool) -> Result<usize, BodyError> {
         let (end, state) = skip_string(piece, at, escaped);
         self.kept.push(&piece[at..end]);
         match state {
@@ -288,7 +288,7 @@ impl Inspector {
         Ok(end)
     }
 
-    fn in_nested(&mut self, piece: &[u8], at: usize) -> Result<usize, BadBody> {
+    fn in_nested(&mut self, piece: &[u8], at: usize) -> Result<usize, BodyError> {
         let Some(offset) = find_structural(&piece[at..]) else {
             self.kept.push(&piece[at..]);
             return Ok(piece.len());
@@ -317,7 +317,7 @@ impl Inspector {
         end
     }
 
-    fn in_scalar(&mut self, piece: &[u8], at: usize) -> Result<usize, BadBody> {
+    fn in_scalar(&mut self, piece: &[u8], at: usize) -> Result<usize, BodyError> {
         let ends = |byte: &u8| is_whitespace(*byte) || matches!(byte, b',' | b'}');
         let Some(length) = piece[at..].iter().position(ends) else {
             self.kept.push(&piece[at..]);
@@ -334,7 +334,7 @@ impl Inspector {
     }
 
     /// The value of the present field ends before `piece[end]`. Returns where the inspector stands then.
-    fn value_ended(&mut self, piece: &[u8], end: usize) -> Result<usize, BadBody> {
+    fn value_ended(&mut self, piece: &[u8], end: usize) -> Result<usize, BodyError> {
         self.cutter.value_ended(self.base + end);
         match self.current {
             Name::Other => {}
@@ -353,12 +353,12 @@ impl Inspector {
     }
 
     /// Refuses the value that ends before `piece[end]` if it is no JSON. One too long to keep passes.
-    fn check_kept(&self, end: usize) -> Result<(), BadBody> {
+    fn check_kept(&self, end: usize) -> Result<(), BodyError> {
         if self.kept.too_long || is_json(&self.kept.bytes) {
             return Ok(());
         }
         let at = self.base + end - self.kept.bytes.len();
-        Err(BadBody::Syntax { expected: "a JSON value", at })
+        Err(BodyError::Syntax { expected: "a JSON value", at })
     }
 }
 
@@ -382,16 +382,16 @@ fn skip_string(piece: &[u8], mut at: usize, escaped: bool) -> (usize, Option<boo
 }
 
 /// Names what stands in the place of the object, as far as its first piece shows it.
-fn not_an_object(text: &[u8], at: usize) -> BadBody {
+fn not_an_object(text: &[u8], at: usize) -> BodyError {
     let found = match text {
         [b'[', ..] => "an array",
         [b'"', ..] => "a string",
         [b'0'..=b'9' | b'-', ..] => "a number",
         _ if text.starts_with(b"true") || text.starts_with(b"false") => "true or false",
         _ if text.starts_with(b"null") => "null",
-        _ => return BadBody::Syntax { expected: "'{'", at },
+        _ => return BodyError::Syntax { expected: "'{'", at },
     };
-    BadBody::NotAnObject { found }
+    BodyError::NotAnObject { found }
 }
 
 #[cfg(test)]

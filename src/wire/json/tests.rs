@@ -4,16 +4,16 @@ use serde_json::Value as Parsed;
 use super::*;
 
 /// What is in an object, by walking it.
-fn walk_object(text: &[u8]) -> Result<Vec<[&[u8]; 2]>, Malformed> {
+fn walk_object(text: &[u8]) -> Result<Vec<[&[u8]; 2]>, MalformedJson> {
     Value::root(text)?.members().map(|member| member.map(|it| [it.raw_key, it.value.raw()])).collect()
 }
 
-fn walk_array(text: &[u8]) -> Result<Vec<&[u8]>, Malformed> {
+fn walk_array(text: &[u8]) -> Result<Vec<&[u8]>, MalformedJson> {
     Value::root(text)?.elements().map(|element| element.map(Value::raw)).collect()
 }
 
 /// Walks all of it, and panics if a value lies outside of the text.
-fn walk_everything(value: Value<'_>) -> Result<(), Malformed> {
+fn walk_everything(value: Value<'_>) -> Result<(), MalformedJson> {
     assert_eq!(value.raw(), &value.text[value.span()]);
     if value.is_object() {
         value.members().try_for_each(|member| walk_everything(member?.value))

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::Edit;
-use crate::wire::json::{Malformed, Value};
+use crate::wire::json::{MalformedJson, Value};
 
 /// The lists in a choice's `logprobs`. They have one element per token each.
 const LISTS: [&str; 4] = ["text_offset", "token_logprobs", "tokens", "top_logprobs"];
@@ -33,9 +33,9 @@ impl Choices {
 
     /// Adds the lists of an answer or of a stream's event. A choice's first lists begin with the prompt's
     /// elements and end with the one token that prefill makes; lists in later events are output.
-    pub(super) fn read(&mut self, json: &Bytes) -> Result<(), Malformed> {
+    pub(super) fn read(&mut self, json: &Bytes) -> Result<(), MalformedJson> {
         if !Value::root(json)?.is_object() {
-            return Err(Malformed::new("not an object"));
+            return Err(MalformedJson::new("not an object"));
         }
         for_each_choice(json, |index, logprobs| {
             if self.by_index.contains_key(&index) {
@@ -56,7 +56,7 @@ impl Choices {
     }
 
     /// What to change in decode's answer.
-    pub(super) fn edits(&self, json: &[u8]) -> Result<Found, Malformed> {
+    pub(super) fn edits(&self, json: &[u8]) -> Result<Found, MalformedJson> {
         let mut found = Found { edits: Vec::new(), indices: Vec::new() };
         for_each_choice(json, |index, logprobs| {
             let Some(prompt) = self.by_index.get(&index) else {
@@ -80,7 +80,7 @@ impl Choices {
 
     /// What to change in an event of decode's. The prompt belongs to the first event of a choice, so the
     /// choices in this one are done with.
-    pub(super) fn take_edits(&mut self, json: &[u8]) -> Result<Vec<Edit>, Malformed> {
+    pub(super) fn take_edits(&mut self, json: &[u8]) -> Result<Vec<Edit>, MalformedJson> {
         let found = self.edits(json)?;
         for index in &found.indices {
             self.by_index.remove(index);
@@ -93,8 +93,8 @@ impl Choices {
 /// stream's usage event, are passed over.
 fn for_each_choice<'a>(
     json: &'a [u8],
-    mut visit: impl FnMut(u64, Value<'a>) -> Result<(), Malformed>,
-) -> Result<(), Malformed> {
+    mut visit: impl FnMut(u64, Value<'a>) -> Result<(), MalformedJson>,
+) -> Result<(), MalformedJson> {
     let Some(choices) = Value::root(json)?.member("choices")?.filter(|value| value.is_array()) else {
         return Ok(());
     };
@@ -110,7 +110,7 @@ fn for_each_choice<'a>(
 }
 
 /// The raw elements of a list up to the last but one; none if there is no such.
-fn all_but_last(json: &Bytes, list: Value<'_>) -> Result<Option<Bytes>, Malformed> {
+fn all_but_last(json: &Bytes, list: Value<'_>) -> Result<Option<Bytes>, MalformedJson> {
     let first = list.span().start + 1;
     let (mut last_but_one, mut last) = (None, None);
     for element in list.elements() {
@@ -121,7 +121,7 @@ fn all_but_last(json: &Bytes, list: Value<'_>) -> Result<Option<Bytes>, Malforme
 
 /// Whether decode's lists begin with the prompt already, as they would if SGLang handed prefill's over:
 /// nothing comes before a prompt's first token, so its logprob is null, and that of an output token never is.
-fn has_prompt(logprobs: Value<'_>) -> Result<bool, Malformed> {
+fn has_prompt(logprobs: Value<'_>) -> Result<bool, MalformedJson> {
     let first = match logprobs.member("token_logprobs")?.filter(|value| value.is_array()) {
         Some(list) => list.elements().next().transpose()?,
         None => None,
@@ -130,7 +130,7 @@ fn has_prompt(logprobs: Value<'_>) -> Result<bool, Malformed> {
 }
 
 /// Puts `elements` at the front of a list.
-fn prepend(elements: &Bytes, list: Value<'_>, edits: &mut Vec<Edit>) -> Result<(), Malformed> {
+fn prepend(elements: &Bytes, list: Value<'_>, edits: &mut Vec<Edit>) -> Result<(), MalformedJson> {
     if !list.is_array() {
         return Ok(());
     }

@@ -9,7 +9,7 @@ use memchr::memmem;
 
 use super::Edit;
 use crate::wire::json::{
-    Malformed, Value, end_of_value, is_whitespace, skip_whitespace, trim_end, walk_elements, walk_members,
+    MalformedJson, Value, end_of_value, is_whitespace, skip_whitespace, trim_end, walk_elements, walk_members,
 };
 
 /// What all keys begin with, so that one search finds any of them.
@@ -63,7 +63,7 @@ impl Items {
 
     /// Adds the lists of an answer or of a stream's event. Every event has the full lists, so the last one
     /// wins.
-    pub(super) fn read(&mut self, json: &Bytes) -> Result<(), Malformed> {
+    pub(super) fn read(&mut self, json: &Bytes) -> Result<(), MalformedJson> {
         let start = skip_whitespace(json, 0);
         let end = match json.get(start) {
             Some(b'{') => self.read_item(json, start, None)?,
@@ -78,18 +78,23 @@ impl Items {
                     }
                 })?
             }
-            _ => return Err(Malformed::new("neither an object nor an array")),
+            _ => return Err(MalformedJson::new("neither an object nor an array")),
         };
         if skip_whitespace(json, end) == json.len() {
             Ok(())
         } else {
-            Err(Malformed::new("more than one value"))
+            Err(MalformedJson::new("more than one value"))
         }
     }
 
     /// Reads the item that starts at `start`, and returns where it ends. `position` is its place in an array; in a
     /// stream the item itself tells its index.
-    fn read_item(&mut self, json: &Bytes, start: usize, position: Option<u64>) -> Result<usize, Malformed> {
+    fn read_item(
+        &mut self,
+        json: &Bytes,
+        start: usize,
+        position: Option<u64>,
+    ) -> Result<usize, MalformedJson> {
         let (mut index, mut lists) = (position, Item::default());
         let end = walk_members(json, start, |name, value| {
             if name.is("meta_info") {
@@ -112,7 +117,7 @@ impl Items {
     }
 
     /// What to change in decode's answer, which is an item or an array of items in the order of the prompts.
-    pub(super) fn edits_of_body(&self, body: &[u8]) -> Result<Vec<Edit>, Malformed> {
+    pub(super) fn edits_of_body(&self, body: &[u8]) -> Result<Vec<Edit>, MalformedJson> {
         let answer = Value::root(body)?;
         let mut edits = Vec::new();
         if answer.is_object() {
@@ -167,7 +172,7 @@ impl Items {
 }
 
 /// Reads the lists of the `meta_info` that starts at `start`, and returns where it ends.
-fn read_lists(json: &Bytes, start: usize, lists: &mut Item) -> Result<usize, Malformed> {
+fn read_lists(json: &Bytes, start: usize, lists: &mut Item) -> Result<usize, MalformedJson> {
     walk_members(json, start, |name, start| {
         let value = Value::at(json, start)?;
         let span = value.span();

@@ -13,8 +13,8 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::json::{Malformed, skip_whitespace, trim_end};
-use super::pieces::{Pieces, Row};
+use super::json::{MalformedJson, skip_whitespace, trim_end};
+use super::segments::{SegmentedBytes, Segments};
 use super::sse::{EventTooLarge, Events, only_data};
 
 /// Where the lists are, and how the two servers' lists become one.
@@ -39,7 +39,7 @@ enum Lists {
 
 impl PromptLogprobs {
     /// Reads prefill's whole answer: one JSON text, or the events of a stream. The lists stay slices of it.
-    pub(crate) fn read(merge: Merge, answer: &Bytes) -> Result<Self, Malformed> {
+    pub(crate) fn read(merge: Merge, answer: &Bytes) -> Result<Self, MalformedJson> {
         let mut lists = match merge {
             Merge::Generate => Lists::Generate(generate::Items::default()),
             Merge::Echo => Lists::Echo(echo::Choices::default()),
@@ -61,12 +61,12 @@ impl PromptLogprobs {
 
     /// Decode's answer with the lists in place, when it is one JSON text. What cannot be read comes back as
     /// it is.
-    pub(crate) fn splice_body(&self, body: &Bytes) -> Pieces {
+    pub(crate) fn splice_body(&self, body: &Bytes) -> SegmentedBytes {
         let edits = match &self.lists {
             Lists::Generate(items) => items.edits_of_body(body),
             Lists::Echo(choices) => choices.edits(body).map(|found| found.edits),
         };
-        let mut row = Row::default();
+        let mut row = Segments::default();
         let mut spliced = Spliced::new(body, &mut row);
         spliced.apply(edits.unwrap_or_default(), 0);
         spliced.end_at(body.len());
@@ -92,14 +92,14 @@ impl PromptLogprobs {
 }
 
 impl Lists {
-    fn read(&mut self, json: &Bytes) -> Result<(), Malformed> {
+    fn read(&mut self, json: &Bytes) -> Result<(), MalformedJson> {
         match self {
             Self::Generate(items) => items.read(json),
             Self::Echo(choices) => choices.read(json),
         }
     }
 
-    fn read_events(&mut self, answer: &Bytes) -> Result<(), Malformed> {
+    fn read_events(&mut self, answer: &Bytes) -> Result<(), MalformedJson> {
         let mut events = Events::new(usize::MAX);
         events.push(answer.clone());
         let mut any = false;
@@ -109,12 +109,12 @@ impl Lists {
         if let Some(unfinished) = events.take_rest() {
             any |= self.read_event(&unfinished)?;
         }
-        if any { Ok(()) } else { Err(Malformed::new("neither JSON nor events with data")) }
+        if any { Ok(()) } else { Err(MalformedJson::new("neither JSON nor events with data")) }
     }
 
     /// Tells whether the event had data. Comments, which some servers send to keep a connection alive, have
     /// none.
-    fn read_event(&mut self, event: &Bytes) -> Result<bool, Malformed> {
+    fn read_event(&mut self, event: &Bytes) -> Result<bool, MalformedJson> {
         let Some(data) = only_data(event) else {
             return Ok(false);
         };
@@ -139,11 +139,11 @@ impl StreamSplicer {
 
     /// The next bytes for the client: all events that are complete, spliced, or whatever there is once nothing is
     /// left to splice. An error is final.
-    pub(crate) fn next(&mut self) -> Option<Result<Pieces, EventTooLarge>> {
+    pub(crate) fn next(&mut self) -> Option<Result<SegmentedBytes, EventTooLarge>> {
         if self.lists.is_empty() {
             return self.events.take_rest().map(|rest| Ok(rest.into()));
         }
-        let mut row = Row::default();
+        let mut row = Segments::default();
         if self.events.has_begun() {
             // This one lies in no frame.
             let event = match self.events.next()? {
@@ -205,11 +205,11 @@ struct Spliced<'a> {
     text: &'a Bytes,
     /// The text up to here is in the row, or replaced.
     done: usize,
-    row: &'a mut Row,
+    row: &'a mut Segments,
 }
 
 impl<'a> Spliced<'a> {
-    fn new(text: &'a Bytes, row: &'a mut Row) -> Self {
+    fn new(text: &'a Bytes, row: &'a mut Segments) -> Self {
         Self { text, done: 0, row }
     }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{BadBody, Edit};
+use super::{BodyError, Edit};
 
 /// Separate runs of `bootstrap_*` fields that are cut out of one body.
 pub(super) const MAX_CUTS: usize = 64;
@@ -23,7 +23,7 @@ pub(super) struct Cutter {
 }
 
 impl Cutter {
-    pub(super) fn named(&mut self, cut: bool) -> Result<(), BadBody> {
+    pub(super) fn named(&mut self, cut: bool) -> Result<(), BodyError> {
         self.cutting = cut;
         if cut {
             self.run_from.get_or_insert(self.name_at);
@@ -41,7 +41,7 @@ impl Cutter {
         }
     }
 
-    pub(super) fn object_closed(&mut self, close: usize) -> Result<(), BadBody> {
+    pub(super) fn object_closed(&mut self, close: usize) -> Result<(), BodyError> {
         if let Some(from) = self.run_from.take() {
             // A run at the end is cut with the comma before it, if there is one.
             self.cut(self.kept_end.unwrap_or(from)..self.last_end)?;
@@ -51,9 +51,9 @@ impl Cutter {
         Ok(())
     }
 
-    fn cut(&mut self, range: Range<usize>) -> Result<(), BadBody> {
+    fn cut(&mut self, range: Range<usize>) -> Result<(), BodyError> {
         if self.edit.cuts.len() >= MAX_CUTS {
-            return Err(BadBody::TooManyCuts);
+            return Err(BodyError::TooManyCuts);
         }
         self.edit.cuts.push(range);
         Ok(())

@@ -4,7 +4,7 @@
 use simd_json::BorrowedValue;
 use simd_json::prelude::{ValueAsArray, ValueAsObject, ValueAsScalar};
 
-use super::{Dialect, Edit, Shape};
+use super::{BodyShape, Dialect, Edit};
 use crate::wire::logprobs::Merge;
 
 /// Bytes kept of a value that steers the router or is cut. A longer one is passed on or cut unread.
@@ -107,7 +107,7 @@ impl Facts {
         }
     }
 
-    pub(super) fn into_shape(self, dialect: Dialect, edit: Edit) -> Shape {
+    pub(super) fn into_shape(self, dialect: Dialect, edit: Edit) -> BodyShape {
         let merge = match dialect {
             // With the default start of -1 prefill's lists are empty too.
             Dialect::Generate if self.return_logprob && (self.prompt_logprobs_from || self.token_ids) => {
@@ -118,7 +118,7 @@ impl Facts {
             // Chat never computes prompt logprobs.
             _ => None,
         };
-        Shape { stream: self.stream, merge, many_samples: self.many_samples, edit }
+        BodyShape { stream: self.stream, merge, many_samples: self.many_samples, edit }
     }
 }
 

@@ -4,7 +4,7 @@
 use serde_json::value::RawValue;
 use simd_json::prelude::ValueAsScalar;
 
-use super::BadBody;
+use super::BodyError;
 
 /// Deepest nesting. orjson, with which SGLang reads its requests, stops at 1,024 too.
 pub(super) const MAX_DEPTH: usize = 1_024;
@@ -51,10 +51,10 @@ impl Default for Brackets {
 }
 
 impl Brackets {
-    pub(super) fn open(&mut self, byte: u8, at: usize) -> Result<(), BadBody> {
+    pub(super) fn open(&mut self, byte: u8, at: usize) -> Result<(), BodyError> {
         // The object around the value is a level too.
         if self.depth + 1 >= MAX_DEPTH {
-            return Err(BadBody::TooDeep { at });
+            return Err(BodyError::TooDeep { at });
         }
         let (word, bit) = (self.depth / 64, 1 << (self.depth % 64));
         match byte {
@@ -66,13 +66,13 @@ impl Brackets {
     }
 
     /// Returns whether the outermost bracket was closed.
-    pub(super) fn close(&mut self, byte: u8, at: usize) -> Result<bool, BadBody> {
+    pub(super) fn close(&mut self, byte: u8, at: usize) -> Result<bool, BodyError> {
         self.depth -= 1;
         let brace = self.braces[self.depth / 64] & (1 << (self.depth % 64)) != 0;
         match (brace, byte) {
             (true, b'}') | (false, b']') => Ok(self.depth == 0),
-            (true, _) => Err(BadBody::Syntax { expected: "'}'", at }),
-            (false, _) => Err(BadBody::Syntax { expected: "']'", at }),
+            (true, _) => Err(BodyError::Syntax { expected: "'}'", at }),
+            (false, _) => Err(BodyError::Syntax { expected: "']'", at }),
         }
     }
 }
@@ -86,7 +86,7 @@ pub(super) struct Utf8 {
 }
 
 impl Utf8 {
-    pub(super) fn feed(&mut self, mut piece: &[u8], base: usize) -> Result<(), BadBody> {
+    pub(super) fn feed(&mut self, mut piece: &[u8], base: usize) -> Result<(), BodyError> {
         let mut base = base;
         while self.length > 0 && !piece.is_empty() {
             self.partial[self.length] = piece[0];
@@ -95,13 +95,13 @@ impl Utf8 {
             match simdutf8::compat::from_utf8(&self.partial[..self.length]) {
                 Ok(_) => self.length = 0,
                 Err(error) if error.error_len().is_none() => {}
-                Err(_) => return Err(BadBody::NotUtf8 { at: base - self.length }),
+                Err(_) => return Err(BodyError::NotUtf8 { at: base - self.length }),
             }
         }
         let Err(error) = simdutf8::compat::from_utf8(piece) else { return Ok(()) };
         let valid = error.valid_up_to();
         if error.error_len().is_some() {
-            return Err(BadBody::NotUtf8 { at: base + valid });
+            return Err(BodyError::NotUtf8 { at: base + valid });
         }
         let rest = &piece[valid..];
         self.partial[..rest.len()].copy_from_slice(rest);
@@ -109,7 +109,7 @@ impl Utf8 {
         Ok(())
     }
 
-    pub(super) fn finish(&self, end: usize) -> Result<(), BadBody> {
-        if self.length > 0 { Err(BadBody::NotUtf8 { at: end - self.length }) } else { Ok(()) }
+    pub(super) fn finish(&self, end: usize) -> Result<(), BodyError> {
+        if self.length > 0 { Err(BodyError::NotUtf8 { at: end - self.length }) } else { Ok(()) }
     }
 }

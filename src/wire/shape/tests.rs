@@ -24,7 +24,7 @@ fn pieces<'a>(mut text: &'a [u8], lengths: &'a [usize]) -> impl Iterator<Item = 
     })
 }
 
-fn inspect(dialect: Dialect, text: &[u8], lengths: &[usize]) -> Result<Shape, BadBody> {
+fn inspect(dialect: Dialect, text: &[u8], lengths: &[usize]) -> Result<BodyShape, BodyError> {
     let mut inspector = Inspector::new(dialect);
     pieces(text, lengths).try_for_each(|piece| inspector.feed(piece))?;
     inspector.finish()
@@ -38,7 +38,7 @@ fn rewrite(text: &[u8], edit: &Edit, lengths: &[usize]) -> Vec<u8> {
 }
 
 /// Reads a body that is as good in one piece as it is byte by byte.
-fn accepted(dialect: Dialect, text: &str) -> Shape {
+fn accepted(dialect: Dialect, text: &str) -> BodyShape {
     let shape = inspect(dialect, text.as_bytes(), &[text.len()]).unwrap();
     assert_eq!(inspect(dialect, text.as_bytes(), &[1]).as_ref(), Ok(&shape), "{text}");
     shape
@@ -53,7 +53,7 @@ fn refused(text: impl AsRef<[u8]>) -> String {
     error.to_string()
 }
 
-fn wished(shape: &Shape) -> Wishes {
+fn wished(shape: &BodyShape) -> Wishes {
     (shape.stream, shape.many_samples, shape.merge)
 }
 
@@ -246,7 +246,7 @@ fn bytes_that_are_no_characters_are_refused_wherever_they_stand() {
             let message = format!("the body is not UTF-8 at byte {}", before.len());
             for first in 1..=text.len() {
                 let error = inspect(Dialect::Chat, &text, &[first, text.len()]).unwrap_err();
-                let known_before = matches!(error, BadBody::Syntax { .. } | BadBody::Truncated { .. });
+                let known_before = matches!(error, BodyError::Syntax { .. } | BodyError::Truncated { .. });
                 assert!(known_before || error.to_string() == message, "{error}: {}", text.escape_ascii());
             }
         }

@@ -286,7 +286,7 @@ proptest! {
             Ok(())
         });
         let expected = std::str::from_utf8(&bytes).map(|_| ());
-        let expected = expected.map_err(|error| BadBody::NotUtf8 { at: error.valid_up_to() });
+        let expected = expected.map_err(|error| BodyError::NotUtf8 { at: error.valid_up_to() });
         prop_assert_eq!(fed.and_then(|()| utf8.finish(at)), expected);
     }
 

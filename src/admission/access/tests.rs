@@ -1,0 +1,153 @@
+use std::net::SocketAddr;
+
+use hyper::StatusCode;
+
+use super::*;
+use crate::error::Error;
+
+fn secret(key: &str) -> Secret {
+    Secret::new(key).unwrap()
+}
+
+fn headers(pairs: &[(&'static str, &'static str)]) -> RawHeaders {
+    pairs.iter().map(|(name, value)| (*name, value.as_bytes())).collect()
+}
+
+fn with_keys(keys: &[&str]) -> AccessControl {
+    let client_keys = keys.iter().map(|key| secret(key)).collect();
+    AccessControl::new(AccessOptions { client_keys, ..AccessOptions::default() })
+}
+
+fn status(result: Result<(), AuthError>) -> u16 {
+    result.map_or_else(|error| Error::from(error).status(), |()| StatusCode::OK).as_u16()
+}
+
+fn is(key: &Secret, shown: &[u8]) -> bool {
+    Shown::new(shown).is_some_and(|shown| key.is(&shown))
+}
+
+#[test]
+fn only_the_key_itself_is_the_key() {
+    let key = secret("sk-0123456789");
+    assert!(is(&key, b"sk-0123456789"));
+    for wrong in
+        ["", "s", "sk-012345678", "sk-0123456788", "tk-0123456789", "sk-01234567890", "SK-0123456789"]
+    {
+        assert!(!is(&key, wrong.as_bytes()), "{wrong}");
+    }
+    // Padded with what a key is padded with.
+    assert!(!is(&key, b"sk-0123456789\0"));
+    assert!(!is(&key, &[b'a'; 10_000]));
+    assert!(is(&secret(&"a".repeat(256)), &[b'a'; 256]));
+    assert!(!is(&secret(&"a".repeat(256)), &[b'a'; 257]));
+}
+
+#[test]
+fn what_cannot_be_sent_is_no_key() {
+    for bad in ["", " a", "a ", "a\nb", "ключ", "a\0", &"a".repeat(257)] {
+        assert!(Secret::new(bad).is_err(), "{bad:?}");
+    }
+    assert!(Secret::new("a key with spaces").is_ok());
+}
+
+#[test]
+fn a_key_is_never_shown() {
+    let options = AccessOptions {
+        client_keys: vec![secret("hidden-1")],
+        admin_key: Some(secret("hidden-2")),
+        worker_key: Some(secret("hidden-3")),
+        worker_key_replaces: true,
+        ..AccessOptions::default()
+    };
+    let shown = format!("{options:?} {:?}", options.worker_key.as_ref().unwrap().to_header());
+    let access = AccessControl::new(options);
+    let shown =
+        format!("{shown} {access:?} {:?} {:?}", access.own_fields(), access.terms(&RawHeaders::default()));
+    assert!(!shown.contains("hidden"), "{shown}");
+}
+
+#[test]
+fn clients_show_one_of_the_keys() {
+    let access = with_keys(&["old", "new"]);
+    for (shown, expected) in [
+        ("Bearer old", 200),
+        ("Bearer new", 200),
+        ("bearer new", 200),
+        ("BEARER   new", 200),
+        ("Bearernew", 401),
+        ("Bearer", 401),
+        ("Bearer ", 401),
+        ("Bearer newer", 401),
+        ("Bearer ne", 401),
+        ("Bearer New", 401),
+        ("Bearer old, Bearer new", 401),
+        ("Basic new", 401),
+        ("new", 401),
+        ("", 401),
+    ] {
+        assert_eq!(status(access.terms(&headers(&[("authorization", shown)])).check()), expected, "{shown}");
+    }
+    assert_eq!(status(access.terms(&RawHeaders::default()).check()), 401);
+    let twice = headers(&[("authorization", "Bearer old"), ("authorization", "Bearer old")]);
+    assert_eq!(status(access.terms(&twice).check()), 400);
+    access.reload(AccessOptions::default());
+    assert_eq!(status(access.terms(&RawHeaders::default()).check()), 200);
+}
+
+#[test]
+fn operators_are_on_this_machine_or_have_the_key() {
+    let local = ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1"];
+    let remote = ["10.0.0.1:1", "[::ffff:10.0.0.1]:1", "[fe80::1]:1", "128.0.0.1:1"];
+    let peer = |text: &str| text.parse::<SocketAddr>().unwrap();
+    let open = with_keys(&["client"]);
+    for text in local {
+        assert_eq!(status(open.may_administrate(Some(peer(text)), &RawHeaders::default())), 200, "{text}");
+    }
+    for text in remote {
+        let client = headers(&[("authorization", "Bearer client")]);
+        assert_eq!(status(open.may_administrate(Some(peer(text)), &client)), 403, "{text}");
+    }
+    let keyed =
+        AccessControl::new(AccessOptions { admin_key: Some(secret("admin")), ..AccessOptions::default() });
+    for text in local.iter().chain(&remote) {
+        let shows = |value| headers(&[("authorization", value)]);
+        assert_eq!(status(keyed.may_administrate(Some(peer(text)), &RawHeaders::default())), 401, "{text}");
+        assert_eq!(status(keyed.may_administrate(Some(peer(text)), &shows("Bearer client"))), 401, "{text}");
+        assert_eq!(status(keyed.may_administrate(Some(peer(text)), &shows("Bearer admin"))), 200, "{text}");
+    }
+}
+
+#[test]
+fn pages_of_other_origins_do_not_administrate_without_a_key() {
+    let access = AccessControl::new(AccessOptions::default());
+    let peer = Some("127.0.0.1:1".parse().unwrap());
+    for (origin, expected) in [
+        ("http://127.0.0.1:29000", 200),
+        ("https://127.0.0.1:29000", 200),
+        ("http://evil.example", 403),
+        ("null", 403),
+    ] {
+        let asked = headers(&[("host", "127.0.0.1:29000"), ("origin", origin)]);
+        assert_eq!(status(access.may_administrate(peer, &asked)), expected, "{origin}");
+    }
+}
+
+#[test]
+fn an_origin_is_a_scheme_and_a_host() {
+    for (text, good) in [
+        ("*", true),
+        ("https://chat.example.com", true),
+        ("http://localhost:3000", true),
+        ("http://[::1]:3000", true),
+        ("chrome-extension://abcdef", true),
+        ("https://chat.example.com/", false),
+        ("https://Chat.example.com", false),
+        ("chat.example.com", false),
+        ("https://", false),
+        ("https://*.example.com", false),
+        ("null", false),
+        ("", false),
+    ] {
+        assert_eq!(Origins::new(vec![text.to_owned()]).is_ok(), good, "{text}");
+    }
+}

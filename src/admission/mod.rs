@@ -1,0 +1,20 @@
+//! What is decided about a request before its body is read: who may ask
+//! ([`AccessControl`]), which pages may read the response ([`CorsDecision`]), and how
+//! many requests may be under way at a time ([`AdmissionController`]).
+//!
+//! Nothing here reads a body, knows a route, or chooses a backend.
+
+mod access;
+mod controller;
+mod cors;
+mod rate_limit;
+mod secret;
+mod wait_queue;
+
+pub(crate) use access::{AccessControl, AccessOptions, AuthDecision, AuthError};
+pub(crate) use controller::{
+    AdmissionController, AdmissionHandle, AdmissionOptions, BackendCaps, Rejection, WakeOnDrop,
+};
+pub(crate) use cors::{CorsDecision, Origins};
+pub(crate) use secret::Secret;
+pub(crate) use wait_queue::Permit;

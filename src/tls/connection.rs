@@ -1,0 +1,127 @@
+//! TLS to a server: the handshake, and a stream that is flushed and closed as TLS
+//! wants it.
+
+use std::io::{self, IoSlice, Write};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use rustls::pki_types::ServerName;
+use rustls::{AlertDescription, CertificateError, Error as TlsError};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::ClientTls;
+
+/// Shakes hands with the server at the other end.
+pub(crate) async fn connect(
+    tls: &ClientTls,
+    name: ServerName<'static>,
+    socket: TcpStream,
+) -> io::Result<TlsConnection> {
+    let config = tls.config().map_err(io::Error::other)?;
+    let stream = TlsConnector::from(config).connect(name, socket).await.map_err(explained)?;
+    Ok(TlsConnection { stream, unflushed: false })
+}
+
+/// What went wrong, in words that say what can be done.
+fn explained(error: io::Error) -> io::Error {
+    let Some(cause) = error.get_ref().and_then(|cause| cause.downcast_ref::<TlsError>()) else {
+        return io::Error::new(error.kind(), format!("TLS: {error}"));
+    };
+    let why = match cause {
+        TlsError::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
+            "its certificate does not come from a known CA (see --ca-cert-paths)".to_owned()
+        }
+        TlsError::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
+            "its certificate has expired".to_owned()
+        }
+        TlsError::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => "its certificate is for another name".to_owned(),
+        TlsError::AlertReceived(
+            AlertDescription::CertificateRequired | AlertDescription::HandshakeFailure,
+        ) => format!("{cause} (it may want a certificate, see --client-cert-path)"),
+        TlsError::InvalidMessage(_) => "what it sent is not TLS".to_owned(),
+        cause => cause.to_string(),
+    };
+    io::Error::new(error.kind(), format!("TLS: {why}"))
+}
+
+/// A stream that knows whether something of it is still to be sent: what was written may wait in TLS.
+pub(crate) struct TlsConnection {
+    stream: TlsStream<TcpStream>,
+    unflushed: bool,
+}
+
+impl TlsConnection {
+    /// Sends what waits.
+    pub(crate) fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.unflushed {
+            ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    pub(crate) fn is_flushed(&self) -> bool {
+        !self.unflushed
+    }
+}
+
+impl AsyncRead for TlsConnection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for TlsConnection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.unflushed = true;
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.unflushed = true;
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_flushed(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Tells the server that the end is meant, if the kernel takes it at once.
+impl Drop for TlsConnection {
+    fn drop(&mut self) {
+        let (socket, session) = self.stream.get_mut();
+        session.send_close_notify();
+        let _ = session.write_tls(&mut AtOnce(socket));
+    }
+}
+
+/// Writes what can be written without waiting.
+struct AtOnce<'a>(&'a TcpStream);
+
+impl Write for AtOnce<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.try_write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
