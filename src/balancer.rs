@@ -15,8 +15,8 @@ pub struct MiniLoadBalancer {
     host: String,
     port: u16,
     members: Arc<DesiredFleet>,
-    live: Arc<LiveSettings>,
-    guards: Admission,
+    settings: Arc<LiveSettings>,
+    admission: Admission,
     options: Options,
     started_with: ConfigSnapshot,
     /// What `reload` compares with. Its lock lets one reload happen at a time.
@@ -34,10 +34,10 @@ impl MiniLoadBalancer {
         let settings = config.settle()?;
         let (started_with, last) = (ConfigSnapshot::of(&settings), Mutex::new(ConfigSnapshot::of(&settings)));
         let Settings { host, port, wanted, names, access, options } = settings;
-        let (members, live) =
-            (Arc::new(DesiredFleet::new(wanted, names)), Arc::new(LiveSettings::new(&options)));
-        let guards = Admission::new(access, &options.gate);
-        Ok(Self { host, port, members, live, guards, options, started_with, last })
+        let members = Arc::new(DesiredFleet::new(wanted, names));
+        let live = Arc::new(LiveSettings::new(&options));
+        let admission = Admission::new(access, &options.gate);
+        Ok(Self { host, port, members, settings: live, admission, options, started_with, last })
     }
 
     /// Listens on the configured address and [serves](Self::serve) until the process is told to end by SIGINT or
@@ -77,8 +77,8 @@ impl MiniLoadBalancer {
         listener: TcpListener,
         shutdown: impl Future<Output = ()> + Send,
     ) -> io::Result<()> {
-        let (members, live) = (Arc::clone(&self.members), Arc::clone(&self.live));
-        server::serve(listener, members, &self.guards, self.options.clone(), live, shutdown).await
+        let (members, settings) = (Arc::clone(&self.members), Arc::clone(&self.settings));
+        server::serve(listener, members, &self.admission, self.options.clone(), settings, shutdown).await
     }
 
     /// Takes over another configuration, while requests go on: its servers and policies, keys and origins, what a request
@@ -100,8 +100,8 @@ impl MiniLoadBalancer {
         let before = self.servers();
         // Everyone who takes over a part of it.
         self.options.take_certificates(&settings.options);
-        self.live.reload(&settings.options);
-        self.guards.reload(settings.access, &settings.options.gate);
+        self.settings.reload(&settings.options);
+        self.admission.reload(settings.access, &settings.options.gate);
         self.members.configure(settings.wanted, settings.names);
         let after = self.servers();
         let reloaded = Reloaded {
@@ -121,7 +121,7 @@ impl MiniLoadBalancer {
 
     /// Requests that wait for their turn now.
     pub fn queued(&self) -> usize {
-        self.guards.gate.waiting()
+        self.admission.gate.waiting()
     }
 
     /// Chooses two servers, as for a request. `None`: a role has no server.

@@ -1,8 +1,6 @@
-//! What went wrong with a request: which server, when and why; and how that is
-//! told to the client.
+//! The router's own errors: which server failed, how, and the error response that follows.
 //!
-//! Only errors of the router's own are here. What a server answered, however bad,
-//! is passed on as it is.
+//! An error response of a server is no error here: it is passed on as it is.
 
 use std::fmt;
 use std::io;
@@ -15,15 +13,16 @@ use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTIC
 use hyper::{Response, StatusCode};
 
 use crate::admission::{AuthError, Rejection};
-use crate::http1::{ConnError, MAX_HEAD, MAX_HEADERS, MalformedMessage, SendError};
+use crate::http1::{BodyReadError, ConnError, MAX_HEAD, MAX_HEADERS, MalformedMessage, SendError};
+use crate::transport::RequestBodyError;
 use crate::upstream::{Backend, DialError, MAX_SERVERS_PER_ROLE, NotChanged, Outcome, Role};
 use crate::wire::segments::SegmentedBytes;
 use crate::wire::shape::BodyError;
 
-/// An answer that is complete: the router's own.
+/// A complete response of the router's own.
 pub(crate) type OwnResponse = Response<Full<SegmentedBytes>>;
 
-/// Why a request got no answer from a server.
+/// Why a request has no response of a server, or only a part of one.
 #[derive(Debug)]
 pub(crate) enum Error {
     NotFound,
@@ -34,37 +33,37 @@ pub(crate) enum Error {
         limit: usize,
         drained: bool,
     },
-    /// The rest of a body did not come, or is none.
-    BodyRead(BodyReadError),
+    /// The client's connection failed in the middle of the body, or the body's framing is malformed.
+    BodyRead(RequestBodyError),
     BodyEncoded {
         encoding: String,
     },
-    BodyError(BodyError),
+    /// The body is no JSON object that the router can add fields to.
+    InvalidBody(BodyError),
     ManySamples,
-    /// A head that must not be guessed at.
+    /// Malformed HTTP, or HTTP that two programs could read in two ways.
     BadRequest(&'static str),
-    /// A head that is too long, or has too many headers.
     HeadTooLarge,
-    /// The client has stopped in the middle of a request.
+    /// The client stopped sending in the middle of a request.
     RequestTimeout {
         what: &'static str,
         after: Duration,
     },
-    /// Without a key that is good here.
+    /// No key, or not one of the accepted keys.
     Unauthorized,
-    /// Not for whoever asks.
+    /// An admin request that is neither from this machine nor has the admin key.
     Forbidden(&'static str),
-    /// Over a limit of the router's own.
+    /// Over one of the router's limits.
     Overloaded(Rejection),
-    /// The router's own fault: a panic.
+    /// A panic.
     Internal,
-    /// An operator's order that makes no sense.
-    BadOrder(String),
-    /// An operator's change that was not made.
+    /// An admin request whose body is not valid.
+    BadAdminRequest(String),
+    /// A change of the fleet that was not made.
     NotChanged(NotChanged),
-    /// An answer of `/ready`.
+    /// The 503 of `/ready`.
     NotReady(&'static str),
-    /// There is none of this role.
+    /// No healthy server has this role.
     NoServer(Role),
     Upstream {
         server: Arc<Backend>,
@@ -72,38 +71,28 @@ pub(crate) enum Error {
     },
 }
 
-/// Why the rest of a client's body can't be had.
-#[derive(Debug)]
-pub(crate) enum BodyReadError {
-    Io(io::Error),
-    /// The client has sent no more.
-    Closed,
-    Malformed(MalformedMessage),
-    Http2(hyper::Error),
-}
-
-/// What a server did, or did not.
+/// How a server failed.
 #[derive(Debug)]
 pub(crate) enum Cause {
     /// No connection could be opened.
     Connect(io::Error),
     ConnectTimeout(Duration),
-    /// The connection ended before the answer did. `unseen`: the server can't have seen the request.
+    /// The connection ended before the response did. `unseen`: the server cannot have read the request.
     Closed {
         error: ConnError,
         unseen: bool,
     },
-    /// What came is not HTTP.
+    /// The response is not valid HTTP.
     BadResponse(MalformedMessage),
-    /// No answer in time.
+    /// No response in time.
     Timeout(Duration),
-    /// An answer that must be held in memory is over the limit.
+    /// A response that must be held in memory is over the limit.
     TooLarge {
         limit: usize,
     },
-    /// The server refused when the client had been told already that the answer begins.
+    /// Prefill responded with an error after decode's head had been sent to the client.
     LateRefusal(u16),
-    /// An answer in which the logprobs cannot be found.
+    /// The logprobs cannot be found in the response.
     Unmergeable(&'static str),
 }
 
@@ -128,10 +117,10 @@ impl Error {
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NotReady(_) | Self::NoServer(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::BodyRead(_)
-            | Self::BodyError(_)
+            | Self::InvalidBody(_)
             | Self::ManySamples
             | Self::BadRequest(_)
-            | Self::BadOrder(_) => StatusCode::BAD_REQUEST,
+            | Self::BadAdminRequest(_) => StatusCode::BAD_REQUEST,
             Self::Upstream { cause: Cause::ConnectTimeout(_) | Cause::Timeout(_), .. } => {
                 StatusCode::GATEWAY_TIMEOUT
             }
@@ -139,7 +128,7 @@ impl Error {
         }
     }
 
-    /// What a program can test; part of the public interface.
+    /// The `code` of the JSON error: part of the public interface (`docs/API.md`).
     pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::NotFound => "not_found",
@@ -147,7 +136,7 @@ impl Error {
             Self::BodyTooLarge { .. } => "body_too_large",
             Self::BodyRead(_) => "body_read",
             Self::BodyEncoded { .. } => "unsupported_encoding",
-            Self::BodyError(_) => "invalid_json",
+            Self::InvalidBody(_) => "invalid_json",
             Self::ManySamples => "n_not_supported",
             Self::BadRequest(_) => "bad_request",
             Self::HeadTooLarge => "head_too_large",
@@ -158,7 +147,7 @@ impl Error {
             Self::Overloaded(Rejection::QueueTimeout(_)) => "queue_timeout",
             Self::Overloaded(Rejection::RateLimited { .. }) => "rate_limited",
             Self::Internal => "internal",
-            Self::BadOrder(_) => "invalid_admin_request",
+            Self::BadAdminRequest(_) => "invalid_admin_request",
             Self::NotChanged(NotChanged::Unknown) => "worker_not_found",
             Self::NotChanged(NotChanged::Exists) => "worker_exists",
             Self::NotChanged(NotChanged::Busy) => "worker_busy",
@@ -170,7 +159,7 @@ impl Error {
         }
     }
 
-    /// The server at fault.
+    /// The server that failed.
     pub(crate) fn server(&self) -> Option<&Arc<Backend>> {
         match self {
             Self::Upstream { server, .. } => Some(server),
@@ -178,7 +167,7 @@ impl Error {
         }
     }
 
-    /// Whether the request can be sent again, because no server can have begun with it.
+    /// Whether the request may be sent again, because no server can have read it.
     pub(crate) fn is_unseen(&self) -> bool {
         let Self::Upstream { cause, .. } = self else { return false };
         matches!(cause, Cause::Connect(_) | Cause::ConnectTimeout(_) | Cause::Closed { unseen: true, .. })
@@ -197,26 +186,26 @@ impl Error {
         serde_json::json!({ "error": error }).to_string()
     }
 
-    /// The answer to the client.
-    pub(crate) fn to_reply(&self) -> OwnResponse {
-        let mut reply = json_reply(self.status(), self.to_json());
+    /// The error response.
+    pub(crate) fn to_response(&self) -> OwnResponse {
+        let mut response = json_response(self.status(), self.to_json());
         match self {
             Self::MethodNotAllowed { allow } => {
-                reply.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+                response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
             }
             Self::Unauthorized => {
-                reply.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+                response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
-            Self::Overloaded(refusal) => {
-                reply.headers_mut().insert(RETRY_AFTER, refusal.retry_after().into());
+            Self::Overloaded(rejection) => {
+                response.headers_mut().insert(RETRY_AFTER, rejection.retry_after().into());
             }
             _ => {}
         }
-        reply
+        response
     }
 
-    /// Whether there can be no other request on the connection: what is left of this one would be taken for it, or nobody
-    /// knows what is left.
+    /// Whether the connection must end: what is left of the request would be taken for the next one, or it is not known
+    /// where the request ends.
     pub(crate) fn ends_connection(&self) -> bool {
         matches!(
             self,
@@ -230,18 +219,18 @@ impl Error {
     }
 }
 
-/// A complete answer of JSON.
-pub(crate) fn json_reply(status: StatusCode, body: impl Into<Bytes>) -> OwnResponse {
-    let mut reply = Response::new(Full::new(body.into().into()));
-    *reply.status_mut() = status;
-    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    reply
+/// A complete JSON response.
+pub(crate) fn json_response(status: StatusCode, body: impl Into<Bytes>) -> OwnResponse {
+    let mut response = Response::new(Full::new(body.into().into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
 }
 
-/// Whether opening a connection has failed for want of something of this machine's: a descriptor, a port, memory.
+/// Whether opening a connection failed because this machine ran out of descriptors, ports or memory.
 fn is_exhaustion(error: &io::Error) -> bool {
     use io::ErrorKind::*;
-    let of_the_server = matches!(
+    let is_remote = matches!(
         error.kind(),
         ConnectionRefused
             | ConnectionReset
@@ -250,12 +239,12 @@ fn is_exhaustion(error: &io::Error) -> bool {
             | HostUnreachable
             | NetworkUnreachable
     );
-    // A name that cannot be resolved has no number.
-    error.raw_os_error().is_some() && !of_the_server
+    // A name that cannot be resolved has no OS error number.
+    error.raw_os_error().is_some() && !is_remote
 }
 
 impl Cause {
-    /// How a leg has ended that failed of this.
+    /// The outcome of a leg that failed like this.
     pub(crate) fn outcome(&self) -> Outcome {
         match self {
             Self::Connect(error) if is_exhaustion(error) => Outcome::Exhausted,
@@ -267,7 +256,7 @@ impl Cause {
             Self::Timeout(_) => Outcome::Timeout,
             Self::TooLarge { .. } => Outcome::TooLarge,
             Self::LateRefusal(_) => Outcome::Refused,
-            // All of it has come; it is of no use.
+            // The server did its part: the response is complete, only not one that can be merged.
             Self::Unmergeable(_) => Outcome::Completed,
         }
     }
@@ -301,8 +290,8 @@ impl From<AuthError> for Error {
 }
 
 impl From<Rejection> for Error {
-    fn from(refusal: Rejection) -> Self {
-        Self::Overloaded(refusal)
+    fn from(rejection: Rejection) -> Self {
+        Self::Overloaded(rejection)
     }
 }
 
@@ -327,7 +316,7 @@ impl From<SendError> for Cause {
 impl From<ConnError> for Cause {
     fn from(error: ConnError) -> Self {
         match error {
-            ConnError::Bad(bad) => Self::BadResponse(bad),
+            ConnError::Malformed(malformed) => Self::BadResponse(malformed),
             ConnError::TooLarge { limit } => Self::TooLarge { limit },
             error => Self::Closed { error, unseen: false },
         }
@@ -337,52 +326,57 @@ impl From<ConnError> for Cause {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotFound => f.write_str("there is no such path on this router"),
-            Self::MethodNotAllowed { allow } => write!(f, "this path takes {allow}"),
-            Self::BodyTooLarge { limit, .. } => write!(f, "the body is over the limit of {limit} bytes"),
-            Self::BodyRead(error) => write!(f, "the body could not be read: {error}"),
-            Self::BodyEncoded { encoding } => {
-                write!(f, "the body is encoded as {encoding}; the router must read it, so send it as it is")
+            Self::NotFound => f.write_str("this router has no such path"),
+            Self::MethodNotAllowed { allow } => write!(f, "method not allowed; this path accepts {allow}"),
+            Self::BodyTooLarge { limit, .. } => {
+                write!(f, "the request body is larger than the limit of {limit} bytes (--max-payload-size)")
             }
-            Self::BodyError(error) => error.fmt(f),
+            Self::BodyRead(error) => write!(f, "the request body could not be read: {error}"),
+            Self::BodyEncoded { encoding } => write!(
+                f,
+                "the request body has Content-Encoding {encoding}; the router must read it, so send it without one"
+            ),
+            Self::InvalidBody(error) => error.fmt(f),
             Self::ManySamples => f.write_str(
                 "n > 1 is not supported: SGLang's decode servers hang on it under prefill-decode disaggregation; \
                  send n requests",
             ),
-            Self::BadRequest(what) => write!(f, "the request is not good HTTP: {what}"),
+            Self::BadRequest(what) => write!(f, "malformed HTTP request: {what}"),
             Self::HeadTooLarge => {
-                write!(f, "the request's head is over {MAX_HEAD} bytes or {MAX_HEADERS} headers")
+                write!(f, "the request head is larger than {MAX_HEAD} bytes or {MAX_HEADERS} headers")
             }
-            Self::RequestTimeout { what, after } => write!(f, "{what} did not come within {after:?}"),
+            Self::RequestTimeout { what, after } => write!(f, "{what} did not arrive within {after:?}"),
             Self::Unauthorized => {
-                f.write_str("this wants an API key of the router's: Authorization: Bearer KEY")
+                f.write_str("missing or invalid API key; send Authorization: Bearer KEY with one of the router's keys")
             }
             Self::Forbidden(why) => f.write_str(why),
-            Self::Overloaded(refusal) => refusal.fmt(f),
-            Self::Internal => f.write_str("the router failed at this request"),
-            Self::BadOrder(what) => f.write_str(what),
+            Self::Overloaded(rejection) => rejection.fmt(f),
+            Self::Internal => f.write_str("internal router error; the router's log names the request"),
+            Self::BadAdminRequest(what) => f.write_str(what),
             Self::NotChanged(NotChanged::Unknown) => f.write_str("the router has no such server"),
-            Self::NotChanged(NotChanged::Exists) => {
-                f.write_str("the router has this server with another role or bootstrap port; delete it first")
+            Self::NotChanged(NotChanged::Exists) => f.write_str(
+                "the router already has this server with another role or bootstrap port; delete it first",
+            ),
+            Self::NotChanged(NotChanged::Busy) => {
+                f.write_str("the role of this server is being switched; try again when that has ended")
             }
-            Self::NotChanged(NotChanged::Busy) => f.write_str("the server's role is being switched"),
             Self::NotChanged(NotChanged::Full(role)) => {
-                write!(f, "the router has {MAX_SERVERS_PER_ROLE} {role} servers and takes no more")
+                write!(f, "the router has {MAX_SERVERS_PER_ROLE} {role} servers, which is the maximum")
             }
             Self::NotReady(why) => f.write_str(why),
-            Self::NoServer(role) => write!(f, "the router has no {role} server"),
+            Self::NoServer(role) => write!(f, "no {role} server is available"),
             Self::Upstream { server, cause } => write!(f, "{} server {} {cause}", server.role(), server.url()),
         }
     }
 }
 
-impl fmt::Display for BodyReadError {
+impl fmt::Display for RequestBodyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Io(error) => error.fmt(f),
-            Self::Closed => f.write_str("the connection was closed before its end"),
-            Self::Malformed(MalformedMessage(what)) => f.write_str(what),
-            Self::Http2(error) => error.fmt(f),
+            Self::Http1(BodyReadError::Io(error)) => error.fmt(f),
+            Self::Http1(BodyReadError::Closed) => f.write_str("the connection was closed before its end"),
+            Self::Http1(BodyReadError::Malformed(MalformedMessage(what))) => f.write_str(what),
+            Self::Hyper(error) => error.fmt(f),
         }
     }
 }
@@ -392,14 +386,18 @@ impl fmt::Display for Cause {
         match self {
             Self::Connect(error) => write!(f, "cannot be reached: {error}"),
             Self::ConnectTimeout(after) => write!(f, "did not accept a connection within {after:?}"),
-            Self::Closed { error, .. } => write!(f, "broke off before its answer was complete: {error}"),
-            Self::LateRefusal(status) => write!(f, "refused with {status} when the answer had begun"),
-            Self::BadResponse(MalformedMessage(what)) => {
-                write!(f, "sent an answer that is not good HTTP: {what}")
+            Self::Closed { error, .. } => {
+                write!(f, "closed the connection before its response was complete: {error}")
             }
-            Self::Timeout(after) => write!(f, "did not answer within {after:?}"),
-            Self::TooLarge { limit } => write!(f, "sent over {limit} bytes where all must be held in memory"),
-            Self::Unmergeable(what) => write!(f, "sent an answer without readable logprobs: {what}"),
+            Self::LateRefusal(status) => write!(f, "responded {status} after the response had begun"),
+            Self::BadResponse(MalformedMessage(what)) => write!(f, "sent a malformed HTTP response: {what}"),
+            Self::Timeout(after) => write!(f, "did not respond within {after:?}"),
+            Self::TooLarge { limit } => write!(
+                f,
+                "sent a response larger than {limit} bytes, the most that is held in memory for a logprob merge \
+                 (--max-merge-size)"
+            ),
+            Self::Unmergeable(what) => write!(f, "sent a response without readable logprobs: {what}"),
         }
     }
 }
@@ -407,8 +405,8 @@ impl fmt::Display for Cause {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::BodyRead(BodyReadError::Io(error)) => Some(error),
-            Self::BodyRead(BodyReadError::Http2(error)) => Some(error),
+            Self::BodyRead(RequestBodyError::Http1(BodyReadError::Io(error))) => Some(error),
+            Self::BodyRead(RequestBodyError::Hyper(error)) => Some(error),
             Self::Upstream { cause: Cause::Connect(error), .. } => Some(error),
             Self::Upstream { cause: Cause::Closed { error: ConnError::Io(error), .. }, .. } => Some(error),
             _ => None,

@@ -41,6 +41,7 @@ mod proxy;
 mod server;
 mod timer;
 mod tls;
+mod transport;
 mod upstream;
 mod wire;
 
@@ -56,6 +57,7 @@ pub use config::{
     DEFAULT_WORKER_STARTUP_TIMEOUT, MiniLbConfig, Reloaded,
 };
 pub use observe::report::{RequestFailure, RequestLine, RequestTimes};
+pub use transport::Http1Engine;
 pub use upstream::{Backend, Choice, Outcome, Policy, Random, Role, RoundRobin, ServerPair};
 
 /// The README's code is compiled with the doc tests.

@@ -4,17 +4,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module may use of the crate.
-const MAY_USE: [(&str, &[&str]); 16] = [
+const MAY_USE: [(&str, &[&str]); 17] = [
     ("timer", &[]),
     ("tls", &[]),
     ("http1", &["timer", "tls"]),
     ("wire", &["http1"]),
+    ("transport", &["http1", "timer", "wire"]),
     ("admission", &["http1", "wire"]),
-    ("upstream", &["admission", "http1", "tls", "wire"]),
-    ("error", &["admission", "http1", "upstream", "wire"]),
+    ("upstream", &["admission", "http1", "tls", "transport", "wire"]),
+    ("error", &["admission", "http1", "transport", "upstream", "wire"]),
     ("observe", &["admission", "error", "http1", "upstream", "wire"]),
-    ("config", &["admission", "observe", "tls", "upstream"]),
-    ("proxy", &["admission", "error", "http1", "observe", "timer", "upstream", "wire"]),
+    ("config", &["admission", "observe", "tls", "transport", "upstream"]),
+    ("proxy", &["admission", "error", "http1", "observe", "timer", "transport", "upstream", "wire"]),
     ("admin", &["admission", "error", "http1", "observe", "upstream", "wire"]),
     (
         "server",
@@ -28,12 +29,13 @@ const MAY_USE: [(&str, &[&str]); 16] = [
             "proxy",
             "timer",
             "tls",
+            "transport",
             "upstream",
             "wire",
         ],
     ),
     ("balancer", &["config", "server", "upstream"]),
-    ("fuzzing", &["error", "http1", "observe", "proxy", "server", "timer", "upstream", "wire"]),
+    ("fuzzing", &["error", "http1", "observe", "proxy", "server", "timer", "transport", "upstream", "wire"]),
     ("internals", &["http1", "wire"]),
     ("lib", &[]),
 ];

@@ -17,7 +17,7 @@ use serde_json::value::RawValue;
 use tracing::warn;
 
 use super::query::{ProbeResponse, ServerQuery, query, query_all};
-use crate::error::{Error, OwnResponse, json_reply};
+use crate::error::{Error, OwnResponse, json_response};
 use crate::http1::RequestHead;
 use crate::observe::report::log_limit;
 use crate::upstream::{Backend, LiveFleet, Pools, Role};
@@ -120,7 +120,7 @@ impl RouterEndpoints {
         if failed.is_empty() {
             let servers: Vec<&str> = answers.iter().map(|answer| answer.server.url()).collect();
             let body = json!({ "message": "The cache of every server was flushed.", "servers": servers });
-            return json_reply(StatusCode::OK, body.to_string());
+            return json_response(StatusCode::OK, body.to_string());
         }
         // A server's own refusal (400 while it is busy) says more than 502; with several, the worst counts.
         let status = failed.iter().filter_map(|failure| failure.status).max();
@@ -142,7 +142,7 @@ impl RouterEndpoints {
             list(decode.iter().map(info)),
         );
         let none = answers.iter().all(|answer| description(answer).is_none());
-        json_reply(if none { StatusCode::BAD_GATEWAY } else { StatusCode::OK }, body)
+        json_response(if none { StatusCode::BAD_GATEWAY } else { StatusCode::OK }, body)
     }
 
     /// Passes the question on to the first prefill server that can be reached, and its answer back.
@@ -212,7 +212,7 @@ fn failure_reply(
         warn!(code, "{message}");
     }
     let error = json!({ "message": message, "type": "server_error", "param": null, "code": code });
-    json_reply(status, json!({ "error": error, "servers": servers }).to_string())
+    json_response(status, json!({ "error": error, "servers": servers }).to_string())
 }
 
 fn failure_entry(failure: &Failure<'_>) -> serde_json::Value {

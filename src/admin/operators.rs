@@ -58,7 +58,7 @@ impl OperatorEndpoints {
     fn page(&self, head: &RequestHead, peer: SocketAddr) -> OwnResponse {
         match self.workers.access().may_administrate(Some(peer), &status_page::with_bearer(&head.fields)) {
             Ok(()) => status_page::page(),
-            Err(error) => status_page::refusal(Error::from(error).to_reply()),
+            Err(error) => status_page::refusal(Error::from(error).to_response()),
         }
     }
 

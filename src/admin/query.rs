@@ -77,7 +77,7 @@ async fn exchange(
     let body = if body.is_empty() { OutgoingBody::default() } else { OutgoingBody::new(vec![body]) };
     let mut lease = pools.lease(server).await?;
     let head = lease.send(head.to(server.host_header(), b"", &body)).await?;
-    let body = lease.read(MAX_ANSWER).await?;
+    let body = lease.collect(MAX_ANSWER).await?;
     lease.park();
     Ok((head, body))
 }

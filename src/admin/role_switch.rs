@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use super::query::{ServerQuery, query};
 use super::workers::{WorkersApi, address, bad, bootstrap_host, drained, object, port, role};
-use crate::error::{Error, OwnResponse, json_reply};
+use crate::error::{Error, OwnResponse, json_response};
 use crate::http1::RawHeaders;
 use crate::upstream::{Backend, Role};
 
@@ -77,7 +77,7 @@ impl WorkersApi {
             let role = order.role.as_str();
             let message = "already in target role";
             let body = json!({ "success": true, "message": message, "old_role": role, "new_role": role });
-            return Ok(json_reply(StatusCode::OK, body.to_string()));
+            return Ok(json_response(StatusCode::OK, body.to_string()));
         }
         // In a task of its own, as a client that leaves must not leave the server between two roles.
         let workers = Arc::clone(self);
@@ -123,7 +123,7 @@ impl WorkersApi {
             Ok(word) if word.is_success() => {
                 switch.become_as(new, order.bootstrap_host, order.bootstrap_port);
                 info!("{url} is a {new} server now");
-                Ok(json_reply(StatusCode::OK, word.body))
+                Ok(json_response(StatusCode::OK, word.body))
             }
             result => {
                 // Without the server's word nobody knows what it is now.
@@ -136,7 +136,7 @@ impl WorkersApi {
                 }
                 let word = result?;
                 let status = if word.status.is_success() { StatusCode::BAD_GATEWAY } else { word.status };
-                Ok(json_reply(status, word.body))
+                Ok(json_response(status, word.body))
             }
         }
     }

@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use super::endpoints::allows;
 use crate::admission::AccessControl;
-use crate::error::{Error, OwnResponse, json_reply};
+use crate::error::{Error, OwnResponse, json_response};
 use crate::http1::{HeaderId, RawHeaders, RequestHead};
 use crate::upstream::{
     Address, Backend, DesiredFleet, LiveFleet, NotChanged, Pools, Role, ServerSpec, SocketOptions,
@@ -86,7 +86,7 @@ impl WorkersApi {
             (Some(id), &Method::DELETE) => self.remove(id, head.query()).await,
             (Some(id), _) => {
                 let server = self.find(id)?;
-                Ok(json_reply(StatusCode::OK, self.entries([&server].into_iter())[0].to_string()))
+                Ok(json_response(StatusCode::OK, self.entries([&server].into_iter())[0].to_string()))
             }
             (None, &Method::GET) => Ok(self.list()),
             (None, _) if path == "/pd_role_switch" => {
@@ -116,7 +116,7 @@ impl WorkersApi {
                 "regular_count": 0,
             },
         });
-        json_reply(StatusCode::OK, body.to_string())
+        json_response(StatusCode::OK, body.to_string())
     }
 
     fn entries<'a>(&self, servers: impl Iterator<Item = &'a Arc<Backend>>) -> Vec<Value> {
@@ -167,7 +167,7 @@ impl WorkersApi {
             "message": "The server gets requests once it is up.",
             "ignored": ignored,
         });
-        let mut reply = json_reply(StatusCode::ACCEPTED, body.to_string());
+        let mut reply = json_response(StatusCode::ACCEPTED, body.to_string());
         if let Ok(location) = HeaderValue::from_str(&location) {
             reply.headers_mut().insert(LOCATION, location);
         }
@@ -204,7 +204,7 @@ impl WorkersApi {
             "in_flight": left,
             "message": message,
         });
-        Ok(json_reply(status, body.to_string()))
+        Ok(json_response(status, body.to_string()))
     }
 
     /// The server with an id, or at a percent-encoded URL.
@@ -256,7 +256,7 @@ pub(super) fn object(body: &[u8]) -> Result<Map<String, Value>, Error> {
 }
 
 pub(super) fn bad(what: impl Into<String>) -> Error {
-    Error::BadOrder(what.into())
+    Error::BadAdminRequest(what.into())
 }
 
 /// The role in a field.

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use crate::admission::AdmissionOptions;
 use crate::observe::report::ReportOptions;
+use crate::transport::Http1Engine;
 use crate::upstream::{HealthOptions, Policy, Random, SocketOptions};
 
 pub use defaults::*;
@@ -151,6 +152,7 @@ impl MiniLbConfig {
                 },
                 discovery: DiscoveryOptions::default(),
                 sockets: SocketOptions {
+                    engine: Http1Engine::default(),
                     connect_timeout: DEFAULT_CONNECT_TIMEOUT,
                     idle_timeout: DEFAULT_BACKEND_IDLE_TIMEOUT,
                     max_idle: DEFAULT_MAX_IDLE_PER_BACKEND,
@@ -341,6 +343,13 @@ impl MiniLbConfig {
     #[must_use]
     pub fn max_idle_per_backend(mut self, connections: usize) -> Self {
         self.options.sockets.max_idle = connections;
+        self
+    }
+
+    /// Which HTTP/1.1 implementation serves clients and calls servers. Default: [`Http1Engine::Native`].
+    #[must_use]
+    pub fn http1_engine(mut self, engine: Http1Engine) -> Self {
+        self.options.sockets.engine = engine;
         self
     }
 

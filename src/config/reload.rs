@@ -164,6 +164,7 @@ impl Options {
             after_restart("backend-idle-timeout-secs", &sockets.idle_timeout),
             after_restart("max-idle-per-backend", &sockets.max_idle),
             after_restart("socket-buffer-size", &sockets.buffer_size),
+            after_restart("http1-engine", &sockets.engine),
             after_restart("worker-threads", worker_threads),
             after_restart("prometheus-host", &admin.as_ref().map(|admin| &admin.host)),
             after_restart("prometheus-port", &admin.as_ref().map(|admin| (admin.port, admin.must))),

@@ -15,8 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::time::{sleep, timeout};
 
 use super::{Input, cut_at_most};
-use crate::proxy::RequestBody;
-use crate::server::{ClientStream, ClientTimeouts, Http1, NextRequest};
+use crate::http1::{ClientTimeouts, NextRequest, ServerConnection, Stream};
 use crate::timer::Timer;
 
 /// Pieces of what a client sends: each wakes everybody.
@@ -73,7 +72,7 @@ async fn send(mut socket: DuplexStream, text: Vec<u8>, cuts: u8) {
 async fn ours(text: &[u8], cuts: u8) -> Vec<Read> {
     let (client, socket) = duplex(BUFFER);
     let sending = tokio::spawn(send(client, text.to_vec(), cuts));
-    let mut connection = Http1::new(ClientStream::Memory(socket));
+    let mut connection = ServerConnection::new(Stream::Memory(socket));
     let mut timer = Timer::default();
     let patience = ClientTimeouts { head: FOREVER, idle: FOREVER };
     let mut requests = Vec::new();
@@ -111,7 +110,7 @@ fn sorted(mut headers: Vec<(String, Vec<u8>)>) -> Vec<(String, Vec<u8>)> {
     headers
 }
 
-async fn body(connection: &mut Http1) -> Option<Vec<u8>> {
+async fn body(connection: &mut ServerConnection) -> Option<Vec<u8>> {
     let mut body = Vec::new();
     while let Some(piece) = poll_fn(|cx| connection.poll_chunk(cx)).await.ok()? {
         body.extend_from_slice(&piece);

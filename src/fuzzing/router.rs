@@ -20,14 +20,14 @@ use tokio::time::{sleep, timeout};
 use super::http::{self, answers};
 use super::{DIALECTS, Input, cut_at_most, splice_stream};
 use crate::error::Error;
-use crate::http1::RequestHead;
-use crate::observe::metrics::WorkerMetrics;
+use crate::http1::{ClientTimeouts, HeadRejection, RequestHead, Stream};
 use crate::observe::record::{Record, Recorder, RequestId};
 use crate::proxy::{self, Proxy, RequestLimits};
-use crate::server::{
-    ClientResponse, ClientStream, ClientTimeouts, ClientTransport as _, ConnectionHandler, Http1, serve_http1,
-};
+use crate::server::{ClientResponseBody, error_response, relayed_response};
 use crate::timer::Timer;
+use crate::transport::{
+    ClientResponse, ClientTransport, ConnectionHandler, Http1Engine, Protocol, RejectionResponse, Transport,
+};
 use crate::upstream::{
     Address, FleetSpec, HealthOptions, LiveFleet, Pools, PrefillSpec, Random, Role, SocketOptions,
 };
@@ -231,7 +231,7 @@ impl Scene {
         let asked = Arc::new(AtomicUsize::new(0));
         let (client, socket) = duplex(BUFFER);
         let connection = serve(self.proxy(), socket, Arc::clone(&asked));
-        let (_, got) = timeout(FOREVER, async { tokio::join!(connection, self.serve_http1(client)) })
+        let (_, got) = timeout(FOREVER, async { tokio::join!(connection, self.exchange_bytes(client)) })
             .await
             .expect("everything ends");
         if self.client == FuzzClient::Leaves {
@@ -288,6 +288,7 @@ impl Scene {
             idle_timeout: Duration::from_secs(4),
             max_idle: 2,
             buffer_size: None,
+            engine: Http1Engine::Native,
             tls: Arc::default(),
         };
         let (prefill, decode) = (self.prefill.clone(), self.decode.clone());
@@ -309,7 +310,7 @@ impl Scene {
     }
 
     /// Sends the requests and returns all that comes back.
-    async fn serve_http1(&self, socket: DuplexStream) -> Vec<u8> {
+    async fn exchange_bytes(&self, socket: DuplexStream) -> Vec<u8> {
         let (mut reader, mut writer) = tokio::io::split(socket);
         let write = async {
             for piece in cut_at_most(MAX_PIECES, &self.requests, self.cuts) {
@@ -380,63 +381,76 @@ fn name_bit(dialect: Dialect, body: &[u8]) -> Option<BodyShape> {
 
 /// Serves a client's connection to its end.
 async fn serve(proxy: Proxy, socket: DuplexStream, asked: Arc<AtomicUsize>) {
-    let patience = ClientTimeouts { head: Duration::from_secs(90), idle: Duration::from_secs(90) };
+    let timeouts = ClientTimeouts { head: Duration::from_secs(90), idle: Duration::from_secs(90) };
     let (_open, closing) = watch::channel(());
-    // How it ended shows in what the client has got.
-    serve_http1(ClientStream::Memory(socket), &Front { proxy, asked }, patience, closing).await;
+    let handler = Arc::new(ProxyHandler { proxy, asked });
+    let transport = Transport::new(Http1Engine::Native, 1);
+    // How it ended shows in what the client received.
+    transport.serve(Stream::Memory(socket), Protocol::Http1, handler, timeouts, closing).await;
 }
 
-/// All that a router answers with its proxy.
-struct Front {
+/// Answers every request with the proxy.
+struct ProxyHandler {
     proxy: Proxy,
     asked: Arc<AtomicUsize>,
 }
 
-impl Front {
-    async fn try_answer(
+impl ProxyHandler {
+    async fn handle<C: ClientTransport>(
         &self,
-        connection: &mut Http1,
+        client: &mut C,
         head: &RequestHead,
         record: &mut Record,
         timer: &mut Timer,
     ) -> Result<Option<proxy::UpstreamResponse>, Error> {
-        if let Some(reject_reason) = head.reject_reason {
-            return Err(Error::BadRequest(reject_reason));
+        if let Some(reason) = head.reject_reason {
+            return Err(Error::BadRequest(reason));
         }
         let dialect = match head.path() {
             "/v1/chat/completions" => Dialect::Chat,
             "/v1/completions" => Dialect::Completions,
             _ => Dialect::Generate,
         };
-        let asked = self.proxy.read(dialect, head, connection, record, timer).await?;
-        connection.cancel_on_disconnect(self.proxy.answer(&asked, None, record, timer)).await.transpose()
+        let request = self.proxy.read(dialect, head, client, record, timer).await?;
+        client.cancel_on_disconnect(self.proxy.dispatch(&request, None, record, timer)).await.transpose()
     }
 }
 
-impl ConnectionHandler for Front {
-    async fn answer(
+impl ConnectionHandler for ProxyHandler {
+    type Body = ClientResponseBody;
+
+    async fn respond<C: ClientTransport>(
         &self,
-        connection: &mut Http1,
+        client: &mut C,
         head: RequestHead,
         timer: &mut Timer,
-    ) -> Option<ClientResponse> {
+    ) -> Option<ClientResponse<ClientResponseBody>> {
         self.asked.fetch_add(1, Ordering::Relaxed);
         let mut record = Recorder::new(Vec::new()).begin();
-        Some(match self.try_answer(connection, &head, &mut record, timer).await {
-            Ok(answer) => ClientResponse::relayed(answer?, None, record),
-            Err(error) => ClientResponse::error(&error, record),
+        Some(match self.handle(client, &head, &mut record, timer).await {
+            Ok(response) => relayed_response(response?, None, record),
+            Err(error) => error_response(&error, record),
         })
     }
 
-    fn is_over(&self) -> bool {
+    fn is_draining(&self) -> bool {
         false
     }
 
-    fn log_rejected_before_parse(&self, _: &Error) -> RequestId {
-        RequestId::make()
+    fn reject(&self, rejection: HeadRejection) -> RejectionResponse {
+        let (status, json) = match rejection {
+            HeadRejection::TooLarge => (Error::HeadTooLarge.status(), Error::HeadTooLarge.to_json()),
+            HeadRejection::Malformed(what) => {
+                let error = Error::BadRequest(what);
+                (error.status(), error.to_json())
+            }
+            HeadRejection::Timeout(after) => {
+                let error = Error::RequestTimeout { what: "the rest of the request head", after };
+                (error.status(), error.to_json())
+            }
+        };
+        RejectionResponse { status, json, request_id: RequestId::make().as_str().to_owned() }
     }
 
-    fn metrics(&self) -> Option<&WorkerMetrics> {
-        None
-    }
+    fn relayed(&self, _: Duration) {}
 }

@@ -1,28 +1,39 @@
-//! HTTP/1.1 messages as bytes: a client's request, a server's answer, and bodies out
-//! of their framing.
+//! HTTP/1.1, and nothing else: heads, framing of bodies, and a connection's two sides.
 //!
-//! Bytes may come cut anywhere. RFC 9112 is read strictly: what two parties could
-//! read in two ways is not guessed at. Nothing here knows what a message means.
+//! Bytes may come cut anywhere. RFC 9112 is read strictly: what two parties could read in two
+//! ways is not guessed at. Nothing here knows a route, an error code of ours, a record or a
+//! metric; the room `transport` makes this one of its engines.
 
 mod body_buffer;
 mod client;
+mod close;
 mod framing;
 mod headers;
+mod io;
 mod outgoing;
 mod request_head;
 mod response_head;
+mod response_writer;
+mod server;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use body_buffer::{BODY_BUFFER_SIZE, BodyBuffer, sweep};
-pub(crate) use client::{BodyProgress, ConnError, Http1Client, SendError, Stream, WriteTiming};
+pub(crate) use body_buffer::sweep;
+use body_buffer::{BODY_BUFFER_SIZE, BodyBuffer};
+pub(crate) use client::{BodyProgress, ClientConnection, ConnError, SendError, WriteTiming};
+pub(crate) use close::{LINGER, close, linger, reject};
 pub(crate) use framing::BodyDecoder;
 #[cfg(any(test, fuzzing))]
 pub(crate) use headers::RawHeader;
 pub(crate) use headers::{HeaderId, RawHeaders, name_bit};
+pub(crate) use io::Stream;
 pub(crate) use outgoing::{OutgoingBody, OutgoingRequest};
-pub(crate) use request_head::{HeadError, RequestFraming, RequestHead, read_request_head};
+pub(crate) use request_head::{
+    HeadError, RequestFraming, RequestHead, parse_outgoing_head, read_request_head,
+};
 pub(crate) use response_head::{ParsedResponse, ResponseHead, read_response_head};
+pub(crate) use response_writer::{HeadSummary, Incomplete, OutgoingResponse, WriteOptions, WriteOutcome};
+pub(crate) use server::{BodyReadError, ClientTimeouts, HeadRejection, NextRequest, ServerConnection};
 
 /// Largest head; of a server, of all heads that come before a body together.
 pub(crate) const MAX_HEAD: usize = 64 << 10;

@@ -5,9 +5,9 @@
 
 use std::mem::MaybeUninit;
 
-use hyper::Method;
 use hyper::http::request;
 use hyper::http::uri::{PathAndQuery, Uri};
+use hyper::{Method, Version};
 
 use super::framing::is_name;
 use super::{BodyDecoder, HeaderId, MAX_HEAD, MAX_HEADERS, RawHeaders, end_of_head, one_length};
@@ -31,7 +31,7 @@ pub(crate) struct RequestFraming {
     /// The connection may have another request.
     pub(crate) keeps_alive: bool,
     /// The client waits for a word before it sends the body.
-    pub(crate) waits: bool,
+    pub(crate) expects_continue: bool,
 }
 
 /// What is no head of a request.
@@ -50,20 +50,40 @@ impl RequestHead {
         self.target.query()
     }
 
-    /// A request that came over HTTP/2, where `:authority` takes the place of `Host`, or says the same (RFC 9113,
+    /// A request that hyper has read. Over HTTP/2 `:authority` stands for `Host`, or says the same (RFC 9113,
     /// section 8.3.1).
-    pub(crate) fn of_http2(head: &request::Parts) -> Self {
+    pub(crate) fn from_parts(head: &request::Parts) -> Self {
         let fields: RawHeaders =
             head.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
-        let authority = head.uri.authority().map(|authority| authority.as_str().as_bytes());
         let reject_reason = if fields.len() > MAX_HEADERS {
             Some("there are more than 100 headers")
+        } else if head.version == Version::HTTP_2 {
+            let authority = head.uri.authority().map(|authority| authority.as_str().as_bytes());
+            check_host(&fields, authority, authority.is_none())
         } else {
-            check_host(&fields, authority, authority.is_none()).or_else(|| check_target(&head.uri))
+            let is_http_11 = head.version == Version::HTTP_11;
+            // hyper takes `Transfer-Encoding: chunked` twice, which another server may read in another way.
+            check_host(&fields, None, is_http_11).or_else(|| body(&fields, is_http_11).err())
         };
+        let reject_reason = reject_reason.or_else(|| check_target(&head.uri));
         let target = head.uri.path_and_query().cloned().unwrap_or_else(root);
         Self { method: head.method.clone(), target, fields, reject_reason }
     }
+}
+
+/// Parses a head that the router wrote itself, which may be longer than a client's. Returns its length.
+pub(crate) fn parse_outgoing_head(text: &[u8]) -> Option<(RequestHead, usize)> {
+    // A client's headers, and the few that the router adds.
+    let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS + 16];
+    let mut parsed = httparse::Request::new(&mut []);
+    let length = match parsed.parse_with_uninit_headers(text, &mut lines) {
+        Ok(httparse::Status::Complete(length)) => length,
+        _ => return None,
+    };
+    let method = Method::from_bytes(parsed.method?.as_bytes()).ok()?;
+    let target = parsed.path?.parse().ok()?;
+    let fields = RawHeaders::parsed(&text[..length], parsed.headers);
+    Some((RequestHead { method, target, fields, reject_reason: None }, length))
 }
 
 /// Reads the head of a request, if all of it has come, and says how many bytes it has. An empty line before it has been
@@ -127,12 +147,12 @@ fn parse(input: &[u8]) -> Result<Option<(RequestHead, RequestFraming, usize)>, H
     let is_doubtful = reject_reason.is_some()
         || (fields.has(HeaderId::TransferEncoding) && fields.has(HeaderId::ContentLength));
     let keeps_alive = !is_doubtful && !option(b"close") && (is_http_11 || option(b"keep-alive"));
-    let waits = is_http_11
+    let expects_continue = is_http_11
         && fields
             .get(HeaderId::Expect)
             .is_some_and(|expected| expected.eq_ignore_ascii_case(b"100-continue"));
     let head = RequestHead { method, target, fields, reject_reason };
-    Ok(Some((head, RequestFraming { body, is_http_11, keeps_alive, waits }, length)))
+    Ok(Some((head, RequestFraming { body, is_http_11, keeps_alive, expects_continue }, length)))
 }
 
 fn what(error: httparse::Error) -> &'static str {
@@ -336,7 +356,7 @@ mod tests {
         }
         let old = "POST / HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n";
         assert_eq!(reject_reason(old), Some("Transfer-Encoding is not known in HTTP/1.0"));
-        assert!(manner(&framed("expect: 100-Continue\r\n")).waits);
-        assert!(!manner(&framed("expect: 200-ok\r\n")).waits);
+        assert!(manner(&framed("expect: 100-Continue\r\n")).expects_continue);
+        assert!(!manner(&framed("expect: 200-ok\r\n")).expects_continue);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::mem::MaybeUninit;
 
+use hyper::ext::ReasonPhrase;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::http::response;
 use hyper::{Response, StatusCode, Version};
@@ -34,6 +35,16 @@ pub(crate) struct ResponseHead {
 }
 
 impl ResponseHead {
+    /// A response that hyper has read.
+    pub(crate) fn from_parts(head: response::Parts) -> Self {
+        let fields: RawHeaders =
+            head.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+        let is_event_stream = fields.get(HeaderId::ContentType).is_some_and(names_event_stream);
+        let reason = head.extensions.get::<ReasonPhrase>();
+        let reason = reason.and_then(|reason| std::str::from_utf8(reason.as_bytes()).ok());
+        Self { status: head.status, is_event_stream, fields, reason: reason.map(Into::into) }
+    }
+
     /// The same with its headers in a map, for HTTP/2.
     pub(crate) fn into_parts(self) -> response::Parts {
         let (mut parts, ()) = Response::new(()).into_parts();
@@ -51,16 +62,16 @@ impl ResponseHead {
     }
 }
 
-/// Reads the head of an answer, if all of it has come. Interim answers before it are skipped. Unless it is the `first`
-/// try, the end is looked for before anything is read: a head that comes in many parts is not read once a part.
+/// Reads the head of a response, if all of it has come. Interim responses (1xx) before it are skipped. If some of the
+/// input was `searched` before, the end is looked for first: a head that comes in many parts is not parsed once a part.
 pub(crate) fn read_response_head(
     mut input: &[u8],
-    first: bool,
+    searched: usize,
 ) -> Result<Option<ParsedResponse>, MalformedMessage> {
     let mut skipped = 0;
     loop {
         check_beginning(input)?;
-        let answer = if first || end_of_head(input, 0).is_some() { parse(input)? } else { None };
+        let answer = if searched == 0 || end_of_head(input, 0).is_some() { parse(input)? } else { None };
         let too_long = Err(MalformedMessage("its head is too long"));
         let Some(mut answer) = answer else {
             return if skipped + input.len() >= MAX_HEAD { too_long } else { Ok(None) };

@@ -12,7 +12,7 @@ use hyper::header::{CONTENT_LENGTH, HeaderValue};
 use tokio::time::{Instant, Sleep, sleep};
 use tracing::debug;
 
-use super::intake::{self, RequestBody};
+use super::intake;
 use super::leg::{
     CollectLimits, ConnectionChoice, Deadline, DeadlineTimer, ErrorResponse, Leg, PrefillEnd, PrefillRun,
     run_prefill,
@@ -23,6 +23,7 @@ use crate::error::{Cause, Error};
 use crate::http1::{RequestHead, ResponseHead};
 use crate::observe::record::{Attempt, Record};
 use crate::timer::Timer;
+use crate::transport::RequestBody;
 use crate::upstream::{Backend, InFlight, LiveFleet, PairPermits, Pools, Role, ServerPair};
 use crate::wire::body::ClientBody;
 use crate::wire::bootstrap::MAX_BOOTSTRAP_ROOM;
@@ -101,7 +102,7 @@ impl Proxy {
 
     /// Answers a request. One that no server can have seen is sent again, and one that was refused with a
     /// status that says so. Where servers have so many requests at a time only, it comes with its seats.
-    pub(crate) async fn answer(
+    pub(crate) async fn dispatch(
         &self,
         asked: &ReadRequest,
         seats: Option<AdmittedPair>,
@@ -109,9 +110,9 @@ impl Proxy {
         timer: &mut Timer,
     ) -> Result<UpstreamResponse, Error> {
         let exchange = Exchange { fleet: &self.fleet, pools: &self.pools, asked };
-        let limited = seats.as_ref().map(|seated| Arc::clone(&seated.entrance));
+        let limited = seats.as_ref().map(|seated| Arc::clone(&seated.admission));
         let (mut pair, mut legs) = match seats {
-            Some(seated) => from_permits(seated.seats),
+            Some(seated) => from_permits(seated.permits),
             None => unlimited(self.fleet.now().select_pair().map_err(Error::NoServer)?),
         };
         let mut connection = ConnectionChoice::Any;
@@ -390,9 +391,9 @@ type Legs = (InFlight, InFlight);
 
 /// A pair with a place on each server, taken before the request was read.
 pub(crate) struct AdmittedPair {
-    pub(crate) seats: PairPermits,
+    pub(crate) permits: PairPermits,
     /// Who is told when they are free.
-    pub(crate) entrance: Arc<AdmissionHandle>,
+    pub(crate) admission: Arc<AdmissionHandle>,
 }
 
 fn from_permits(seats: PairPermits) -> (ServerPair, Legs) {

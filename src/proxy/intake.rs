@@ -1,35 +1,18 @@
 //! Reads a client's body: bounded in size and in its pauses, looked at once as it arrives, kept as it came.
 
-use std::task::{Context, Poll, ready};
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::error::{BodyReadError, Error};
+use crate::error::Error;
 use crate::http1::{HeaderId, RawHeaders};
 use crate::timer::Timer;
+use crate::transport::RequestBody;
 use crate::wire::body::ClientBody;
 use crate::wire::headers::unreadable_encoding;
 use crate::wire::shape::{BodyShape, Dialect, Inspector};
-
-/// A client's body on its way here, whichever version of HTTP it comes over.
-pub(crate) trait RequestBody {
-    /// The next piece, which is not empty. `None` is the end.
-    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodyReadError>>;
-
-    /// At least so many bytes are to come.
-    fn content_length_hint(&self) -> u64;
-
-    /// Whether nothing is to come, as far as is known.
-    fn is_ended(&self) -> bool;
-
-    /// How much of it has been read, handed out or not: it goes on as long as this grows.
-    fn bytes_read(&self) -> u64;
-
-    /// Waits until the client has left, and reads nothing meanwhile.
-    fn disconnected(&self) -> impl Future<Output = ()> + Send;
-}
 
 /// How much of a body is read only to throw it away, so that the connection stays usable after a refusal.
 const MAX_DISCARDED: usize = 64 << 20;
@@ -63,12 +46,12 @@ pub(super) async fn read(
         }
         match inspector.feed(&data) {
             Ok(()) => kept.push(data),
-            Err(error) => refused = Some(Error::BodyError(error)),
+            Err(error) => refused = Some(Error::InvalidBody(error)),
         }
     }
     match refused {
         Some(error) => Err(error),
-        None => Ok((kept, inspector.finish().map_err(Error::BodyError)?, waited)),
+        None => Ok((kept, inspector.finish().map_err(Error::InvalidBody)?, waited)),
     }
 }
 

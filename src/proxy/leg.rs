@@ -15,8 +15,7 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use tokio::time::Instant;
 
 use crate::error::{Cause, Error};
-use crate::http1::OutgoingRequest;
-use crate::http1::ResponseHead;
+use crate::http1::{BodyProgress, OutgoingRequest, ResponseHead};
 use crate::observe::record::LegRecord;
 use crate::timer::Timer;
 use crate::upstream::{Backend, Lease, Outcome, Pools};
@@ -88,7 +87,7 @@ impl Leg {
         };
         match sent {
             Ok((lease, head)) => {
-                server.head_came(lease.sent(), lease.come());
+                server.head_came(lease.write_timing(), lease.body_progress());
                 let outcome = outcome(head.status);
                 if !head.status.is_success() {
                     // That is said, whether the rest of it is read or not.
@@ -111,7 +110,7 @@ impl Leg {
 
     /// Waits for the first data, or for the end of an empty body. Both are still to be had afterwards.
     pub(super) async fn begun(&mut self) -> Result<(), Error> {
-        match self.lease.begun().await {
+        match self.lease.body_started().await {
             Ok(()) => {
                 self.server.body_came();
                 Ok(())
@@ -132,7 +131,7 @@ impl Leg {
     }
 
     async fn whole(&mut self, most: usize, limit: Option<&mut DeadlineTimer<'_>>) -> Result<Bytes, Error> {
-        let whole = before(limit, pin!(self.lease.read(most))).await;
+        let whole = before(limit, pin!(self.lease.collect(most))).await;
         match whole {
             Ok(Ok(whole)) => Ok(whole),
             Ok(Err(error)) => Err(self.fail(error)),
@@ -163,7 +162,7 @@ impl Leg {
 
     /// Whether something of the body is there, or all of an empty one.
     pub(super) fn has_begun(&self) -> bool {
-        self.lease.has_begun()
+        self.lease.body_progress() != BodyProgress::None
     }
 
     /// Gives the connection back. Only for a leg whose body has ended.

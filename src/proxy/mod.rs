@@ -12,5 +12,5 @@ mod leg;
 mod relay;
 
 pub(crate) use exchange::{AdmittedPair, Proxy, RequestLimits, UpstreamResponse};
-pub(crate) use intake::{RequestBody, discard};
+pub(crate) use intake::discard;
 pub(crate) use relay::Relay;

@@ -1,4 +1,4 @@
-//! The body of what an operator asks for, on either listener: small, and read whole.
+//! The body of an admin request, on either listener: small, and read as a whole.
 
 use std::future::poll_fn;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::error::Error;
-use crate::proxy::RequestBody;
+use crate::transport::RequestBody;
 
 /// Largest body.
 const MAX_BODY: usize = 64 << 10;
@@ -14,10 +14,10 @@ const MAX_BODY: usize = 64 << 10;
 const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Reads all of it.
-pub(super) async fn read(upload: &mut impl RequestBody) -> Result<Bytes, Error> {
+pub(super) async fn read(request: &mut impl RequestBody) -> Result<Bytes, Error> {
     let reading = async {
         let mut body = Vec::new();
-        while let Some(piece) = poll_fn(|cx| upload.poll_chunk(cx)).await.map_err(Error::BodyRead)? {
+        while let Some(piece) = poll_fn(|cx| request.poll_chunk(cx)).await.map_err(Error::BodyRead)? {
             body.extend_from_slice(&piece);
             if body.len() > MAX_BODY {
                 return Err(Error::BodyTooLarge { limit: MAX_BODY, drained: false });
@@ -25,6 +25,6 @@ pub(super) async fn read(upload: &mut impl RequestBody) -> Result<Bytes, Error> 
         }
         Ok(body.into())
     };
-    let timeout = Error::RequestTimeout { what: "the body", after: TIMEOUT };
+    let timeout = Error::RequestTimeout { what: "the request body", after: TIMEOUT };
     tokio::time::timeout(TIMEOUT, reading).await.unwrap_or(Err(timeout))
 }

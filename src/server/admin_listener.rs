@@ -1,7 +1,7 @@
-//! The admin listener: what operators look at, apart from clients' requests.
+//! The admin listener: metrics and status for operators, apart from clients' requests.
 //!
-//! It runs on the acceptor's runtime, so that a busy worker does not delay it and
-//! it costs clients nothing. What is answered is for `control` to know.
+//! It runs on the acceptor's runtime, so that a busy worker does not delay it and it costs clients
+//! nothing. The responses are made by `admin`.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,27 +13,34 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use super::connection::{self, ConnectionHandler};
-use super::http1::{ClientTimeouts, Http1};
-use super::response::ClientResponse;
-use super::service::ClientTransport;
-use super::stream::ClientStream;
-use super::{ACCEPT_PAUSE, admin_body, listen};
+use super::listen::{ACCEPT_PAUSE, listen};
+use super::response::{self, ClientResponseBody};
+use super::{admin_body, rejection};
 use crate::admin::OperatorEndpoints;
 use crate::config::AdminAddress;
 use crate::error::{Error, OwnResponse};
-use crate::http1::RequestHead;
-use crate::observe::metrics::WorkerMetrics;
-use crate::observe::record::{Recorder, RequestId};
+use crate::http1::{ClientTimeouts, HeadRejection, RequestHead, Stream};
+use crate::observe::record::Recorder;
 use crate::observe::report::RequestLogger;
 use crate::timer::Timer;
+use crate::transport::{
+    ClientResponse, ClientTransport, ConnectionHandler, Protocol, RejectionResponse, Transport,
+};
 
-/// Connections that are served at a time; others wait to be accepted.
+/// Connections that are served at a time; more are accepted when one of them has ended.
 const MAX_CONNECTIONS: usize = 64;
-/// How long a head may take, and a connection may be idle.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a head may take, and how long a connection may be idle: scrapers come back every 15 or 30 s.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Listens where it was asked for. `None`: nowhere, or the address is taken and need not be had.
+/// Who answers on the admin listener, and over which transport.
+#[derive(Clone)]
+pub(super) struct AdminService {
+    pub(super) endpoints: Arc<OperatorEndpoints>,
+    pub(super) logger: Arc<RequestLogger>,
+    pub(super) transport: Transport,
+}
+
+/// Listens on the configured address. `None`: none is configured, or the default port is in use.
 pub(super) async fn bind(address: Option<&AdminAddress>) -> io::Result<Option<TcpListener>> {
     let Some(AdminAddress { host, port, must }) = address else { return Ok(None) };
     match listen(host, *port).await {
@@ -43,33 +50,27 @@ pub(super) async fn bind(address: Option<&AdminAddress>) -> io::Result<Option<Tc
             Ok(Some(listener))
         }
         Err(error) if !must && error.kind() == io::ErrorKind::AddrInUse => {
-            warn!("no metrics: {error}; choose another with --prometheus-port");
+            warn!("metrics and status are disabled: {error}; choose another port with --prometheus-port");
             Ok(None)
         }
         Err(error) => Err(io::Error::new(error.kind(), format!("metrics (--prometheus-port): {error}"))),
     }
 }
 
-/// Serves for as long as it is polled; dropping it closes all connections.
-pub(super) async fn serve(
-    listener: Option<TcpListener>,
-    admin: &Arc<OperatorEndpoints>,
-    reporter: &Arc<RequestLogger>,
-) {
+/// Serves as long as it is polled; dropping it closes all connections.
+pub(super) async fn serve(listener: Option<TcpListener>, service: &AdminService) {
     let Some(listener) = listener else { return std::future::pending().await };
     let mut connections = JoinSet::new();
-    // Connections are not closed before the end.
+    // Never signalled: operators are served to the end of a shutdown.
     let (_open, closing) = watch::channel(());
     loop {
         tokio::select! {
             accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
                 Ok((socket, peer)) => {
-                    let (admin, reporter) = (Arc::clone(admin), Arc::clone(reporter));
-                    let operator = Operator { admin, reporter, peer, recorder: Recorder::new(Vec::new()) };
-                    connections.spawn(serve_http1(socket, operator, closing.clone()));
+                    connections.spawn(serve_connection(socket, peer, service.clone(), closing.clone()));
                 }
                 Err(error) => {
-                    warn!("no connection to the admin listener could be accepted: {error}");
+                    warn!("cannot accept a connection to the admin listener: {error}");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
@@ -78,53 +79,64 @@ pub(super) async fn serve(
     }
 }
 
-async fn serve_http1(socket: TcpStream, operator: Operator, closing: watch::Receiver<()>) {
-    let patience = ClientTimeouts { head: HEAD_TIMEOUT, idle: HEAD_TIMEOUT };
-    connection::serve_http1(ClientStream::Plain(socket), &operator, patience, closing).await;
+async fn serve_connection(
+    socket: TcpStream,
+    peer: SocketAddr,
+    service: AdminService,
+    closing: watch::Receiver<()>,
+) {
+    let timeouts = ClientTimeouts { head: TIMEOUT, idle: TIMEOUT };
+    let transport = service.transport;
+    let handler = Arc::new(AdminHandler { service, peer, recorder: Recorder::new(Vec::new()) });
+    transport.serve(Stream::Tcp(socket), Protocol::Http1, handler, timeouts, closing).await;
 }
 
-/// An operator, and who answers.
-struct Operator {
-    admin: Arc<OperatorEndpoints>,
-    reporter: Arc<RequestLogger>,
+/// Answers the requests of one operator's connection.
+struct AdminHandler {
+    service: AdminService,
     peer: SocketAddr,
-    /// Nobody is shown what is recorded: clients' requests are what is counted.
+    /// Without observers: only clients' requests are logged and counted.
     recorder: Arc<Recorder>,
 }
 
-impl Operator {
-    async fn reply(&self, connection: &mut Http1, head: &RequestHead) -> Result<Option<OwnResponse>, Error> {
-        if let Some(reject_reason) = head.reject_reason {
-            return Err(Error::BadRequest(reject_reason));
+impl AdminHandler {
+    async fn handle<C: ClientTransport>(
+        &self,
+        client: &mut C,
+        head: &RequestHead,
+    ) -> Result<Option<OwnResponse>, Error> {
+        if let Some(reason) = head.reject_reason {
+            return Err(Error::BadRequest(reason));
         }
-        let body = admin_body::read(connection).await?;
-        connection.cancel_on_disconnect(self.admin.handle(head, body, self.peer)).await.transpose()
+        let body = admin_body::read(client).await?;
+        let response = self.service.endpoints.handle(head, body, self.peer);
+        client.cancel_on_disconnect(response).await.transpose()
     }
 }
 
-impl ConnectionHandler for Operator {
-    async fn answer(
+impl ConnectionHandler for AdminHandler {
+    type Body = ClientResponseBody;
+
+    async fn respond<C: ClientTransport>(
         &self,
-        connection: &mut Http1,
+        client: &mut C,
         head: RequestHead,
         _: &mut Timer,
-    ) -> Option<ClientResponse> {
+    ) -> Option<ClientResponse<ClientResponseBody>> {
         let record = self.recorder.begin();
-        Some(match self.reply(connection, &head).await {
-            Ok(reply) => ClientResponse::own(reply?, record),
-            Err(error) => ClientResponse::error(&error, record),
+        Some(match self.handle(client, &head).await {
+            Ok(response) => response::own(response?, record),
+            Err(error) => response::error(&error, record),
         })
     }
 
-    fn is_over(&self) -> bool {
+    fn is_draining(&self) -> bool {
         false
     }
 
-    fn log_rejected_before_parse(&self, error: &Error) -> RequestId {
-        self.reporter.log_rejected_before_parse(error)
+    fn reject(&self, rejection: HeadRejection) -> RejectionResponse {
+        rejection::response(&rejection::error(rejection), &self.service.logger)
     }
 
-    fn metrics(&self) -> Option<&WorkerMetrics> {
-        None
-    }
+    fn relayed(&self, _: Duration) {}
 }

@@ -1,11 +1,11 @@
-//! What stands before requests: the gate and the rules of access, shared by all workers and changed by a reload.
+//! Access rules and concurrency limits, shared by all workers and changed by a reload.
 
 use std::sync::Arc;
 
 use crate::admission::{AccessControl, AccessOptions};
 use crate::admission::{AdmissionController, AdmissionOptions};
 
-/// Who may ask, and who may begin.
+/// What is decided about a request before its body is read.
 #[derive(Clone)]
 pub(crate) struct Admission {
     pub(crate) access: Arc<AccessControl>,
@@ -17,7 +17,7 @@ impl Admission {
         Self { access: Arc::new(AccessControl::new(access)), gate: Arc::new(AdmissionController::new(gate)) }
     }
 
-    /// Takes other keys and limits over, while requests go on.
+    /// Replaces keys and limits, for requests that begin from now on.
     pub(crate) fn reload(&self, access: AccessOptions, gate: &AdmissionOptions) {
         self.access.reload(access);
         self.gate.reload(gate);

@@ -1,27 +1,27 @@
-//! What of the options may change while the router serves, as workers read it.
+//! The options that a reload changes, as workers read them.
 //!
-//! A request keeps the limits that it began with, and a connection its patience.
+//! A request keeps the limits that it began with, and a connection its timeouts.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use super::http1::ClientTimeouts;
 use crate::config::Options;
+use crate::http1::ClientTimeouts;
 use crate::proxy::RequestLimits;
 
 /// The options as they are now.
 pub(crate) struct LiveSettings {
     /// Read once a request.
     limits: Arc<ArcSwap<RequestLimits>>,
-    /// Read once a connection, and at the end.
+    /// Read once a connection, and at a shutdown.
     times: ArcSwap<Times>,
 }
 
-/// Times that are not a request's.
+/// Times of connections and of a shutdown.
 struct Times {
-    patience: ClientTimeouts,
+    client_timeouts: ClientTimeouts,
     lame_duck: Duration,
     grace_period: Duration,
 }
@@ -34,19 +34,19 @@ impl LiveSettings {
         }
     }
 
-    /// Takes over other options, for what begins from now on.
+    /// Replaces the options, for requests and connections that begin from now on.
     pub(crate) fn reload(&self, options: &Options) {
         self.limits.store(Arc::new(limits(options)));
         self.times.store(Arc::new(times(options)));
     }
 
-    /// What is given to the parts that answer requests.
+    /// Shared with the proxy.
     pub(super) fn limits(&self) -> &Arc<ArcSwap<RequestLimits>> {
         &self.limits
     }
 
-    pub(super) fn patience(&self) -> ClientTimeouts {
-        self.times.load().patience
+    pub(super) fn client_timeouts(&self) -> ClientTimeouts {
+        self.times.load().client_timeouts
     }
 
     pub(super) fn lame_duck(&self) -> Duration {
@@ -72,7 +72,10 @@ fn limits(options: &Options) -> RequestLimits {
 
 fn times(options: &Options) -> Times {
     Times {
-        patience: ClientTimeouts { head: options.request_head_timeout, idle: options.client_idle_timeout },
+        client_timeouts: ClientTimeouts {
+            head: options.request_head_timeout,
+            idle: options.client_idle_timeout,
+        },
         lame_duck: options.shutdown_lame_duck,
         grace_period: options.shutdown_grace_period,
     }

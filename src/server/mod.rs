@@ -1,100 +1,90 @@
-//! The router's own HTTP side: accepted sockets, workers, connections, routes, and
-//! the end.
+//! The router's listeners: accepting, worker threads, protocol negotiation, routes, and the end.
 //!
-//! An acceptor (here) hands sockets to [`workers`]. Each worker is a thread with a
-//! runtime and connections of its own, so that a request never changes threads.
-//! [`opening`] finds out what a client speaks, over which [`stream`];
-//! [`connection`] answers one request after the other over [`http1`], and [`http2`] many at
-//! a time; [`service`] is who answers, and [`answer`] with what. Operators have a listener of their own
-//! ([`admin`]), and what they send has an [`order`]. What may change meanwhile is in [`live`] and [`guards`]. What
-//! a request means is for `proxy` and `control` to know.
+//! An acceptor (here) hands sockets to [`worker_threads`]. [`negotiate`] finds out what a client
+//! speaks, [`transport`](crate::transport) reads its requests, and [`service`] answers them by
+//! [`routes`]. Operators have a listener of their own ([`admin_listener`]). What a reload changes is in
+//! [`live_settings`] and [`admission_state`]. What a request means is for `proxy` and `admin` to know.
 
 mod admin_body;
 mod admin_listener;
 mod admission_state;
 mod connection;
-mod http1;
-mod http2;
+mod listen;
 mod live_settings;
 mod negotiate;
+mod rejection;
 mod response;
+mod routes;
 mod service;
-mod stream;
 mod worker_threads;
 
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, info, warn};
 
-use crate::admin::{self, Draining, OperatorEndpoints, follow_names, probe_all};
+use crate::admin::{Draining, OperatorEndpoints, WorkersApi, follow_names, probe_all};
 use crate::config::Options;
 use crate::observe::metrics::Metrics;
 use crate::observe::report::{RequestLogger, log_limit, tell_changes};
+use crate::transport::Transport;
 use crate::upstream::{DesiredFleet, Dialer};
-pub(crate) use admission_state::Admission;
+use admin_listener::AdminService;
+use listen::ACCEPT_PAUSE;
 use worker_threads::{SharedState, WorkerThreads};
 
+pub(crate) use admission_state::Admission;
+pub(crate) use listen::listen;
 pub(crate) use live_settings::LiveSettings;
 #[cfg(any(test, fuzzing))]
-pub(crate) use {
-    connection::{ConnectionHandler, serve_http1},
-    http1::{ClientTimeouts, Http1, NextRequest},
-    response::ClientResponse,
-    service::ClientTransport,
-    stream::ClientStream,
-};
+pub(crate) use response::{ClientResponseBody, error as error_response, relayed as relayed_response};
 
-/// How long the acceptor rests when the process has no descriptor left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// Listens on a host, IPv6 with or without brackets, and a port. The error names both.
-pub(crate) async fn listen(host: &str, port: u16) -> io::Result<TcpListener> {
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let shown = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
-    let bound = TcpListener::bind((host, port)).await;
-    bound.map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {shown}:{port}: {error}")))
-}
-
-/// Serves until `shutdown` ends, says for the lame-duck time that it will end, then lets open requests finish within
-/// the grace period.
+/// Serves until `shutdown` ends, announces the shutdown for the drain delay (lame duck), then lets open requests finish
+/// within the grace period.
 ///
 /// Dropping the future ends all workers and probes at once.
 pub(crate) async fn serve(
     listener: TcpListener,
     members: Arc<DesiredFleet>,
-    guards: &Admission,
+    admission: &Admission,
     options: Options,
-    live: Arc<LiveSettings>,
+    settings: Arc<LiveSettings>,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
     let draining = Draining::default();
     let metrics = Arc::new(Metrics::default());
     let admin_listener = admin_listener::bind(options.admin.as_ref()).await?;
-    // What may change servers is the same for clients' port and for operators'.
-    let access = Arc::clone(&guards.access);
-    let servers =
-        admin::WorkersApi::new(Arc::clone(&members), access, &options.sockets, options.request_timeout);
-    let servers = Arc::new(servers);
-    let operators = Arc::new(OperatorEndpoints::new(
-        Arc::clone(&servers),
-        Arc::clone(&metrics),
-        Arc::clone(&guards.gate),
+    // One for both listeners, so that they see the same state.
+    let workers_api = Arc::new(WorkersApi::new(
+        Arc::clone(&members),
+        Arc::clone(&admission.access),
+        &options.sockets,
+        options.request_timeout,
     ));
-    let reporter = Arc::new(RequestLogger::new(&options.report));
+    let logger = Arc::new(RequestLogger::new(&options.report));
+    let transport = Transport::new(options.sockets.engine, options.tls.http2_max_streams);
+    let admin = AdminService {
+        endpoints: Arc::new(OperatorEndpoints::new(
+            Arc::clone(&workers_api),
+            Arc::clone(&metrics),
+            Arc::clone(&admission.gate),
+        )),
+        logger: Arc::clone(&logger),
+        transport,
+    };
     let shared = SharedState {
         fleet: members.fleet(),
-        servers: &servers,
-        guards,
-        live: &live,
+        workers_api: &workers_api,
+        admission,
+        settings: &settings,
         draining: &draining,
         metrics: &metrics,
-        reporter: &reporter,
+        logger: &logger,
+        transport,
     };
     let workers = WorkerThreads::spawn(&shared, &options)?;
     let clients = async {
@@ -102,28 +92,28 @@ pub(crate) async fn serve(
         let accept = async {
             acceptor.accept_until(shutdown).await;
             draining.begin();
-            let lame_duck = live.lame_duck();
-            info!("shutting down: /ready says so, and connections are taken for {lame_duck:?}");
+            let lame_duck = settings.lame_duck();
+            info!("shutting down: /ready responds 503, and connections are accepted for {lame_duck:?}");
             acceptor.accept_until(tokio::time::sleep(lame_duck)).await;
         };
         tokio::select! {
             () = accept => {}
-            () = probe_all(&members, &guards.access, &options.sockets) => {}
+            () = probe_all(&members, &admission.access, &options.sockets) => {}
             () = follow_names(&members, options.discovery.interval) => {}
         }
         drop(acceptor);
-        let grace_period = live.grace_period();
-        info!("no more connections are taken; open requests have {grace_period:?} to finish");
+        let grace_period = settings.grace_period();
+        info!("no more connections are accepted; open requests have {grace_period:?} to finish");
         workers.finish().await;
     };
-    // Whoever is on call wants to see how the shutdown goes.
+    // Operators are served, and logs written, to the end of the shutdown.
     tokio::select! {
         () = clients => {}
-        () = admin_listener::serve(admin_listener, &operators, &reporter) => {}
-        () = reporter.run() => {}
+        () = admin_listener::serve(admin_listener, &admin) => {}
+        () = logger.run() => {}
         () = tell_changes(members.fleet()) => {}
     }
-    reporter.finish().await;
+    logger.finish().await;
     Ok(())
 }
 
@@ -150,13 +140,13 @@ impl Acceptor<'_> {
             Ok((socket, _)) => {
                 match self.dialer.tune(SockRef::from(&socket)).and_then(|()| socket.into_std()) {
                     Ok(socket) => self.workers.hand_over(socket).await,
-                    // The client has left already.
-                    Err(error) => debug!("a socket could not be set up: {error}"),
+                    // Mostly the client has left already.
+                    Err(error) => debug!("cannot set the options of an accepted socket: {error}"),
                 }
             }
             Err(error) => {
                 if log_limit::admit("accept") {
-                    warn!("no connection could be accepted: {error}");
+                    warn!("cannot accept a connection: {error}");
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }

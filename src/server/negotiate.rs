@@ -1,7 +1,7 @@
-//! How a connection begins: with a TLS handshake, or with the preface of HTTP/2.
+//! Which protocol a client's new connection speaks: a TLS handshake, or the preface of HTTP/2.
 //!
-//! It happens in the connection's own task, so that whoever is slow here, or sends
-//! garbage, costs nobody else anything.
+//! It happens in the connection's own task, so that a client that is slow here, or sends garbage,
+//! costs no other client anything.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,39 +9,35 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
-use super::connection::{ConnectionHandler, refuse};
-use super::http1::ClientTimeouts;
-use super::stream::ClientStream;
 use crate::config::TlsOptions;
-use crate::error::Error;
-use crate::tls::{HTTP_2, ServerTls};
+use crate::http1::{ClientTimeouts, HeadRejection, Stream};
+use crate::tls::{self, ServerTls};
+use crate::transport::{self, ConnectionHandler, Protocol};
 
-/// What a client of HTTP/2 sends before anything else (RFC 9113 3.4).
+/// The first bytes of every HTTP/2 connection (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// The first byte of a TLS handshake: the type of its record.
-const HANDSHAKE: u8 = 0x16;
+/// The first byte of a TLS connection: a record of type handshake (RFC 8446, section 5.1).
+const TLS_HANDSHAKE: u8 = 0x16;
 
-/// What clients may begin with.
+/// Finds out what a client's connection speaks.
 #[derive(Clone)]
 pub(super) struct Negotiator {
     tls: Option<Arc<ServerTls>>,
     http2: bool,
-    pub(super) max_streams: u32,
 }
 
-/// What a connection goes on with.
-pub(super) enum Negotiated {
-    Http1(ClientStream),
-    Http2(ClientStream),
+/// A connection whose protocol is known.
+pub(super) struct Negotiated {
+    pub(super) stream: Stream,
+    pub(super) protocol: Protocol,
 }
 
 impl Negotiator {
     pub(super) fn new(options: &TlsOptions) -> Self {
-        let TlsOptions { server, http2, http2_max_streams, .. } = options;
-        Self { tls: server.clone(), http2: *http2, max_streams: *http2_max_streams }
+        let TlsOptions { server, http2, .. } = options;
+        Self { tls: server.clone(), http2: *http2 }
     }
 
     /// Whether there is nothing to find out: all clients speak HTTP/1.1 from the first byte on.
@@ -49,17 +45,23 @@ impl Negotiator {
         self.tls.is_none() && !self.http2
     }
 
-    /// Finds out what a client speaks. `None`: the connection has ended.
-    pub(super) async fn open(
+    /// Negotiates. `None`: the connection has ended.
+    pub(super) async fn negotiate(
         &self,
         socket: TcpStream,
-        patience: ClientTimeouts,
-        who: &impl ConnectionHandler,
+        timeouts: ClientTimeouts,
+        handler: &impl ConnectionHandler,
     ) -> Option<Negotiated> {
         match &self.tls {
-            Some(tls) => tls_handshake(tls, socket, patience.head, who).await,
-            None => sniff_http2_preface(socket, patience).await,
+            Some(tls) => tls_handshake(tls, socket, timeouts.head, handler).await,
+            None => sniff_http2_preface(socket, timeouts).await,
         }
+    }
+}
+
+impl Negotiated {
+    fn new(stream: Stream, is_http2: bool) -> Self {
+        Self { stream, protocol: if is_http2 { Protocol::Http2 } else { Protocol::Http1 } }
     }
 }
 
@@ -67,57 +69,56 @@ async fn tls_handshake(
     tls: &ServerTls,
     socket: TcpStream,
     limit: Duration,
-    who: &impl ConnectionHandler,
+    handler: &impl ConnectionHandler,
 ) -> Option<Negotiated> {
-    let shaking = async {
+    let handshake = async {
         let mut first = [0];
         match socket.peek(&mut first).await {
-            Ok(1..) if first != [HANDSHAKE] => {
-                let error = Error::BadRequest("this port speaks TLS; use https");
-                refuse(ClientStream::Plain(socket), &error, &who.log_rejected_before_parse(&error)).await;
+            Ok(1..) if first != [TLS_HANDSHAKE] => {
+                let rejection = HeadRejection::Malformed("this port speaks TLS; use https");
+                transport::reject(Stream::Tcp(socket), handler.reject(rejection)).await;
                 return None;
             }
             Ok(1..) => {}
             Ok(0) | Err(_) => return None,
         }
-        match TlsAcceptor::from(tls.config()).accept(socket).await {
+        match tls::accept(tls, socket).await {
             Ok(stream) => Some(stream),
             Err(error) => {
-                debug!("a TLS handshake failed: {error}");
+                debug!("TLS handshake with a client failed: {error}");
                 None
             }
         }
     };
-    let Ok(shaken) = timeout(limit, Box::pin(shaking)).await else {
-        debug!("a TLS handshake took over {limit:?}");
+    // Boxed: rustls's state would make every connection's future larger.
+    let Ok(stream) = timeout(limit, Box::pin(handshake)).await else {
+        debug!("TLS handshake with a client did not complete within {limit:?}");
         return None;
     };
-    let stream = Box::new(shaken?);
-    let is_http2 = stream.get_ref().1.alpn_protocol() == Some(HTTP_2);
-    let stream = ClientStream::Tls(stream);
-    Some(if is_http2 { Negotiated::Http2(stream) } else { Negotiated::Http1(stream) })
+    let stream = Box::new(stream?);
+    let is_http2 = stream.is_http2();
+    Some(Negotiated::new(Stream::Tls(stream), is_http2))
 }
 
-/// Looks at the first bytes without taking them. Only a client that sends a part of what could be the preface is
-/// waited for.
-async fn sniff_http2_preface(socket: TcpStream, patience: ClientTimeouts) -> Option<Negotiated> {
+/// Looks at the first bytes without taking them. Only a client that sent a part of what could be the preface is waited
+/// for.
+async fn sniff_http2_preface(socket: TcpStream, timeouts: ClientTimeouts) -> Option<Negotiated> {
     let mut seen = [0; PREFACE.len()];
-    let count = timeout(patience.idle, socket.peek(&mut seen)).await.ok()?.ok()?;
+    let count = timeout(timeouts.idle, socket.peek(&mut seen)).await.ok()?.ok()?;
     if &seen[..count] == PREFACE {
-        return Some(Negotiated::Http2(ClientStream::Plain(socket)));
+        return Some(Negotiated::new(Stream::Tcp(socket), true));
     }
     if count == 0 || !PREFACE.starts_with(&seen[..count]) {
-        return Some(Negotiated::Http1(ClientStream::Plain(socket)));
+        return Some(Negotiated::new(Stream::Tcp(socket), false));
     }
     let mut read = Vec::with_capacity(PREFACE.len());
-    // What is wrong with the rest, or missing, is for hyper to say.
-    let _ = timeout(patience.head, read_preface(&socket, &mut read)).await;
+    // hyper reports what is wrong with the rest, or that it is missing.
+    let _ = timeout(timeouts.head, read_preface(&socket, &mut read)).await;
     let is_http2 = read == PREFACE;
-    let stream = ClientStream::begun(Bytes::from(read), socket);
-    Some(if is_http2 { Negotiated::Http2(stream) } else { Negotiated::Http1(stream) })
+    Some(Negotiated::new(Stream::prefixed(Bytes::from(read), socket), is_http2))
 }
 
-/// Reads for as long as what has come is the preface's beginning.
+/// Reads as long as what has come is the preface's beginning.
 async fn read_preface(socket: &TcpStream, read: &mut Vec<u8>) {
     while read.len() < PREFACE.len() && PREFACE.starts_with(read) {
         if socket.readable().await.is_err() {

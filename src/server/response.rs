@@ -1,4 +1,5 @@
-//! An answer as connections take it: its head, and a body that knows when it has ended.
+//! Responses to clients: relayed from a backend or the router's own, with a body that finishes the
+//! request's record when it ends.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -10,74 +11,64 @@ use hyper::body::{Body, Frame, SizeHint};
 use crate::admission::Permit;
 use crate::error::{Error, OwnResponse};
 use crate::observe::record::{Record, RequestId};
-use crate::proxy::{self, Relay};
+use crate::proxy::{Relay, UpstreamResponse};
+use crate::transport::{ClientResponse, ResponseBody};
 use crate::wire::client_response::ClientResponseHead;
 use crate::wire::segments::SegmentedBytes;
 
-/// An answer: relayed from a server, or the router's own.
-pub(crate) struct ClientResponse {
-    pub(crate) head: ClientResponseHead,
-    pub(crate) body: ClientResponseBody,
-    /// There can be no other request on this connection, if it has one at a time.
-    pub(crate) closes: bool,
-}
-
-/// The body of an answer, and what is held until it has ended.
+/// The body of a response, and what is held until it has ended.
 pub(crate) struct ClientResponseBody {
     body: Either<Box<Relay>, Full<SegmentedBytes>>,
-    /// When decode's first byte came that has just been handed out.
-    first_came: Option<Instant>,
+    /// When decode's first byte came, if the last frame began with it.
+    first_byte: Option<Instant>,
     /// The request's place among those that may be under way.
-    _place: Option<Permit>,
-    /// After the body: finished when the legs have ended.
+    _permit: Option<Permit>,
+    /// Dropped after the body: it is finished when the legs have ended.
     record: Box<Record>,
 }
 
-impl ClientResponse {
-    pub(crate) fn relayed(
-        answer: proxy::UpstreamResponse,
-        place: Option<Permit>,
-        record: Box<Record>,
-    ) -> Self {
-        Self::new(answer.head, Either::Left(answer.body), place, record, false)
-    }
-
-    pub(crate) fn own(reply: OwnResponse, record: Box<Record>) -> Self {
-        let (head, body) = reply.into_parts();
-        Self::new(head.into(), Either::Right(body), None, record, false)
-    }
-
-    /// The answer to a request that failed.
-    pub(crate) fn error(error: &Error, mut record: Box<Record>) -> Self {
-        record.failed(error);
-        Self { closes: error.ends_connection(), ..Self::own(error.to_reply(), record) }
-    }
-
-    fn new(
-        head: ClientResponseHead,
-        body: Either<Box<Relay>, Full<SegmentedBytes>>,
-        place: Option<Permit>,
-        mut record: Box<Record>,
-        closes: bool,
-    ) -> Self {
-        record.answered(head.status().as_u16());
-        Self { head, body: ClientResponseBody { body, first_came: None, _place: place, record }, closes }
-    }
+/// The response of decode, or an error response of either server.
+pub(crate) fn relayed(
+    response: UpstreamResponse,
+    permit: Option<Permit>,
+    record: Box<Record>,
+) -> ClientResponse<ClientResponseBody> {
+    new(response.head, Either::Left(response.body), permit, record)
 }
 
-impl ClientResponseBody {
-    /// The request's name.
-    pub(crate) fn id(&self) -> Option<&RequestId> {
-        self.record.id()
+/// A response of the router's own.
+pub(crate) fn own(response: OwnResponse, record: Box<Record>) -> ClientResponse<ClientResponseBody> {
+    let (head, body) = response.into_parts();
+    new(head.into(), Either::Right(body), None, record)
+}
+
+/// The response to a request that failed.
+pub(crate) fn error(error: &Error, mut record: Box<Record>) -> ClientResponse<ClientResponseBody> {
+    record.failed(error);
+    ClientResponse { closes: error.ends_connection(), ..own(error.to_response(), record) }
+}
+
+fn new(
+    head: ClientResponseHead,
+    body: Either<Box<Relay>, Full<SegmentedBytes>>,
+    permit: Option<Permit>,
+    mut record: Box<Record>,
+) -> ClientResponse<ClientResponseBody> {
+    record.answered(head.status().as_u16());
+    let body = ClientResponseBody { body, first_byte: None, _permit: permit, record };
+    ClientResponse { head, body, closes: false }
+}
+
+impl ResponseBody for ClientResponseBody {
+    fn request_id(&self) -> Option<&[u8]> {
+        self.record.id().map(RequestId::as_bytes)
     }
 
-    /// When decode's first byte came, if it has been handed out since this was last asked.
-    pub(crate) fn take_first_came(&mut self) -> Option<Instant> {
-        self.first_came.take()
+    fn take_first_byte(&mut self) -> Option<Instant> {
+        self.first_byte.take()
     }
 
-    /// Nobody wants the body.
-    pub(crate) fn empty(&mut self) {
+    fn skip(&mut self) {
         self.body = Either::Right(Full::default());
     }
 }
@@ -97,8 +88,8 @@ impl Body for ClientResponseBody {
         match &frame {
             Poll::Ready(Some(Ok(frame))) => {
                 let is_last = self.body.is_end_stream();
-                let came = self.record.gives(frame.data_ref().map_or(0, SegmentedBytes::len), is_last);
-                self.first_came = self.first_came.or(came);
+                let first = self.record.gives(frame.data_ref().map_or(0, SegmentedBytes::len), is_last);
+                self.first_byte = self.first_byte.or(first);
             }
             Poll::Ready(Some(Err(error))) => self.record.failed(error),
             Poll::Ready(None) | Poll::Pending => {}
@@ -115,9 +106,9 @@ impl Body for ClientResponseBody {
     }
 }
 
-/// Nobody asks for the end of a body that has said that it is there.
 impl Drop for ClientResponseBody {
     fn drop(&mut self) {
+        // A body that said that it has ended is not polled for its end.
         if matches!(self.body, Either::Right(_)) || self.body.is_end_stream() {
             self.record.completed();
         } else if let Either::Left(relay) = &self.body

@@ -1,297 +1,294 @@
-//! Answers requests: finds the route, reads what is wanted of the body, and survives a panic.
+//! Answers requests. The spine of a request is here: authorize, admit, read, pick, send, relay.
+//!
+//! Over which version of HTTP a request came, and how the response is written, is not known here;
+//! what a generation request means is the proxy's to know.
 
-use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hyper::{Method, StatusCode};
 
-use super::admin_body;
 use super::live_settings::LiveSettings;
-use super::response::ClientResponse;
-use super::worker_threads::SharedState;
-use crate::admin::{self, Draining, RouterEndpoint, RouterEndpoints, allows};
-use crate::admission::{AccessControl, AuthDecision, CorsDecision};
-use crate::admission::{AdmissionHandle, BackendCaps, Permit};
-use crate::config::Options;
+use super::response::{self, ClientResponseBody};
+use super::routes::Route;
+use super::{admin_body, rejection};
+use crate::admin::{Draining, RouterEndpoint, RouterEndpoints, WorkersApi};
+use crate::admission::{AccessControl, AdmissionHandle, AuthDecision, BackendCaps, CorsDecision, Permit};
 use crate::error::{Error, OwnResponse};
-use crate::http1::{HeaderId, RawHeaders, RequestHead};
+use crate::http1::{HeadRejection, HeaderId, RawHeaders, RequestHead};
 use crate::observe::metrics::{QueueMetrics, WorkerMetrics};
-use crate::observe::record::{Endpoint, Record, Recorder};
+use crate::observe::record::{Record, Recorder};
 use crate::observe::report::RequestLogger;
-use crate::proxy::{self, AdmittedPair, Proxy, RequestBody, discard};
+use crate::proxy::{AdmittedPair, Proxy, UpstreamResponse, discard};
 use crate::timer::Timer;
+use crate::transport::{ClientResponse, ClientTransport, ConnectionHandler, RejectionResponse};
 use crate::upstream::{LiveFleet, Pools};
 use crate::wire::shape::Dialect;
 
-/// What a worker answers requests with.
+/// What a worker answers requests with, made by [`worker_threads`](super::worker_threads).
 pub(super) struct Service {
-    proxy: Proxy,
-    control: RouterEndpoints,
-    servers: Arc<admin::WorkersApi>,
+    pub(super) proxy: Proxy,
+    pub(super) endpoints: RouterEndpoints,
+    pub(super) workers_api: Arc<WorkersApi>,
     /// Swept by the worker.
     pub(super) pools: Arc<Pools>,
     pub(super) metrics: Arc<WorkerMetrics>,
     pub(super) recorder: Arc<Recorder>,
-    pub(super) reporter: Arc<RequestLogger>,
-    draining: Draining,
-    live: Arc<LiveSettings>,
-    fleet: Arc<LiveFleet>,
-    entrance: Arc<AdmissionHandle>,
-    queue: Arc<QueueMetrics>,
-    access: Arc<AccessControl>,
+    pub(super) logger: Arc<RequestLogger>,
+    pub(super) draining: Draining,
+    pub(super) settings: Arc<LiveSettings>,
+    pub(super) fleet: Arc<LiveFleet>,
+    pub(super) admission: Arc<AdmissionHandle>,
+    pub(super) queue_metrics: Arc<QueueMetrics>,
+    pub(super) access: Arc<AccessControl>,
 }
 
-/// What is held for a request until its answer has ended, where requests are limited.
-type Held = Option<Permit>;
-
-/// A client whose request is read and answered.
-pub(crate) trait ClientTransport: RequestBody + Send {
-    /// Who it is.
-    fn peer(&self) -> Option<SocketAddr>;
-
-    /// Waits for what it is answered with, unless it leaves.
-    fn cancel_on_disconnect<T: Send>(
-        &mut self,
-        answer: impl Future<Output = T> + Send,
-    ) -> impl Future<Output = Option<T>> + Send;
-}
-
-/// A request that is to be answered.
-struct PendingRequest<'a> {
+/// A request that is being answered.
+struct Exchange<'a, C> {
     head: &'a mut RequestHead,
-    /// It is a browser's question.
-    is_preflight: bool,
+    client: &'a mut C,
+    record: &'a mut Record,
     timer: &'a mut Timer,
+    /// A browser asks by CORS whether a page may send the real request.
+    is_preflight: bool,
 }
 
-/// What came of a request.
+/// What a request is answered with.
 enum HandlerResult {
-    Relayed(proxy::UpstreamResponse, Held),
+    Relayed(UpstreamResponse, Option<Permit>),
     Own(OwnResponse),
+    /// With nothing: the client has left.
+    Disconnected,
 }
 
-/// Where a request goes.
-enum Route {
-    Proxy(Dialect),
-    RouterEndpoints(RouterEndpoint),
-    /// To what operators ask of servers.
-    Servers,
+/// What was taken for a generation request before its body is read.
+#[derive(Default)]
+struct Admitted {
+    /// Its place among those that may be under way, if these are limited.
+    permit: Option<Permit>,
+    /// Its pair, if backends have a limit: with a place on each.
+    pair: Option<AdmittedPair>,
 }
 
-impl Service {
-    pub(super) fn new(common: &SharedState<'_>, options: &Options) -> Self {
-        let SharedState { fleet, servers, guards, live, draining, metrics, reporter } = *common;
-        let pools = Arc::new(Pools::new(&options.sockets));
-        let (metrics, queue) = (metrics.worker(), Arc::clone(metrics.queue()));
-        Self {
-            proxy: Proxy::new(Arc::clone(fleet), Arc::clone(&pools), Arc::clone(live.limits())),
-            control: RouterEndpoints::new(Arc::clone(fleet), Arc::clone(&pools), draining.clone()),
-            servers: Arc::clone(servers),
-            pools,
-            recorder: Recorder::new(vec![Arc::clone(&metrics) as _, Arc::clone(reporter) as _]),
-            reporter: Arc::clone(reporter),
-            metrics,
-            draining: draining.clone(),
-            live: Arc::clone(live),
-            fleet: Arc::clone(fleet),
-            entrance: AdmissionHandle::new(Arc::clone(&guards.gate)),
-            queue,
-            access: Arc::clone(&guards.access),
-        }
-    }
+impl ConnectionHandler for Service {
+    type Body = ClientResponseBody;
 
-    /// Reads a request, or as much of it as is wanted, and answers it, whatever happens. `None`: its client has left.
-    pub(super) async fn answer(
+    async fn respond<C: ClientTransport>(
         &self,
+        client: &mut C,
         mut head: RequestHead,
-        client: &mut impl ClientTransport,
         timer: &mut Timer,
-    ) -> Option<ClientResponse> {
+    ) -> Option<ClientResponse<ClientResponseBody>> {
         let mut record = self.recorder.begin();
-        self.reporter.name(&mut head, &mut record);
-        let mut terms = self.access.terms(&head.fields);
-        let is_preflight = head.method == Method::OPTIONS && terms.shared.answers_preflight(&head.fields);
-        let outcome = {
-            let asked = PendingRequest { head: &mut head, is_preflight, timer };
-            let answering = self.try_answer(asked, client, &mut terms, &mut record);
-            catch_panic(pin!(answering)).await.transpose()?
+        self.logger.name(&mut head, &mut record);
+        let mut auth = self.access.terms(&head.fields);
+        let is_preflight = head.method == Method::OPTIONS && auth.shared.answers_preflight(&head.fields);
+        let result = {
+            let exchange = Exchange { head: &mut head, client, record: &mut record, timer, is_preflight };
+            catch_panic(pin!(self.handle(exchange, &mut auth))).await
         };
-        let mut answer = match outcome {
-            Ok(HandlerResult::Relayed(answer, place)) => ClientResponse::relayed(answer, place, record),
-            Ok(HandlerResult::Own(reply)) => ClientResponse::own(reply, record),
-            Err(error) => ClientResponse::error(&error, record),
+        let mut response = match result {
+            Ok(HandlerResult::Relayed(response, permit)) => response::relayed(response, permit, record),
+            Ok(HandlerResult::Own(response)) => response::own(response, record),
+            Ok(HandlerResult::Disconnected) => return None,
+            Err(error) => response::error(&error, record),
         };
-        if terms.shared.is_said() {
-            terms.shared.write(&mut answer.head, is_preflight);
+        if auth.shared.is_said() {
+            auth.shared.write(&mut response.head, is_preflight);
         }
-        Some(answer)
+        Some(response)
     }
 
-    /// Whether the router has been told to end.
-    pub(super) fn is_draining(&self) -> bool {
+    fn is_draining(&self) -> bool {
         self.draining.has_begun()
     }
 
-    async fn try_answer(
+    fn reject(&self, rejection: HeadRejection) -> RejectionResponse {
+        let error = rejection::error(rejection);
+        self.metrics.log_rejected_before_parse(error.status().as_u16(), error.code());
+        rejection::response(&error, &self.logger)
+    }
+
+    fn relayed(&self, time: Duration) {
+        self.metrics.relayed(time);
+    }
+}
+
+impl Service {
+    /// Answers a request, or fails with the error that it is answered with.
+    async fn handle<C: ClientTransport>(
         &self,
-        PendingRequest { head, is_preflight, timer }: PendingRequest<'_>,
-        client: &mut impl ClientTransport,
-        terms: &mut AuthDecision,
-        record: &mut Record,
-    ) -> Result<Option<HandlerResult>, Error> {
-        if let Some(reject_reason) = head.reject_reason {
-            return Err(Error::BadRequest(reject_reason));
+        mut exchange: Exchange<'_, C>,
+        auth: &mut AuthDecision,
+    ) -> Result<HandlerResult, Error> {
+        if let Some(reason) = exchange.head.reject_reason {
+            return Err(Error::BadRequest(reason));
         }
-        let mut routed = route(&head.method, head.path(), record);
-        if let Ok(Route::Servers) = routed {
+        match self.authorize(&mut exchange, auth) {
+            Ok(Route::Generate(dialect)) => self.generate(dialect, exchange).await,
+            // Boxed: these are few, and would make the future of a generation request larger.
+            Ok(Route::Router(endpoint)) => Box::pin(self.ask(endpoint, exchange)).await,
+            Ok(Route::Workers) => Box::pin(self.change_workers(exchange)).await,
+            Err(error) => self.refuse(error, exchange).await,
+        }
+    }
+
+    /// Answers a generation request once it is authorized: admit, read, pick, send, relay.
+    async fn generate<C: ClientTransport>(
+        &self,
+        dialect: Dialect,
+        exchange: Exchange<'_, C>,
+    ) -> Result<HandlerResult, Error> {
+        let admitted = match self.admit(exchange.client, exchange.record.begun()).await {
+            Ok(Some(admitted)) => admitted,
+            Ok(None) => return Ok(HandlerResult::Disconnected),
+            Err(error) => return self.refuse(error, exchange).await,
+        };
+        let Exchange { head, client, record, timer, .. } = exchange;
+        self.logger.trace(head, record);
+        let request = self.proxy.read(dialect, head, client, record, timer).await?;
+        // Pinned here: passed by value, the future would be copied at every step on the way.
+        let dispatch = pin!(self.proxy.dispatch(&request, admitted.pair, record, timer));
+        let response = client.cancel_on_disconnect(dispatch).await.transpose()?;
+        Ok(response.map_or(HandlerResult::Disconnected, |response| {
+            HandlerResult::Relayed(response, admitted.permit)
+        }))
+    }
+
+    /// Finds the route of a request that may take it, and gives the request the key that servers are to see.
+    fn authorize<C: ClientTransport>(
+        &self,
+        exchange: &mut Exchange<'_, C>,
+        auth: &mut AuthDecision,
+    ) -> Result<Route, Error> {
+        let head = &mut *exchange.head;
+        let (endpoint, route) = Route::find(&head.method, head.path());
+        exchange.record.is(endpoint);
+        match &route {
             // Operators have a key of their own.
-            match self.access.may_administrate(client.peer(), &head.fields) {
-                // What operators do is seldom and slow, and not to make every request's future larger.
-                Ok(()) => return Box::pin(self.order(head, client)).await,
-                Err(error) => routed = Err(error.into()),
+            Ok(Route::Workers) => {
+                self.access.may_administrate(exchange.client.peer(), &head.fields)?;
+                return route;
             }
-        } else if !is_preflight && !needs_no_key(&routed) {
-            routed = terms.check().map_err(Error::from).and(routed);
+            Ok(route) if route.is_probe() => {}
+            // A browser sends no key with a preflight request (Fetch, section 4.8).
+            _ if exchange.is_preflight => {}
+            // Before 404 and 405: without a key, nothing is told of which paths exist.
+            _ => auth.check()?,
         }
-        terms.change(&mut head.fields);
-        if let Ok(Route::Proxy(dialect)) = routed {
-            match self.admit(client, record.begun()).await {
-                Ok(None) => return Ok(None),
-                Ok(Some((held, seats))) => {
-                    self.reporter.trace(head, record);
-                    let asked = self.proxy.read(dialect, head, client, record, timer).await?;
-                    // Pinned here: handed on by value, it would be copied at every step on the way.
-                    let answering = pin!(self.proxy.answer(&asked, seats, record, timer));
-                    let answer = client.cancel_on_disconnect(answering).await.transpose()?;
-                    return Ok(answer.map(|answer| HandlerResult::Relayed(answer, held)));
+        auth.change(&mut head.fields);
+        route
+    }
+
+    /// Admits a generation request when it is its turn. Its body is unread until then, so that a queue costs little memory.
+    /// `None`: the client left the queue.
+    async fn admit(
+        &self,
+        client: &mut impl ClientTransport,
+        begun: Instant,
+    ) -> Result<Option<Admitted>, Error> {
+        if !self.admission.gate().is_on() {
+            return Ok(Some(Admitted::default()));
+        }
+        let mut waiting = None;
+        let enter =
+            self.admission.enter(begun, || self.take_pair(), || waiting = Some(self.queue_metrics.enter()));
+        tokio::select! {
+            biased;
+            entered = enter => match entered {
+                Ok((permit, pair)) => Ok(Some(Admitted { permit: Some(permit), pair })),
+                Err(error) => {
+                    if let Error::Overloaded(rejection) = &error {
+                        self.queue_metrics.refuse(rejection);
+                    }
+                    Err(error)
                 }
-                Err(error) => routed = Err(error),
+            },
+            () = client.disconnected() => Ok(None),
+        }
+    }
+
+    /// Takes a place on a prefill and a decode server, where these have a limit. The outer `None`: all are full.
+    fn take_pair(&self) -> Result<Option<Option<AdmittedPair>>, Error> {
+        let caps = self.admission.gate().caps();
+        if caps == BackendCaps::NONE {
+            return Ok(Some(None));
+        }
+        let permits = self.fleet.now().seats(caps, &self.admission).map_err(Error::NoServer)?;
+        let admission = || Arc::clone(&self.admission);
+        Ok(permits.map(|permits| Some(AdmittedPair { permits, admission: admission() })))
+    }
+
+    /// Fails with `error` when the rest of the request was read, so that the connection stays usable.
+    async fn refuse<C: ClientTransport>(
+        &self,
+        error: Error,
+        exchange: Exchange<'_, C>,
+    ) -> Result<HandlerResult, Error> {
+        let Exchange { head, client, timer, is_preflight, .. } = exchange;
+        // A client that waits for `100 Continue` need not send a body in vain.
+        let is_final = matches!(error, Error::Unauthorized | Error::Overloaded(_));
+        if !(is_final && head.fields.has(HeaderId::Expect)) {
+            self.discard(client, timer).await?;
+        }
+        match error {
+            Error::MethodNotAllowed { allow } if is_preflight => {
+                Ok(HandlerResult::Own(preflight(allow, &head.fields)))
             }
+            error => Err(error),
         }
-        let refused = matches!(routed, Err(Error::Unauthorized | Error::Overloaded(_)));
-        // A client that waits for our word before it sends its body need not send it in vain.
-        if !(refused && head.fields.has(HeaderId::Expect)) {
-            discard(client, self.live.limits().load().body_idle_timeout, timer).await?;
-        }
-        match routed {
-            // Boxed, so that requests of the other kind are not as large.
-            Ok(Route::RouterEndpoints(endpoint)) => Box::pin(self.ask(endpoint, head, client)).await,
-            Ok(Route::Proxy(_) | Route::Servers) => unreachable!("handled above"),
-            Err(Error::MethodNotAllowed { allow }) if is_preflight => {
-                Ok(Some(HandlerResult::Own(preflight(allow, &head.fields))))
-            }
-            Err(error) => Err(error),
-        }
+    }
+
+    async fn discard(&self, client: &mut impl ClientTransport, timer: &mut Timer) -> Result<(), Error> {
+        let idle_timeout = self.settings.limits().load().body_idle_timeout;
+        discard(client, idle_timeout, timer).await.map(|_| ())
     }
 
     /// Answers at an endpoint that does not generate.
-    async fn ask(
+    async fn ask<C: ClientTransport>(
         &self,
         endpoint: RouterEndpoint,
-        head: &RequestHead,
-        client: &mut impl ClientTransport,
-    ) -> Result<Option<HandlerResult>, Error> {
-        let timeout = self.live.limits().load().request_timeout;
-        let reply = client.cancel_on_disconnect(self.control.handle(endpoint, head.clone(), timeout)).await;
-        Ok(reply.transpose()?.map(HandlerResult::Own))
+        exchange: Exchange<'_, C>,
+    ) -> Result<HandlerResult, Error> {
+        let Exchange { head, client, timer, .. } = exchange;
+        self.discard(client, timer).await?;
+        let timeout = self.settings.limits().load().request_timeout;
+        let response = self.endpoints.handle(endpoint, head.clone(), timeout);
+        own(client.cancel_on_disconnect(response).await)
     }
 
-    /// Does what an operator asks for.
-    async fn order(
+    /// Lists or changes servers, for an operator.
+    async fn change_workers<C: ClientTransport>(
         &self,
-        head: &RequestHead,
-        client: &mut impl ClientTransport,
-    ) -> Result<Option<HandlerResult>, Error> {
+        exchange: Exchange<'_, C>,
+    ) -> Result<HandlerResult, Error> {
+        let Exchange { head, client, .. } = exchange;
         let body = admin_body::read(client).await?;
-        let reply = client.cancel_on_disconnect(self.servers.handle(head, body)).await;
-        Ok(reply.transpose()?.map(HandlerResult::Own))
-    }
-
-    /// Lets a generation request in when it is its turn. Its body is unread until then, so that a queue costs little.
-    /// `None`: the client did not wait.
-    async fn admit(
-        &self,
-        upload: &impl RequestBody,
-        now: Instant,
-    ) -> Result<Option<(Held, Option<AdmittedPair>)>, Error> {
-        if !self.entrance.gate().is_on() {
-            return Ok(Some((None, None)));
-        }
-        let take = || {
-            let caps = self.entrance.gate().caps();
-            if caps == BackendCaps::NONE {
-                return Ok(Some(None));
-            }
-            let seats = self.fleet.now().seats(caps, &self.entrance).map_err(Error::NoServer)?;
-            let seated = |seats| AdmittedPair { seats, entrance: Arc::clone(&self.entrance) };
-            Ok(seats.map(|seats| Some(seated(seats))))
-        };
-        let mut waiting = None;
-        let entered = self.entrance.enter(now, take, || waiting = Some(self.queue.enter()));
-        tokio::select! {
-            biased;
-            entered = entered => {
-                if let Err(Error::Overloaded(refusal)) = &entered {
-                    self.queue.refuse(refusal);
-                }
-                entered.map(|(place, seats)| Some((Some(place), seats)))
-            }
-            () = upload.disconnected() => Ok(None),
-        }
+        own(client.cancel_on_disconnect(self.workers_api.handle(head, body)).await)
     }
 }
 
-/// Whoever watches over the router has no key of its clients'.
-fn needs_no_key(routed: &Result<Route, Error>) -> bool {
-    matches!(routed, Ok(Route::RouterEndpoints(RouterEndpoint::Health | RouterEndpoint::Ready)))
+fn own(response: Option<Result<OwnResponse, Error>>) -> Result<HandlerResult, Error> {
+    Ok(response.transpose()?.map_or(HandlerResult::Disconnected, HandlerResult::Own))
 }
 
-/// The answer to a browser's question about a path.
+/// The response to a browser's preflight request.
 fn preflight(allow: &'static str, asked: &RawHeaders) -> OwnResponse {
-    let mut reply = OwnResponse::default();
-    *reply.status_mut() = StatusCode::NO_CONTENT;
-    *reply.headers_mut() = CorsDecision::preflight(allow, asked);
-    reply
+    let mut response = OwnResponse::default();
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    *response.headers_mut() = CorsDecision::preflight(allow, asked);
+    response
 }
 
-/// A panic ends the request that it happens in, and nothing else of the worker's.
-async fn catch_panic<T>(mut answering: Pin<&mut impl Future<Output = Result<T, Error>>>) -> Result<T, Error> {
+/// Makes a panic an error of the request that it happens in: nothing else of the worker's ends.
+async fn catch_panic<T>(mut future: Pin<&mut impl Future<Output = Result<T, Error>>>) -> Result<T, Error> {
     std::future::poll_fn(|cx| {
-        // Nothing of it is used again: it is dropped, and the connection is closed.
-        let polled = catch_unwind(AssertUnwindSafe(|| answering.as_mut().poll(cx)));
+        // Unwind safe: nothing of the request is used again, and its connection is closed.
+        let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx)));
         polled.unwrap_or(Poll::Ready(Err(Error::Internal)))
     })
     .await
-}
-
-/// Finds the route, and tells `record` of it, whether the method is one of its or not.
-fn route(method: &Method, path: &str, record: &mut Record) -> Result<Route, Error> {
-    let (route, allow) = match path {
-        "/generate" => (Route::Proxy(Dialect::Generate), "POST, PUT"),
-        "/v1/chat/completions" => (Route::Proxy(Dialect::Chat), "POST"),
-        "/v1/completions" => (Route::Proxy(Dialect::Completions), "POST"),
-        _ => match RouterEndpoint::at(path) {
-            Some(endpoint) => (Route::RouterEndpoints(endpoint), endpoint.allow()),
-            None => (Route::Servers, admin::WorkersApi::allow(path).ok_or(Error::NotFound)?),
-        },
-    };
-    record.is(kind(&route));
-    if allows(allow, method) { Ok(route) } else { Err(Error::MethodNotAllowed { allow }) }
-}
-
-fn kind(route: &Route) -> Endpoint {
-    match route {
-        Route::Proxy(dialect) => (*dialect).into(),
-        Route::RouterEndpoints(RouterEndpoint::Health) => Endpoint::Health,
-        Route::RouterEndpoints(RouterEndpoint::Ready) => Endpoint::Ready,
-        Route::RouterEndpoints(RouterEndpoint::HealthGenerate) => Endpoint::HealthGenerate,
-        Route::RouterEndpoints(RouterEndpoint::FlushCache) => Endpoint::FlushCache,
-        Route::RouterEndpoints(RouterEndpoint::ServerInfo) => Endpoint::ServerInfo,
-        Route::RouterEndpoints(RouterEndpoint::FromOne) => Endpoint::ModelInfo,
-        Route::Servers => Endpoint::Workers,
-    }
 }

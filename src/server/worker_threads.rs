@@ -1,4 +1,7 @@
-//! Worker threads: which one gets a socket, and how they end.
+//! Worker threads: which one gets a connection, and how they end.
+//!
+//! Each worker is a thread with a runtime and connections of its own, so that a request never changes
+//! threads.
 
 use std::io;
 use std::sync::Arc;
@@ -15,31 +18,39 @@ use super::connection;
 use super::live_settings::LiveSettings;
 use super::negotiate::Negotiator;
 use super::service::Service;
-use crate::admin::{self, Draining};
+use crate::admin::{Draining, RouterEndpoints, WorkersApi};
+use crate::admission::AdmissionHandle;
 use crate::config::Options;
+use crate::http1;
 use crate::observe::metrics::Metrics;
+use crate::observe::record::Recorder;
 use crate::observe::report::RequestLogger;
-use crate::upstream::LiveFleet;
+use crate::proxy::Proxy;
+use crate::transport::Transport;
+use crate::upstream::{LiveFleet, Pools};
 
 /// Accepted sockets that wait for one worker.
-const MAX_HANDED_OVER: usize = 1_024;
+const MAX_ACCEPTED: usize = 1_024;
+/// How often a worker frees buffers for bodies that it has not needed.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The worker threads, as the acceptor sees them.
 pub(super) struct WorkerThreads {
     workers: Vec<Worker>,
-    /// WorkerThreads end at once when this is dropped.
+    /// Workers end at once when this is dropped.
     _alive: watch::Sender<()>,
 }
 
-/// What all workers have in common.
+/// What all workers share.
 pub(super) struct SharedState<'a> {
     pub(super) fleet: &'a Arc<LiveFleet>,
-    pub(super) servers: &'a Arc<admin::WorkersApi>,
-    pub(super) guards: &'a Admission,
-    pub(super) live: &'a Arc<LiveSettings>,
+    pub(super) workers_api: &'a Arc<WorkersApi>,
+    pub(super) admission: &'a Admission,
+    pub(super) settings: &'a Arc<LiveSettings>,
     pub(super) draining: &'a Draining,
     pub(super) metrics: &'a Metrics,
-    pub(super) reporter: &'a Arc<RequestLogger>,
+    pub(super) logger: &'a Arc<RequestLogger>,
+    pub(super) transport: Transport,
 }
 
 struct Worker {
@@ -53,21 +64,22 @@ impl WorkerThreads {
     pub(super) fn spawn(shared: &SharedState<'_>, options: &Options) -> io::Result<Self> {
         let (alive_sender, alive) = watch::channel(());
         let worker = |number| {
-            let (sockets, handed_over) = mpsc::channel(MAX_HANDED_OVER);
+            let (sockets, accepted) = mpsc::channel(MAX_ACCEPTED);
             let (ends, ended) = oneshot::channel();
             let connections = Arc::new(AtomicUsize::new(0));
-            let service = Arc::new(Service::new(shared, options));
-            let (live, front) = (Arc::clone(shared.live), Negotiator::new(&options.tls));
-            let (mut alive, counted) = (alive.clone(), Arc::clone(&connections));
+            let service = Arc::new(service(shared, options));
+            let (settings, counted) = (Arc::clone(shared.settings), Arc::clone(&connections));
+            let how = (Negotiator::new(&options.tls), shared.transport);
+            let mut alive = alive.clone();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
                 runtime.block_on(async {
                     tokio::select! {
-                        () = work(service, handed_over, counted, front, &live) => {}
+                        () = work(service, accepted, counted, how, &settings) => {}
                         _ = alive.changed() => {}
                     }
                 });
-                // Whatever runs still is dropped with the runtime, before anyone is told.
+                // Tasks that still run are dropped with the runtime, before the acceptor is told.
                 drop(runtime);
                 let _ = ends.send(());
             })?;
@@ -77,13 +89,14 @@ impl WorkerThreads {
         Ok(Self { workers, _alive: alive_sender })
     }
 
-    /// Gives a socket to the worker that has the fewest connections.
+    /// Gives a socket to the worker with the fewest connections. `SO_REUSEPORT` would spread them by a hash, which leaves
+    /// a few long-lived connections uneven.
     pub(super) async fn hand_over(&self, socket: std::net::TcpStream) {
         let count = |worker: &&Worker| worker.connections.load(Ordering::Relaxed);
         let worker = self.workers.iter().min_by_key(count).expect("there is at least one worker");
         worker.connections.fetch_add(1, Ordering::Relaxed);
         if worker.sockets.send(socket).await.is_err() {
-            warn!("a worker has ended; its connection is closed");
+            warn!("a worker thread has ended; closing the connection that it was given");
         }
     }
 
@@ -97,53 +110,72 @@ impl WorkerThreads {
     }
 }
 
+/// What one worker answers requests with.
+fn service(shared: &SharedState<'_>, options: &Options) -> Service {
+    let SharedState { fleet, workers_api, admission, settings, draining, metrics, logger, .. } = *shared;
+    let pools = Arc::new(Pools::new(&options.sockets));
+    let (metrics, queue_metrics) = (metrics.worker(), Arc::clone(metrics.queue()));
+    Service {
+        proxy: Proxy::new(Arc::clone(fleet), Arc::clone(&pools), Arc::clone(settings.limits())),
+        endpoints: RouterEndpoints::new(Arc::clone(fleet), Arc::clone(&pools), draining.clone()),
+        workers_api: Arc::clone(workers_api),
+        pools,
+        recorder: Recorder::new(vec![Arc::clone(&metrics) as _, Arc::clone(logger) as _]),
+        logger: Arc::clone(logger),
+        metrics,
+        draining: draining.clone(),
+        settings: Arc::clone(settings),
+        fleet: Arc::clone(fleet),
+        admission: AdmissionHandle::new(Arc::clone(&admission.gate)),
+        queue_metrics,
+        access: Arc::clone(&admission.access),
+    }
+}
+
 /// A worker's life: serves sockets as they are handed over, then waits for the open requests.
 async fn work(
     service: Arc<Service>,
-    mut sockets: mpsc::Receiver<std::net::TcpStream>,
+    mut accepted: mpsc::Receiver<std::net::TcpStream>,
     connections: Arc<AtomicUsize>,
-    front: Negotiator,
-    live: &LiveSettings,
+    how: (Negotiator, Transport),
+    settings: &LiveSettings,
 ) {
     // Closed when the last connection has dropped its receiver.
     let (close, closing) = watch::channel(());
     let (sweeping, recorder) = (Arc::clone(&service), Arc::clone(&service.recorder));
     tokio::spawn(async move { sweeping.pools.sweep().await });
-    tokio::spawn(sweep_rooms());
-    while let Some(socket) = sockets.recv().await {
-        let counted = ConnectionCount(Arc::clone(&connections));
+    tokio::spawn(sweep_body_buffers());
+    while let Some(socket) = accepted.recv().await {
+        let count = ConnectionCount(Arc::clone(&connections));
         match TcpStream::from_std(socket) {
             Ok(socket) => {
-                let (service, front) = (Arc::clone(&service), front.clone());
-                let (patience, closing) = (live.patience(), closing.clone());
-                // Made within the task: handed to it, it would have a second place there.
+                let (service, how) = (Arc::clone(&service), how.clone());
+                let (timeouts, closing) = (settings.client_timeouts(), closing.clone());
+                // The future is built inside the task, otherwise it is stored twice.
                 tokio::spawn(async move {
-                    connection::serve(socket, service, front, patience, closing).await;
-                    drop(counted);
+                    connection::serve(socket, service, how, timeouts, closing).await;
+                    drop(count);
                 });
             }
-            Err(error) => warn!("a socket could not be served: {error}"),
+            Err(error) => warn!("cannot serve an accepted connection: {error}"),
         }
     }
     drop(closing);
     close.send_replace(());
-    if tokio::time::timeout(live.grace_period(), close.closed()).await.is_err() {
+    if tokio::time::timeout(settings.grace_period(), close.closed()).await.is_err() {
         recorder.cut_off();
-        warn!("the grace period is over; open requests are cut off");
+        warn!("the grace period is over; closing connections with open requests");
     }
 }
 
-/// How often a worker lets go of room for bodies that it has not needed.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
-
-async fn sweep_rooms() {
+async fn sweep_body_buffers() {
     loop {
         tokio::time::sleep(SWEEP_INTERVAL).await;
-        crate::http1::sweep();
+        http1::sweep();
     }
 }
 
-/// A connection that counts for its worker until it is dropped.
+/// Counts a connection for its worker until it is dropped.
 struct ConnectionCount(Arc<AtomicUsize>);
 
 impl Drop for ConnectionCount {

@@ -1,5 +1,5 @@
-//! TLS to a server: the handshake, and a stream that is flushed and closed as TLS
-//! wants it.
+//! A TLS connection: the handshake on either side, and a stream that is flushed and closed
+//! as TLS wants it.
 
 use std::io::{self, IoSlice, Write};
 use std::pin::Pin;
@@ -9,12 +9,11 @@ use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, CertificateError, Error as TlsError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
-use super::ClientTls;
+use super::{ClientTls, HTTP_2, ServerTls};
 
-/// Shakes hands with the server at the other end.
+/// Completes the handshake with a server.
 pub(crate) async fn connect(
     tls: &ClientTls,
     name: ServerName<'static>,
@@ -22,10 +21,16 @@ pub(crate) async fn connect(
 ) -> io::Result<TlsConnection> {
     let config = tls.config().map_err(io::Error::other)?;
     let stream = TlsConnector::from(config).connect(name, socket).await.map_err(explained)?;
-    Ok(TlsConnection { stream, unflushed: false })
+    Ok(TlsConnection { stream: stream.into(), unflushed: false })
 }
 
-/// What went wrong, in words that say what can be done.
+/// Completes the handshake with a client.
+pub(crate) async fn accept(tls: &ServerTls, socket: TcpStream) -> io::Result<TlsConnection> {
+    let stream = TlsAcceptor::from(tls.config()).accept(socket).await?;
+    Ok(TlsConnection { stream: stream.into(), unflushed: false })
+}
+
+/// Names the cause in words that say what can be done.
 fn explained(error: io::Error) -> io::Error {
     let Some(cause) = error.get_ref().and_then(|cause| cause.downcast_ref::<TlsError>()) else {
         return io::Error::new(error.kind(), format!("TLS: {error}"));
@@ -49,14 +54,23 @@ fn explained(error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("TLS: {why}"))
 }
 
-/// A stream that knows whether something of it is still to be sent: what was written may wait in TLS.
+/// An encrypted connection that knows whether TLS still holds bytes that were written.
 pub(crate) struct TlsConnection {
     stream: TlsStream<TcpStream>,
     unflushed: bool,
 }
 
 impl TlsConnection {
-    /// Sends what waits.
+    pub(crate) fn socket(&self) -> &TcpStream {
+        self.stream.get_ref().0
+    }
+
+    /// Whether the handshake agreed on HTTP/2.
+    pub(crate) fn is_http2(&self) -> bool {
+        self.stream.get_ref().1.alpn_protocol() == Some(HTTP_2)
+    }
+
+    /// Sends what TLS still holds.
     pub(crate) fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.unflushed {
             ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
@@ -104,19 +118,22 @@ impl AsyncWrite for TlsConnection {
     }
 }
 
-/// Tells the server that the end is meant, if the kernel takes it at once.
 impl Drop for TlsConnection {
+    /// Tells a server that the end is meant, if the kernel takes the record at once. Not a client: the end of a
+    /// response that was cut must not look like a clean one (RFC 8446, section 6.1).
     fn drop(&mut self) {
-        let (socket, session) = self.stream.get_mut();
-        session.send_close_notify();
-        let _ = session.write_tls(&mut AtOnce(socket));
+        if let TlsStream::Client(stream) = &mut self.stream {
+            let (socket, session) = stream.get_mut();
+            session.send_close_notify();
+            let _ = session.write_tls(&mut TryWrite(socket));
+        }
     }
 }
 
 /// Writes what can be written without waiting.
-struct AtOnce<'a>(&'a TcpStream);
+struct TryWrite<'a>(&'a TcpStream);
 
-impl Write for AtOnce<'_> {
+impl Write for TryWrite<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.try_write(bytes)
     }

@@ -13,12 +13,12 @@ use std::fmt;
 use std::path::PathBuf;
 
 pub(crate) use client::{ClientFiles, ClientTls};
-pub(crate) use connection::{TlsConnection, connect};
+pub(crate) use connection::{TlsConnection, accept, connect};
 pub(crate) use server::ServerTls;
 
 /// HTTP/1.1 and HTTP/2, as a handshake names them (RFC 7301).
 const HTTP_1: &[u8] = b"http/1.1";
-pub(crate) const HTTP_2: &[u8] = b"h2";
+const HTTP_2: &[u8] = b"h2";
 
 /// A certificate with what leads up to its CA, and its key, both in PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,6 +13,7 @@ use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use super::Address;
 use crate::http1::Stream;
 use crate::tls::{self, ClientTls};
+use crate::transport::Http1Engine;
 
 /// A peer that vanished without a word is noticed after this long and three unanswered probes.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
@@ -37,8 +38,10 @@ pub(crate) struct SocketOptions {
     pub(crate) max_idle: usize,
     /// The kernel's send and receive buffers, in bytes; the kernel's own choice without it.
     pub(crate) buffer_size: Option<usize>,
-    /// For servers with https.
+    /// For backends with https.
     pub(crate) tls: Arc<ClientTls>,
+    /// What speaks HTTP/1.1 over them.
+    pub(crate) engine: Http1Engine,
 }
 
 /// Opens connections to servers and tunes every socket of the router.

@@ -1,11 +1,10 @@
-//! Keep-alive connections, kept between requests.
+//! Keep-alive connections to backends, kept between requests.
 //!
-//! Each worker has its own [`Pools`], one per server, so that a connection stays
-//! on the runtime that opened it. A pool is made when a server is first asked, and
-//! is gone when nothing is left in it. A connection comes back only through
-//! [`Lease::park`]; a lease that is merely dropped closes its socket, which is
-//! also how a request is cancelled at the server. The pool never retries, never
-//! picks a server, and never looks into a body.
+//! Each worker has [`Pools`] of its own, one pool per backend, so that a connection stays on the
+//! runtime that opened it. A pool is made for a backend's first request and removed when it is
+//! empty. A connection comes back only through [`Lease::park`]; a lease that is merely dropped
+//! closes its socket, which is also how a request is cancelled at the server. The pool never
+//! retries, never picks a backend, and never looks into a body.
 
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,17 +17,15 @@ use super::connection_counts::{ConnectionCounts, Shard};
 use super::dial::DialError;
 use super::id_map::IdMap;
 use super::{Backend, Dialer, SocketOptions};
-use crate::http1::OutgoingRequest;
-use crate::http1::ResponseHead;
-use crate::http1::{BodyProgress, ConnError, Http1Client, SendError, Stream, WriteTiming};
+use crate::http1::{BodyProgress, ConnError, OutgoingRequest, ResponseHead, SendError, Stream, WriteTiming};
+use crate::transport::{BackendConnection, Http1Engine};
 
-/// How often idle connections are looked through, as a part of the idle timeout. Their age is counted in sweeps, not by
-/// the clock, which would be read four times a request. They live at most an eighth too long: 4.5 s by default, still
-/// within SGLang's 5 s.
+/// Sweeps for idle connections per idle timeout. Their age is counted in sweeps, not by the clock, which would be read
+/// four times a request. A connection lives at most an eighth too long: 4.5 s by default, within SGLang's 5 s.
 const SWEEPS_PER_TIMEOUT: u32 = 8;
 
-/// A shorter idle timeout than eight of these is kept less exactly.
-const SHORTEST_SWEEP: Duration = Duration::from_millis(1);
+/// Shortest time between two sweeps: idle timeouts under 8 ms are kept less exactly.
+const MIN_SWEEP_PERIOD: Duration = Duration::from_millis(1);
 
 /// The connections of one worker.
 pub(crate) struct Pools {
@@ -38,8 +35,9 @@ pub(crate) struct Pools {
     /// Where this worker counts connections.
     shard: Shard,
     dialer: Dialer,
+    engine: Http1Engine,
     idle_timeout: Duration,
-    /// Takes the dialer's place.
+    /// Replaces the dialer.
     #[cfg(any(test, fuzzing))]
     memory: Option<Connector>,
 }
@@ -55,6 +53,7 @@ impl Pools {
             max_idle: options.max_idle,
             shard: Shard::next(),
             dialer: Dialer::new(options),
+            engine: options.engine,
             idle_timeout: options.idle_timeout,
             #[cfg(any(test, fuzzing))]
             memory: None,
@@ -102,7 +101,7 @@ impl Pools {
     async fn open_into(&self, pool: Arc<Pool>, backend: &Backend) -> Result<Lease, DialError> {
         let stream = self.open(backend).await?;
         pool.counts.opened(self.shard);
-        Ok(Lease { conn: Http1Client::new(stream), pool })
+        Ok(Lease { conn: self.engine.connect(stream), pool })
     }
 
     async fn open(&self, backend: &Backend) -> Result<Stream, DialError> {
@@ -115,7 +114,7 @@ impl Pools {
 
     /// Closes connections as they outlive the idle timeout. Runs as long as the worker does.
     pub(crate) async fn sweep(&self) {
-        let period = (self.idle_timeout / SWEEPS_PER_TIMEOUT).max(SHORTEST_SWEEP);
+        let period = (self.idle_timeout / SWEEPS_PER_TIMEOUT).max(MIN_SWEEP_PERIOD);
         let mut ticks = tokio::time::interval(period);
         loop {
             ticks.tick().await;
@@ -142,7 +141,7 @@ struct Pool {
 }
 
 struct Idle {
-    conn: Box<Http1Client>,
+    conn: Box<dyn BackendConnection>,
     /// Since it is idle.
     sweeps: u32,
 }
@@ -160,7 +159,7 @@ impl Pool {
         Some(idle)
     }
 
-    fn push(&self, conn: Box<Http1Client>) {
+    fn push(&self, conn: Box<dyn BackendConnection>) {
         let mut idle = self.lock();
         if idle.len() < self.max_idle {
             idle.push(Idle { conn, sweeps: 0 });
@@ -184,44 +183,40 @@ impl Drop for Pool {
 
 /// A connection that one request holds.
 pub(crate) struct Lease {
-    conn: Box<Http1Client>,
+    conn: Box<dyn BackendConnection>,
     pool: Arc<Pool>,
 }
 
 impl Lease {
-    /// Sends a request and waits for the head of its answer.
+    /// Sends a request and waits for the head of its response.
     pub(crate) async fn send(&mut self, request: OutgoingRequest) -> Result<ResponseHead, SendError> {
-        self.conn.send(request).await
+        self.conn.begin(request);
+        poll_fn(|cx| self.conn.poll_head(cx)).await
     }
 
-    /// How the request was sent.
-    pub(crate) fn sent(&self) -> WriteTiming {
-        self.conn.sent()
+    /// How the request was written.
+    pub(crate) fn write_timing(&self) -> WriteTiming {
+        self.conn.write_timing()
     }
 
-    /// The next data of the answer's body. Trailers are not passed on: SGLang sends none.
+    /// The next data of the response's body; `None` is its clean end.
     pub(crate) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ConnError>>> {
         self.conn.poll_data(cx)
     }
 
-    /// Waits for some of the body, or for the end of an empty one. It is still to be had afterwards.
-    pub(crate) async fn begun(&mut self) -> Result<(), ConnError> {
-        poll_fn(|cx| self.conn.poll_begun(cx)).await
+    /// Waits for some of the body, or for the end of an empty one. [`poll_data`](Self::poll_data) still returns it.
+    pub(crate) async fn body_started(&mut self) -> Result<(), ConnError> {
+        poll_fn(|cx| self.conn.poll_body_started(cx)).await
     }
 
-    /// Whether some of the body is there to be handed out, or there is none left.
-    pub(crate) fn has_begun(&self) -> bool {
-        self.conn.has_begun()
+    /// How much of the body has come, whether it was asked for or not.
+    pub(crate) fn body_progress(&self) -> BodyProgress {
+        self.conn.body_progress()
     }
 
-    /// How much of the body has come, handed out or not.
-    pub(crate) fn come(&self) -> BodyProgress {
-        self.conn.come()
-    }
-
-    /// The whole body, which may have `limit` bytes.
-    pub(crate) async fn read(&mut self, limit: usize) -> Result<Bytes, ConnError> {
-        // Most come at once, and are not copied.
+    /// Reads the whole body, which may have `limit` bytes.
+    pub(crate) async fn collect(&mut self, limit: usize) -> Result<Bytes, ConnError> {
+        // Most bodies come with one read, and are not copied.
         let (mut only, mut whole) = (Bytes::new(), BytesMut::new());
         while let Some(data) = poll_fn(|cx| self.poll_data(cx)).await.transpose()? {
             if only.len() + whole.len() + data.len() > limit {
@@ -237,18 +232,18 @@ impl Lease {
         Ok(if whole.is_empty() { only } else { whole.freeze() })
     }
 
-    /// Whether all of the body has been handed out, or there is none.
+    /// Whether all of the body was returned, or there is none.
     pub(crate) fn is_ended(&self) -> bool {
         self.conn.is_ended()
     }
 
-    /// What is to be handed out of a body of announced length.
+    /// Bytes still to be returned of a body whose length was announced.
     pub(crate) fn remaining(&self) -> Option<u64> {
         self.conn.remaining()
     }
 
-    /// Gives the connection back, if the answer's body has ended cleanly and the server means to keep it.
-    pub(crate) fn park(self) {
+    /// Returns the connection to the pool, if the response's body ended cleanly and the server means to keep it.
+    pub(crate) fn park(mut self) {
         if self.conn.is_reusable() {
             self.pool.push(self.conn);
         }

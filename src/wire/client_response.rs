@@ -153,7 +153,7 @@ mod tests {
     use crate::http1::read_response_head;
 
     fn passed(text: &str) -> ClientResponseHead {
-        read_response_head(text.as_bytes(), true).unwrap().unwrap().head.into()
+        read_response_head(text.as_bytes(), 0).unwrap().unwrap().head.into()
     }
 
     fn written(head: &ClientResponseHead, is_http_11: bool) -> String {

@@ -51,7 +51,7 @@ impl UpstreamHead {
         let mut text = Vec::with_capacity(parts().map(<[u8]>::len).sum());
         parts().for_each(|part| text.extend_from_slice(part));
         let body = if copied.is_empty() { body.clone() } else { OutgoingBody::default() };
-        OutgoingRequest { head: text.into(), body }
+        OutgoingRequest::new(text.into(), body)
     }
 }
 
@@ -64,7 +64,8 @@ mod tests {
     fn written(method: &Method, target: &'static str, body: OutgoingBody) -> String {
         let fields = [("x-a", &b"1"[..]), ("host", b"router")].into_iter().collect();
         let head = UpstreamHead::new(method, target, &fields, false);
-        String::from_utf8(head.to(&HeaderValue::from_static("h:1"), b"", &body).head.to_vec()).unwrap()
+        String::from_utf8(head.to(&HeaderValue::from_static("h:1"), b"", &body).into_parts().0.to_vec())
+            .unwrap()
     }
 
     #[test]

@@ -28,7 +28,7 @@ fn request(recorder: &Arc<Recorder>, fleet: &LiveFleet) {
     record.body_read(10, false, None);
     let pair = fleet.now().select_pair().unwrap();
     let attempt = record.sent_to(&pair);
-    let sent = WriteTiming { on_kept: true, written_at: Some(std::time::Instant::now()) };
+    let sent = WriteTiming { on_reused: true, written_at: Some(std::time::Instant::now()) };
     for server in [pair.prefill(), pair.decode()] {
         attempt.leg(InFlight::enter(Arc::clone(server))).head_came(sent, BodyProgress::Some);
     }

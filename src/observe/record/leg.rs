@@ -42,7 +42,7 @@ impl LegRecord {
             self.timeline.reach_at(Phase::DecodeByte, now);
         }
         self.ended_at = (come == BodyProgress::All).then_some(now);
-        if !sent.on_kept {
+        if !sent.on_reused {
             self.timeline.dialled();
         }
     }

@@ -76,7 +76,7 @@ fn legs(record: &mut Record, pair: &ServerPair) -> (LegRecord, LegRecord) {
 }
 
 fn sent() -> WriteTiming {
-    WriteTiming { on_kept: true, written_at: Some(Instant::now()) }
+    WriteTiming { on_reused: true, written_at: Some(Instant::now()) }
 }
 
 #[test]

@@ -1,0 +1,331 @@
+//! One HTTP/1.1 connection of a client: the heads and bodies of its requests, one after the
+//! other. [`response_writer`](super::response_writer) writes the responses.
+//!
+//! There is no task and no buffer per connection: whoever serves it reads and writes from its
+//! own task. What a request asks for, and with what it is answered, is not known here.
+
+use std::io;
+use std::pin::pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, Interest};
+use tokio::time::Instant;
+
+use super::io::{PartialHead, Stream, poll_write_all, with_read_buffer};
+use super::{
+    BODY_BUFFER_SIZE, BodyBuffer, BodyDecoder, HeadError, MalformedMessage, RequestFraming, RequestHead,
+    read_request_head,
+};
+use crate::timer::Timer;
+
+/// Largest first read of a request. Nearly all requests come with one read, and are copied out of the shared buffer;
+/// what comes behind a request that is being answered is bounded by it, too.
+const FIRST_READ: usize = 16 << 10;
+/// Free room that is not worth a read of its own, if more of a body is to come.
+const MIN_READ: usize = 4 << 10;
+
+/// How long a client's connection may wait.
+#[derive(Clone, Copy)]
+pub(crate) struct ClientTimeouts {
+    /// From the first byte of a head to its last.
+    pub(crate) head: Duration,
+    /// From a response's last byte to the next head's first, and for a client that reads none of its response.
+    pub(crate) idle: Duration,
+}
+
+/// A client's connection.
+pub(crate) struct ServerConnection {
+    pub(super) stream: Stream,
+    partial_head: PartialHead,
+    /// Bytes behind a head that were not used yet: of its body, or of the next head.
+    buffered: Bytes,
+    /// Decodes the rest of the body of the current request.
+    body: BodyDecoder,
+    /// Where a large body is read to.
+    body_buffer: Option<BodyBuffer>,
+    /// Where its end, or a body of unknown length, is read to.
+    body_tail: BytesMut,
+    /// Bytes of the body that were read after the head's.
+    body_bytes_read: u64,
+    /// The client waits for `100 Continue` before it sends the body.
+    expects_continue: bool,
+    /// What the kernel has not taken yet.
+    pub(super) pending_write: Option<Box<dyn Buf + Send + Sync>>,
+}
+
+/// What comes next on a connection.
+pub(crate) enum NextRequest {
+    Request(RequestHead, RequestFraming),
+    /// The connection ends with an error response.
+    Rejected(HeadRejection),
+    /// No request came within the idle timeout.
+    Idle,
+    /// The client closed the connection.
+    Closed,
+    /// The connection was idle when no more requests were wanted.
+    Ended,
+}
+
+/// Why no request was made of what a client sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HeadRejection {
+    Malformed(&'static str),
+    TooLarge,
+    /// Its end did not come in time.
+    Timeout(Duration),
+}
+
+/// Why the rest of a request's body cannot be had.
+#[derive(Debug)]
+pub(crate) enum BodyReadError {
+    Io(io::Error),
+    /// The client closed the connection in the middle of it.
+    Closed,
+    Malformed(MalformedMessage),
+}
+
+impl ServerConnection {
+    pub(crate) fn new(stream: Stream) -> Self {
+        Self {
+            stream,
+            partial_head: PartialHead::default(),
+            buffered: Bytes::new(),
+            body: BodyDecoder::ended(),
+            body_buffer: None,
+            body_tail: BytesMut::new(),
+            body_bytes_read: 0,
+            expects_continue: false,
+            pending_write: None,
+        }
+    }
+
+    pub(crate) fn into_stream(self) -> Stream {
+        self.stream
+    }
+
+    pub(crate) fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
+    /// Waits for the next request. `end` ends an idle connection; a head that has begun is waited for. `timer` is one
+    /// for all waits of the connection.
+    pub(crate) async fn next(
+        &mut self,
+        timer: &mut Timer,
+        timeouts: ClientTimeouts,
+        end: impl Future<Output = ()>,
+    ) -> NextRequest {
+        let mut end = pin!(end);
+        // When the current wait began: the clock is read only if there is a wait.
+        let mut since = None;
+        let buffered = std::mem::take(&mut self.buffered);
+        if let Some(next) = self.take_head(&buffered) {
+            return next;
+        }
+        std::future::poll_fn(|cx| {
+            loop {
+                let had_begun = !self.partial_head.is_empty();
+                if !had_begun && end.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(NextRequest::Ended);
+                }
+                match self.poll_head(cx) {
+                    Poll::Ready(Some(next)) => return Poll::Ready(next),
+                    Poll::Ready(None) => {
+                        // The idle time is over, and the head's time begins.
+                        if !had_begun && !self.partial_head.is_empty() {
+                            since = None;
+                        }
+                    }
+                    Poll::Pending => break,
+                }
+            }
+            let is_idle = self.partial_head.is_empty();
+            let since = *since.get_or_insert_with(Instant::now);
+            let limit = if is_idle { timeouts.idle } else { timeouts.head };
+            ready!(timer.poll_until(since + limit, cx));
+            Poll::Ready(if is_idle {
+                NextRequest::Idle
+            } else {
+                NextRequest::Rejected(HeadRejection::Timeout(limit))
+            })
+        })
+        .await
+    }
+
+    /// Reads once. `None`: the head goes on.
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Option<NextRequest>> {
+        with_read_buffer(FIRST_READ, |buffer| {
+            match ready!(self.stream.poll_read_into(cx, buffer)) {
+                Ok(received) if !received.is_empty() => Poll::Ready(self.take_head(received)),
+                // A client that is gone in the middle of a head is gone, too.
+                _ => Poll::Ready(Some(NextRequest::Closed)),
+            }
+        })
+    }
+
+    /// Takes a head out of what was received, if all of it is there.
+    fn take_head(&mut self, received: &[u8]) -> Option<NextRequest> {
+        // Empty lines between requests do not begin a head, and so do not start the head's timeout.
+        let received = if self.partial_head.is_empty() { skip_empty_lines(received) } else { received };
+        if received.is_empty() {
+            return None;
+        }
+        let parsed = self.partial_head.parse(received, |bytes, searched| {
+            let skipped = bytes.len() - skip_empty_lines(bytes).len();
+            let text = &bytes[skipped..];
+            let parsed = read_request_head(text, searched.saturating_sub(skipped))?;
+            Ok(parsed.map(|(head, framing, length)| (head, framing, Bytes::copy_from_slice(&text[length..]))))
+        });
+        match parsed {
+            Ok(Some((head, framing, behind))) => {
+                self.buffered = behind;
+                self.body = framing.body.clone();
+                self.expects_continue = framing.expects_continue;
+                self.body_bytes_read = 0;
+                Some(NextRequest::Request(head, framing))
+            }
+            Ok(None) => None,
+            Err(HeadError::Malformed(what)) => Some(NextRequest::Rejected(HeadRejection::Malformed(what))),
+            Err(HeadError::TooLarge) => Some(NextRequest::Rejected(HeadRejection::TooLarge)),
+        }
+    }
+
+    /// Whether the client has left while it is answered. It may send its next request meanwhile, which is kept.
+    pub(crate) fn poll_disconnect(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.buffered.is_empty() {
+            // The end is behind what was not used yet, and reading on would need an unbounded buffer.
+            return Poll::Pending;
+        }
+        with_read_buffer(FIRST_READ, |buffer| match ready!(self.stream.poll_read_into(cx, buffer)) {
+            Ok(received) if !received.is_empty() => {
+                self.buffered = Bytes::copy_from_slice(received);
+                Poll::Pending
+            }
+            _ => Poll::Ready(()),
+        })
+    }
+
+    /// Waits until the client has left, and reads nothing meanwhile.
+    pub(crate) async fn disconnected(&self) {
+        match self.stream.socket() {
+            // Not `READABLE`, which unread bytes are as well; without them, all that is left is the end.
+            Some(socket) if socket.ready(Interest::PRIORITY).await.is_ok() => {}
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// The next chunk of the body, which is not empty. `None` is its end.
+    pub(crate) fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodyReadError>> {
+        loop {
+            if !self.buffered.is_empty() {
+                // The body comes without an invitation.
+                self.expects_continue = false;
+                if let Some(chunk) = self.take_chunk()? {
+                    return Poll::Ready(Ok(Some(chunk)));
+                }
+            }
+            if self.body.is_ended() {
+                self.body_tail = BytesMut::new();
+                return Poll::Ready(Ok(None));
+            }
+            ready!(self.poll_continue(cx)).map_err(BodyReadError::Io)?;
+            ready!(self.poll_read_body(cx))?;
+        }
+    }
+
+    /// At least so many bytes of the body are to come.
+    pub(crate) fn content_length_hint(&self) -> u64 {
+        self.body.remaining().unwrap_or(0)
+    }
+
+    /// Whether all of the body was read.
+    pub(crate) fn is_body_ended(&self) -> bool {
+        self.body.is_ended()
+    }
+
+    /// Bytes of the body that were read since the head's, returned or not.
+    pub(crate) fn body_bytes_read(&self) -> u64 {
+        self.body_bytes_read
+    }
+
+    /// Invites a client to send its body, if it waits for that (RFC 9110, section 10.1.1).
+    fn poll_continue(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if std::mem::take(&mut self.expects_continue) {
+            self.pending_write = Some(Box::new(&b"HTTP/1.1 100 Continue\r\n\r\n"[..]));
+        }
+        self.poll_flush(cx)
+    }
+
+    /// Writes what the kernel has not taken yet.
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(pending) = &mut self.pending_write {
+            ready!(poll_write_all(&mut self.stream, cx, &mut **pending))?;
+            self.pending_write = None;
+        }
+        self.stream.poll_flushed(cx)
+    }
+
+    /// Reads more of a body: a large one into buffers that both legs share, each of them full, and its end, or a body
+    /// of unknown length, as it comes.
+    fn poll_read_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyReadError>> {
+        let is_large = self.body.remaining().is_some_and(|left| left >= BODY_BUFFER_SIZE as u64);
+        if self.body_buffer.is_none() && is_large {
+            self.body_buffer = Some(BodyBuffer::take());
+        }
+        let Some(buffer) = &mut self.body_buffer else { return self.poll_read_tail(cx) };
+        while !buffer.is_full() {
+            let read = ready!(self.stream.poll_read_into(cx, buffer.free())).map_err(BodyReadError::Io)?;
+            let count = read.len();
+            if count == 0 {
+                return Poll::Ready(Err(BodyReadError::Closed));
+            }
+            buffer.fill(count);
+            self.body_bytes_read += count as u64;
+        }
+        self.buffered = self.body_buffer.take().map(BodyBuffer::into_bytes).unwrap_or_default();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads once: of a body of known length a byte more than is to come, as tokio follows a read that fills its buffer
+    /// with another one, which would find nothing.
+    fn poll_read_tail(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyReadError>> {
+        let left = self.body.remaining().and_then(|left| usize::try_from(left).ok());
+        let wanted = left.map_or(BODY_BUFFER_SIZE, |left| left + 1);
+        if self.body_tail.capacity() < wanted.min(MIN_READ) {
+            self.body_tail = BytesMut::with_capacity(wanted);
+        }
+        let Self { stream, body_tail, .. } = self;
+        let read = pin!(stream.read_buf(body_tail));
+        match ready!(read.poll(cx)).map_err(BodyReadError::Io)? {
+            0 => Poll::Ready(Err(BodyReadError::Closed)),
+            count => {
+                self.body_bytes_read += count as u64;
+                self.buffered = self.body_tail.split().freeze();
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+
+    /// Takes some of the body out of the buffered bytes.
+    fn take_chunk(&mut self) -> Result<Option<Bytes>, BodyReadError> {
+        let data = self.body.next(&self.buffered).map_err(BodyReadError::Malformed)?;
+        // Nearly always it is all that was buffered, and passes without a second reference.
+        let mut chunk = if data.end == self.buffered.len() {
+            std::mem::take(&mut self.buffered)
+        } else {
+            self.buffered.split_to(data.end)
+        };
+        chunk.advance(data.start);
+        Ok((!chunk.is_empty()).then_some(chunk))
+    }
+}
+
+/// Skips empty lines, which may stand before a request (RFC 9112, section 2.2).
+fn skip_empty_lines(mut text: &[u8]) -> &[u8] {
+    while let Some(rest) = text.strip_prefix(b"\r\n").or_else(|| text.strip_prefix(b"\n")) {
+        text = rest;
+    }
+    text
+}

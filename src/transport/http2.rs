@@ -1,0 +1,86 @@
+//! HTTP/2 towards clients, with either engine: hyper's.
+//!
+//! Each request is a task on the worker's thread. What a client may open, send ahead and take back is
+//! bounded here; hyper and h2 hold it.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::sync::watch;
+use tracing::debug;
+
+use super::ConnectionHandler;
+use super::hyper_server::service;
+use super::open_requests::{IdleWait, OpenRequests};
+use crate::http1::{ClientTimeouts, LINGER, MAX_HEAD, Stream};
+
+/// What a client may send ahead: of one request's body, and in all. The latter bounds what a connection holds.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+/// What waits for a client that does not read, a request.
+const MAX_SEND_BUFFER: usize = 64 << 10;
+/// Requests that were reset before we looked at them. More is an attack (CVE-2023-44487), and ends the connection.
+const MAX_EARLY_RESETS: usize = 20;
+/// Requests that we reset because of what the client sent. More ends the connection.
+const MAX_CAUSED_RESETS: usize = 100;
+/// A client that was silent for this long is pinged, and has as long again to answer.
+const PING_AFTER: Duration = Duration::from_secs(30);
+
+/// Serves a connection of HTTP/2. It ends after the requests under way when `closing` changes.
+pub(super) async fn serve<H: ConnectionHandler>(
+    stream: Stream,
+    handler: Arc<H>,
+    max_streams: u32,
+    timeouts: ClientTimeouts,
+    mut closing: watch::Receiver<()>,
+) {
+    let requests = Arc::new(OpenRequests::default());
+    let service = service(&requests, &handler, stream.socket().and_then(|socket| socket.peer_addr().ok()));
+    let connection = builder(max_streams).serve_connection(TokioIo::new(stream), service_fn(service));
+    let mut connection = pin!(connection);
+    let mut closed = pin!(closing.changed());
+    let mut wait = IdleWait::new(&requests, timeouts);
+    let mut is_closing = false;
+    let end = std::future::poll_fn(|cx| {
+        loop {
+            if !is_closing && (closed.as_mut().poll(cx).is_ready() || requests.is_ending()) {
+                is_closing = true;
+                connection.as_mut().graceful_shutdown();
+                wait.restart(LINGER);
+            }
+            if let Poll::Ready(done) = connection.as_mut().poll(cx) {
+                return Poll::Ready(done);
+            }
+            match wait.poll(cx) {
+                Poll::Pending => return Poll::Pending,
+                // The client got a GOAWAY, and has not left.
+                Poll::Ready(_) if is_closing => return Poll::Ready(Ok(())),
+                Poll::Ready(_) => requests.end(),
+            }
+        }
+    });
+    if let Err(error) = end.await {
+        debug!("an HTTP/2 connection of a client ended: {error}");
+    }
+}
+
+fn builder(max_streams: u32) -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(max_streams)
+        .max_header_list_size(MAX_HEAD as u32)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(MAX_SEND_BUFFER)
+        .max_pending_accept_reset_streams(MAX_EARLY_RESETS)
+        .max_local_error_reset_streams(MAX_CAUSED_RESETS)
+        .keep_alive_interval(PING_AFTER)
+        .keep_alive_timeout(PING_AFTER);
+    builder
+}

@@ -1,0 +1,233 @@
+//! hyper towards clients: an HTTP/1.1 connection, and what it shares with [`http2`](super::http2), the
+//! requests and responses of the router as hyper's.
+//!
+//! A connection's requests run inside the connection's own future, as with the native engine.
+//! `docs/ARCHITECTURE.md` ("Two HTTP/1.1 engines") says what hyper cannot do.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HeaderMap, HeaderValue};
+use hyper::http::response;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, Version};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::watch;
+use tokio_util::io::InspectReader;
+use tracing::debug;
+
+use super::open_requests::{IdleEnd, IdleWait, OpenRequest, OpenRequests};
+use super::{
+    ClientResponse, ClientTransport, ConnectionHandler, RequestBody, RequestBodyError, ResponseBody,
+};
+use crate::http1::{
+    self as codec, ClientTimeouts, HeadRejection, MAX_HEAD, MAX_HEADERS, RequestHead, Stream,
+};
+use crate::timer::Timer;
+use crate::wire::headers::REQUEST_ID;
+use crate::wire::segments::SegmentedBytes;
+
+/// Serves a connection of HTTP/1.1, and closes it as the native engine does.
+pub(super) async fn serve<H: ConnectionHandler>(
+    stream: Stream,
+    handler: Arc<H>,
+    timeouts: ClientTimeouts,
+    mut closing: watch::Receiver<()>,
+) {
+    let requests = Arc::new(OpenRequests::default());
+    let service = service(&requests, &handler, stream.socket().and_then(|socket| socket.peer_addr().ok()));
+    let observed = Arc::clone(&requests);
+    // hyper has one timeout for an idle connection and for a slow head.
+    let stream = InspectReader::new(stream, move |bytes| observed.note_read(bytes));
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(None);
+    builder.max_headers(MAX_HEADERS).max_header_size(MAX_HEAD);
+    let mut connection = builder.serve_connection(TokioIo::new(stream), service_fn(service));
+    let mut closed = pin!(closing.changed());
+    let mut wait = IdleWait::new(&requests, timeouts);
+    let mut is_closing = false;
+    let end = std::future::poll_fn(|cx| {
+        loop {
+            if !is_closing && (closed.as_mut().poll(cx).is_ready() || requests.is_ending()) {
+                is_closing = true;
+                Pin::new(&mut connection).graceful_shutdown();
+            }
+            if let Poll::Ready(done) = connection.poll_without_shutdown(cx) {
+                return Poll::Ready(done.map(|()| None));
+            }
+            match ready!(wait.poll(cx)) {
+                IdleEnd::NoRequest if is_closing => return Poll::Ready(Ok(None)),
+                IdleEnd::NoRequest => requests.end(),
+                IdleEnd::NoHead(limit) => return Poll::Ready(Ok(Some(HeadRejection::Timeout(limit)))),
+            }
+        }
+    });
+    let end = end.await;
+    let stream = connection.into_parts().io.into_inner().into_inner();
+    match end {
+        Ok(Some(rejection)) => super::reject(stream, handler.reject(rejection)).await,
+        Ok(None) if requests.is_cut_short() => codec::linger(stream).await,
+        Ok(None) => codec::close(stream).await,
+        Err(error) => {
+            debug!("an HTTP/1.1 connection of a client ended: {error}");
+            if let Some(rejection) = rejection(&error) {
+                // hyper has sent a response without a body; it is logged and counted as ours are.
+                let _ = handler.reject(rejection);
+                codec::linger(stream).await;
+            }
+        }
+    }
+}
+
+/// Why hyper read no request, if that is why the connection ended.
+fn rejection(error: &hyper::Error) -> Option<HeadRejection> {
+    if error.is_parse_too_large() {
+        return Some(HeadRejection::TooLarge);
+    }
+    error.is_parse().then_some(HeadRejection::Malformed("its head is malformed"))
+}
+
+pub(super) type HandlerFuture<B> =
+    Pin<Box<dyn Future<Output = Result<Response<OpenBody<B>>, Infallible>> + Send>>;
+
+/// Answers each request of a connection with the handler.
+pub(super) fn service<H: ConnectionHandler>(
+    requests: &Arc<OpenRequests>,
+    handler: &Arc<H>,
+    peer: Option<SocketAddr>,
+) -> impl Fn(Request<Incoming>) -> HandlerFuture<H::Body> + use<H> {
+    let (requests, handler) = (Arc::clone(requests), Arc::clone(handler));
+    move |request| {
+        let (handler, open) = (Arc::clone(&handler), OpenRequest::begin(&requests));
+        Box::pin(async move { Ok(respond(request, &*handler, open, peer).await) })
+    }
+}
+
+async fn respond<H: ConnectionHandler>(
+    request: Request<Incoming>,
+    handler: &H,
+    open: OpenRequest,
+    peer: Option<SocketAddr>,
+) -> Response<OpenBody<H::Body>> {
+    let (mut parts, body) = request.into_parts();
+    join_cookies(&mut parts.headers);
+    let is_http2 = parts.version == Version::HTTP_2;
+    let head = RequestHead::from_parts(&parts);
+    let head_only = head.method == Method::HEAD;
+    let mut client = HyperClient { body, peer };
+    let response = handler.respond(&mut client, head, &mut Timer::default()).await;
+    let response = response.expect("hyper drops this future when the client leaves");
+    let ClientResponse { head, mut body, closes } = response;
+    let mut head = head.into_parts();
+    if handler.is_draining() {
+        // With HTTP/2 this sends GOAWAY, with HTTP/1.1 `Connection: close`.
+        open.end_connection();
+    }
+    if !is_http2 && closes {
+        open.cut_short();
+        head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    if let Some(id) = body.request_id().and_then(|id| HeaderValue::from_bytes(id).ok()) {
+        head.headers.insert(REQUEST_ID, id);
+    }
+    if head_only {
+        skip_body(&mut head, &mut body);
+    }
+    Response::from_parts(head, OpenBody { body, _open: open })
+}
+
+/// Keeps hyper from sending the body of a response to `HEAD`. Its length is told, as by the native engine.
+fn skip_body(head: &mut response::Parts, body: &mut impl ResponseBody) {
+    if let Some(length) = body.size_hint().exact().filter(|length| *length > 0) {
+        head.headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
+    }
+    body.skip();
+}
+
+/// Cookies may come as several headers over HTTP/2; servers speak HTTP/1.1, where they must be one (RFC 9113, 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let cookies: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if cookies.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, joined);
+    }
+}
+
+/// The body of a response; its request is open until it is dropped.
+pub(super) struct OpenBody<B> {
+    body: B,
+    _open: OpenRequest,
+}
+
+impl<B: ResponseBody> Body for OpenBody<B> {
+    type Data = SegmentedBytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<SegmentedBytes>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A client, as far as one of its requests goes. When it leaves, or resets the request, hyper drops all that is done for it.
+struct HyperClient {
+    body: Incoming,
+    peer: Option<SocketAddr>,
+}
+
+impl ClientTransport for HyperClient {
+    fn peer(&self) -> Option<SocketAddr> {
+        self.peer
+    }
+
+    async fn cancel_on_disconnect<T: Send>(&mut self, response: impl Future<Output = T> + Send) -> Option<T> {
+        Some(response.await)
+    }
+}
+
+impl RequestBody for HyperClient {
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, RequestBodyError>> {
+        loop {
+            let frame = ready!(Pin::new(&mut self.body).poll_frame(cx)).transpose();
+            let Some(frame) = frame.map_err(RequestBodyError::Hyper)? else { return Poll::Ready(Ok(None)) };
+            // Trailers are of no use to a server.
+            if let Some(data) = frame.into_data().ok().filter(|data| !data.is_empty()) {
+                return Poll::Ready(Ok(Some(data)));
+            }
+        }
+    }
+
+    fn content_length_hint(&self) -> u64 {
+        self.body.size_hint().lower()
+    }
+
+    fn is_ended(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    /// hyper returns all that it has read.
+    fn bytes_read(&self) -> u64 {
+        0
+    }
+
+    async fn disconnected(&mut self) {
+        std::future::pending().await
+    }
+}

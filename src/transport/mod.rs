@@ -1,0 +1,242 @@
+//! The seam between the router and HTTP: what it can do with a client's connection, and with a
+//! connection to a backend.
+//!
+//! Two engines stand behind it for HTTP/1.1: [`native`], our own ([`http1`](crate::http1)), the default, and
+//! hyper's ([`hyper_server`], [`hyper_client`]). HTTP/2 is hyper's with either ([`http2`]). Which one
+//! serves a connection is decided in this file and nowhere else.
+//! Sockets are opened, accepted and negotiated elsewhere; nothing here knows a route or a backend.
+
+mod http2;
+mod hyper_client;
+mod hyper_server;
+mod native;
+mod open_requests;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hyper::StatusCode;
+use hyper::body::Body;
+use tokio::sync::watch;
+
+use crate::http1::{
+    BodyProgress, BodyReadError, ClientConnection, ClientTimeouts, ConnError, HeadRejection, OutgoingRequest,
+    RequestHead, ResponseHead, SendError, Stream, WriteTiming,
+};
+use crate::timer::Timer;
+use crate::wire::client_response::ClientResponseHead;
+use crate::wire::segments::SegmentedBytes;
+use hyper_client::HyperConnection;
+
+/// Which HTTP/1.1 implementation serves clients and calls backends. HTTP/2 is hyper's with either.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Http1Engine {
+    /// mini-lb's own codec: about half the CPU time of hyper's for a small request.
+    #[default]
+    Native,
+    /// hyper's `server::conn::http1` and `client::conn::http1`.
+    Hyper,
+}
+
+impl Http1Engine {
+    /// The engine's name, as `--http1-engine` takes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Hyper => "hyper",
+        }
+    }
+
+    /// Makes a stream to a backend a connection that takes requests.
+    pub(crate) fn connect(self, stream: Stream) -> Box<dyn BackendConnection> {
+        match self {
+            Self::Native => Box::new(ClientConnection::new(stream)),
+            Self::Hyper => Box::new(HyperConnection::new(stream)),
+        }
+    }
+}
+
+/// The version of HTTP that a client's connection was found to speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Http1,
+    Http2,
+}
+
+/// Serves clients over byte streams.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Transport {
+    engine: Http1Engine,
+    max_http2_streams: u32,
+}
+
+impl Transport {
+    pub(crate) fn new(engine: Http1Engine, max_http2_streams: u32) -> Self {
+        Self { engine, max_http2_streams }
+    }
+
+    /// Serves a client's connection to its end. It ends after the requests under way when `closing` changes.
+    pub(crate) async fn serve<H: ConnectionHandler>(
+        self,
+        stream: Stream,
+        protocol: Protocol,
+        handler: Arc<H>,
+        timeouts: ClientTimeouts,
+        closing: watch::Receiver<()>,
+    ) {
+        // Boxed, so that the future of a native connection is not as large as the largest of them.
+        match (protocol, self.engine) {
+            (Protocol::Http1, Http1Engine::Native) => {
+                native::serve(stream, &*handler, timeouts, closing).await;
+            }
+            (Protocol::Http1, Http1Engine::Hyper) => {
+                Box::pin(hyper_server::serve(stream, handler, timeouts, closing)).await;
+            }
+            (Protocol::Http2, _) => {
+                let max_streams = self.max_http2_streams;
+                Box::pin(http2::serve(stream, handler, max_streams, timeouts, closing)).await;
+            }
+        }
+    }
+}
+
+/// Answers the requests of clients' connections.
+pub(crate) trait ConnectionHandler: Send + Sync + 'static {
+    type Body: ResponseBody;
+
+    /// Reads as much of a request's body as is wanted, and answers it. `None`: the client has left.
+    fn respond<C: ClientTransport>(
+        &self,
+        client: &mut C,
+        head: RequestHead,
+        timer: &mut Timer,
+    ) -> impl Future<Output = Option<ClientResponse<Self::Body>>> + Send;
+
+    /// Whether connections are to end after the request that they have.
+    fn is_draining(&self) -> bool;
+
+    /// Logs and counts a request whose head could not be read, and makes its response.
+    fn reject(&self, rejection: HeadRejection) -> RejectionResponse;
+
+    /// The first byte of decode's response was written to the client, so long after it came.
+    fn relayed(&self, time: Duration);
+}
+
+/// A client whose request is read and answered.
+pub(crate) trait ClientTransport: RequestBody + Send {
+    fn peer(&self) -> Option<SocketAddr>;
+
+    /// Waits for `response`, and drops it if the client leaves before: then `None`.
+    fn cancel_on_disconnect<T: Send>(
+        &mut self,
+        response: impl Future<Output = T> + Send,
+    ) -> impl Future<Output = Option<T>> + Send;
+}
+
+/// The body of a client's request.
+pub(crate) trait RequestBody {
+    /// The next chunk, which is not empty. `None` is the end.
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, RequestBodyError>>;
+
+    /// At least so many bytes are to come.
+    fn content_length_hint(&self) -> u64;
+
+    /// Whether nothing is to come, as far as is known.
+    fn is_ended(&self) -> bool;
+
+    /// Bytes of it that were read, returned or not: it makes progress as long as this grows.
+    fn bytes_read(&self) -> u64;
+
+    /// Waits until the client has left, and reads nothing meanwhile.
+    fn disconnected(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+/// Why the rest of a request's body cannot be had.
+#[derive(Debug)]
+pub(crate) enum RequestBodyError {
+    Http1(BodyReadError),
+    Hyper(hyper::Error),
+}
+
+/// A response to a client.
+pub(crate) struct ClientResponse<B> {
+    pub(crate) head: ClientResponseHead,
+    pub(crate) body: B,
+    /// The connection ends after it, if it has one request at a time.
+    pub(crate) closes: bool,
+}
+
+/// The body of a response to a client.
+pub(crate) trait ResponseBody:
+    Body<Data = SegmentedBytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Unpin + Send + 'static
+{
+    /// The request's id, which the response's head says.
+    fn request_id(&self) -> Option<&[u8]>;
+
+    /// When decode's first byte came, if the last frame began with it and this was not asked before.
+    fn take_first_byte(&mut self) -> Option<Instant>;
+
+    /// Drops the body: only the head was asked for.
+    fn skip(&mut self);
+}
+
+/// An error response to a request whose head could not be read; the connection ends with it.
+pub(crate) struct RejectionResponse {
+    pub(crate) status: StatusCode,
+    pub(crate) json: String,
+    pub(crate) request_id: String,
+}
+
+impl RejectionResponse {
+    /// The response as it goes over the wire.
+    fn to_http1(&self) -> String {
+        let Self { status, json, request_id } = self;
+        format!(
+            "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\
+             x-request-id: {request_id}\r\n\r\n{json}",
+            json.len(),
+        )
+    }
+}
+
+/// Closes a client's connection with an error response, before any request of it was read.
+pub(crate) async fn reject(stream: Stream, response: RejectionResponse) {
+    crate::http1::reject(stream, response.to_http1().as_bytes()).await;
+}
+
+/// A connection to a backend: one request at a time. It is polled by the task of the request that holds it, so dropping it
+/// closes the socket, which is how a request is cancelled.
+pub(crate) trait BackendConnection: Send {
+    /// Whether an idle connection can take a request: the backend has neither closed it nor sent anything since.
+    fn is_usable(&mut self) -> bool;
+
+    /// Whether it may carry another request: the last one was written, and its response's body ended cleanly.
+    fn is_reusable(&mut self) -> bool;
+
+    /// Begins a request. [`poll_head`](Self::poll_head) writes it.
+    fn begin(&mut self, request: OutgoingRequest);
+
+    /// Writes the request, and waits for the head of its response.
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, SendError>>;
+
+    /// The next data of the response's body; `None` is its clean end.
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ConnError>>>;
+
+    /// Waits for some of the body, or for the end of an empty one. [`poll_data`](Self::poll_data) still returns it.
+    fn poll_body_started(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnError>>;
+
+    /// How much of the body has come, whether it was asked for or not.
+    fn body_progress(&self) -> BodyProgress;
+
+    /// Whether all of the body was returned.
+    fn is_ended(&self) -> bool;
+
+    fn write_timing(&self) -> WriteTiming;
+
+    /// Bytes still to be returned of a body whose length was announced.
+    fn remaining(&self) -> Option<u64>;
+}

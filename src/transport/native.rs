@@ -1,0 +1,226 @@
+//! The native engine: [`http1`](crate::http1)'s connections as the router uses them.
+
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use bytes::Bytes;
+use hyper::Method;
+use tokio::sync::watch;
+
+use super::{
+    BackendConnection, ClientResponse, ClientTransport, ConnectionHandler, RequestBody, RequestBodyError,
+    ResponseBody,
+};
+use crate::http1::{
+    self, BodyProgress, ClientConnection, ClientTimeouts, ConnError, HeadSummary, Incomplete, NextRequest,
+    OutgoingRequest, OutgoingResponse, RequestFraming, RequestHead, ResponseHead, SendError,
+    ServerConnection, Stream, WriteOptions, WriteOutcome, WriteTiming,
+};
+use crate::timer::Timer;
+use crate::wire::client_response::ClientResponseHead;
+use crate::wire::segments::SegmentedBytes;
+
+/// How a connection goes on after a response.
+enum AfterResponse {
+    Next,
+    /// It ends, and the client knows.
+    Close,
+    /// It ends, but the client may still be sending, and must not lose its response.
+    Linger,
+    /// It is cut: the client has left, or must see that its response is not complete.
+    Cut,
+}
+
+/// Serves the requests of a connection one after the other, and closes it.
+pub(super) async fn serve<H: ConnectionHandler>(
+    stream: Stream,
+    handler: &H,
+    timeouts: ClientTimeouts,
+    closing: watch::Receiver<()>,
+) {
+    let mut connection = ServerConnection::new(stream);
+    // One for all waits of the connection: a timer costs 120 bytes and a place in the runtime's wheel.
+    let mut timer = Timer::default();
+    let mut watched = closing.clone();
+    let mut end = pin!(async move { watched.changed().await.unwrap_or(()) });
+    let after = loop {
+        match connection.next(&mut timer, timeouts, end.as_mut()).await {
+            NextRequest::Request(head, framing) => {
+                let is_ending = || handler.is_draining() || closing.has_changed().unwrap_or(true);
+                match exchange(&mut connection, handler, head, framing, is_ending, &mut timer, timeouts).await
+                {
+                    AfterResponse::Next => {}
+                    after => break after,
+                }
+            }
+            NextRequest::Rejected(rejection) => {
+                return super::reject(connection.into_stream(), handler.reject(rejection)).await;
+            }
+            NextRequest::Closed | NextRequest::Idle | NextRequest::Ended => break AfterResponse::Close,
+        }
+    };
+    match after {
+        AfterResponse::Next | AfterResponse::Cut => {}
+        AfterResponse::Close => http1::close(connection.into_stream()).await,
+        AfterResponse::Linger => http1::linger(connection.into_stream()).await,
+    }
+}
+
+/// Answers one request.
+async fn exchange<H: ConnectionHandler>(
+    connection: &mut ServerConnection,
+    handler: &H,
+    head: RequestHead,
+    framing: RequestFraming,
+    is_ending: impl Fn() -> bool,
+    timer: &mut Timer,
+    timeouts: ClientTimeouts,
+) -> AfterResponse {
+    let head_only = head.method == Method::HEAD;
+    let Some(response) = handler.respond(connection, head, timer).await else { return AfterResponse::Cut };
+    // What is left of the request's body would be taken for the next request.
+    let is_cut_short = response.closes || !connection.is_body_ended();
+    let keep_alive = framing.keeps_alive && !is_cut_short && !is_ending();
+    let options = WriteOptions { is_http_11: framing.is_http_11, head_only, keep_alive };
+    let ClientResponse { head, body, .. } = response;
+    let response = NativeResponse { head: Some(head), body };
+    match connection.send(response, options, timer, timeouts, |time| handler.relayed(time)).await {
+        WriteOutcome::KeptAlive => AfterResponse::Next,
+        WriteOutcome::Last if is_cut_short => AfterResponse::Linger,
+        WriteOutcome::Last => AfterResponse::Close,
+        WriteOutcome::CutOff | WriteOutcome::Disconnected => AfterResponse::Cut,
+    }
+}
+
+/// A response as the native engine writes it. The head is dropped when it was written: streams live long.
+struct NativeResponse<B> {
+    head: Option<ClientResponseHead>,
+    body: B,
+}
+
+impl<B: ResponseBody> OutgoingResponse for NativeResponse<B> {
+    type Data = SegmentedBytes;
+
+    fn write_head(&mut self, is_http_11: bool, into: &mut Vec<u8>) -> HeadSummary {
+        let head = self.head.take().unwrap_or_default();
+        head.write(is_http_11, into);
+        if let Some(id) = self.body.request_id() {
+            for part in [b"x-request-id: ", id, b"\r\n"] {
+                into.extend_from_slice(part);
+            }
+        }
+        HeadSummary {
+            status: head.status(),
+            has_content_length: head.has_length(),
+            has_date: head.has_date(),
+        }
+    }
+
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<SegmentedBytes, Incomplete>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        // The body has recorded its error; trailers are none of its frames.
+        Poll::Ready(frame.map(|frame| match frame {
+            Ok(frame) => Ok(frame.into_data().unwrap_or_default()),
+            Err(_) => Err(Incomplete),
+        }))
+    }
+
+    fn is_ended(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn exact_length(&self) -> Option<u64> {
+        self.body.size_hint().exact()
+    }
+
+    fn skip_body(&mut self) {
+        self.body.skip();
+    }
+
+    fn take_first_byte(&mut self) -> Option<Instant> {
+        self.body.take_first_byte()
+    }
+}
+
+impl RequestBody for ServerConnection {
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, RequestBodyError>> {
+        Self::poll_chunk(self, cx).map_err(RequestBodyError::Http1)
+    }
+
+    fn content_length_hint(&self) -> u64 {
+        Self::content_length_hint(self)
+    }
+
+    fn is_ended(&self) -> bool {
+        self.is_body_ended()
+    }
+
+    fn bytes_read(&self) -> u64 {
+        self.body_bytes_read()
+    }
+
+    async fn disconnected(&mut self) {
+        Self::disconnected(self).await;
+    }
+}
+
+impl ClientTransport for ServerConnection {
+    fn peer(&self) -> Option<SocketAddr> {
+        self.stream().socket()?.peer_addr().ok()
+    }
+
+    async fn cancel_on_disconnect<T: Send>(&mut self, response: impl Future<Output = T> + Send) -> Option<T> {
+        let mut response = pin!(response);
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(response) = response.as_mut().poll(cx) {
+                return Poll::Ready(Some(response));
+            }
+            self.poll_disconnect(cx).map(|()| None)
+        })
+        .await
+    }
+}
+
+impl BackendConnection for ClientConnection {
+    fn is_usable(&mut self) -> bool {
+        Self::is_usable(self)
+    }
+
+    fn is_reusable(&mut self) -> bool {
+        Self::is_reusable(self)
+    }
+
+    fn begin(&mut self, request: OutgoingRequest) {
+        Self::begin(self, request);
+    }
+
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, SendError>> {
+        Self::poll_head(self, cx)
+    }
+
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ConnError>>> {
+        Self::poll_data(self, cx)
+    }
+
+    fn poll_body_started(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnError>> {
+        Self::poll_body_started(self, cx)
+    }
+
+    fn body_progress(&self) -> BodyProgress {
+        Self::body_progress(self)
+    }
+
+    fn is_ended(&self) -> bool {
+        Self::is_ended(self)
+    }
+
+    fn write_timing(&self) -> WriteTiming {
+        Self::write_timing(self)
+    }
+
+    fn remaining(&self) -> Option<u64> {
+        Self::remaining(self)
+    }
+}
