@@ -1,4 +1,4 @@
-//! The router as a whole: its parts put together, and how it is started.
+//! `MiniLoadBalancer`: assembles the parts of the router, starts it and reloads it.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +10,25 @@ use crate::config::{ConfigError, ConfigSnapshot, MiniLbConfig, Options, Reloaded
 use crate::server::{self, Admission, LiveSettings};
 use crate::upstream::{Backend, DesiredFleet, ServerPair};
 
-/// A router in front of prefill and decode servers.
+/// The router in front of prefill and decode servers.
+///
+/// ```
+/// use mini_lb::{MiniLbConfig, MiniLoadBalancer};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let prefill = vec![("http://10.0.0.1:30000".into(), Some(8998))];
+/// let decode = vec!["http://10.0.0.2:30000".into()];
+/// let config = MiniLbConfig::new("127.0.0.1", 8000, prefill, decode, 1800)
+///     .shutdown_lame_duck(std::time::Duration::ZERO);
+/// let router = MiniLoadBalancer::new(config)?;
+///
+/// // A listener on a free port, and a shutdown that is requested at once.
+/// let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+/// router.serve(listener, async {}).await?;
+/// # Ok(())
+/// # }
+/// ```
 pub struct MiniLoadBalancer {
     host: String,
     port: u16,
@@ -24,12 +42,13 @@ pub struct MiniLoadBalancer {
 }
 
 impl MiniLoadBalancer {
-    /// Checks a configuration. No socket is opened yet.
+    /// Makes a router from a configuration, and checks the configuration. It reads certificate files and opens no
+    /// socket.
     ///
     /// # Errors
     ///
-    /// The first thing in the configuration that cannot work: no server of a role, a URL that is none, a server
-    /// named twice, a port or a limit of 0, a file of certificates or a key that is of no use.
+    /// The first error in the configuration: a role without a server, an invalid URL, a server that is named twice, a
+    /// port or a limit of 0, an unreadable certificate file or key.
     pub fn new(config: MiniLbConfig) -> Result<Self, ConfigError> {
         let settings = config.settle()?;
         let (started_with, last) = (ConfigSnapshot::of(&settings), Mutex::new(ConfigSnapshot::of(&settings)));
@@ -40,12 +59,13 @@ impl MiniLoadBalancer {
         Ok(Self { host, port, members, settings: live, admission, options, started_with, last })
     }
 
-    /// Listens on the configured address and [serves](Self::serve) until the process is told to end by SIGINT or
-    /// SIGTERM. A second signal ends it at once.
+    /// Listens on the configured address and [serves](Self::serve) until SIGINT or SIGTERM starts the shutdown. A
+    /// second signal ends it at once. Returns when the shutdown is complete.
     ///
     /// # Errors
     ///
-    /// The address cannot be listened on, or the worker threads cannot be started.
+    /// The router cannot listen on the address or on the address of the admin listener, or cannot start its worker
+    /// threads.
     pub async fn start(&self) -> io::Result<()> {
         let listener = self.bind().await?;
         let first = signals(1)?;
@@ -56,22 +76,24 @@ impl MiniLoadBalancer {
         }
     }
 
-    /// Listens on the configured address.
+    /// Listens on the configured address, for [`serve`](Self::serve).
     ///
     /// # Errors
     ///
-    /// The address is in use, not this machine's, or not allowed; the message names it.
+    /// The address is in use, is not an address of this machine, or needs privileges. The message names it.
     pub async fn bind(&self) -> io::Result<TcpListener> {
         server::listen(&self.host, self.port).await
     }
 
-    /// Serves clients of `listener` until `shutdown` ends. From then on `/ready` says 503; after the lame-duck time no
-    /// connection is taken, and open requests have the grace period to finish.
-    /// Dropping the future cuts everything off.
+    /// Serves clients of `listener` until `shutdown` completes, and then shuts down: `/ready` answers 503 at once;
+    /// after the drain delay ([`MiniLbConfig::shutdown_lame_duck`]) no connection is accepted; requests in flight then
+    /// have the grace period ([`MiniLbConfig::shutdown_grace_period`]) to finish.
+    ///
+    /// Dropping the future closes all connections at once.
     ///
     /// # Errors
     ///
-    /// The worker threads cannot be started.
+    /// The router cannot start its worker threads, or cannot listen on the address of the admin listener.
     pub async fn serve(
         &self,
         listener: TcpListener,
@@ -81,17 +103,19 @@ impl MiniLoadBalancer {
         server::serve(listener, members, &self.admission, self.options.clone(), settings, shutdown).await
     }
 
-    /// Takes over another configuration, while requests go on: its servers and policies, keys and origins, what a request
-    /// may take and how many may be under way, how long clients may wait, how servers are watched, the times of a
-    /// shutdown, and the files of certificates and keys as they are now. A server that is in both keeps its connections and what is known of it, and one that is in the new one no
-    /// more finishes what it has. What operators have said since holds: servers that they added stay, and one that they
-    /// removed, or whose role they switched, is as they want it until its entry in the configuration changes. A request keeps
-    /// the limits that it began with, and a client's connection its timeouts. What cannot change without a restart is left as
-    /// it is, and named in what is returned.
+    /// Applies another configuration while the router serves: servers, policies, keys, origins, limits, timeouts, health
+    /// checks, shutdown times, and the current content of certificate and key files.
+    ///
+    /// - A server that is in both configurations keeps its connections, counters and health. A server that is not in the
+    ///   new one finishes its requests.
+    /// - Changes that operators made stay: servers that they added remain, and a server that they removed or whose role
+    ///   they switched stays so until its entry in the configuration changes.
+    /// - A request keeps the limits that it started with, and a client connection its timeouts.
+    /// - Options that need a restart keep their value and are listed in [`Reloaded::needs_restart`].
     ///
     /// # Errors
     ///
-    /// As for [`new`](Self::new); then nothing has changed.
+    /// As for [`new`](Self::new). Nothing has changed then.
     pub fn reload(&self, config: MiniLbConfig) -> Result<Reloaded, ConfigError> {
         let settings = config.settle()?;
         let new = ConfigSnapshot::of(&settings);
@@ -114,17 +138,18 @@ impl MiniLoadBalancer {
         Ok(reloaded)
     }
 
-    /// Every server that gets requests now, prefill first: its health, and how requests end on it.
+    /// All current servers, prefill servers first. Servers that drain are not included.
     pub fn servers(&self) -> Vec<Arc<Backend>> {
         self.members.fleet().now().all().cloned().collect()
     }
 
-    /// Requests that wait for their turn now.
+    /// The number of requests in the wait queue.
     pub fn queued(&self) -> usize {
         self.admission.gate.waiting()
     }
 
-    /// Chooses two servers, as for a request. `None`: a role has no server.
+    /// Chooses a prefill and a decode server with the current policies, as for a request. Returns `None` if a role has no
+    /// server.
     pub fn select_pair(&self) -> Option<ServerPair> {
         self.members.fleet().now().select_pair().ok()
     }

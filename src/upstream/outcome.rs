@@ -1,41 +1,44 @@
-//! How a request ended on one server, and how often that was.
+//! How a leg ended on its server, and how often.
 //!
-//! Each leg ends in exactly one [`Outcome`], whatever became of the other leg and of the client. What follows
-//! from it for the server's health is for `health` to know.
+//! Each leg ends in exactly one [`Outcome`], whatever happened to the other leg and to the client. `health` decides
+//! what an outcome means for the server's health.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How one leg of a request ended on its server. Every leg ends in exactly one of these.
+/// How one leg of a request ended on its server. Each leg ends in exactly one outcome.
+///
+/// [`Backend::ended`](crate::Backend::ended) counts them; the metric `mini_lb_backend_legs_total` has the same counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// The answer came to its end.
+    /// The response is complete.
     Completed,
-    /// The server answered 4xx or 503, or refused within a 200.
+    /// The server rejected the request: 4xx, 503, or an error inside a 200.
     Refused,
-    /// The server answered with another 5xx.
+    /// The server answered with a 5xx other than 503.
     ServerError,
-    /// No connection could be opened.
+    /// The connection could not be opened.
     Connect,
-    /// No connection was opened in time.
+    /// The connection was not opened within the connect timeout.
     ConnectTimeout,
-    /// The router had no descriptor, port or memory left for a connection.
+    /// The router had no file descriptor, local port or memory left for a connection. Not a failure of the server.
     Exhausted,
-    /// A kept connection had been closed before the request came: it is sent again, and nobody is to blame.
+    /// An idle connection turned out to be closed before the server saw the request. The request is retried; not a failure of
+    /// the server.
     Stale,
-    /// The connection ended before the answer did.
+    /// The connection closed before the response was complete.
     Closed,
-    /// What came is not HTTP.
+    /// The response was malformed HTTP.
     BadResponse,
-    /// No answer, or no more of it, in time.
+    /// The response, or its next part, did not arrive in time.
     Timeout,
-    /// An answer that must be held in memory is over the limit.
+    /// A response that must be held in memory for a merge exceeds the limit.
     TooLarge,
-    /// The router closed the connection first: the client had left, or the other leg had failed.
+    /// The router closed the connection first: the client disconnected, or the other leg failed.
     Cancelled,
 }
 
 impl Outcome {
-    /// All of them, in the order of their definition.
+    /// All outcomes, in the order of their definition.
     pub const ALL: [Self; 12] = [
         Self::Completed,
         Self::Refused,
@@ -51,7 +54,7 @@ impl Outcome {
         Self::Cancelled,
     ];
 
-    /// Its name in `snake_case`.
+    /// The name in `snake_case`, as in the label `outcome` of metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Completed => "completed",
@@ -70,13 +73,13 @@ impl Outcome {
     }
 }
 
-/// One server's outcomes, counted.
+/// Counters of one server's outcomes.
 #[derive(Debug, Default)]
 pub(super) struct Outcomes([AtomicU64; Outcome::ALL.len()]);
 
 impl Outcomes {
     pub(super) fn count(&self, outcome: Outcome) {
-        // Relaxed: a number that somebody reads now and then orders nothing.
+        // Relaxed: a counter for scrapes orders no other memory.
         self.0[outcome as usize].fetch_add(1, Ordering::Relaxed);
     }
 
