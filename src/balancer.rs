@@ -37,18 +37,18 @@ pub struct MiniLoadBalancer {
     admission: Admission,
     options: Options,
     started_with: ConfigSnapshot,
-    /// What `reload` compares with. Its lock lets one reload happen at a time.
+    /// The configuration that the next reload is compared with. The lock serialises reloads.
     last: Mutex<ConfigSnapshot>,
 }
 
 impl MiniLoadBalancer {
-    /// Makes a router from a configuration, and checks the configuration. It reads certificate files and opens no
-    /// socket.
+    /// Makes a router from a configuration, and checks the configuration. It reads certificate files and
+    /// opens no socket.
     ///
     /// # Errors
     ///
-    /// The first error in the configuration: a role without a server, an invalid URL, a server that is named twice, a
-    /// port or a limit of 0, an unreadable certificate file or key.
+    /// The first error in the configuration: a role without a server, an invalid URL, a server that is named
+    /// twice, a port or a limit of 0, an unreadable certificate file or key.
     pub fn new(config: MiniLbConfig) -> Result<Self, ConfigError> {
         let settings = config.settle()?;
         let (started_with, last) = (ConfigSnapshot::of(&settings), Mutex::new(ConfigSnapshot::of(&settings)));
@@ -59,13 +59,13 @@ impl MiniLoadBalancer {
         Ok(Self { host, port, members, settings: live, admission, options, started_with, last })
     }
 
-    /// Listens on the configured address and [serves](Self::serve) until SIGINT or SIGTERM starts the shutdown. A
-    /// second signal ends it at once. Returns when the shutdown is complete.
+    /// Listens on the configured address and [serves](Self::serve) until SIGINT or SIGTERM starts the
+    /// shutdown. A second signal ends it at once. Returns when the shutdown is complete.
     ///
     /// # Errors
     ///
-    /// The router cannot listen on the address or on the address of the admin listener, or cannot start its worker
-    /// threads.
+    /// The router cannot listen on the address or on the address of the admin listener, or cannot start its
+    /// worker threads.
     pub async fn start(&self) -> io::Result<()> {
         let listener = self.bind().await?;
         let first = signals(1)?;
@@ -85,9 +85,9 @@ impl MiniLoadBalancer {
         server::listen(&self.host, self.port).await
     }
 
-    /// Serves clients of `listener` until `shutdown` completes, and then shuts down: `/ready` answers 503 at once;
-    /// after the drain delay ([`MiniLbConfig::shutdown_lame_duck`]) no connection is accepted; requests in flight then
-    /// have the grace period ([`MiniLbConfig::shutdown_grace_period`]) to finish.
+    /// Serves clients of `listener` until `shutdown` completes, and then shuts down: `/ready` answers 503 at
+    /// once; after the drain delay ([`MiniLbConfig::shutdown_lame_duck`]) no connection is accepted; requests
+    /// in flight then have the grace period ([`MiniLbConfig::shutdown_grace_period`]) to finish.
     ///
     /// Dropping the future closes all connections at once.
     ///
@@ -103,13 +103,13 @@ impl MiniLoadBalancer {
         server::serve(listener, members, &self.admission, self.options.clone(), settings, shutdown).await
     }
 
-    /// Applies another configuration while the router serves: servers, policies, keys, origins, limits, timeouts, health
-    /// checks, shutdown times, and the current content of certificate and key files.
+    /// Applies another configuration while the router serves: servers, policies, keys, origins, limits,
+    /// timeouts, health checks, shutdown times, and the current content of certificate and key files.
     ///
-    /// - A server that is in both configurations keeps its connections, counters and health. A server that is not in the
-    ///   new one finishes its requests.
-    /// - Changes that operators made stay: servers that they added remain, and a server that they removed or whose role
-    ///   they switched stays so until its entry in the configuration changes.
+    /// - A server that is in both configurations keeps its connections, counters and health. A server that is
+    ///   not in the new one finishes its requests.
+    /// - Changes that operators made stay: servers that they added remain, and a server that they removed or
+    ///   whose role they switched stays so until its entry in the configuration changes.
     /// - A request keeps the limits that it started with, and a client connection its timeouts.
     /// - Options that need a restart keep their value and are listed in [`Reloaded::needs_restart`].
     ///
@@ -119,10 +119,10 @@ impl MiniLoadBalancer {
     pub fn reload(&self, config: MiniLbConfig) -> Result<Reloaded, ConfigError> {
         let settings = config.settle()?;
         let new = ConfigSnapshot::of(&settings);
-        // Nothing below fails half-way.
+        // Nothing below can fail, so a reload is applied completely or not at all.
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.servers();
-        // Everyone who takes over a part of it.
+        // Each part of the router that holds a part of the configuration.
         self.options.take_certificates(&settings.options);
         self.settings.reload(&settings.options);
         self.admission.reload(settings.access, &settings.options.gate);
@@ -148,19 +148,19 @@ impl MiniLoadBalancer {
         self.admission.gate.waiting()
     }
 
-    /// Chooses a prefill and a decode server with the current policies, as for a request. Returns `None` if a role has no
-    /// server.
+    /// Chooses a prefill and a decode server with the current policies, as for a request. Returns `None` if a
+    /// role has no server.
     pub fn select_pair(&self) -> Option<ServerPair> {
         self.members.fleet().now().select_pair().ok()
     }
 }
 
-/// How many of `these` are not among `those`.
+/// The number of servers in `these` that are not in `those`.
 fn missing(these: &[Arc<Backend>], those: &[Arc<Backend>]) -> usize {
     these.iter().filter(|server| !those.iter().any(|other| Arc::ptr_eq(server, other))).count()
 }
 
-/// Ends when the process has been told to end `count` times.
+/// Completes when SIGINT or SIGTERM has arrived `count` times.
 fn signals(count: usize) -> io::Result<impl Future<Output = ()> + Send> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;

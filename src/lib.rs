@@ -1,8 +1,8 @@
 //! An HTTP router for SGLang with prefill-decode disaggregation.
 //!
-//! It sends each generation request to one prefill and one decode server at the same time: the client's own bytes,
-//! and the three `bootstrap_*` fields that let the two servers find each other. Decode's response is streamed back
-//! as it arrives.
+//! It sends each generation request to one prefill and one decode server at the same time: the client's own
+//! bytes, and the three `bootstrap_*` fields that let the two servers find each other. Decode's response is
+//! streamed back as it arrives.
 //!
 //! ```no_run
 //! use mini_lb::{MiniLbConfig, MiniLoadBalancer};
@@ -18,24 +18,24 @@
 //!
 //! # Overview
 //!
-//! - [`MiniLbConfig`] is the configuration: addresses, servers, limits, timeouts. Invalid values are reported by
-//!   [`MiniLoadBalancer::new`] as a [`ConfigError`].
-//! - [`MiniLoadBalancer`] is the router. [`start`](MiniLoadBalancer::start) listens and runs until SIGINT or SIGTERM;
-//!   [`serve`](MiniLoadBalancer::serve) runs on a listener of the caller's until a future of the caller's ends.
-//!   [`reload`](MiniLoadBalancer::reload) applies another configuration while it serves.
-//! - A [`Policy`] chooses one [`Backend`] of each [`Role`] for a request: [`Random`], [`RoundRobin`], or one of the
-//!   caller's.
+//! - [`MiniLbConfig`] is the configuration: addresses, servers, limits, timeouts. Invalid values are reported
+//!   by [`MiniLoadBalancer::new`] as a [`ConfigError`].
+//! - [`MiniLoadBalancer`] is the router. [`start`](MiniLoadBalancer::start) listens and runs until SIGINT or
+//!   SIGTERM; [`serve`](MiniLoadBalancer::serve) runs on a listener of the caller's until a future of the
+//!   caller's ends. [`reload`](MiniLoadBalancer::reload) applies another configuration while it serves.
+//! - A [`Policy`] chooses one [`Backend`] of each [`Role`] for a request: [`Random`], [`RoundRobin`], or one
+//!   of the caller's.
 //!
 //! # Threads
 //!
-//! Requests are served on worker threads that the router starts, each with a single-threaded tokio runtime. The
-//! caller's runtime, which needs I/O and time enabled, accepts connections, runs health checks and serves the admin
-//! listener.
+//! Requests are served on worker threads that the router starts, each with a single-threaded tokio runtime.
+//! The caller's runtime, which needs I/O and time enabled, accepts connections, runs health checks and serves
+//! the admin listener.
 //!
 //! # Log
 //!
-//! Events are emitted with [`tracing`]. They never contain bodies, or headers other than the request id. Request
-//! lines can go to a function instead: [`MiniLbConfig::request_log`].
+//! Events are emitted with [`tracing`]. They never contain bodies, or headers other than the request id.
+//! Request lines can go to a function instead: [`MiniLbConfig::request_log`].
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 

@@ -1,44 +1,41 @@
-//! How a leg ended on its server, and how often.
+//! How a request ended on one server, and how often that was.
 //!
-//! Each leg ends in exactly one [`Outcome`], whatever happened to the other leg and to the client. `health` decides
-//! what an outcome means for the server's health.
+//! Each leg ends in exactly one [`Outcome`], whatever became of the other leg and of the client. What follows
+//! from it for the server's health is for `health` to know.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How one leg of a request ended on its server. Each leg ends in exactly one outcome.
-///
-/// [`Backend::ended`](crate::Backend::ended) counts them; the metric `mini_lb_backend_legs_total` has the same counters.
+/// How one leg of a request ended on its server. Every leg ends in exactly one of these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// The response is complete.
+    /// The answer came to its end.
     Completed,
-    /// The server rejected the request: 4xx, 503, or an error inside a 200.
+    /// The server answered 4xx or 503, or refused within a 200.
     Refused,
-    /// The server answered with a 5xx other than 503.
+    /// The server answered with another 5xx.
     ServerError,
-    /// The connection could not be opened.
+    /// No connection could be opened.
     Connect,
-    /// The connection was not opened within the connect timeout.
+    /// No connection was opened in time.
     ConnectTimeout,
-    /// The router had no file descriptor, local port or memory left for a connection. Not a failure of the server.
+    /// The router had no descriptor, port or memory left for a connection.
     Exhausted,
-    /// An idle connection turned out to be closed before the server saw the request. The request is retried; not a failure of
-    /// the server.
+    /// A kept connection had been closed before the request came: it is sent again, and nobody is to blame.
     Stale,
-    /// The connection closed before the response was complete.
+    /// The connection ended before the answer did.
     Closed,
-    /// The response was malformed HTTP.
+    /// What came is not HTTP.
     BadResponse,
-    /// The response, or its next part, did not arrive in time.
+    /// No answer, or no more of it, in time.
     Timeout,
-    /// A response that must be held in memory for a merge exceeds the limit.
+    /// An answer that must be held in memory is over the limit.
     TooLarge,
-    /// The router closed the connection first: the client disconnected, or the other leg failed.
+    /// The router closed the connection first: the client had left, or the other leg had failed.
     Cancelled,
 }
 
 impl Outcome {
-    /// All outcomes, in the order of their definition.
+    /// All of them, in the order of their definition.
     pub const ALL: [Self; 12] = [
         Self::Completed,
         Self::Refused,
@@ -54,7 +51,7 @@ impl Outcome {
         Self::Cancelled,
     ];
 
-    /// The name in `snake_case`, as in the label `outcome` of metrics.
+    /// Its name in `snake_case`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Completed => "completed",
@@ -73,13 +70,13 @@ impl Outcome {
     }
 }
 
-/// Counters of one server's outcomes.
+/// One server's outcomes, counted.
 #[derive(Debug, Default)]
 pub(super) struct Outcomes([AtomicU64; Outcome::ALL.len()]);
 
 impl Outcomes {
     pub(super) fn count(&self, outcome: Outcome) {
-        // Relaxed: a counter for scrapes orders no other memory.
+        // Relaxed: a number that somebody reads now and then orders nothing.
         self.0[outcome as usize].fetch_add(1, Ordering::Relaxed);
     }
 

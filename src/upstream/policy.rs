@@ -1,7 +1,7 @@
-//! Policies: the choice of one server of a role for a request.
+//! Which server gets a request.
 //!
-//! A policy sees the eligible servers of one role and nothing else: it opens no
-//! connection, tracks no health and does not learn how the request ended.
+//! A policy sees the servers of one role and nothing else: it opens no
+//! connection, keeps no health and never learns how the request went.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,15 +11,15 @@ use super::Backend;
 
 /// Chooses one of several servers.
 ///
-/// The router calls a policy once for each role of each attempt, from all worker threads at the same time. It should
-/// return within microseconds, must not block, and should keep its state in atomics.
+/// A policy is asked once for each role of each request, by all workers at the same time, so it must be quick and
+/// keep its state in atomics.
 ///
 /// ```
 /// use std::sync::Arc;
 ///
 /// use mini_lb::{Backend, Choice, Policy};
 ///
-/// /// The server with the fewest requests in flight.
+/// /// The server with the fewest requests under way.
 /// struct LeastBusy;
 ///
 /// impl Policy for LeastBusy {
@@ -31,8 +31,6 @@ use super::Backend;
 /// ```
 pub trait Policy: Send + Sync + 'static {
     /// Picks one of [`Choice::servers`], which is never empty.
-    ///
-    /// A panic here ends the request with status 500 and code `internal`; other requests continue.
     fn pick<'a>(&self, choice: &Choice<'a>) -> &'a Arc<Backend>;
 }
 
@@ -47,16 +45,13 @@ impl<'a> Choice<'a> {
         Self { servers }
     }
 
-    /// The eligible servers of one role, in the order of the configuration. Never empty.
-    ///
-    /// Unhealthy servers, and servers at their limit of requests in flight, are left out. If all servers of the role are
-    /// unhealthy, all are here.
+    /// The servers of the role that is wanted, in the order of the configuration. Never empty.
     pub fn servers(&self) -> &'a [Arc<Backend>] {
         self.servers
     }
 }
 
-/// Chooses each server with the same probability.
+/// Every server with the same probability.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Random;
 
@@ -66,9 +61,7 @@ impl Policy for Random {
     }
 }
 
-/// Chooses one server after the other, in the order of the configuration.
-///
-/// The turn is shared by all worker threads of a router, and not between routers.
+/// One server after the other, in the order of the configuration.
 #[derive(Debug, Default)]
 pub struct RoundRobin {
     next: AtomicUsize,
