@@ -290,7 +290,8 @@ fn every_flag_in_the_documents_exists() {
     let mut known = flags(&help);
     known.extend(others.map(str::to_owned));
     for (path, text) in documents() {
-        let of_others = path.ends_with("MIGRATING.md") || path.ends_with("CHANGELOG.md");
+        let of_others =
+            ["MIGRATING.md", "CHANGELOG.md", "CONFIGURATION.md"].iter().any(|name| path.ends_with(name));
         for flag in flags(&text) {
             assert!(known.contains(&flag) || of_others && unsupported.contains(&flag), "{path:?}: {flag}");
         }
@@ -324,6 +325,14 @@ fn flags_for_those_who_migrate_are_those_that_the_program_rejects() {
     let (_, same) = migrating.split_once("## Flags with the same name").unwrap();
     let same = flags(same.split("\n## ").next().unwrap());
     assert!(same.len() > 35 && same.is_subset(&help), "{:?}", same.difference(&help));
+    // Every flag of sglang-router 0.3.2 is in one of the lists.
+    let cli = file("tests/cli.rs");
+    let (_, theirs) = cli.split_once("SGLANG_ROUTER_0_3_2: &str = \"").unwrap();
+    for flag in theirs.split('"').next().unwrap().split_whitespace().map(|name| format!("--{name}")) {
+        let accepted = flags(&list("ACCEPTED"));
+        let lists = [&same, &refused, &accepted].into_iter().filter(|list| list.contains(&flag));
+        assert_eq!(lists.count(), 1, "{flag}");
+    }
     // And what replaces a rejected flag does, too.
     for instead in column(&migrating, "## Flags that are rejected", 1) {
         let named: BTreeSet<String> = quoted(instead).flat_map(flags).collect();
