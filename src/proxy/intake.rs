@@ -108,7 +108,7 @@ async fn next_chunk(
         }
         let deadline = *waiting_until.get_or_insert_with(|| Instant::now() + idle_timeout);
         ready!(timer.poll_until(deadline, cx));
-        let what = "more of the request's body";
+        let what = "more of the request body";
         Poll::Ready(Err(Error::RequestTimeout { what, after: idle_timeout }))
     })
     .await
