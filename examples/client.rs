@@ -2,8 +2,8 @@
 //! one. Without a URL it starts two simulated servers and a router itself.
 //!
 //! ```sh
-//! cargo run --release --example client
-//! cargo run --release --example client -- http://127.0.0.1:30000
+//! cargo run --example client
+//! cargo run --example client -- http://127.0.0.1:30000
 //! ```
 
 mod support;

@@ -4,7 +4,7 @@
 //! of which the last is slow. Sixty requests go through, six at a time; then it prints how they spread, and ends.
 //!
 //! ```sh
-//! cargo run --release --example custom_config
+//! cargo run --example custom_config
 //! ```
 
 mod support;

@@ -2,8 +2,8 @@
 //! router in front of them, one streamed chat through it, and what each of the two servers got.
 //!
 //! ```sh
-//! cargo run --release --example quickstart             # goes on serving until Ctrl-C
-//! cargo run --release --example quickstart -- --once   # ends after the chat
+//! cargo run --example quickstart             # goes on serving until Ctrl-C
+//! cargo run --example quickstart -- --once   # ends after the chat
 //! ```
 
 mod support;
