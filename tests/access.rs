@@ -114,7 +114,7 @@ async fn without_keys_nothing_is_checked_or_changed() {
     for name in ["vary", "access-control-allow-origin", "www-authenticate", "retry-after"] {
         assert_eq!(answer.head.header(name), None);
     }
-    for seen in [prefill.only(), decode.only()] {
+    for seen in [prefill.only().await, decode.only().await] {
         let sent = seen.head.headers.iter().filter(|(name, _)| name == "authorization");
         assert_eq!(sent.map(|(_, value)| value.as_str()).collect::<Vec<_>>(), ["Basic a", "b"]);
     }
@@ -174,6 +174,7 @@ async fn the_workers_key_takes_the_place_of_clients_if_asked() {
         assert_eq!(ask(&router, method, target, &key).await.status(), 200);
     }
     assert_eq!(ask(&router, "POST", "/generate", &[("authorization", "Bearer inner")]).await.status(), 401);
+    prefill.arrived(3).await;
     assert_eq!((prefill.seen().len(), decode.seen().len()), (3, 3));
     for seen in prefill.seen().iter().chain(&decode.seen()) {
         assert_eq!(authorization(seen), Some("Bearer inner"), "{}", seen.target());

@@ -77,6 +77,7 @@ async fn both_servers_may_speak_tls() {
     assert_eq!(front.handshakes(), [handshake(Some("localhost"))]);
     assert_eq!(other.handshakes(), [handshake(None)]);
     let host = format!("localhost:{}", front.address().port());
+    prefill.arrived(1).await;
     assert_eq!(prefill.seen()[0].head.header("host"), Some(host.as_str()));
     assert_eq!(prefill.seen()[0].json()["bootstrap_host"], "localhost");
 }
@@ -109,7 +110,7 @@ async fn large_bodies_pass_in_both_directions() {
     let answer = router.client().await.post("/generate", &body).await;
     assert_eq!(answer.status(), 200);
     assert!(answer.complete && answer.text() == large);
-    assert!(decode.only().body.starts_with(&body.as_bytes()[..body.len() - 1]));
+    assert!(decode.only().await.body.starts_with(&body.as_bytes()[..body.len() - 1]));
 }
 
 #[tokio::test]
@@ -274,8 +275,7 @@ async fn an_idle_connection_that_the_server_has_ended_is_not_used() {
         for count in 1..4 {
             assert_eq!(post(&router).await.status(), 200, "request {count}, cuts: {cuts}");
             decode.closed(count).await;
-            // The end has come on this machine, though not necessarily to the router.
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            front.finished(count).await;
         }
         assert_eq!(front.handshakes().len(), 3);
     }

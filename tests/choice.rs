@@ -90,8 +90,8 @@ async fn the_fields_are_those_of_the_chosen_prefill_server() {
     .prefill_policy(RoundRobin::default());
     let router = Router::serve(config).await;
     send(&router, 2, [&prefill, &decode]).await;
-    assert_eq!(prefill[0].only().json()["bootstrap_port"], 1_111);
-    assert_eq!(prefill[1].only().json()["bootstrap_port"], 2_222);
+    assert_eq!(prefill[0].only().await.json()["bootstrap_port"], 1_111);
+    assert_eq!(prefill[1].only().await.json()["bootstrap_port"], 2_222);
 }
 
 #[test]

@@ -114,14 +114,15 @@ async fn what_comes_behind_an_answer_is_for_nobody() {
     let surplus = json("200 OK", r#"{"text":"stolen"}"#);
     for at_once in [true, false] {
         for role in ["prefill", "decode"] {
-            let later = Gate::new();
-            let (gate, surplus) = (later.clone(), surplus.clone());
+            let (later, written) = (Gate::new(), Gate::new());
+            let (gate, done, surplus) = (later.clone(), written.clone(), surplus.clone());
             let talkative = Upstream::start(move |_| {
                 let answer = json("200 OK", OK);
                 if at_once {
                     return vec![Step::Send([answer, surplus.clone()].concat())];
                 }
-                vec![Step::Send(answer), Step::Wait(gate.clone()), Step::Send(surplus.clone())]
+                let late = [Step::Wait(gate.clone()), Step::Send(surplus.clone()), Step::Open(done.clone())];
+                [vec![Step::Send(answer)], late.to_vec()].concat()
             })
             .await;
             let partner = answering().await;
@@ -134,7 +135,7 @@ async fn what_comes_behind_an_answer_is_for_nobody() {
             later.open();
             if !at_once {
                 // The router reads an idle connection only when it wants to use it: the bytes must be there by then.
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                kit::patiently("more than one answer", written.pass()).await;
             }
             for _ in 0..3 {
                 assert_eq!(client.post("/generate", BODY).await.text(), OK, "{role}");

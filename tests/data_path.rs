@@ -37,7 +37,7 @@ async fn both_legs_get_the_clients_bytes_and_the_same_three_scalars() {
     let answer = router.client().await.post("/generate?a=1&b=%20", body).await;
     assert_eq!((answer.status(), answer.text()), (200, OK));
 
-    let (prefill, decode) = (prefill.only(), decode.only());
+    let (prefill, decode) = (prefill.only().await, decode.only().await);
     assert_eq!(prefill.body, decode.body);
     assert_eq!(prefill.target(), "/generate?a=1&b=%20");
     assert_eq!(decode.target(), "/generate?a=1&b=%20");
@@ -61,7 +61,7 @@ async fn a_clients_own_bootstrap_fields_are_cut() {
         r#"{"bootstrap_room":0,"text":"a","bootstrap_\u0068ost":["evil"],"bootstrap_pair_key":"k","n":1}"#;
     router.client().await.post("/generate", body).await;
     for server in [prefill, decode] {
-        let sent = String::from_utf8(server.only().body).unwrap();
+        let sent = String::from_utf8(server.only().await.body).unwrap();
         assert!(sent.starts_with(r#"{"text":"a","n":1,"bootstrap_host":"127.0.0.1","#), "{sent}");
         assert_eq!(sent.matches("bootstrap_").count(), 3, "{sent}");
     }
@@ -91,7 +91,7 @@ async fn an_unknown_bootstrap_port_is_null_and_the_host_can_be_overridden() {
             .bootstrap_host(prefill.url(), "fd00::7");
     let router = Router::serve(config).await;
     router.client().await.post("/v1/completions", BODY).await;
-    let sent = decode.only().json();
+    let sent = decode.only().await.json();
     assert_eq!(sent["bootstrap_host"], "[fd00::7]");
     assert!(sent["bootstrap_port"].is_null() && sent.as_object().unwrap().contains_key("bootstrap_port"));
 }
@@ -118,7 +118,7 @@ async fn end_to_end_headers_reach_both_legs_and_others_do_not() {
     client.start("POST", "/v1/chat/completions", &headers, br#"{"messages":[]}"#).await;
     assert_eq!(client.answer().await.status(), 200);
     for server in [prefill, decode] {
-        let seen = server.only();
+        let seen = server.only().await;
         let mut headers = seen.head.headers.clone();
         headers.sort();
         let length = seen.body.len().to_string();
@@ -146,8 +146,8 @@ async fn put_generate_is_a_put_at_the_servers() {
     let mut client = router.client().await;
     client.start("PUT", "/generate", &[], BODY.as_bytes()).await;
     assert_eq!(client.answer().await.status(), 200);
-    assert_eq!(decode.only().head.start_line, "PUT /generate HTTP/1.1");
-    assert_eq!(prefill.only().head.start_line, "PUT /generate HTTP/1.1");
+    assert_eq!(decode.only().await.head.start_line, "PUT /generate HTTP/1.1");
+    assert_eq!(prefill.only().await.head.start_line, "PUT /generate HTTP/1.1");
 }
 
 #[tokio::test]
@@ -159,7 +159,7 @@ async fn a_large_body_arrives_whole_at_both_servers() {
     assert_eq!(router.client().await.post("/generate", &body).await.status(), 200);
     for server in [prefill, decode] {
         server.arrived(1).await;
-        let sent = server.only().json();
+        let sent = server.only().await.json();
         assert!(sent["text"].as_str().unwrap() == text, "8 MiB of text differ");
         assert_ne!(sent["bootstrap_room"], 1);
     }
@@ -176,8 +176,8 @@ async fn a_chunked_body_arrives_whole() {
     }
     client.send("0\r\n\r\n").await;
     assert_eq!(client.answer().await.status(), 200);
-    assert_eq!(decode.only().json()["text"], "a");
-    assert!(!decode.only().head.is_chunked(), "its length is known by now");
+    assert_eq!(decode.only().await.json()["text"], "a");
+    assert!(!decode.only().await.head.is_chunked(), "its length is known by now");
 }
 
 // What the client gets, and when.
@@ -268,6 +268,7 @@ async fn a_late_prefill_answer_is_drained_and_its_connection_used_again() {
     late.open();
     router.idle().await;
     assert_eq!(client.post("/generate", BODY).await.status(), 200);
+    prefill.arrived(2).await;
     assert_eq!(prefill.seen().iter().map(|seen| seen.connection).collect::<Vec<_>>(), [0, 0]);
     assert_eq!(prefill.closed_now(), 0);
 }

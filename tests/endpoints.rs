@@ -48,8 +48,8 @@ async fn health_generate_is_200_only_if_every_server_is_well() {
     let router = Router::start(&[&prefill], &[&decode]).await;
     let answer = router.client().await.get("/health_generate").await;
     assert_eq!((answer.status(), answer.text()), (200, ""));
-    assert_eq!(prefill.only().target(), "/health_generate");
-    assert_eq!(decode.only().target(), "/health_generate");
+    assert_eq!(prefill.only().await.target(), "/health_generate");
+    assert_eq!(decode.only().await.target(), "/health_generate");
 
     let router = Router::start(&[&prefill, &sick], &[&decode, &gone]).await;
     drop(gone);
@@ -77,7 +77,7 @@ async fn flush_cache_reaches_every_server_with_its_query_and_headers() {
     assert_eq!(answer.status(), 200);
     assert_eq!(answer.json()["servers"].as_array().unwrap().len(), 3);
     for server in prefills.iter().chain([&decode]) {
-        let seen = server.only();
+        let seen = server.only().await;
         assert_eq!(seen.head.start_line, "POST /flush_cache?timeout=60.0 HTTP/1.1");
         assert_eq!(seen.head.header("authorization"), Some("Bearer k"));
     }
@@ -193,7 +193,7 @@ async fn one_model_is_asked_for_by_its_whole_id() {
     let router = Router::start(&[&prefill], &[&decode]).await;
     let answer = router.client().await.get("/v1/models/org/model-7b?x=1").await;
     assert_eq!((answer.status(), &answer.body), (404, &recording.body));
-    assert_eq!(prefill.only().target(), "/v1/models/org/model-7b?x=1");
+    assert_eq!(prefill.only().await.target(), "/v1/models/org/model-7b?x=1");
 }
 
 #[tokio::test]

@@ -70,7 +70,8 @@ async fn post(client: &mut Client) {
 
 #[tokio::test]
 async fn idle_connections_are_closed_without_a_word() {
-    let front = front(waits(LONG, LONG, SHORT)).await;
+    // Longer than any of these clients may be held up between two of its steps by a busy machine.
+    let front = front(waits(LONG, LONG, SHORT * 3)).await;
     let mut clients = Vec::new();
     for number in 0..200 {
         let mut client = front.router.client().await;
@@ -95,12 +96,14 @@ async fn idle_connections_are_closed_without_a_word() {
 
 #[tokio::test]
 async fn the_idle_time_counts_from_the_last_answer() {
-    let front = front(waits(LONG, LONG, SHORT)).await;
+    let idle = SHORT * 3;
+    let front = front(waits(LONG, LONG, idle)).await;
     let mut client = front.router.client().await;
     let started = Instant::now();
-    while started.elapsed() < SHORT * 4 {
+    // Pauses of a ninth: a busy machine may lengthen them.
+    while started.elapsed() < idle * 2 {
         post(&mut client).await;
-        sleep(SHORT / 3).await;
+        sleep(idle / 9).await;
     }
     assert!(client.head_or_end().await.is_none());
 }
@@ -146,7 +149,9 @@ async fn an_answer_that_is_read_slowly_is_not_cut_by_the_idle_time() {
     const KERNEL: usize = 8 << 10;
     let whole = json("200 OK", &"x".repeat(SIZE));
     let (prefill, decode) = (Upstream::always(json("200 OK", "{}")).await, Upstream::always(whole).await);
-    let options = |config| waits(SHORT, SHORT, SHORT)(config).socket_buffer_size(KERNEL);
+    // Shorter than the whole takes, 30 pauses of a twentieth, and much longer than a pause.
+    let idle = SHORT * 3;
+    let options = |config| waits(SHORT, SHORT, idle)(config).socket_buffer_size(KERNEL);
     let router = Router::start_with(&[&prefill], &[&decode], options).await;
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(u32::try_from(KERNEL).unwrap()).unwrap();
@@ -155,7 +160,7 @@ async fn an_answer_that_is_read_slowly_is_not_cut_by_the_idle_time() {
     socket.write_all(request.as_bytes()).await.unwrap();
     let mut piece = vec![0; SIZE / 30];
     for _ in 0..30 {
-        sleep(SHORT / 6).await;
+        sleep(idle / 20).await;
         patiently("more of the answer", socket.read_exact(&mut piece)).await.unwrap();
     }
     assert!(rest(&mut socket).await.ends_with('x'), "the rest, and then a close for being idle");
@@ -164,8 +169,9 @@ async fn an_answer_that_is_read_slowly_is_not_cut_by_the_idle_time() {
 #[tokio::test]
 async fn a_head_that_comes_too_slowly_gets_a_408() {
     let front = front(waits(SHORT * 3, LONG, LONG)).await;
-    let mut socket = TcpStream::connect(front.router.address()).await.unwrap();
+    // The router's clock cannot start before this one.
     let started = Instant::now();
+    let mut socket = TcpStream::connect(front.router.address()).await.unwrap();
     let mut answer = String::new();
     // One byte after the other, without a pause that would be long by itself.
     for byte in b"POST /generate HTTP/1.1\r\nhost: router\r\n".iter().cycle() {
@@ -222,7 +228,7 @@ async fn a_head_that_stops_gets_a_408_wherever_it_stands() {
 
 #[tokio::test]
 async fn empty_lines_between_requests_are_no_beginning_of_a_head() {
-    let front = front(waits(SHORT, LONG, SHORT * 3)).await;
+    let front = front(waits(SHORT, LONG, SHORT * 6)).await;
     let mut client = front.router.client().await;
     post(&mut client).await;
     client.send("\r\n").await;
@@ -236,32 +242,36 @@ async fn empty_lines_between_requests_are_no_beginning_of_a_head() {
 
 #[tokio::test]
 async fn a_body_may_be_slow_as_long_as_it_goes_on() {
-    let front = front(waits(SHORT, SHORT, SHORT)).await;
+    // Shorter than the body takes, 12 pauses of a ninth, and much longer than a pause.
+    let limit = SHORT * 3;
+    let front = front(waits(limit, limit, limit)).await;
     let mut client = front.router.client().await;
     client.send("POST /generate HTTP/1.1\r\nhost: r\r\ncontent-length: 12\r\n\r\n").await;
     for byte in GOOD.as_bytes() {
-        sleep(SHORT / 3).await;
+        sleep(limit / 9).await;
         client.send([*byte]).await;
     }
     assert_eq!(client.answer().await.status(), 200);
-    assert_eq!(front.decode.only().json()["text"], "a");
+    assert_eq!(front.decode.only().await.json()["text"], "a");
     post(&mut client).await;
 }
 
 #[tokio::test]
 async fn a_large_body_may_be_slow_as_long_as_it_goes_on() {
-    let front = front(waits(SHORT, SHORT, SHORT)).await;
+    // Shorter than the body takes, 11 pauses of a ninth, and much longer than a pause.
+    let limit = SHORT * 3;
+    let front = front(waits(limit, limit, limit)).await;
     let body = format!(r#"{{"text":"{}"}}"#, "a".repeat(300 << 10));
     let mut client = front.router.client().await;
     client
         .send(format!("POST /generate HTTP/1.1\r\nhost: r\r\ncontent-length: {}\r\n\r\n", body.len()))
         .await;
     for piece in body.as_bytes().chunks(30 << 10) {
-        sleep(SHORT / 3).await;
+        sleep(limit / 9).await;
         client.send(piece).await;
     }
     assert_eq!(client.answer().await.status(), 200);
-    let seen = front.decode.only().body;
+    let seen = front.decode.only().await.body;
     assert!(
         seen.starts_with(body.trim_end_matches('}').as_bytes()) && seen.ends_with(b"}"),
         "all of it came"
@@ -547,9 +557,10 @@ async fn an_answer_of_which_nothing_is_taken_ends_with_the_idle_time() {
         );
         let router = Router::start_with(&[&prefill], &[&decode], waits(LONG, LONG, SHORT)).await;
         let mut client = router.client().await;
+        // Before the answer begins, and so before the idle time does.
+        let started = Instant::now();
         client.start("POST", "/generate", &[], GOOD.as_bytes()).await;
         decode.arrived(1).await;
-        let started = Instant::now();
         // The server sees the end of its connection, although the client is still there.
         decode.closed(1).await;
         assert!(started.elapsed() >= SHORT, "{step}: {:?}", started.elapsed());
@@ -574,7 +585,7 @@ async fn headers_pass_as_they_were_written() {
         got.contains("\r\nx-request-id: r-1\r\ndate: "),
         "a server without a clock gets the router's: {got}"
     );
-    for seen in [prefill.only(), decode.only()] {
+    for seen in [prefill.only().await, decode.only().await] {
         let headers: Vec<String> =
             seen.head.headers.iter().skip(2).map(|(name, value)| format!("{name}: {value}")).collect();
         let sent = ["X-B: 1", "X-Request-ID: r-1", "x-a: 2", "X-b: 3", "Content-Type: application/json"];

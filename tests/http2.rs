@@ -141,6 +141,7 @@ async fn a_client_that_begins_with_it_gets_it() {
     // What servers get is HTTP/1.1 as ever.
     assert_eq!(seen[0].head.start_line, "POST /generate HTTP/1.1");
     assert!(seen[0].json()["bootstrap_room"].is_u64());
+    front.prefill.arrived(3).await;
     assert_eq!(front.prefill.opened(), 1, "one connection for one request after the other");
 }
 
@@ -263,7 +264,7 @@ async fn large_bodies_pass_in_both_directions() {
     let (answer, body) = front.client().await.ask(post(), &text).await;
     assert_eq!(answer.headers()[CONTENT_LENGTH], large.len().to_string());
     assert!(body == large.as_bytes());
-    assert!(front.decode.only().body.starts_with(&text.as_bytes()[..text.len() - 1]));
+    assert!(front.decode.only().await.body.starts_with(&text.as_bytes()[..text.len() - 1]));
 }
 
 #[tokio::test]
@@ -284,7 +285,7 @@ async fn headers_reach_servers_as_those_of_http_1_do() {
         request.headers_mut().append(name, value.parse().unwrap());
     }
     assert_eq!(front.client().await.ask(request, BODY).await.0.status(), StatusCode::OK);
-    let head = front.decode.only().head;
+    let head = front.decode.only().await.head;
     assert_eq!((head.header("x-own"), head.header("cookie")), (Some("1"), Some("a=1; b=2")));
     assert_eq!((head.header("te"), head.header("transfer-encoding")), (None, None));
     assert!(head.header("host").unwrap().starts_with("127.0.0.1:"));
@@ -536,15 +537,18 @@ async fn a_client_is_told_what_it_may_do() {
 
 #[tokio::test]
 async fn an_idle_connection_is_ended_with_a_word() {
-    let front = front(|config| config.client_idle_timeout(SHORT)).await;
+    let idle = SHORT * 3;
+    let front = front(|config| config.client_idle_timeout(idle)).await;
     let mut client = front.client().await;
+    // Longer together than the idle time, and each pause is a third of it.
     for _ in 0..4 {
         assert_eq!(client.post(BODY).await.0, StatusCode::OK);
-        sleep(SHORT * 2 / 3).await;
+        sleep(SHORT).await;
     }
     let begun = Instant::now();
     client.ended().await.expect("a clean end");
-    assert!(begun.elapsed() < SHORT * 3, "{:?}", begun.elapsed());
+    // Twice the idle time at most, and what a busy machine adds.
+    assert!(begun.elapsed() < idle * 2 + Duration::from_secs(2), "{:?}", begun.elapsed());
     // One that does not even say hello, and one that does not read on.
     for hello in ["", PREFACE] {
         let mut socket = TcpStream::connect(front.router.address()).await.unwrap();

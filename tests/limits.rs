@@ -60,6 +60,7 @@ async fn requests_over_the_limit_begin_in_the_order_in_which_they_came_whichever
         clients.push(ask(&router, number).await);
         router.queued(number - 1).await;
     }
+    prefill.arrived(2).await;
     assert_eq!((decode.seen().len(), prefill.seen().len()), (2, 2));
     for (number, mut client) in clients.into_iter().enumerate() {
         gates[number].open();
@@ -229,7 +230,7 @@ async fn a_slow_body_begins_to_be_timed_when_it_is_its_turn() {
     let gates = gates(2);
     let (prefill, decode) = (quick().await, held(&gates).await);
     let limited = |config: MiniLbConfig| {
-        config.max_concurrent_requests(1).request_body_idle_timeout(Duration::from_millis(300))
+        config.max_concurrent_requests(1).request_body_idle_timeout(Duration::from_secs(1))
     };
     let router = Router::start_with(&[&prefill], &[&decode], limited).await;
     let mut first = ask(&router, 0).await;
@@ -237,7 +238,7 @@ async fn a_slow_body_begins_to_be_timed_when_it_is_its_turn() {
     let mut second = router.client().await;
     second.send("POST /generate HTTP/1.1\r\nhost: r\r\nx-number: 1\r\ncontent-length: 12\r\n\r\n").await;
     router.queued(1).await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
     gates[0].open();
     gates[1].open();
     assert_eq!(first.answer().await.status(), 200);

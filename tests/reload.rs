@@ -30,6 +30,7 @@ async fn a_server_that_stays_keeps_its_connection_and_its_counts() {
     router.reload(config(&[&prefill], &[&decode])).expect("a good configuration");
     assert_eq!(client.post("/generate", BODY).await.status(), 200);
     assert!(std::sync::Arc::ptr_eq(&known, &router.knows(&decode)));
+    prefill.arrived(2).await;
     assert_eq!((prefill.opened(), decode.opened()), (1, 1));
 }
 
@@ -131,8 +132,8 @@ async fn how_servers_are_watched_changes_for_those_that_are_there() {
     router.reload(watched(Duration::from_millis(1))).expect("a good configuration");
     decode.arrived(10).await;
     router.reload(watched(Duration::from_millis(1)).health_checks(false)).expect("a good configuration");
-    // A probe may be under way still.
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    // A probe may be under way still, and take its time where the machine is busy.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let probes = decode.seen().len();
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(decode.seen().len(), probes);

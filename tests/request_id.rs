@@ -28,7 +28,7 @@ async fn told(headers: &[(&str, &str)], args: &[&str]) -> String {
     })
     .await;
     for server in [&prefill, &decode] {
-        assert_eq!(server.only().head.header("x-request-id"), Some(id.as_str()), "{headers:?}");
+        assert_eq!(server.only().await.head.header("x-request-id"), Some(id.as_str()), "{headers:?}");
     }
     id
 }
@@ -75,7 +75,7 @@ async fn every_answer_has_a_name() {
     let prefill = Upstream::start(|_| vec![Step::Hang]).await;
     let decode = Upstream::always(json("500 Internal Server Error", "{}")).await;
     let router = Router::start_with(&[&prefill], &[&decode], |config| {
-        config.request_head_timeout(std::time::Duration::from_millis(50))
+        config.request_head_timeout(std::time::Duration::from_millis(300))
     })
     .await;
     for (method, target, body, status) in [

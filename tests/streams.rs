@@ -49,7 +49,8 @@ async fn a_stream_with_a_steady_pace_may_go_on_for_longer_than_it_may_be_silent(
     })
     .await;
     let router = Router::start_with(&[&prefill], &[&decode], |config| {
-        config.stream_idle_timeout(Duration::from_millis(500))
+        // Less than the stream takes, a second, and much more than a pause.
+        config.stream_idle_timeout(Duration::from_millis(800))
     })
     .await;
     let answer = router.client().await.post("/generate", STREAM).await;
@@ -62,12 +63,9 @@ async fn the_first_piece_of_a_stream_has_the_time_of_a_request() {
     let prefill = prefill().await;
     let decode = Upstream::start(|_| {
         let late = Step::Pause(Duration::from_millis(700));
-        vec![
-            Step::Send(HEAD.into()),
-            late,
-            Step::Send(chunk("data: 1\n\n")),
-            Step::Send(b"0\r\n\r\n".to_vec()),
-        ]
+        // One write: the time between two would count as silence.
+        let all = [&chunk("data: 1\n\n")[..], b"0\r\n\r\n"].concat();
+        vec![Step::Send(HEAD.into()), late, Step::Send(all)]
     })
     .await;
     let router = Router::start_with(&[&prefill], &[&decode], |config| {

@@ -92,7 +92,7 @@ async fn large_bodies_pass_in_both_directions() {
     let got = client.post("/generate", body.as_bytes()).await;
     assert_eq!(got.status(), 200);
     assert!(got.complete && got.text() == answer);
-    assert!(front.decode.only().body.starts_with(&body.as_bytes()[..body.len() - 1]));
+    assert!(front.decode.only().await.body.starts_with(&body.as_bytes()[..body.len() - 1]));
 }
 
 #[tokio::test]
@@ -144,8 +144,10 @@ async fn plain_http_on_a_tls_port_is_told_so() {
 
 #[tokio::test]
 async fn whoever_does_not_shake_hands_is_cut_off_and_delays_nobody() {
-    let limit = Duration::from_millis(500);
+    // The handshake below and its request are done in a few milliseconds, on a busy machine in a few hundred.
+    let limit = Duration::from_secs(2);
     let front = front(|config| config.request_head_timeout(limit)).await;
+    let begun = Instant::now();
     let mut bad = Vec::new();
     // Nothing; the beginning of a handshake; what looks like one.
     for bytes in [&b""[..], b"\x16\x03\x01\x02\x00\x01", &[&b"\x16\x03\x01\x02\x00"[..], &[7; 512]].concat()]
@@ -154,7 +156,6 @@ async fn whoever_does_not_shake_hands_is_cut_off_and_delays_nobody() {
         socket.write_all(bytes).await.unwrap();
         bad.push(socket);
     }
-    let begun = Instant::now();
     assert_eq!(front.client().await.post("/generate", BODY).await.status(), 200);
     assert!(begun.elapsed() < limit, "{:?}", begun.elapsed());
     for mut socket in bad {
@@ -163,7 +164,7 @@ async fn whoever_does_not_shake_hands_is_cut_off_and_delays_nobody() {
         // At most an alert, which is no HTTP.
         assert!(rest.is_empty() || rest[0] == 0x15, "{}", rest.escape_ascii());
     }
-    assert!(begun.elapsed() >= limit / 2);
+    assert!(begun.elapsed() >= limit, "{:?}", begun.elapsed());
 }
 
 #[tokio::test]

@@ -224,7 +224,8 @@ async fn a_removed_server_finishes_its_stream_and_the_timeout_says_what_is_left(
     assert_eq!(delete(&mut operator, &target).await.json()["status"], "accepted");
     let patient = format!("{target}?timeout=20");
     let (answer, ()) = tokio::join!(delete(&mut operator, &patient), async {
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        // The router must have begun to wait: without a request the server is gone, and the answer is a 404.
+        tokio::time::sleep(Duration::from_millis(500)).await;
         gate.open();
     });
     assert_eq!((answer.status(), &answer.json()["in_flight"]), (200, &value!(0)));

@@ -117,8 +117,8 @@ async fn decode_notices_a_dead_prefill_server_and_works_with_the_next_on_its_add
     let mut decode = open(&pair.decode, &generate(&pair, 1, "")).await;
     hangs(&mut decode).await;
     let (addr, bootstrap) = (pair.prefill.addr(), pair.prefill.bootstrap_port());
-    pair.prefill.shutdown().await;
     let begin = Instant::now();
+    pair.prefill.shutdown().await;
     let failed = decode.answer().await;
     within(begin, 0.1);
     assert_eq!(failed.status, 500);
@@ -229,8 +229,8 @@ async fn a_prefill_leg_dropped_before_its_answer_fails_decode_after_the_poll() {
     let mut decode = open(&pair.decode, &body).await;
     let prefill = open(&pair.prefill, &body.replace("\"stream\":true", "\"stream\":false")).await;
     eventually("prefill works", || pair.prefill.stats().in_flight == 1).await;
-    drop(prefill);
     let begin = Instant::now();
+    drop(prefill);
     let abort = abort_of(&decode.answer().await);
     within(begin, 0.35);
     assert_eq!(abort["status_code"], 500);
@@ -258,8 +258,8 @@ async fn a_lost_reader_of_a_stream_is_noticed() {
     let mut decode = open(&pair.decode, &body).await;
     ask(&pair.prefill, "POST", "/generate", &body).await;
     decode.until("data: ").await;
-    drop(decode);
     let begin = Instant::now();
+    drop(decode);
     eventually("the generation ends", || pair.decode.stats().in_flight == 0).await;
     within(begin, 0.15);
     assert_eq!(pair.decode.stats().aborted, 1);

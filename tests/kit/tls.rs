@@ -239,6 +239,8 @@ pub struct TlsFront {
     handshakes: Arc<Mutex<Vec<Handshake>>>,
     /// Connections that the router ended with a word of TLS.
     ended_well: Arc<AtomicUsize>,
+    /// Connections whose end has been given to the kernel.
+    finished: Arc<AtomicUsize>,
     accepting: JoinHandle<()>,
 }
 
@@ -249,20 +251,23 @@ impl TlsFront {
         let acceptor = TlsAcceptor::from(Arc::new(config(&options)));
         let handshakes = Arc::<Mutex<Vec<Handshake>>>::default();
         let ended_well = Arc::<AtomicUsize>::default();
-        let (seen, ended) = (Arc::clone(&handshakes), Arc::clone(&ended_well));
+        let finished = Arc::<AtomicUsize>::default();
+        let (seen, ended, over) = (Arc::clone(&handshakes), Arc::clone(&ended_well), Arc::clone(&finished));
         let accepting = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((socket, _)) = listener.accept().await {
-                let (acceptor, seen, ended) = (acceptor.clone(), Arc::clone(&seen), Arc::clone(&ended));
+                let (acceptor, seen) = (acceptor.clone(), Arc::clone(&seen));
+                let (ended, over) = (Arc::clone(&ended), Arc::clone(&over));
                 connections.spawn(async move {
                     socket.set_nodelay(true).expect("TCP_NODELAY");
                     let Ok(stream) = acceptor.accept(socket).await else { return };
                     seen.lock().unwrap().push(handshake(&stream));
                     join(stream, behind, options.cuts, options.slow, &ended).await;
+                    over.fetch_add(1, Ordering::SeqCst);
                 });
             }
         });
-        Self { address, handshakes, ended_well, accepting }
+        Self { address, handshakes, ended_well, finished, accepting }
     }
 
     pub fn url(&self) -> String {
@@ -278,13 +283,22 @@ impl TlsFront {
     }
 
     pub async fn ended_well(&self, count: usize) {
-        patiently("a connection's clean end", async {
-            while self.ended_well.load(Ordering::SeqCst) < count {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await;
+        reaches("a connection's clean end", &self.ended_well, count).await;
     }
+
+    /// Waits until so many connections have been closed, by whichever side.
+    pub async fn finished(&self, count: usize) {
+        reaches("a connection's end", &self.finished, count).await;
+    }
+}
+
+async fn reaches(what: &str, counter: &AtomicUsize, count: usize) {
+    patiently(what, async {
+        while counter.load(Ordering::SeqCst) < count {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
 }
 
 impl Drop for TlsFront {

@@ -40,6 +40,8 @@ pub enum Step {
     Send(Vec<u8>),
     /// Waits for a gate to open.
     Wait(Gate),
+    /// Opens a gate, for a test that waits until what stands before this has been done.
+    Open(Gate),
     /// Waits for the router to close the connection.
     Hang,
     /// Closes the connection.
@@ -67,7 +69,8 @@ impl Gate {
         self.0.send_replace(true);
     }
 
-    async fn pass(&self) {
+    /// Waits until it is open.
+    pub async fn pass(&self) {
         self.0.subscribe().wait_for(|open| *open).await.expect("the gate outlives its visitors");
     }
 }
@@ -136,8 +139,9 @@ impl Upstream {
         .await;
     }
 
-    /// The only request so far.
-    pub fn only(&self) -> Seen {
+    /// The only request so far, which may be about to arrive: prefill's can be behind decode's answer.
+    pub async fn only(&self) -> Seen {
+        self.arrived(1).await;
         let mut seen = self.seen();
         assert_eq!(seen.len(), 1, "one request");
         seen.remove(0)
@@ -216,6 +220,10 @@ async fn take(step: Step, stream: &mut TcpStream, buffer: &mut Vec<u8>) -> bool 
             () = gate.pass() => true,
             _ = stream.read_buf(buffer) => false,
         },
+        Step::Open(gate) => {
+            gate.open();
+            true
+        }
         Step::Hang => {
             stream.read_buf(buffer).await.ok();
             false
