@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use harness::{Program, Router, Servers, command, node, python, until};
-use loadtest::sim::{Seen, Sim, SimConfig};
+use loadtest::sim::{RecordedRequest, Sim, SimConfig};
 
 const KEY: &str = "a key that every server asks for";
 
@@ -41,21 +41,23 @@ fn compare(servers: &Servers, router: &Router, program: &str, args: &[&str]) -> 
     client
 }
 
-fn has_key(seen: &Seen) -> bool {
+fn has_key(seen: &RecordedRequest) -> bool {
     seen.header("authorization") == Some(&format!("Bearer {KEY}"))
 }
 
 /// The requests that a server generated for, by room.
-fn by_room(server: &Sim) -> HashMap<i64, Seen> {
-    let seen: Vec<Seen> = server.seen().into_iter().filter(|seen| seen.room.is_some()).collect();
+fn by_room(server: &Sim) -> HashMap<i64, RecordedRequest> {
+    let seen: Vec<RecordedRequest> =
+        server.recorded_requests().into_iter().filter(|seen| seen.room.is_some()).collect();
     let count = seen.len();
-    let by_room: HashMap<i64, Seen> = seen.into_iter().filter_map(|seen| Some((seen.room?, seen))).collect();
+    let by_room: HashMap<i64, RecordedRequest> =
+        seen.into_iter().filter_map(|seen| Some((seen.room?, seen))).collect();
     assert_eq!(by_room.len(), count, "a room was given twice");
     by_room
 }
 
 /// Whether it is one of the requests that every server refuses. When one has, the other's leg may not even be sent.
-fn is_wrong(seen: &Seen) -> bool {
+fn is_wrong(seen: &RecordedRequest) -> bool {
     let body = String::from_utf8_lossy(&seen.body);
     body.contains(r#""temperature":-1"#) || body.starts_with(r#"{"bootstrap_"#)
 }
@@ -63,8 +65,9 @@ fn is_wrong(seen: &Seen) -> bool {
 /// Checks that both legs of every request are the same, and returns how many requests there were.
 fn check_legs(servers: &Servers) -> usize {
     let (prefill, decode) = (by_room(&servers.pair.prefill), by_room(&servers.pair.decode));
-    let others =
-        |seen: &Seen| -> Vec<_> { seen.headers.iter().filter(|(name, _)| name != "host").cloned().collect() };
+    let others = |seen: &RecordedRequest| -> Vec<_> {
+        seen.headers.iter().filter(|(name, _)| name != "host").cloned().collect()
+    };
     for (room, to_prefill) in &prefill {
         let Some(to_decode) = decode.get(room) else {
             assert!(is_wrong(to_prefill), "decode never got room {room}");
@@ -88,8 +91,8 @@ fn check_legs(servers: &Servers) -> usize {
 }
 
 /// The request that a client marked with a header.
-fn marked(server: &Sim, mark: &str) -> Seen {
-    let mut seen = server.seen().into_iter().filter(|seen| seen.header("x-test") == Some(mark));
+fn marked(server: &Sim, mark: &str) -> RecordedRequest {
+    let mut seen = server.recorded_requests().into_iter().filter(|seen| seen.header("x-test") == Some(mark));
     let first = seen.next().unwrap_or_else(|| panic!("no request is marked {mark}"));
     assert!(seen.next().is_none(), "two requests are marked {mark}");
     first
@@ -121,7 +124,9 @@ fn python_clients_get_from_the_router_what_they_get_from_a_single_server() {
         let body: serde_json::Value = serde_json::from_slice(&extra.body).expect("JSON");
         assert_eq!(body["unknown field ✓"], serde_json::json!([1.1, "é\u{2028}🙂", null]));
 
-        assert!(server.seen().iter().any(|seen| seen.path_and_query == "/flush_cache?timeout=10"));
+        assert!(
+            server.recorded_requests().iter().any(|seen| seen.path_and_query == "/flush_cache?timeout=10")
+        );
     }
 }
 

@@ -225,5 +225,8 @@ async fn simulated_servers_find_each_other_by_a_port_that_was_learned_while_othe
     for stream in streams {
         stream.await.expect("no error");
     }
-    assert!(second.seen().iter().any(|seen| format!("{seen:?}").contains("/generate")), "it had its share");
+    assert!(
+        second.recorded_requests().iter().any(|seen| format!("{seen:?}").contains("/generate")),
+        "it had its share"
+    );
 }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use loadtest::canned::{Canned, Plan, Role};
-use loadtest::load::{Kind, Load, Request, Until};
+use loadtest::load::{Load, Request, RequestKind, Until};
 use mini_lb::{MiniLbConfig, MiniLoadBalancer};
 use tokio::net::TcpListener;
 
@@ -20,11 +20,11 @@ async fn every_kind_of_load_is_answered_on_kept_connections() {
     let target = listener.local_addr().expect("a bound address");
     tokio::spawn(async move { router.serve(listener, std::future::pending()).await });
     for (kind, body) in [
-        (Kind::Chat, 300),
-        (Kind::Chat, 1 << 20),
-        (Kind::ChatStream, 300),
-        (Kind::Logprobs, 300),
-        (Kind::LogprobStream, 300),
+        (RequestKind::Chat, 300),
+        (RequestKind::Chat, 1 << 20),
+        (RequestKind::ChatStream, 300),
+        (RequestKind::Logprobs, 300),
+        (RequestKind::LogprobStream, 300),
     ] {
         let mut load = Load::new(target, Request::new(target, kind, body, plan.tokens), 2, Duration::ZERO);
         load.until = Until::Count(10);
@@ -32,7 +32,7 @@ async fn every_kind_of_load_is_answered_on_kept_connections() {
         assert_eq!((report.requests, report.errors, report.unmerged), (10, 0, 0), "{kind:?}: {report:?}");
     }
     for server in [prefill, decode] {
-        let seen = server.seen();
+        let seen = server.counts();
         assert_eq!(seen.requests, 50);
         assert!(seen.connections <= 4, "they are kept: {seen:?}");
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kit::program::{Folder, Program, client, free_port};
 use loadtest::canned::{Canned, Plan, Role};
-use loadtest::load::{Kind, Load, Mode, Request, Until};
+use loadtest::load::{Load, Mode, Request, RequestKind, Until};
 
 const RATE: u64 = 500;
 const RELOADS: u64 = 20;
@@ -44,8 +44,9 @@ async fn five_hundred_requests_a_second_over_twenty_reloads_lose_none() {
     drop(client(port).await);
 
     let target = ([127, 0, 0, 1], port).into();
-    let requests = [Kind::ChatStream, Kind::Chat];
-    let mut load = Load::new(target, Request::new(target, Kind::Chat, 300, plan.tokens), 64, Duration::ZERO);
+    let requests = [RequestKind::ChatStream, RequestKind::Chat];
+    let mut load =
+        Load::new(target, Request::new(target, RequestKind::Chat, 300, plan.tokens), 64, Duration::ZERO);
     load.requests = requests.map(|kind| Request::new(target, kind, 300, plan.tokens)).into();
     load.mode = Mode::Open { rate: RATE as f64 };
     let count = RATE * (RELOADS + 1) * PAUSE.as_millis() as u64 / 1_000;
@@ -65,7 +66,7 @@ async fn five_hundred_requests_a_second_over_twenty_reloads_lose_none() {
     let _program = reloads.await.expect("twenty reloads");
     assert_eq!((report.requests, report.errors, report.unmerged), (count, 0, 0), "{report:?}");
     for servers in [prefill, decode] {
-        let seen = servers.map(|server| server.seen().requests);
+        let seen = servers.map(|server| server.counts().requests);
         assert_eq!(seen.iter().sum::<u64>(), count, "{seen:?}");
         assert!(seen.iter().all(|part| *part > count / 5), "both served: {seen:?}");
     }

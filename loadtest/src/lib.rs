@@ -1,9 +1,9 @@
-//! Stand-ins for SGLang servers, and load to put on a router.
+//! Simulated SGLang servers, a load generator, and a comparison of routers under load.
 //!
-//! [`sim`] behaves as SGLang does; [`canned`] only looks like it, and costs little. [`load`] is the generator,
-//! [`process`] reads what a process costs, and [`compare`], [`soak`] and [`memory`] put these together.
+//! [`sim`] behaves as SGLang does. [`canned`] only has SGLang's response bytes, and costs little CPU.
+//! [`load`] is the generator, [`process`] reads what a process costs, and [`compare`], [`soak`] and
+//! [`memory`] combine them.
 
-mod bed;
 pub mod canned;
 pub mod compare;
 pub mod load;
@@ -11,3 +11,4 @@ pub mod memory;
 pub mod process;
 pub mod sim;
 pub mod soak;
+mod testbed;

@@ -1,63 +1,63 @@
-//! What a stream that is open takes, and what a body in flight takes.
+//! Memory per open stream, and peak memory per body in flight.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::bed::{Cores, Places, Router, Upstreams, generate};
 use crate::canned::Plan;
 use crate::load::Report;
 use crate::process;
+use crate::testbed::{Backends, Cores, Router, RouterPaths, generate};
 
-/// How many of each.
+/// Flags of `loadtest memory`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     #[command(flatten)]
-    places: Places,
-    /// Streams that are open at once.
+    router_paths: RouterPaths,
+    /// Number of streams that are open at the same time.
     #[arg(long, default_value_t = 1000)]
     streams: usize,
-    /// Bodies in flight.
+    /// Number of request bodies in flight.
     #[arg(long, default_value_t = 8)]
     bodies: usize,
-    /// Size of such a body, in MiB.
+    /// Size of each body, in MiB.
     #[arg(long, default_value_t = 8)]
     body_mib: usize,
-    /// Where logs go.
+    /// Where logs are written.
     #[arg(long, value_name = "FOLDER", default_value = "target/loadtest")]
     out: PathBuf,
 }
 
-/// At most this much for an open stream.
+/// Bound on the memory of an open stream.
 pub const STREAM_KIB: f64 = 20.0;
-/// At most this multiple of the bodies in flight.
+/// Bound on peak memory, as a multiple of the bodies in flight.
 pub const OF_BODIES: f64 = 1.2;
 
-/// Measures both and says whether they are within bounds.
+/// Measures both. Returns whether they are within bounds.
 ///
 /// # Errors
-/// If the router is not there, or does not start.
+/// If the router is not found, or does not start.
 pub fn run(options: &Options) -> io::Result<bool> {
     fs::create_dir_all(&options.out)?;
     let folder = fs::canonicalize(&options.out)?;
-    let cores = Cores::share(1);
-    let servers = Upstreams::start(&cores.upstreams)?;
-    let bed = Bed { router: options.places.mini_lb()?, cores, servers, folder };
-    let stream = streams(&bed, options.streams)?;
-    let bodies = bodies(&bed, options.bodies, options.body_mib << 20)?;
+    let cores = Cores::assign(1);
+    let servers = Backends::start(&cores.backends)?;
+    let test = MemoryTest { router: options.router_paths.mini_lb()?, cores, servers, folder };
+    let stream = streams(&test, options.streams)?;
+    let bodies = bodies(&test, options.bodies, options.body_mib << 20)?;
     Ok(stream && bodies)
 }
 
-struct Bed {
+struct MemoryTest {
     router: Router,
     cores: Cores,
-    servers: Upstreams,
+    servers: Backends,
     folder: PathBuf,
 }
 
-impl Bed {
-    /// Memory before the load in KiB, and what the load found.
+impl MemoryTest {
+    /// Runs a load on a fresh router. Returns the router's memory before it in KiB, and the report.
     fn load(&self, plan: &Plan, flags: &[(&str, String)]) -> io::Result<(u64, Report)> {
         self.servers.set(plan)?;
         let folder: &Path = &self.folder;
@@ -75,7 +75,7 @@ impl Bed {
     }
 }
 
-fn streams(bed: &Bed, count: usize) -> io::Result<bool> {
+fn streams(test: &MemoryTest, count: usize) -> io::Result<bool> {
     let plan = Plan { tokens: 1000, interval: Duration::from_millis(20), ..Plan::default() };
     let flags = [
         ("--kind", "chat-stream".to_owned()),
@@ -86,14 +86,14 @@ fn streams(bed: &Bed, count: usize) -> io::Result<bool> {
         ("--seconds", "2".to_owned()),
         ("--label", "memory of streams".to_owned()),
     ];
-    let (idle, report) = bed.load(&plan, &flags)?;
+    let (idle, report) = test.load(&plan, &flags)?;
     let rss = report.process("router").map_or(0, |router| router.rss_kib);
     let each = (rss as f64 - idle as f64) / count as f64;
     println!("{count} open streams: {rss} KiB, {idle} before: {each:.1} KiB a stream (at most {STREAM_KIB})");
     Ok(report.tokens > 0 && each <= STREAM_KIB)
 }
 
-fn bodies(bed: &Bed, count: usize, size: usize) -> io::Result<bool> {
+fn bodies(test: &MemoryTest, count: usize, size: usize) -> io::Result<bool> {
     let flags = [
         ("--kind", "chat".to_owned()),
         ("--body", size.to_string()),
@@ -101,9 +101,10 @@ fn bodies(bed: &Bed, count: usize, size: usize) -> io::Result<bool> {
         ("--seconds", "3".to_owned()),
         ("--label", "memory of bodies".to_owned()),
     ];
-    // As with real servers; otherwise more bodies are in flight than there are connections.
+    // Decode waits for prefill, as real servers do. Otherwise clients send their next body while the router
+    // still holds the last one for prefill, and more bodies are in flight than there are connections.
     let plan = Plan { paired: true, ..Plan::default() };
-    let (_, report) = bed.load(&plan, &flags)?;
+    let (_, report) = test.load(&plan, &flags)?;
     let peak = report.process("router").map_or(0, |router| router.peak_kib);
     let bodies = (count * size) as f64 / 1024.0;
     let times = peak as f64 / bodies;

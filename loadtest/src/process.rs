@@ -1,7 +1,8 @@
-//! What a process costs, read from `/proc`: CPU, memory, descriptors, and which thread has which connections.
+//! CPU time, memory, descriptors and connections of a process, read from `/proc`.
 //!
-//! CPU time and waiting time are the first fields of `schedstat`, in nanoseconds, summed over all threads of a process and its
-//! descendants. A thread that ends while it is measured takes its time with it; none of the routers ends threads.
+//! CPU time and run-queue wait are the first fields of `schedstat`, in nanoseconds, summed over all threads
+//! of a process and its descendants. The time of a thread that exits meanwhile is lost; none of the routers'
+//! threads exit.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
@@ -9,36 +10,36 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::load::Watched;
+use crate::load::ProcessCost;
 
-/// A process to be measured.
+/// A process that is measured during a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Watch {
-    /// What to call it.
+pub struct WatchedProcess {
+    /// Its label in the report.
     pub name: String,
-    /// Its id.
+    /// Its process id.
     pub pid: u32,
 }
 
-/// Time that threads were given, and that they waited to be given some, in nanoseconds.
+/// CPU time and run-queue wait, in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cpu {
     /// On a core.
     pub busy_ns: u64,
-    /// Ready to run while something else had the core.
+    /// Runnable while something else had the core.
     pub waited_ns: u64,
 }
 
 impl Cpu {
-    /// Of a process and its descendants.
+    /// Sums a process and its descendants.
     ///
     /// # Errors
     /// If there is no such process.
     pub fn of(pid: u32) -> io::Result<Self> {
         let mut sum = Self::default();
-        for pid in family(pid)? {
+        for pid in process_tree(pid)? {
             for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
-                // A thread may have ended since the folder was read.
+                // A thread may have exited since the directory was read.
                 let text = fs::read_to_string(entry?.path().join("schedstat")).unwrap_or_default();
                 let mut numbers = text.split_whitespace().map(|number| number.parse::<u64>().unwrap_or(0));
                 sum.busy_ns += numbers.next().unwrap_or(0);
@@ -50,7 +51,7 @@ impl Cpu {
 }
 
 /// A process and its descendants.
-fn family(pid: u32) -> io::Result<Vec<u32>> {
+fn process_tree(pid: u32) -> io::Result<Vec<u32>> {
     let mut found = vec![pid];
     let mut next = 0;
     while next < found.len() {
@@ -66,7 +67,7 @@ fn family(pid: u32) -> io::Result<Vec<u32>> {
 /// A line of `/proc/PID/status` in KiB, summed over descendants.
 fn status_kib(pid: u32, field: &str) -> io::Result<u64> {
     let mut sum = 0;
-    for pid in family(pid)? {
+    for pid in process_tree(pid)? {
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
         let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
         let number = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
@@ -75,13 +76,13 @@ fn status_kib(pid: u32, field: &str) -> io::Result<u64> {
     Ok(sum)
 }
 
-/// Resident memory in KiB, exact: `VmRSS` may be off by some pages a thread.
+/// Resident memory in KiB, from `smaps_rollup`, which is exact: `VmRSS` may be off by some pages per thread.
 ///
 /// # Errors
 /// If there is no such process.
 pub fn rss_kib(pid: u32) -> io::Result<u64> {
     let mut sum = 0;
-    for pid in family(pid)? {
+    for pid in process_tree(pid)? {
         let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
         let line = rollup.lines().find_map(|line| line.strip_prefix("Rss:"));
         sum += line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0);
@@ -95,24 +96,24 @@ pub fn rss_kib(pid: u32) -> io::Result<u64> {
 /// If there is no such process.
 pub fn descriptors(pid: u32) -> io::Result<u64> {
     let mut sum = 0;
-    for pid in family(pid)? {
+    for pid in process_tree(pid)? {
         sum += fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64;
     }
     Ok(sum)
 }
 
 /// CPU times of the watched processes and, last, of this one.
-pub(crate) fn cost_of(watch: &[Watch]) -> io::Result<Vec<Cpu>> {
+pub(crate) fn cpu_times(watch: &[WatchedProcess]) -> io::Result<Vec<Cpu>> {
     watch.iter().map(|watch| watch.pid).chain([std::process::id()]).map(Cpu::of).collect()
 }
 
-/// What the watched processes cost since `before`, and what they hold now.
-pub(crate) fn difference(watch: &[Watch], before: &[Cpu]) -> io::Result<Vec<Watched>> {
-    let own = Watch { name: "generator".to_owned(), pid: std::process::id() };
-    let now = cost_of(watch)?;
+/// CPU time of the watched processes since `before`, and their memory and descriptors now.
+pub(crate) fn costs_since(watch: &[WatchedProcess], before: &[Cpu]) -> io::Result<Vec<ProcessCost>> {
+    let own = WatchedProcess { name: "generator".to_owned(), pid: std::process::id() };
+    let now = cpu_times(watch)?;
     let all = watch.iter().chain([&own]).zip(now.iter().zip(before));
     all.map(|(watch, (now, before))| {
-        Ok(Watched {
+        Ok(ProcessCost {
             name: watch.name.clone(),
             cpu_ns: now.busy_ns.saturating_sub(before.busy_ns),
             waited_ns: now.waited_ns.saturating_sub(before.waited_ns),
@@ -124,21 +125,21 @@ pub(crate) fn difference(watch: &[Watch], before: &[Cpu]) -> io::Result<Vec<Watc
     .collect()
 }
 
-/// Time that all cores together were busy since the start of the machine, to about 10 ms; nothing if it cannot be read.
-pub(crate) fn all_busy() -> Duration {
+/// CPU time of the whole machine since boot, to about 10 ms; zero if it cannot be read.
+pub(crate) fn machine_cpu_time() -> Duration {
     let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
     parse_busy(&stat)
 }
 
-/// The first line's `user nice system idle iowait irq softirq steal` in hundredths of a second, but for the two in
-/// which nothing runs. What the host took away (steal) is as bad as another program.
+/// Sums the first line, `user nice system idle iowait irq softirq steal` in hundredths of a second, without
+/// idle and iowait. Steal counts: the hypervisor's other guests disturb a measurement as other processes do.
 fn parse_busy(stat: &str) -> Duration {
     let fields = stat.lines().next().unwrap_or_default().split_whitespace().skip(1).take(8);
     let ticks = fields.enumerate().filter(|(index, _)| !matches!(index, 3 | 4));
     Duration::from_millis(10 * ticks.filter_map(|(_, ticks)| ticks.parse::<u64>().ok()).sum::<u64>())
 }
 
-/// How many descriptors this process, and those it starts, may have.
+/// The limit of open files, which child processes inherit.
 pub fn descriptor_limit() -> u64 {
     let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
@@ -152,7 +153,7 @@ pub fn cores() -> Vec<u32> {
     list.map(|list| parse_cores(list.trim())).unwrap_or_default()
 }
 
-/// `0-2,5` as numbers.
+/// Parses a list such as `0-2,5`.
 fn parse_cores(list: &str) -> Vec<u32> {
     let ranges = list.split(',').filter_map(|range| {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
@@ -161,9 +162,9 @@ fn parse_cores(list: &str) -> Vec<u32> {
     ranges.flatten().collect()
 }
 
-/// How many clients' connections each event loop of `pid` has, for a server on `port`: most first.
+/// How many client connections each event loop of `pid` serves, for a server on `port`, largest first.
 ///
-/// A thread with a loop of its own has an epoll descriptor, and the kernel lists what is registered with it.
+/// Each event loop has an epoll descriptor, and `fdinfo` lists the sockets that are registered with it.
 ///
 /// # Errors
 /// If there is no such process.
@@ -182,7 +183,7 @@ pub fn clients_per_loop(pid: u32, port: u16) -> io::Result<Vec<usize>> {
         let registered = info.lines().filter_map(|line| line.strip_prefix("tfd:")?.split_whitespace().next());
         let sockets = registered.filter_map(|number| fs::read_link(format!("{folder}/{number}")).ok());
         let names = sockets.map(|socket| socket.to_string_lossy().into_owned());
-        // A set, as tokio has each epoll descriptor twice.
+        // A set, because tokio has two descriptors of each epoll instance.
         loops.insert(names.filter(|name| clients.contains(name)).collect::<BTreeSet<_>>());
     }
     let mut counts: Vec<_> = loops.iter().map(BTreeSet::len).collect();
@@ -190,7 +191,7 @@ pub fn clients_per_loop(pid: u32, port: u16) -> io::Result<Vec<usize>> {
     Ok(counts)
 }
 
-/// The names of the established sockets whose local port is `port`, as links in `/proc/PID/fd` have them.
+/// The established sockets with local port `port`, named as the links in `/proc/PID/fd`.
 fn client_sockets(port: u16) -> io::Result<HashSet<String>> {
     let local = format!(":{port:04X}");
     let table = fs::read_to_string("/proc/net/tcp")?;
@@ -204,13 +205,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn list_of_cores_is_read() {
+    fn a_list_of_cores_is_parsed() {
         assert_eq!(parse_cores("0-2,5"), [0, 1, 2, 5]);
         assert_eq!(parse_cores(""), [0; 0]);
     }
 
     #[test]
-    fn idle_time_is_not_busy() {
+    fn idle_and_iowait_are_not_counted_as_busy() {
         assert_eq!(parse_busy("cpu  1 2 4 800 900 8 16 32 64 0\ncpu0 …"), Duration::from_millis(630));
         assert_eq!(parse_busy(""), Duration::ZERO);
     }

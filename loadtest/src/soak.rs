@@ -1,4 +1,4 @@
-//! A day's requests as fast as they go: memory and descriptors of the router must not grow.
+//! Soak test: a day's requests as fast as possible. The router's memory and descriptors must not grow.
 
 use std::fs;
 use std::io;
@@ -10,27 +10,27 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bed::{Cores, Places, Upstreams, generate};
 use crate::canned::Plan;
 use crate::process;
+use crate::testbed::{Backends, Cores, RouterPaths, generate};
 
-/// How much, and of what.
+/// Flags of `loadtest soak`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     #[command(flatten)]
-    places: Places,
-    /// Requests; the default is a day of ten a second.
+    router_paths: RouterPaths,
+    /// Number of requests; the default is a day at 10 per second.
     #[arg(long, default_value_t = 864_000)]
     requests: u64,
     /// Connections.
     #[arg(long, default_value_t = 64)]
     connections: usize,
-    /// Where the samples and logs go.
+    /// Where samples and logs are written.
     #[arg(long, value_name = "FOLDER", default_value = "target/loadtest")]
     out: PathBuf,
 }
 
-/// What the router held at one moment.
+/// The router's memory and descriptors at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
     /// Resident memory in KiB.
@@ -39,7 +39,7 @@ pub struct Held {
     pub descriptors: u64,
 }
 
-/// Means of the second and the last fifth of all samples.
+/// Means over the second and the last fifth of all samples. The first fifth is warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
     /// Resident memory in KiB, second and last fifth.
@@ -49,7 +49,7 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// Of samples in order; none if there are too few to be compared.
+    /// From samples in chronological order; `None` if there are too few.
     pub fn of(samples: &[Held]) -> Option<Self> {
         let fifth = samples.len() / 5;
         if fifth < 2 {
@@ -68,28 +68,28 @@ impl Verdict {
         self.rss_kib[1] <= self.rss_kib[0] * 1.02
     }
 
-    /// Whether descriptors did not grow: a few more or less are connections that come and go.
+    /// Whether descriptors did not grow: 2 %, or 4, is the normal variation of open connections.
     pub fn descriptors_are_flat(&self) -> bool {
         self.descriptors[1] <= self.descriptors[0] + (self.descriptors[0] * 0.02).max(4.0)
     }
 }
 
-/// Loads the router and says whether it stayed as it was.
+/// Runs the test. Returns whether memory and descriptors stayed flat and all responses were correct.
 ///
 /// # Errors
-/// If the router is not there, or does not start.
+/// If the router is not found, or does not start.
 pub fn run(options: &Options) -> io::Result<bool> {
     fs::create_dir_all(&options.out)?;
     let folder = fs::canonicalize(&options.out)?;
-    let cores = Cores::share(1);
-    let servers = Upstreams::start(&cores.upstreams)?;
+    let cores = Cores::assign(1);
+    let servers = Backends::start(&cores.backends)?;
     let plan = Plan { tokens: 16, interval: Duration::from_millis(1), ..Plan::default() };
     servers.set(&plan)?;
-    let router = options.places.mini_lb()?.start(&servers, 1, &cores.router, &folder)?;
+    let router = options.router_paths.mini_lb()?.start(&servers, 1, &cores.router, &folder)?;
     let pid = router.pid.ok_or_else(|| io::Error::other("no process"))?;
     let flags = [
         ("--url", format!("http://{}", router.addr)),
-        ("--kind", "day".to_owned()),
+        ("--kind", "mixed".to_owned()),
         ("--tokens", plan.tokens.to_string()),
         ("--connections", options.connections.to_string()),
         ("--requests", options.requests.to_string()),
@@ -122,7 +122,7 @@ fn judge(verdict: &Verdict) -> bool {
     verdict.memory_is_flat() && verdict.descriptors_are_flat()
 }
 
-/// Looks at a process twenty times a second.
+/// Samples a process twenty times a second.
 struct Sampler {
     samples: Arc<Mutex<Vec<Held>>>,
     is_over: Arc<AtomicBool>,
@@ -146,7 +146,7 @@ impl Sampler {
 
     fn stop(self) -> Vec<Held> {
         self.is_over.store(true, Relaxed);
-        // It cannot panic: it reads two files and sleeps.
+        // An error would be a panic in the thread, which only reads two files and sleeps.
         let _ = self.thread.join();
         std::mem::take(&mut self.samples.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -163,13 +163,13 @@ mod tests {
     }
 
     #[test]
-    fn growth_in_the_first_fifth_is_warming_up() {
+    fn growth_in_the_first_fifth_counts_as_warm_up() {
         let verdict = samples(|at| 5_000 + at.min(19) * 100, |_| 200);
         assert!(verdict.memory_is_flat() && verdict.descriptors_are_flat());
     }
 
     #[test]
-    fn a_leak_is_seen() {
+    fn a_leak_of_memory_or_descriptors_is_detected() {
         assert!(!samples(|at| 5_000 + at * 5, |_| 200).memory_is_flat());
         assert!(!samples(|_| 5_000, |at| 200 + at).descriptors_are_flat());
     }

@@ -21,7 +21,7 @@ fn chat(pair: &SimPair, room: i64, extra: &str) -> String {
 }
 
 #[tokio::test]
-async fn decode_answers_the_text_that_follows_from_the_prompt_and_prefill_its_first_token() {
+async fn decode_returns_the_text_of_the_prompt_and_prefill_its_first_token() {
     let pair = pair().await;
     let body = generate(&pair, 1, r#""sampling_params":{"max_new_tokens":9},"#);
     let (prefill, decode) = both(&pair, "/generate", &body).await;
@@ -33,7 +33,7 @@ async fn decode_answers_the_text_that_follows_from_the_prompt_and_prefill_its_fi
 }
 
 #[tokio::test]
-async fn generate_streams_grow_and_end_in_the_whole_text() {
+async fn generate_streams_are_cumulative_and_end_with_the_whole_text() {
     let pair = pair().await;
     let body = generate(&pair, 1, r#""stream":true,"sampling_params":{"max_new_tokens":20},"#);
     let (_, decode) = both(&pair, "/generate", &body).await;
@@ -51,7 +51,7 @@ async fn generate_streams_grow_and_end_in_the_whole_text() {
 }
 
 #[tokio::test]
-async fn incremental_streams_carry_only_what_is_new() {
+async fn incremental_streams_have_only_new_tokens() {
     let decode = SimConfig { incremental_output: true, ..SimConfig::decode() };
     let pair = SimPair::start(SimConfig::prefill(), decode).await.unwrap();
     let body = generate(&pair, 1, r#""stream":true,"sampling_params":{"max_new_tokens":5},"#);
@@ -66,7 +66,7 @@ async fn incremental_streams_carry_only_what_is_new() {
 }
 
 #[tokio::test]
-async fn chat_streams_add_up_to_the_whole_answer() {
+async fn the_deltas_of_a_chat_stream_add_up_to_the_complete_response() {
     let pair = pair().await;
     let (_, whole) = both(&pair, "/v1/chat/completions", &chat(&pair, 1, "\"max_tokens\":12,")).await;
     let (_, stream) =
@@ -100,7 +100,7 @@ async fn a_scalar_room_on_a_batch_counts_up_on_both_sides() {
 }
 
 #[tokio::test]
-async fn logprobs_of_the_prompt_come_from_prefill_and_can_be_predicted() {
+async fn prompt_logprobs_come_from_prefill_and_are_deterministic() {
     let pair = pair().await;
     let extra = r#""return_logprob":true,"logprob_start_len":1,"sampling_params":{"max_new_tokens":4},"#;
     let (prefill, decode) = both(&pair, "/generate", &generate(&pair, 1, extra)).await;
@@ -118,7 +118,7 @@ async fn logprobs_of_the_prompt_come_from_prefill_and_can_be_predicted() {
 }
 
 #[tokio::test]
-async fn tokens_come_in_their_times() {
+async fn tokens_arrive_at_the_configured_pace() {
     let prefill = SimConfig { prefill_time: Duration::from_millis(60), ..SimConfig::prefill() };
     let decode = SimConfig {
         first_token: Duration::from_millis(80),
@@ -129,18 +129,18 @@ async fn tokens_come_in_their_times() {
     let body = generate(&pair, 1, r#""stream":true,"sampling_params":{"max_new_tokens":4},"#);
     let begin = Instant::now();
     let prefill =
-        tokio::spawn(Exchange::open(pair.prefill.addr(), &post("/generate", &body)).await.into_answer());
+        tokio::spawn(Exchange::open(pair.prefill.addr(), &post("/generate", &body)).await.into_response());
     let mut decode = Exchange::open(pair.decode.addr(), &post("/generate", &body)).await;
     decode.until("data: ").await;
     assert!(begin.elapsed() >= Duration::from_millis(140), "{:?}", begin.elapsed());
-    decode.answer().await;
+    decode.response().await;
     assert!(begin.elapsed() >= Duration::from_millis(260), "{:?}", begin.elapsed());
     assert_eq!(prefill.await.unwrap().status, 200);
 }
 
 #[tokio::test]
-async fn prefills_late_answer_does_not_hold_decode_up() {
-    let prefill = SimConfig { prefill_answer_delay: Duration::from_secs(3600), ..SimConfig::prefill() };
+async fn a_late_prefill_response_does_not_delay_decode() {
+    let prefill = SimConfig { prefill_response_delay: Duration::from_secs(3600), ..SimConfig::prefill() };
     let pair = SimPair::start(prefill, SimConfig::decode()).await.unwrap();
     let body = generate(&pair, 1, "");
     let _prefill = Exchange::open(pair.prefill.addr(), &post("/generate", &body)).await;
@@ -149,7 +149,7 @@ async fn prefills_late_answer_does_not_hold_decode_up() {
 }
 
 #[tokio::test]
-async fn a_null_port_means_decodes_own_bootstrap_port() {
+async fn a_null_port_selects_the_bootstrap_port_of_the_decode_server() {
     let pair = pair().await;
     let body = r#"{"text":"a","bootstrap_host":"127.0.0.1","bootstrap_port":null,"bootstrap_room":5}"#;
     let (prefill, decode) = both(&pair, "/generate", body).await;
@@ -157,7 +157,7 @@ async fn a_null_port_means_decodes_own_bootstrap_port() {
 }
 
 #[tokio::test]
-async fn an_ipv6_host_comes_in_brackets() {
+async fn an_ipv6_bootstrap_host_in_brackets_is_accepted() {
     let addr = Some("[::1]:0".parse().unwrap());
     let Ok(pair) = SimPair::start(SimConfig { addr, ..SimConfig::prefill() }, SimConfig::decode()).await
     else {
@@ -171,12 +171,12 @@ async fn an_ipv6_host_comes_in_brackets() {
 }
 
 #[tokio::test]
-async fn an_idle_connection_is_closed_after_the_keep_alive_time() {
+async fn an_idle_connection_is_closed_after_the_keep_alive_timeout() {
     let config = SimConfig { keep_alive: Duration::from_millis(200), ..SimConfig::default() };
     let sim = Sim::start(config).await.unwrap();
     let begin = Instant::now();
     let mut exchange = Exchange::open(sim.addr(), &common::request("GET", "/ready", "")).await;
-    exchange.answer().await;
+    exchange.response().await;
     let outcome = exchange.wait(common::PATIENCE).await;
     assert!(outcome.closed);
     let idle = begin.elapsed();
@@ -186,13 +186,13 @@ async fn an_idle_connection_is_closed_after_the_keep_alive_time() {
 }
 
 #[tokio::test]
-async fn keep_alive_is_five_seconds_unless_told_otherwise() {
+async fn the_default_keep_alive_timeout_is_five_seconds() {
     assert_eq!(SimConfig::default().keep_alive, Duration::from_secs(5));
     assert_eq!(SimConfig::default().time_scale, 1.0);
 }
 
 #[tokio::test]
-async fn flush_is_refused_while_busy_and_can_wait_for_idle() {
+async fn flush_cache_fails_while_requests_run_and_can_wait_for_them() {
     let pair = pair().await;
     let body = generate(&pair, 1, "");
     let mut prefill = Exchange::open(pair.prefill.addr(), &post("/generate", &body)).await;
@@ -202,13 +202,13 @@ async fn flush_is_refused_while_busy_and_can_wait_for_idle() {
     let patient = common::request("POST", "/flush_cache?timeout=30.0", "");
     let mut patient = Exchange::open(pair.prefill.addr(), &patient).await;
     assert_eq!(ask(&pair.decode, "POST", "/generate", &body).await.status, 200);
-    prefill.answer().await;
-    assert_eq!(patient.answer().await.status, 200);
+    prefill.response().await;
+    assert_eq!(patient.response().await.status, 200);
     assert_eq!(ask(&pair.prefill, "GET", "/flush_cache", "").await.status, 200);
 }
 
 #[tokio::test]
-async fn loads_count_who_waits_where() {
+async fn loads_reports_the_queue_of_each_waiting_leg() {
     let pair = quick_pair().await;
     let body = generate(&pair, 1, "");
     let _decode = Exchange::open(pair.decode.addr(), &post("/generate", &body)).await;
@@ -223,7 +223,7 @@ async fn loads_count_who_waits_where() {
 }
 
 #[tokio::test]
-async fn health_takes_its_second_and_is_503_while_draining() {
+async fn health_takes_a_second_and_is_503_while_draining() {
     let sim = Sim::start(SimConfig { time_scale: 0.1, ..SimConfig::default() }).await.unwrap();
     let begin = Instant::now();
     assert_eq!(ask(&sim, "GET", "/health", "").await.status, 200);
@@ -236,7 +236,7 @@ async fn health_takes_its_second_and_is_503_while_draining() {
 }
 
 #[tokio::test]
-async fn an_api_key_is_wanted_everywhere_but_on_health() {
+async fn every_endpoint_but_health_requires_the_api_key() {
     let config = SimConfig { api_key: Some("k".to_owned()), time_scale: 0.001, ..SimConfig::default() };
     let sim = Sim::start(config).await.unwrap();
     assert_eq!(ask(&sim, "GET", "/v1/models", "").await.status, 401);
@@ -244,14 +244,14 @@ async fn an_api_key_is_wanted_everywhere_but_on_health() {
     assert_eq!(ask(&sim, "GET", "/ready", "").await.status, 200);
     for (key, status) in [("k", 200), ("x", 401)] {
         let request = format!("GET /v1/models HTTP/1.1\r\nhost: sim\r\nauthorization: Bearer {key}\r\n\r\n");
-        assert_eq!(Exchange::open(sim.addr(), request.as_bytes()).await.answer().await.status, status);
+        assert_eq!(Exchange::open(sim.addr(), request.as_bytes()).await.response().await.status, status);
     }
 }
 
 const TOOLS: &str = r#""tools":[{"type":"function","function":{"name":"f","parameters":{"type":"object","properties":{"city":{"type":"string"},"days":{"type":"integer"}}}}}],"tool_choice":"required","#;
 
 #[tokio::test]
-async fn a_required_tool_is_called_with_arguments_that_parse() {
+async fn a_required_tool_is_called_with_valid_json_arguments() {
     let pair = pair().await;
     let (prefill, decode) = both(&pair, "/v1/chat/completions", &chat(&pair, 1, TOOLS)).await;
     let choice = &decode.json()["choices"][0];
@@ -274,11 +274,11 @@ async fn a_required_tool_is_called_with_arguments_that_parse() {
 }
 
 #[tokio::test]
-async fn requests_are_remembered_as_they_were_sent() {
+async fn requests_are_recorded_as_they_were_sent() {
     let pair = pair().await;
     let body = generate(&pair, 77, "\"unknown\":{\"a\":[1, 2]},");
     both(&pair, "/generate?x=1", &body).await;
-    let seen = pair.decode.seen();
+    let seen = pair.decode.recorded_requests();
     assert_eq!(seen.len(), 1);
     assert_eq!((seen[0].method.as_str(), seen[0].path_and_query.as_str()), ("POST", "/generate?x=1"));
     assert_eq!(seen[0].body, body.as_bytes());
@@ -287,7 +287,7 @@ async fn requests_are_remembered_as_they_were_sent() {
 }
 
 #[tokio::test]
-async fn a_prompt_of_eight_mebibytes_is_no_hardship() {
+async fn a_prompt_of_eight_mebibytes_is_accepted() {
     let config = SimConfig { context_length: 1 << 22, ..SimConfig::default() };
     let pair = SimPair::start(config.clone(), config).await.unwrap();
     let words = "word ".repeat((8 << 20) / 5);

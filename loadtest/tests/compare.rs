@@ -19,7 +19,7 @@ fn compare(out: &Path, arguments: &[&str]) -> Output {
 }
 
 #[test]
-fn results_are_written_as_table_json_and_plots() {
+fn results_are_written_as_a_table_json_and_plots() {
     let out = folder("compare-direct");
     let scenarios = ["--scenario", "chat_300b", "--scenario", "open_500", "--scenario", "stream_64"];
     // Nothing is started: the only router is none.
@@ -29,7 +29,7 @@ fn results_are_written_as_table_json_and_plots() {
     let read = |name: &str| fs::read_to_string(out.join(name)).expect(name);
     let table = read("table.md");
     assert!(table.contains("## chat_300b") && table.contains("| direct |"), "{table}");
-    assert!(table.contains("Not found, and left out:") && table.contains("smg"), "{table}");
+    assert!(table.contains("Not installed, and left out:") && table.contains("smg"), "{table}");
     assert!(!table.contains('✗'), "{table}");
     let results: serde_json::Value = serde_json::from_str(&read("results.json")).expect("JSON");
     let rows = results["rows"].as_array().expect("rows");
@@ -47,21 +47,21 @@ fn results_are_written_as_table_json_and_plots() {
 }
 
 #[test]
-fn router_that_does_not_start_is_named_and_tried_once() {
+fn a_router_that_does_not_start_is_reported_and_tried_once() {
     let out = folder("compare-broken");
     let flags = ["--scenario", "chat_300b", "--mini-lb", "/bin/false", "--router", "mini-lb"];
     let output = compare(&out, &flags);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let table = fs::read_to_string(out.join("table.md")).expect("table.md");
-    assert!(table.contains("✗ mini-lb: mini-lb does not answer"), "{table}");
+    assert!(table.contains("✗ mini-lb: mini-lb does not respond"), "{table}");
     let results = fs::read_to_string(out.join("results.json")).expect("results.json");
     assert_eq!(results.matches("not_started").count(), 1);
 }
 
 #[test]
-fn unknown_scenario_is_refused_with_the_names_there_are() {
+fn an_unknown_scenario_is_an_error_that_lists_the_known_ones() {
     let output = compare(&folder("compare-unknown"), &["--mini-lb", "/bin/false", "--scenario", "chat"]);
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("no scenario chat; there are chat_300b, stream_64"), "{said}");
+    assert!(said.contains("unknown scenario chat; known are chat_300b, stream_64"), "{said}");
 }

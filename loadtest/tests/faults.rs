@@ -22,14 +22,14 @@ async fn open(sim: &Sim, body: &str) -> Exchange {
     Exchange::open(sim.addr(), &post("/generate", body)).await
 }
 
-fn message(answer: &common::Answer) -> String {
-    answer.json()["message"].as_str().unwrap_or_else(|| panic!("{}", answer.text())).to_owned()
+fn message(response: &common::Response) -> String {
+    response.json()["message"].as_str().unwrap_or_else(|| panic!("{}", response.text())).to_owned()
 }
 
 /// The finish reason of a stream that consists of one event and the end.
-fn abort_of(answer: &common::Answer) -> Value {
-    assert_eq!(answer.status, 200);
-    let events = answer.events();
+fn abort_of(response: &common::Response) -> Value {
+    assert_eq!(response.status, 200);
+    let events = response.events();
     assert_eq!((events.len(), events[1].as_str()), (2, "[DONE]"));
     serde_json::from_str::<Value>(&events[0]).unwrap()["meta_info"]["finish_reason"].clone()
 }
@@ -43,16 +43,16 @@ fn within(begin: Instant, least: f64) {
 async fn prefill_alone_fails_after_its_bootstrap_timeout() {
     let pair = quick_pair().await;
     let begin = Instant::now();
-    let answer = ask(&pair.prefill, "POST", "/generate", &generate(&pair, 9, "\"rid\":\"r\",")).await;
+    let response = ask(&pair.prefill, "POST", "/generate", &generate(&pair, 9, "\"rid\":\"r\",")).await;
     within(begin, 3.0);
-    assert_eq!(answer.status, 500);
+    assert_eq!(response.status, 500);
     let expected = "Prefill bootstrap failed for request rank=0 req.rid='r' req.bootstrap_room=9 with exception \
                     KVTransferError(bootstrap_room=9): Request 9 timed out after 300.0s in KVPoll.Bootstrapping";
-    assert_eq!(message(&answer), expected);
+    assert_eq!(message(&response), expected);
 }
 
 #[tokio::test]
-async fn decode_alone_fails_after_its_waiting_timeout_also_in_a_stream() {
+async fn decode_alone_fails_after_its_waiting_timeout_with_and_without_a_stream() {
     let pair = quick_pair().await;
     let begin = Instant::now();
     let (plain, stream) = tokio::join!(
@@ -67,7 +67,7 @@ async fn decode_alone_fails_after_its_waiting_timeout_also_in_a_stream() {
 }
 
 #[tokio::test]
-async fn legs_meet_however_late_one_is() {
+async fn a_late_leg_still_meets_its_partner() {
     let pair = quick_pair().await;
     for (room, prefill_first) in [(1, true), (2, false)] {
         let (first, second) =
@@ -76,12 +76,12 @@ async fn legs_meet_however_late_one_is() {
         let mut early = open(first, &body).await;
         hangs(&mut early).await;
         assert_eq!(ask(second, "POST", "/generate", &body).await.status, 200);
-        assert_eq!(early.answer().await.status, 200);
+        assert_eq!(early.response().await.status, 200);
     }
 }
 
 #[tokio::test]
-async fn a_wrong_bootstrap_port_fails_decodes_handshake_and_leaves_prefill_waiting() {
+async fn a_wrong_bootstrap_port_fails_decode_and_leaves_prefill_waiting() {
     let pair = quick_pair().await;
     let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = unused.local_addr().unwrap().port();
@@ -101,7 +101,7 @@ async fn a_wrong_bootstrap_port_fails_decodes_handshake_and_leaves_prefill_waiti
 }
 
 #[tokio::test]
-async fn an_api_port_is_no_bootstrap_port() {
+async fn decode_fails_when_the_bootstrap_port_is_an_api_port() {
     let pair = quick_pair().await;
     let port = pair.prefill.addr().port();
     let body = format!(
@@ -112,14 +112,14 @@ async fn an_api_port_is_no_bootstrap_port() {
 }
 
 #[tokio::test]
-async fn decode_notices_a_dead_prefill_server_and_works_with_the_next_on_its_address() {
+async fn decode_fails_when_prefill_dies_and_works_with_its_successor_on_the_same_address() {
     let pair = quick_pair().await;
     let mut decode = open(&pair.decode, &generate(&pair, 1, "")).await;
     hangs(&mut decode).await;
     let (addr, bootstrap) = (pair.prefill.addr(), pair.prefill.bootstrap_port());
     let begin = Instant::now();
     pair.prefill.shutdown().await;
-    let failed = decode.answer().await;
+    let failed = decode.response().await;
     within(begin, 0.1);
     assert_eq!(failed.status, 500);
     let port = bootstrap.unwrap();
@@ -133,7 +133,7 @@ async fn decode_notices_a_dead_prefill_server_and_works_with_the_next_on_its_add
 }
 
 #[tokio::test]
-async fn lists_on_a_single_prompt_end_in_a_closed_connection_without_a_byte() {
+async fn a_list_on_a_single_prompt_closes_the_connection_without_a_response() {
     let pair = quick_pair().await;
     let bodies = [
         ("/generate", r#"{"text":"a","bootstrap_room":[5]}"#),
@@ -151,14 +151,14 @@ async fn lists_on_a_single_prompt_end_in_a_closed_connection_without_a_byte() {
 }
 
 #[tokio::test]
-async fn lists_shorter_than_the_batch_are_an_internal_error() {
+async fn a_list_that_is_shorter_than_the_batch_is_an_internal_error() {
     let pair = quick_pair().await;
-    let answer = ask(&pair.decode, "POST", "/generate", r#"{"text":["a","b"],"bootstrap_room":[5]}"#).await;
-    assert_eq!((answer.status, answer.text().as_str()), (500, "Internal Server Error"));
+    let response = ask(&pair.decode, "POST", "/generate", r#"{"text":["a","b"],"bootstrap_room":[5]}"#).await;
+    assert_eq!((response.status, response.text().as_str()), (500, "Internal Server Error"));
 }
 
 #[tokio::test]
-async fn room_zero_and_several_samples_hang_on_decode_only() {
+async fn room_zero_and_several_samples_hang_decode_and_not_prefill() {
     let pair = quick_pair().await;
     let two = r#""sampling_params":{"n":2},"#;
     for (room, extra) in [(0, ""), (5, two)] {
@@ -176,7 +176,7 @@ async fn room_zero_and_several_samples_hang_on_decode_only() {
 }
 
 #[tokio::test]
-async fn a_room_in_use_twice_answers_once_and_counts_as_a_crash() {
+async fn a_room_that_is_used_twice_gets_one_response_and_counts_as_a_crash() {
     let pair = quick_pair().await;
     let body = generate(&pair, 5, "");
     let mut first = open(&pair.decode, &body).await;
@@ -184,12 +184,12 @@ async fn a_room_in_use_twice_answers_once_and_counts_as_a_crash() {
     let mut second = open(&pair.decode, &body).await;
     eventually("the second is seen", || pair.decode.stats().crashes == 1).await;
     assert_eq!(ask(&pair.prefill, "POST", "/generate", &body).await.status, 200);
-    assert_eq!(first.answer().await.status, 200);
+    assert_eq!(first.response().await.status, 200);
     hangs(&mut second).await;
 }
 
 #[tokio::test]
-async fn a_room_can_be_used_again_afterwards() {
+async fn a_room_can_be_used_again_after_its_request() {
     let pair = quick_pair().await;
     for _ in 0..3 {
         let (prefill, decode) = both(&pair, "/generate", &generate(&pair, 5, "")).await;
@@ -199,7 +199,7 @@ async fn a_room_can_be_used_again_afterwards() {
 }
 
 #[tokio::test]
-async fn different_prompts_give_garbage_and_a_mismatch() {
+async fn legs_with_different_prompts_are_counted_as_a_mismatch() {
     let pair = quick_pair().await;
     let (one, other) = (generate(&pair, 5, ""), generate(&pair, 5, "").replace("the of", "to be"));
     let (prefill, decode) = tokio::join!(
@@ -214,7 +214,7 @@ async fn different_prompts_give_garbage_and_a_mismatch() {
 }
 
 #[tokio::test]
-async fn the_fake_host_gives_garbage_without_a_partner() {
+async fn the_fake_bootstrap_host_responds_without_a_partner() {
     let pair = quick_pair().await;
     let body = r#"{"text":"a","bootstrap_host":"2.2.2.2","bootstrap_port":1,"bootstrap_room":5}"#;
     assert_eq!(ask(&pair.decode, "POST", "/generate", body).await.status, 200);
@@ -222,7 +222,7 @@ async fn the_fake_host_gives_garbage_without_a_partner() {
 }
 
 #[tokio::test]
-async fn a_prefill_leg_dropped_before_its_answer_fails_decode_after_the_poll() {
+async fn decode_fails_when_prefill_notices_that_its_client_disconnected() {
     let slow = SimConfig { prefill_time: Duration::from_secs(3600), time_scale: 0.1, ..SimConfig::prefill() };
     let pair = SimPair::start(slow, SimConfig::decode()).await.unwrap();
     let body = generate(&pair, 5, "\"stream\":true,");
@@ -231,7 +231,7 @@ async fn a_prefill_leg_dropped_before_its_answer_fails_decode_after_the_poll() {
     eventually("prefill works", || pair.prefill.stats().in_flight == 1).await;
     let begin = Instant::now();
     drop(prefill);
-    let abort = abort_of(&decode.answer().await);
+    let abort = abort_of(&decode.response().await);
     within(begin, 0.35);
     assert_eq!(abort["status_code"], 500);
     assert_eq!(pair.prefill.stats().aborted, 1);
@@ -239,7 +239,7 @@ async fn a_prefill_leg_dropped_before_its_answer_fails_decode_after_the_poll() {
 }
 
 #[tokio::test]
-async fn a_dropped_prefill_leg_still_hands_over_until_the_poll() {
+async fn a_prefill_leg_transfers_until_its_disconnect_is_noticed() {
     let config = SimConfig { time_scale: 10.0, ..SimConfig::prefill() };
     let pair = SimPair::start(config, SimConfig::decode()).await.unwrap();
     let body = generate(&pair, 5, "");
@@ -251,7 +251,7 @@ async fn a_dropped_prefill_leg_still_hands_over_until_the_poll() {
 }
 
 #[tokio::test]
-async fn a_lost_reader_of_a_stream_is_noticed() {
+async fn the_disconnect_of_a_stream_reader_aborts_the_generation() {
     let slow = SimConfig { inter_token: Duration::from_secs(3600), time_scale: 0.1, ..SimConfig::decode() };
     let pair = SimPair::start(SimConfig::prefill(), slow).await.unwrap();
     let body = generate(&pair, 5, "\"stream\":true,");
@@ -266,7 +266,7 @@ async fn a_lost_reader_of_a_stream_is_noticed() {
 }
 
 #[tokio::test]
-async fn abort_request_ends_a_waiting_call_at_once() {
+async fn abort_request_ends_a_waiting_request_immediately() {
     let pair = quick_pair().await;
     let body = |room| generate(&pair, room, &format!("\"rid\":\"rid-{room}\","));
     for (sim, room, stage) in
@@ -276,9 +276,9 @@ async fn abort_request_ends_a_waiting_call_at_once() {
         eventually("it waits", || sim.stats().in_flight == 1).await;
         let abort = ask(sim, "POST", "/abort_request", &format!("{{\"rid\":\"rid-{room}\"}}")).await;
         assert_eq!((abort.status, abort.text().as_str()), (200, ""));
-        let answer = waiting.answer().await;
-        assert_eq!(answer.status, 500);
-        let message = message(&answer);
+        let response = waiting.response().await;
+        assert_eq!(response.status, 500);
+        let message = message(&response);
         assert!(message.starts_with(&format!("{stage} failed")), "{message}");
         assert!(message.ends_with("Aborted by AbortReq."), "{message}");
         assert_eq!(sim.stats().in_flight, 0);
@@ -286,12 +286,12 @@ async fn abort_request_ends_a_waiting_call_at_once() {
     let mut stream = open(&pair.decode, &body(20).replacen('{', "{\"stream\":true,", 1)).await;
     eventually("it waits", || pair.decode.stats().in_flight == 1).await;
     ask(&pair.decode, "POST", "/abort_request", r#"{"abort_all":true}"#).await;
-    let abort = abort_of(&stream.answer().await);
+    let abort = abort_of(&stream.response().await);
     assert!(abort["message"].as_str().unwrap().ends_with("Aborted by AbortReq."));
 }
 
 #[tokio::test]
-async fn abort_request_cuts_an_answer_short_that_has_begun() {
+async fn abort_request_truncates_a_response_that_has_begun() {
     let slow = SimConfig { inter_token: Duration::from_secs(3600), ..SimConfig::decode() };
     let pair = SimPair::start(SimConfig::prefill(), slow).await.unwrap();
     let body = |room, stream| generate(&pair, room, &format!("\"rid\":\"r{room}\",\"stream\":{stream},"));
@@ -309,19 +309,19 @@ async fn abort_request_cuts_an_answer_short_that_has_begun() {
     for rid in ["r1", "r2"] {
         ask(&pair.decode, "POST", "/abort_request", &format!("{{\"rid\":\"{rid}\"}}")).await;
     }
-    let events = streamed.answer().await.events();
+    let events = streamed.response().await.events();
     let last: Value = serde_json::from_str(&events[1]).unwrap();
     assert_eq!((events.len(), events[2].as_str()), (3, "[DONE]"));
-    let whole = whole.answer().await;
+    let whole = whole.response().await;
     assert_eq!(whole.status, 200);
-    for answer in [last, whole.json()] {
-        assert_eq!(answer["meta_info"]["finish_reason"]["type"], "abort");
-        assert_eq!(answer["meta_info"]["completion_tokens"], 1);
+    for response in [last, whole.json()] {
+        assert_eq!(response["meta_info"]["finish_reason"]["type"], "abort");
+        assert_eq!(response["meta_info"]["completion_tokens"], 1);
     }
 }
 
 #[tokio::test]
-async fn aborting_decode_tells_a_prefill_that_is_at_work() {
+async fn aborting_decode_fails_a_prefill_that_is_computing() {
     let slow = SimConfig { prefill_time: Duration::from_secs(3600), ..SimConfig::prefill() };
     let pair = SimPair::start(slow, SimConfig::decode()).await.unwrap();
     let body = generate(&pair, 5, "\"rid\":\"x\",");
@@ -333,14 +333,14 @@ async fn aborting_decode_tells_a_prefill_that_is_at_work() {
         working = loads["loads"][0]["disaggregation"]["prefill_inflight_queue_reqs"].as_u64().unwrap();
     }
     ask(&pair.decode, "POST", "/abort_request", r#"{"rid":"x"}"#).await;
-    assert_eq!(decode.answer().await.status, 500);
-    let answer = prefill.answer().await;
-    assert_eq!(answer.status, 500);
-    assert!(message(&answer).starts_with("Prefill transfer failed"));
+    assert_eq!(decode.response().await.status, 500);
+    let response = prefill.response().await;
+    assert_eq!(response.status, 500);
+    assert!(message(&response).starts_with("Prefill transfer failed"));
 }
 
 #[tokio::test]
-async fn a_request_id_in_flight_is_refused_and_free_again_later() {
+async fn a_request_id_in_flight_is_rejected_until_its_request_ends() {
     let pair = quick_pair().await;
     let body = |room| generate(&pair, room, "\"rid\":\"x\",");
     let mut first = open(&pair.decode, &body(1)).await;
@@ -349,13 +349,13 @@ async fn a_request_id_in_flight_is_refused_and_free_again_later() {
     assert_eq!(second.status, 400);
     assert_eq!(second.json()["error"]["message"], "Duplicate request ID detected: x");
     ask(&pair.prefill, "POST", "/generate", &body(1)).await;
-    assert_eq!(first.answer().await.status, 200);
+    assert_eq!(first.response().await.status, 200);
     let (_, third) = both(&pair, "/generate", &body(3)).await;
     assert_eq!(third.status, 200);
 }
 
 #[tokio::test]
-async fn a_server_that_ends_cuts_its_streams_off() {
+async fn a_server_that_stops_truncates_its_streams() {
     let slow = SimConfig { inter_token: Duration::from_secs(3600), ..SimConfig::decode() };
     let pair = SimPair::start(SimConfig::prefill(), slow).await.unwrap();
     let body = generate(&pair, 5, "\"stream\":true,");
@@ -369,7 +369,7 @@ async fn a_server_that_ends_cuts_its_streams_off() {
 }
 
 #[tokio::test]
-async fn bodies_that_are_not_the_wanted_json_are_refused() {
+async fn bodies_of_the_wrong_type_are_rejected() {
     let pair = quick_pair().await;
     for body in ["{\"text\":", "[1,2]", "{\"text\":5}", "{}", "{\"text\":\"a\",\"bootstrap_room\":\"x\"}"] {
         assert_eq!(ask(&pair.decode, "POST", "/generate", body).await.status, 400, "{body}");

@@ -1,11 +1,12 @@
-//! The generator against servers on real sockets: what it counts, what it times, what it does not let pass.
+//! The load generator against servers on real sockets: what it counts, what it measures, which errors it
+//! detects.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use loadtest::canned::{Canned, Plan, Role};
-use loadtest::load::{Kind, Load, Mix, Mode, Report, Request, Until, ask};
+use loadtest::load::{Load, Mix, Mode, Report, Request, RequestKind, Until, fetch};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -23,44 +24,44 @@ async fn count(load: Load, count: u64) -> Report {
     Load { until: Until::Count(count), ..load }.run().await.expect("a run")
 }
 
-fn load(target: SocketAddr, kind: Kind, connections: usize, tokens: u32) -> Load {
+fn load(target: SocketAddr, kind: RequestKind, connections: usize, tokens: u32) -> Load {
     Load::new(target, Request::new(target, kind, 300, tokens), connections, Duration::from_millis(300))
 }
 
 #[tokio::test]
 async fn closed_loop_sends_each_request_once_on_few_connections() {
     let server = decode(64);
-    let report = count(load(server.addr(), Kind::Chat, 4, 64), 100).await;
+    let report = count(load(server.addr(), RequestKind::Chat, 4, 64), 100).await;
     assert_eq!((report.requests, report.errors), (100, 0));
-    assert_eq!((server.seen().requests, server.seen().connections), (100, 4));
+    assert_eq!((server.counts().requests, server.counts().connections), (100, 4));
     assert_eq!(report.latency.count, 100);
     assert!(report.latency.p50 <= report.latency.p99 && report.latency.p99 <= report.latency.max);
 }
 
 #[tokio::test]
-async fn large_body_is_sent_whole() {
+async fn a_large_body_is_sent_completely() {
     let server = decode(64);
     let target = server.addr();
-    let load = Load::new(target, Request::new(target, Kind::Chat, 1 << 20, 64), 2, Duration::ZERO);
+    let load = Load::new(target, Request::new(target, RequestKind::Chat, 1 << 20, 64), 2, Duration::ZERO);
     let report = count(load, 6).await;
     assert_eq!((report.requests, report.errors), (6, 0));
-    assert_eq!(server.seen().bytes, 6 << 20);
+    assert_eq!(server.counts().bytes, 6 << 20);
 }
 
 #[tokio::test]
-async fn tokens_of_streams_are_counted_and_timed() {
+async fn streamed_tokens_are_counted_and_timed() {
     let server = decode(20);
-    let report = count(load(server.addr(), Kind::ChatStream, 2, 20), 10).await;
+    let report = count(load(server.addr(), RequestKind::ChatStream, 2, 20), 10).await;
     assert_eq!((report.requests, report.errors, report.tokens), (10, 0, 200));
     assert_eq!(report.token_delay.count, 200);
     assert!(report.token_delay.max < 5e6, "a stamp was read wrongly: {:?}", report.token_delay);
 }
 
 #[tokio::test]
-async fn paced_stream_takes_its_time_and_its_first_byte_does_not() {
+async fn pacing_delays_the_end_of_a_stream_and_not_its_first_byte() {
     let plan = Plan { tokens: 10, interval: Duration::from_millis(50), ..Plan::default() };
     let server = canned(Role::Decode, plan);
-    let report = count(load(server.addr(), Kind::ChatStream, 1, 10), 1).await;
+    let report = count(load(server.addr(), RequestKind::ChatStream, 1, 10), 1).await;
     assert_eq!((report.errors, report.tokens), (0, 10));
     // Three digits are kept of each: 1 % of half a second.
     assert!(report.latency.p50 >= 495_000.0, "{:?}", report.latency);
@@ -68,18 +69,18 @@ async fn paced_stream_takes_its_time_and_its_first_byte_does_not() {
 }
 
 #[tokio::test]
-async fn too_few_tokens_are_errors() {
+async fn a_stream_with_too_few_tokens_counts_as_an_error() {
     let server = decode(20);
-    let report = count(load(server.addr(), Kind::ChatStream, 1, 21), 3).await;
+    let report = count(load(server.addr(), RequestKind::ChatStream, 1, 21), 3).await;
     assert_eq!((report.requests, report.errors), (0, 3));
     assert_eq!(report.first_error.as_deref(), Some("20 tokens instead of 21"));
 }
 
 #[tokio::test]
-async fn logprobs_that_were_not_merged_are_noticed() {
+async fn responses_without_merged_logprobs_are_counted() {
     let (prefill, decode) = (canned(Role::Prefill, Plan::default()), decode(1));
-    for kind in [Kind::Logprobs, Kind::LogprobStream] {
-        // Prefill's own answers have the lists that a router is to merge; decode's do not.
+    for kind in [RequestKind::Logprobs, RequestKind::LogprobStream] {
+        // Prefill's own responses have the lists that a router is to merge; decode's do not.
         let unmerged = async |server: &Canned| {
             let report = count(load(server.addr(), kind, 1, 1), 2).await;
             assert_eq!((report.requests, report.errors), (2, 0), "{kind:?}");
@@ -90,28 +91,29 @@ async fn logprobs_that_were_not_merged_are_noticed() {
 }
 
 #[tokio::test]
-async fn refused_connections_are_errors() {
+async fn refused_connections_count_as_errors() {
     let listener = TcpListener::bind(SocketAddr::from(ANYWHERE)).await.expect("a free port");
     let nobody = listener.local_addr().expect("a bound address");
     drop(listener);
-    let report = count(load(nobody, Kind::Chat, 1, 1), 2).await;
+    let report = count(load(nobody, RequestKind::Chat, 1, 1), 2).await;
     assert_eq!((report.requests, report.errors), (0, 2));
 }
 
 #[tokio::test]
-async fn clients_of_a_day_leave_and_are_not_errors() {
+async fn clients_that_disconnect_on_purpose_are_not_counted_as_errors() {
     let plan = Plan { tokens: 16, interval: Duration::from_millis(1), ..Plan::default() };
     let server = canned(Role::Decode, plan);
     let target = server.addr();
-    let load = Load { requests: Mix::day(target, 16), ..load(target, Kind::Chat, 1, 16) };
+    let load = Load { requests: Mix::soak(target, 16), ..load(target, RequestKind::Chat, 1, 16) };
     let report = count(load, 20).await;
-    assert_eq!((report.requests, report.errors, report.left_early), (20, 0, 2));
-    assert_eq!(server.seen().connections, 3, "who left comes back on a new connection");
+    assert_eq!((report.requests, report.errors, report.cancelled), (20, 0, 2));
+    assert_eq!(server.counts().connections, 3, "who left comes back on a new connection");
 }
 
-/// Answers at once, but for one pause of `stall` in which it answers nobody, 50 ms after the first request came.
+/// Responds immediately, but for a stall of length `stall` that begins 50 ms after the first request has
+/// arrived.
 async fn stalling(stall: Duration) -> SocketAddr {
-    const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 25\r\n\r\n\"finish_reason\":\"length\" ";
+    const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 25\r\n\r\n\"finish_reason\":\"length\" ";
     let listener = TcpListener::bind(SocketAddr::from(ANYWHERE)).await.expect("a free port");
     let addr = listener.local_addr().expect("a bound address");
     let first = Arc::new(OnceLock::new());
@@ -127,7 +129,7 @@ async fn stalling(stall: Duration) -> SocketAddr {
                     if now > begin && now < begin + stall {
                         tokio::time::sleep(begin + stall - now).await;
                     }
-                    if stream.write_all(ANSWER).await.is_err() {
+                    if stream.write_all(RESPONSE).await.is_err() {
                         return;
                     }
                 }
@@ -139,9 +141,9 @@ async fn stalling(stall: Duration) -> SocketAddr {
 
 /// A stall of 200 ms in 400: half of the requests of an open loop were due in it, and waited 100 ms on average.
 #[tokio::test]
-async fn open_loop_counts_what_a_stall_did_to_requests_that_were_due() {
+async fn open_loop_latency_includes_the_wait_of_requests_that_were_due_during_a_stall() {
     let addr = stalling(Duration::from_millis(200)).await;
-    let mut load = load(addr, Kind::Chat, 1, 1);
+    let mut load = load(addr, RequestKind::Chat, 1, 1);
     (load.mode, load.until) = (Mode::Open { rate: 500.0 }, Until::Count(200));
     let report = load.run().await.expect("a run");
     assert_eq!((report.requests, report.errors), (200, 0));
@@ -149,11 +151,11 @@ async fn open_loop_counts_what_a_stall_did_to_requests_that_were_due() {
     assert!(report.latency.p50 > 1_000.0, "{:?}", report.latency);
 }
 
-/// The same in a closed loop: one request saw it.
+/// The same stall in a closed loop affects one request.
 #[tokio::test]
-async fn closed_loop_sees_a_stall_once() {
+async fn closed_loop_latency_includes_a_stall_once() {
     let addr = stalling(Duration::from_millis(200)).await;
-    let mut load = load(addr, Kind::Chat, 1, 1);
+    let mut load = load(addr, RequestKind::Chat, 1, 1);
     load.until = Until::Time(Duration::from_millis(400));
     let report = load.run().await.expect("a run");
     assert!(report.latency.max > 100_000.0 && report.latency.p90 < 50_000.0, "{:?}", report.latency);
@@ -162,7 +164,7 @@ async fn closed_loop_sees_a_stall_once() {
 #[tokio::test]
 async fn open_loop_keeps_its_rate() {
     let server = decode(1);
-    let mut load = load(server.addr(), Kind::Chat, 8, 1);
+    let mut load = load(server.addr(), RequestKind::Chat, 8, 1);
     (load.mode, load.until) = (Mode::Open { rate: 500.0 }, Until::Count(150));
     let started = Instant::now();
     let report = load.run().await.expect("a run");
@@ -172,39 +174,39 @@ async fn open_loop_keeps_its_rate() {
 }
 
 #[tokio::test]
-async fn warmup_is_not_counted() {
+async fn the_warm_up_is_not_counted() {
     // Tokens come after 600, 1,200 and 1,800 ms: what is measured begins and ends 300 ms away from each.
     let plan = Plan { tokens: 2, interval: Duration::from_millis(600), ..Plan::default() };
     let server = canned(Role::Decode, plan);
-    let mut load = load(server.addr(), Kind::ChatStream, 1, 2);
+    let mut load = load(server.addr(), RequestKind::ChatStream, 1, 2);
     (load.warmup, load.until) = (Duration::from_millis(900), Until::Time(Duration::from_millis(600)));
     let report = load.run().await.expect("a run");
     assert_eq!((report.requests, report.tokens), (1, 1), "the first token came before");
 }
 
 #[tokio::test]
-async fn plan_is_set_and_counters_start_anew_on_request() {
+async fn a_new_plan_takes_effect_and_resets_the_counters() {
     let server = decode(64);
-    count(load(server.addr(), Kind::Chat, 1, 64), 3).await;
-    assert_eq!(server.seen().requests, 3);
+    count(load(server.addr(), RequestKind::Chat, 1, 64), 3).await;
+    assert_eq!(server.counts().requests, 3);
     let plan = Plan { tokens: 5, ..Plan::default() };
-    let (status, body) = ask(server.addr(), "PUT", &plan.target()).await.expect("an answer");
+    let (status, body) = fetch(server.addr(), "PUT", &plan.target()).await.expect("a response");
     assert_eq!((status, body.as_str()), (200, r#"{"connections":0,"requests":0,"bytes":0}"#));
-    assert_eq!(count(load(server.addr(), Kind::ChatStream, 1, 5), 2).await.tokens, 10);
-    let (_, body) = ask(server.addr(), "GET", "/canned").await.expect("an answer");
+    assert_eq!(count(load(server.addr(), RequestKind::ChatStream, 1, 5), 2).await.tokens, 10);
+    let (_, body) = fetch(server.addr(), "GET", "/canned").await.expect("a response");
     assert!(body.starts_with(r#"{"connections":1,"requests":2,"#), "{body}");
 }
 
 #[tokio::test]
-async fn probes_are_answered_and_not_counted() {
+async fn probes_get_a_response_and_are_not_counted() {
     let server = decode(64);
     for path in ["/ready", "/health", "/get_server_info", "/v1/models"] {
-        assert_eq!(ask(server.addr(), "GET", path).await.expect("an answer").0, 200, "{path}");
+        assert_eq!(fetch(server.addr(), "GET", path).await.expect("a response").0, 200, "{path}");
     }
-    assert_eq!(server.seen().requests, 0);
+    assert_eq!(server.counts().requests, 0);
 }
 
-/// The head and the body of a request of `size` bytes that ends with a room, or without one.
+/// Head and body of a request of `size` bytes that ends with a room, or without one.
 fn large(size: usize, room: Option<u64>) -> Vec<u8> {
     let room =
         room.map(|room| format!(r#","bootstrap_port":8998,"bootstrap_room":{room}"#)).unwrap_or_default();
@@ -220,8 +222,8 @@ async fn send(server: &Canned, bytes: &[u8]) -> TcpStream {
     stream
 }
 
-/// Whether an answer begins within `time`.
-async fn answers(stream: &mut TcpStream, time: Duration) -> bool {
+/// Whether a response begins within `time`.
+async fn responds(stream: &mut TcpStream, time: Duration) -> bool {
     let mut first = [0; 12];
     let read = tokio::time::timeout(time, stream.read_exact(&mut first)).await;
     read.is_ok_and(|read| read.is_ok() && &first == b"HTTP/1.1 200")
@@ -237,32 +239,32 @@ async fn decode_of_a_pair_waits_until_prefill_has_read_the_room() {
     let body = large(1 << 20, Some(77));
     let mut waiting = send(&decode, &body).await;
     let mut other = send(&prefill, &large(1 << 20, Some(78))).await;
-    assert!(answers(&mut other, SOON).await, "prefill waits for nobody");
+    assert!(responds(&mut other, SOON).await, "prefill waits for nobody");
     let (last, rest) = body.split_last().expect("a body");
     let mut slow = send(&prefill, rest).await;
-    assert!(!answers(&mut waiting, MOMENT).await, "prefill lacks a byte of this room");
+    assert!(!responds(&mut waiting, MOMENT).await, "prefill lacks a byte of this room");
     slow.write_all(&[*last]).await.expect("a server that reads");
-    assert!(answers(&mut waiting, SOON).await);
+    assert!(responds(&mut waiting, SOON).await);
     // Prefill was first here.
-    assert!(answers(&mut send(&decode, &large(1 << 20, Some(78))).await, SOON).await);
+    assert!(responds(&mut send(&decode, &large(1 << 20, Some(78))).await, SOON).await);
 }
 
 #[tokio::test]
-async fn decode_waits_neither_without_a_room_nor_unless_it_is_paired() {
+async fn decode_does_not_wait_without_a_room_or_outside_of_a_pair() {
     let plan = Plan { paired: true, ..Plan::default() };
     let [_prefill, decode] = Canned::pair(ANYWHERE.into(), ANYWHERE.into(), plan).expect("free ports");
-    assert!(answers(&mut send(&decode, &large(1 << 20, None)).await, SOON).await);
-    assert!(answers(&mut send(&decode, &large(1 << 10, Some(1))).await, SOON).await, "a small body");
+    assert!(responds(&mut send(&decode, &large(1 << 20, None)).await, SOON).await);
+    assert!(responds(&mut send(&decode, &large(1 << 10, Some(1))).await, SOON).await, "a small body");
     decode.plan(Plan::default());
-    assert!(answers(&mut send(&decode, &large(1 << 20, Some(2))).await, SOON).await);
+    assert!(responds(&mut send(&decode, &large(1 << 20, Some(2))).await, SOON).await);
 }
 
 #[tokio::test]
-async fn late_prefill_is_late_and_decode_is_not() {
+async fn prefill_delay_applies_to_prefill_only() {
     let plan = Plan { prefill_delay: Duration::from_millis(500), ..Plan::default() };
     let (prefill, decode) = (canned(Role::Prefill, plan), canned(Role::Decode, plan));
-    let late = count(load(prefill.addr(), Kind::Chat, 1, 1), 1).await;
-    let at_once = count(load(decode.addr(), Kind::Chat, 1, 1), 1).await;
+    let late = count(load(prefill.addr(), RequestKind::Chat, 1, 1), 1).await;
+    let at_once = count(load(decode.addr(), RequestKind::Chat, 1, 1), 1).await;
     assert!(late.first_byte.p50 >= 499_000.0, "{late:?}");
     assert!(at_once.first_byte.p50 < 250_000.0, "{at_once:?}");
 }

@@ -54,7 +54,7 @@ impl Drop for Process {
 
 async fn both(prefill: SocketAddr, decode: SocketAddr, body: &str) -> (u16, u16) {
     let request = post("/generate", body);
-    let ask = async |addr| Exchange::open(addr, &request).await.answer().await.status;
+    let ask = async |addr| Exchange::open(addr, &request).await.response().await.status;
     tokio::join!(ask(prefill), ask(decode))
 }
 
@@ -63,7 +63,7 @@ fn body(port: u16) -> String {
 }
 
 #[tokio::test]
-async fn two_processes_pair_and_a_killed_prefill_is_noticed() {
+async fn two_processes_work_as_a_pair_and_decode_notices_a_killed_prefill() {
     let mut prefill = Process::start(&["--role", "prefill", "--bootstrap-port", "0"], 1);
     let (prefill_addr, port) = prefill.announced(0, "prefill");
     let port = port.unwrap();
@@ -75,22 +75,22 @@ async fn two_processes_pair_and_a_killed_prefill_is_noticed() {
     let mut waiting =
         Exchange::open(decode_addr, &post("/generate", &body(port).replace("\"a b\"", "\"c\""))).await;
     let busy = common::request("POST", "/flush_cache", "");
-    while Exchange::open(decode_addr, &busy).await.answer().await.status == 200 {}
+    while Exchange::open(decode_addr, &busy).await.response().await.status == 200 {}
     prefill.signal("-KILL");
-    let answer = waiting.answer().await;
-    assert_eq!(answer.status, 500);
-    assert!(answer.text().contains(" failed for request rank=0 "), "{}", answer.text());
+    let response = waiting.response().await;
+    assert_eq!(response.status, 500);
+    assert!(response.text().contains(" failed for request rank=0 "), "{}", response.text());
     assert_eq!(decode.signal("-TERM"), Some(0));
 }
 
 #[tokio::test]
-async fn one_process_plays_both_roles_and_ends_on_an_interrupt() {
+async fn one_process_runs_both_roles_and_exits_on_sigint() {
     let flags = ["--role", "pair", "--decode-port", "0", "--bootstrap-port", "0", "--model", "m"];
     let mut pair = Process::start(&flags, 2);
     let ((prefill, port), (decode, assumed)) = (pair.announced(0, "prefill"), pair.announced(1, "decode"));
     assert_eq!(port, assumed);
     assert_eq!(both(prefill, decode, &body(port.unwrap())).await, (200, 200));
-    let models = Exchange::open(decode, &common::request("GET", "/v1/models", "")).await.answer().await;
+    let models = Exchange::open(decode, &common::request("GET", "/v1/models", "")).await.response().await;
     assert_eq!(models.json()["data"][0]["id"], "m");
     assert_eq!(pair.signal("-INT"), Some(0));
 }

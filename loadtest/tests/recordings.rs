@@ -1,4 +1,4 @@
-//! Holds the simulator to the recordings: it gets each recorded request and must answer in the recorded
+//! Holds the simulator to the recordings: it gets each recorded request and must response in the recorded
 //! shape. A shape is the status, the header names with the values that are not numbers or dates, the framing,
 //! and of JSON the keys, their order, and the types of all values.
 //!
@@ -12,7 +12,7 @@ mod common;
 
 use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
 
-use common::{Answer, Exchange, Framing};
+use common::{Exchange, Framing, Response};
 use loadtest::sim::{Sim, SimConfig, SimPair};
 
 /// Endpoints that the simulator does not have.
@@ -132,12 +132,12 @@ mod shape {
 }
 
 /// Header names in order of the alphabet, with values that say something about the shape.
-fn headers(answer: &Answer) -> BTreeSet<String> {
+fn headers(response: &Response) -> BTreeSet<String> {
     let told = |(name, value): &(String, String)| match name.as_str() {
         "date" | "content-length" => name.clone(),
         _ => format!("{name}: {value}"),
     };
-    answer.headers.iter().map(told).collect()
+    response.headers.iter().map(told).collect()
 }
 
 /// Which prompt of a batch an event is about, if it says so.
@@ -150,9 +150,9 @@ fn index_of(event: &str) -> Option<&str> {
 }
 
 /// The shape of each event, per index of the batch; runs of equal shapes count once.
-fn event_shapes(answer: &Answer) -> Vec<(Option<String>, Vec<String>)> {
+fn event_shapes(response: &Response) -> Vec<(Option<String>, Vec<String>)> {
     let mut lines: Vec<(Option<String>, Vec<String>)> = Vec::new();
-    for event in answer.events() {
+    for event in response.events() {
         let index = index_of(&event).map(str::to_owned);
         let shape = if event == "[DONE]" { event } else { shape::of(&event) };
         let at = lines.iter().position(|(own, _)| *own == index).unwrap_or_else(|| {
@@ -167,7 +167,7 @@ fn event_shapes(answer: &Answer) -> Vec<(Option<String>, Vec<String>)> {
     lines
 }
 
-fn compare(name: &str, real: &Answer, simulated: &Answer) {
+fn compare(name: &str, real: &Response, simulated: &Response) {
     assert_eq!(real.status, simulated.status, "{name}: {}", simulated.text());
     assert_eq!(headers(real), headers(simulated), "{name}");
     match (&real.framing, &simulated.framing) {
@@ -212,12 +212,12 @@ async fn replay(folder: &str, name: &str, sim: &Sim, port: u16) {
         );
         return;
     }
-    let real = Answer::parse(&recorded).unwrap_or_else(|| panic!("{name} is recorded as whole"));
-    compare(name, &real, &exchange.answer().await);
+    let real = Response::parse(&recorded).unwrap_or_else(|| panic!("{name} is recorded as whole"));
+    compare(name, &real, &exchange.response().await);
 }
 
 #[tokio::test]
-async fn every_recorded_exchange_of_a_pair_is_answered_in_its_shape() {
+async fn every_recorded_exchange_of_a_pair_gets_a_response_of_the_recorded_shape() {
     let mut names = BTreeSet::new();
     for entry in fs::read_dir(folder("pd")).unwrap() {
         let file = entry.unwrap().file_name().into_string().unwrap();
@@ -240,7 +240,7 @@ async fn every_recorded_exchange_of_a_pair_is_answered_in_its_shape() {
 }
 
 #[tokio::test]
-async fn requests_without_a_room_are_refused_in_the_recorded_shapes() {
+async fn requests_without_a_room_get_errors_of_the_recorded_shapes() {
     let pair = pair().await;
     for name in ["gen", "gen_stream", "chat"] {
         replay("pd_nobootstrap", &format!("{name}.prefill"), &pair.prefill, 0).await;
@@ -249,7 +249,7 @@ async fn requests_without_a_room_are_refused_in_the_recorded_shapes() {
 }
 
 #[tokio::test]
-async fn one_leg_alone_waits_as_recorded() {
+async fn a_single_leg_waits_as_recorded() {
     let pair = pair().await;
     let port = pair.prefill.bootstrap_port().unwrap();
     replay("pd_fail", "decode_only_8s", &pair.decode, port).await;
@@ -277,7 +277,7 @@ async fn information_endpoints_have_the_recorded_shapes() {
 }
 
 #[tokio::test]
-async fn a_regular_server_answers_in_the_recorded_shapes() {
+async fn a_regular_server_responds_in_the_recorded_shapes() {
     let config = SimConfig { time_scale: 0.01, context_length: 2048, ..SimConfig::default() };
     let sim = Sim::start(config).await.unwrap();
     // Left out: `head_health`, whose length is that of a body that is not sent, and
@@ -318,7 +318,7 @@ async fn a_regular_server_answers_in_the_recorded_shapes() {
 }
 
 #[test]
-fn shapes_tell_keys_order_and_types_apart() {
+fn shapes_differ_by_keys_order_and_types() {
     let shape = shape::of(r#"{"a":1,"b":[0.5,0.25],"c":null}"#);
     assert_eq!(shape, "{a:int,b:[float,],c:null,}");
     assert_ne!(shape::of(r#"[{"a":1}]"#), shape::of(r#"[{"b":1}]"#));

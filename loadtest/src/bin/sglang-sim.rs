@@ -1,5 +1,5 @@
-//! `sglang-sim`: one simulated SGLang server, or a pair, as a process. Everything but flags and signals is in
-//! the library.
+//! `sglang-sim`: a simulated SGLang server, or a pair of them, as a process. Only flags and signals are
+//! handled here.
 
 use std::{
     io::{self, Write as _},
@@ -21,24 +21,24 @@ enum Server {
     Pair,
 }
 
-/// Stands in for SGLang servers: their protocol, their errors and their timeouts, without a model.
+/// Simulates SGLang servers: their protocol, errors and timeouts, without a model.
 #[derive(Debug, Parser)]
 #[command(name = "sglang-sim")]
 struct Flags {
-    /// Which server to play.
+    /// Role of the server.
     #[arg(long)]
     role: Server,
-    /// The address to listen on.
+    /// Address to listen on.
     #[arg(long, default_value = "127.0.0.1")]
     host: IpAddr,
-    /// The API's port; 0 takes a free one. With `pair` this is prefill's.
+    /// Port of the API; 0 picks a free one. With `pair` it is prefill's.
     #[arg(long, default_value_t = 30000)]
     port: u16,
-    /// With `pair`: the decode server's port.
+    /// With `pair`: port of the decode server.
     #[arg(long, default_value_t = 30001)]
     decode_port: u16,
-    /// Prefill: where its bootstrap server listens, 0 takes a free port. Decode: the port it assumes when a
-    /// request names none.
+    /// Prefill: port of the bootstrap server, 0 picks a free one. Decode: the port that it assumes when a
+    /// request has none.
     #[arg(long, default_value_t = 8998)]
     bootstrap_port: u16,
     /// Decode: milliseconds from the end of the transfer to the first token.
@@ -47,36 +47,36 @@ struct Flags {
     /// Decode: milliseconds between two tokens.
     #[arg(long, default_value_t = 0.0, value_parser = number)]
     inter_token_ms: f64,
-    /// Prefill: milliseconds from the meeting of both legs to the end of the transfer.
+    /// Prefill: milliseconds from when both legs have met to the end of the transfer.
     #[arg(long, default_value_t = 0.0, value_parser = number)]
     prefill_ms: f64,
-    /// Prefill: milliseconds that its HTTP answer comes after the end of the transfer.
+    /// Prefill: milliseconds from the end of the transfer to its HTTP response.
     #[arg(long, default_value_t = 0.0, value_parser = number)]
-    prefill_answer_delay_ms: f64,
-    /// What SGLang's own times (300 s, 14 s, 4 s, ...) are multiplied by.
+    prefill_response_delay_ms: f64,
+    /// Factor for SGLang's own timeouts (300 s, 14 s, 4 s, ...).
     #[arg(long, default_value_t = 1.0, value_parser = number)]
     time_scale: f64,
-    /// Seconds until an idle connection is closed.
+    /// Seconds after which an idle connection is closed.
     #[arg(long, default_value_t = 5.0, value_parser = number)]
     keep_alive_secs: f64,
-    /// Tokens that prompt and answer may have together.
+    /// Maximum tokens of prompt and output together.
     #[arg(long, default_value_t = 1 << 20)]
     context_length: usize,
-    /// Stream on /generate only what is new instead of everything so far.
+    /// Stream only new tokens on /generate, instead of all tokens so far.
     #[arg(long)]
     incremental_streaming_output: bool,
-    /// The bearer token that requests must carry.
+    /// Bearer token that requests must have.
     #[arg(long)]
     api_key: Option<String>,
-    /// The served model's name.
+    /// Name of the served model.
     #[arg(long, default_value = "tiny")]
     model: String,
-    /// Worker threads; by default one per core.
+    /// Worker threads [default: one per core].
     #[arg(long)]
     threads: Option<usize>,
 }
 
-/// A number of seconds or milliseconds: finite and not negative.
+/// Parses a number of seconds or milliseconds that is finite and not negative.
 fn number(text: &str) -> Result<f64, String> {
     let number: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
     if (0.0..1e12).contains(&number) {
@@ -97,7 +97,7 @@ impl Flags {
             first_token: millis(self.first_token_ms),
             inter_token: millis(self.inter_token_ms),
             prefill_time: millis(self.prefill_ms),
-            prefill_answer_delay: millis(self.prefill_answer_delay_ms),
+            prefill_response_delay: millis(self.prefill_response_delay_ms),
             time_scale: self.time_scale,
             keep_alive: Duration::from_secs_f64(self.keep_alive_secs),
             context_length: self.context_length,
@@ -134,7 +134,7 @@ fn announce(sim: &Sim) -> io::Result<()> {
 }
 
 async fn run(flags: &Flags) -> io::Result<()> {
-    // Before anything is announced: who reads the announcement may send a signal at once.
+    // Before the announcement: whoever reads it may send a signal at once.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let sims = flags.start().await?;
     sims.iter().try_for_each(announce)?;

@@ -1,6 +1,6 @@
-//! One connection: read a request, throw its body away, write what was composed for it, again.
+//! One connection: read a request, discard its body, write the composed response, repeat.
 //!
-//! Only bodies with a `Content-Length` are understood: that is what routers send.
+//! Only bodies with a `Content-Length` are supported: no router in the comparison sends chunks.
 
 use std::io;
 use std::sync::Arc;
@@ -14,18 +14,18 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::answers::{Answers, Stream};
+use super::responses::{Responses, Stream};
 use super::rooms::room_in;
-use super::{Role, Shared, control};
+use super::{Role, Shared, admin};
 
-/// How much of a body is looked at for `"stream":true`.
-const LOOKED_AT: usize = 4096;
-/// How much of a larger body's end is looked at for its room.
-const TAIL: usize = 256;
-/// With this flag Linux drops what a TCP socket received instead of copying it out.
+/// Bodies up to this size are searched for `"stream":true`; larger ones are discarded unread.
+const SCANNED_BODY_BYTES: usize = 4096;
+/// The part of a larger body that is searched for its room. Routers append the bootstrap fields.
+const SCANNED_TAIL_BYTES: usize = 256;
+/// With this flag, Linux discards received TCP data instead of copying it to user space.
 const MSG_TRUNC: i32 = 0x20;
 
-/// A request's head, and what matters of it.
+/// The parts of a request's head that decide the response.
 struct Head {
     method: String,
     target: String,
@@ -35,26 +35,26 @@ struct Head {
 pub(super) async fn serve(mut stream: TcpStream, shared: Arc<Shared>) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut buffer = BytesMut::with_capacity(16 << 10);
-    let mut is_counted = false;
+    let mut connection_counted = false;
     while let Some(head) = read_head(&mut stream, &mut buffer).await? {
-        let answers = shared.answers();
-        let rooms = shared.rooms.as_ref().filter(|_| answers.paired);
-        let tail = if rooms.is_some() { TAIL } else { 0 };
+        let responses = shared.responses();
+        let rooms = shared.rooms.as_ref().filter(|_| responses.paired);
+        let tail = if rooms.is_some() { SCANNED_TAIL_BYTES } else { 0 };
         let body = read_body(&mut stream, &mut buffer, head.body, tail).await?;
         if head.method == "POST" && !head.target.starts_with("/flush") {
-            shared.seen.connections.fetch_add(u64::from(!is_counted), Relaxed);
-            is_counted = true;
-            shared.seen.requests.fetch_add(1, Relaxed);
-            shared.seen.bytes.fetch_add(head.body as u64, Relaxed);
+            shared.counters.connections.fetch_add(u64::from(!connection_counted), Relaxed);
+            connection_counted = true;
+            shared.counters.requests.fetch_add(1, Relaxed);
+            shared.counters.bytes.fetch_add(head.body as u64, Relaxed);
             match rooms.zip(body.room) {
                 Some((rooms, room)) if shared.role == Role::Prefill => rooms.read(room),
                 Some((rooms, room)) => rooms.wait(room).await,
                 None => {}
             }
-            answer(&mut stream, &answers, &head.target, body.wants_stream).await?;
+            respond(&mut stream, &responses, &head.target, body.wants_stream).await?;
         } else {
-            let answer = control::answer(&shared, &head.method, &head.target);
-            stream.write_all(&answer).await?;
+            let response = admin::respond(&shared, &head.method, &head.target);
+            stream.write_all(&response).await?;
         }
     }
     Ok(())
@@ -88,30 +88,31 @@ fn parse_head(bytes: &[u8]) -> io::Result<Option<(usize, Head)>> {
     Ok(Some((length, Head { method, target, body: body.unwrap_or(0) })))
 }
 
-/// What matters of a body: of a large one its room, of a small one whether it asks for a stream.
+/// The parts of a body that decide the response: the room of a large one, whether a small one requests a
+/// stream.
 #[derive(Default)]
 struct Body {
     wants_stream: bool,
     room: Option<u64>,
 }
 
-/// Reads a body to its end. Of a large one all but the last `tail` bytes are thrown away.
+/// Reads a body to its end. All but the last `tail` bytes of a large one are discarded.
 async fn read_body(
     stream: &mut TcpStream,
     buffer: &mut BytesMut,
     length: usize,
     tail: usize,
 ) -> io::Result<Body> {
-    if length <= LOOKED_AT {
+    if length <= SCANNED_BODY_BYTES {
         let body = read_exactly(stream, buffer, length).await?;
         let asks = |wanted: &[u8]| memmem::find(&body, wanted).is_some();
         let wants_stream = asks(b"\"stream\":true") || asks(b"\"stream\": true");
         return Ok(Body { wants_stream, ..Body::default() });
     }
-    let thrown_away = length - tail;
-    let buffered = buffer.len().min(thrown_away);
+    let discarded = length - tail;
+    let buffered = buffer.len().min(discarded);
     buffer.advance(buffered);
-    discard(stream, thrown_away - buffered).await?;
+    discard(stream, discarded - buffered).await?;
     let end = read_exactly(stream, buffer, tail).await?;
     Ok(Body { room: room_in(&end), ..Body::default() })
 }
@@ -127,7 +128,7 @@ async fn read_exactly(stream: &mut TcpStream, buffer: &mut BytesMut, length: usi
 }
 
 async fn discard(stream: &TcpStream, mut left: usize) -> io::Result<()> {
-    // Never written to: it only says how much may be thrown away at once.
+    // Never read from; its capacity only bounds how much one call discards.
     let mut scratch = Vec::with_capacity(left.min(1 << 20));
     while left > 0 {
         stream.readable().await?;
@@ -146,27 +147,27 @@ async fn discard(stream: &TcpStream, mut left: usize) -> io::Result<()> {
     Ok(())
 }
 
-async fn answer(
+async fn respond(
     stream: &mut TcpStream,
-    answers: &Answers,
+    responses: &Responses,
     target: &str,
     wants_stream: bool,
 ) -> io::Result<()> {
-    if !answers.delay.is_zero() {
-        sleep(answers.delay).await;
+    if !responses.delay.is_zero() {
+        sleep(responses.delay).await;
     }
     let is_generate = target.starts_with("/generate");
     match (wants_stream, is_generate) {
-        (false, false) => stream.write_all(&answers.chat).await,
-        (false, true) => stream.write_all(&answers.generate).await,
-        (true, false) => write_stream(stream, &answers.chat_stream, answers).await,
-        (true, true) => write_stream(stream, &answers.generate_stream, answers).await,
+        (false, false) => stream.write_all(&responses.chat).await,
+        (false, true) => stream.write_all(&responses.generate).await,
+        (true, false) => write_stream(stream, &responses.chat_stream, responses).await,
+        (true, true) => write_stream(stream, &responses.generate_stream, responses).await,
     }
 }
 
-async fn write_stream(stream: &mut TcpStream, events: &Stream, how: &Answers) -> io::Result<()> {
-    if how.in_one_write {
-        return stream.write_all(&events.at_once(unix_nanos())).await;
+async fn write_stream(stream: &mut TcpStream, events: &Stream, how: &Responses) -> io::Result<()> {
+    if how.single_write {
+        return stream.write_all(&events.with_timestamp(unix_nanos())).await;
     }
     let mut out = events.head().to_vec();
     let mut due = Instant::now();

@@ -1,13 +1,13 @@
-//! Servers for load: the answers of SGLang, byte shapes and all, written beforehand.
+//! Backends for load tests: SGLang's response bytes, composed beforehand.
 //!
-//! What is answered follows from the path and from `"stream":true`; how (tokens, pace, delay) is set for the whole
-//! server with [`Canned::plan`] or `PUT /canned?tokens=64&interval_us=20000`. Bodies above 4 KiB are thrown away unread,
-//! but for the room at their end if the plan is [`Plan::paired`]: then decode answers no room that prefill has not read.
-//! Nothing else is checked, and no room is met: that is [`crate::sim`]'s business.
+//! The path and `"stream":true` select the response. Its length, pace and delay are set for the whole server
+//! with [`Canned::plan`] or `PUT /canned?tokens=64&interval_us=20000`. Bodies above 4 KiB are discarded
+//! unread, but for the room at their end with [`Plan::paired`]: then decode responds only when prefill has
+//! read that room's body. Nothing else is checked and no KV transfer is simulated; [`crate::sim`] does that.
 
-mod answers;
+mod admin;
 mod connection;
-mod control;
+mod responses;
 mod rooms;
 
 use std::net::SocketAddr;
@@ -21,39 +21,39 @@ use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
 
 pub use crate::sim::Role;
-use answers::Answers;
-pub use answers::{MARK, STAMP};
 pub(crate) use connection::unix_nanos;
+use responses::Responses;
+pub use responses::{PROMPT_LOGPROB_MARKER, TIMESTAMP_FIELD};
 use rooms::Rooms;
 
-/// How a server answers until it is told otherwise.
+/// How a server responds until its plan is replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// Tokens of an answer.
+    /// Tokens of a response.
     pub tokens: u32,
     /// Time between two tokens of a stream.
     pub interval: Duration,
     /// A whole stream is one write; otherwise each event is one, as with SGLang.
-    pub in_one_write: bool,
-    /// Time until prefill answers.
+    pub single_write: bool,
+    /// Time until prefill responds.
     pub prefill_delay: Duration,
     /// Entries in prefill's list of prompt logprobs.
     pub prompt_tokens: u32,
-    /// Decode of a [`Canned::pair`] answers a body above 4 KiB with a room at its end only when prefill has read that
-    /// room's body whole, or after 30 seconds.
+    /// In a [`Canned::pair`], decode responds to a body above 4 KiB with a room at its end only when prefill
+    /// has read that room's body, or after 30 seconds. Real decode servers cannot respond earlier either.
     pub paired: bool,
 }
 
 impl Default for Plan {
     fn default() -> Self {
         let (interval, prefill_delay) = (Duration::ZERO, Duration::ZERO);
-        Self { tokens: 64, interval, in_one_write: false, prefill_delay, prompt_tokens: 512, paired: false }
+        Self { tokens: 64, interval, single_write: false, prefill_delay, prompt_tokens: 512, paired: false }
     }
 }
 
-/// What a server has seen since its plan was set.
+/// Counters since the plan was set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Seen {
+pub struct RequestCounts {
     /// Connections that carried at least one generation request.
     pub connections: u64,
     /// Generation requests, read to their end.
@@ -71,38 +71,39 @@ struct Counters {
 
 struct Shared {
     role: Role,
-    answers: Mutex<Arc<Answers>>,
-    seen: Counters,
-    /// With the other server of a pair.
+    responses: Mutex<Arc<Responses>>,
+    counters: Counters,
+    /// Shared with the other server of a pair.
     rooms: Option<Arc<Rooms>>,
 }
 
 impl Shared {
     fn new(role: Role, plan: Plan, rooms: Option<Arc<Rooms>>) -> Self {
-        let answers = Mutex::new(Arc::new(Answers::new(role, plan)));
-        Self { role, answers, seen: Counters::default(), rooms }
+        let responses = Mutex::new(Arc::new(Responses::new(role, plan)));
+        Self { role, responses, counters: Counters::default(), rooms }
     }
 
-    fn answers(&self) -> Arc<Answers> {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn responses(&self) -> Arc<Responses> {
+        self.responses.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn set(&self, plan: Plan) {
-        *self.answers.lock().unwrap_or_else(PoisonError::into_inner) =
-            Arc::new(Answers::new(self.role, plan));
-        for counter in [&self.seen.connections, &self.seen.requests, &self.seen.bytes] {
+        *self.responses.lock().unwrap_or_else(PoisonError::into_inner) =
+            Arc::new(Responses::new(self.role, plan));
+        for counter in [&self.counters.connections, &self.counters.requests, &self.counters.bytes] {
             counter.store(0, Relaxed);
         }
     }
 
-    fn seen(&self) -> Seen {
-        let [connections, requests, bytes] = [&self.seen.connections, &self.seen.requests, &self.seen.bytes]
-            .map(|counter| counter.load(Relaxed));
-        Seen { connections, requests, bytes }
+    fn counts(&self) -> RequestCounts {
+        let [connections, requests, bytes] =
+            [&self.counters.connections, &self.counters.requests, &self.counters.bytes]
+                .map(|counter| counter.load(Relaxed));
+        RequestCounts { connections, requests, bytes }
     }
 }
 
-/// A running server; dropping it ends it.
+/// A running server. Dropping it stops it.
 pub struct Canned {
     addr: SocketAddr,
     shared: Arc<Shared>,
@@ -110,18 +111,18 @@ pub struct Canned {
 }
 
 impl Canned {
-    /// Listens on `addr` (port 0 takes a free one) and serves on the current runtime.
+    /// Listens on `addr` (port 0 picks a free port) and serves on the current runtime.
     ///
     /// # Errors
-    /// If the address cannot be listened on.
+    /// If the address cannot be bound.
     pub fn start(role: Role, addr: SocketAddr, plan: Plan) -> io::Result<Self> {
         Self::serve(role, addr, plan, None)
     }
 
-    /// A prefill and a decode server that know of each other's rooms.
+    /// A prefill and a decode server that share which rooms prefill has read.
     ///
     /// # Errors
-    /// If an address cannot be listened on.
+    /// If an address cannot be bound.
     pub fn pair(prefill: SocketAddr, decode: SocketAddr, plan: Plan) -> io::Result<[Self; 2]> {
         let rooms = Some(Arc::new(Rooms::default()));
         Ok([
@@ -138,7 +139,7 @@ impl Canned {
         Ok(Self { addr, shared, accepting })
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
@@ -148,14 +149,14 @@ impl Canned {
         format!("http://{}", self.addr)
     }
 
-    /// Answers according to `plan` from the next request on, and counts from zero.
+    /// Responds according to `plan` from the next request on, and resets the counters.
     pub fn plan(&self, plan: Plan) {
         self.shared.set(plan);
     }
 
-    /// What it has seen since the plan was set.
-    pub fn seen(&self) -> Seen {
-        self.shared.seen()
+    /// The counters since the plan was set.
+    pub fn counts(&self) -> RequestCounts {
+        self.shared.counts()
     }
 }
 
@@ -165,7 +166,8 @@ impl Drop for Canned {
     }
 }
 
-/// A thousand streams open their connections at once: the usual backlog of 128 would make some wait a second.
+/// Listens with a long backlog: a thousand streams connect at once, and the usual backlog of 128 would make
+/// some of them retry their SYN after a second.
 fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), None)?;
     socket.set_reuse_address(true)?;
@@ -178,9 +180,9 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
     loop {
         match listener.accept().await {
-            // A connection's failure is the router's to report; here it only ends.
+            // An error of a connection shows at the router; here the connection only ends.
             Ok((stream, _)) => drop(connections.spawn(connection::serve(stream, shared.clone()))),
-            // Out of descriptors: some may be given back soon.
+            // Out of descriptors: connections that close free some.
             Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }
         while connections.try_join_next().is_some() {}

@@ -1,6 +1,7 @@
-//! Which rooms prefill has read: a pair's decode server answers none that prefill has not.
+//! Bootstrap rooms that prefill has read: decode of a pair waits for them.
 //!
-//! A real decode server needs what prefill has computed from the whole prompt. Nothing else of a room is played here.
+//! A real decode server needs the KV cache that prefill computes from the whole prompt. Nothing else of a
+//! room is simulated here.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,30 +11,32 @@ use memchr::memmem;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-/// Longest time that decode waits; then it answers all the same.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// Rooms that only one of both has seen; with more, all are forgotten, and nobody waits for them any longer.
+/// The longest that decode waits for prefill; then it responds anyway, so that a broken router shows as slow
+/// instead of hanging the run.
+const PREFILL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bound on rooms that only one of the servers has seen. With more, all are forgotten and their waiters go
+/// on.
 const MAX_ROOMS: usize = 4096;
-/// What a body has in front of its room.
-const FIELD: &[u8] = b"\"bootstrap_room\":";
+/// What precedes the room in a body.
+const ROOM_FIELD: &[u8] = b"\"bootstrap_room\":";
 
 /// The room in the last bytes of a body, if they have one.
 pub(super) fn room_in(tail: &[u8]) -> Option<u64> {
-    let value = tail[memmem::rfind(tail, FIELD)? + FIELD.len()..].trim_ascii_start();
+    let value = tail[memmem::rfind(tail, ROOM_FIELD)? + ROOM_FIELD.len()..].trim_ascii_start();
     let digits = value.iter().position(|byte| !byte.is_ascii_digit())?;
     std::str::from_utf8(&value[..digits]).ok()?.parse().ok()
 }
 
-/// What two servers of one process share.
+/// Shared by the two servers of one process.
 #[derive(Default)]
 pub(super) struct Rooms(Mutex<Table>);
 
 type Table = HashMap<u64, Room>;
 
 enum Room {
-    /// By prefill; decode has not asked.
+    /// Prefill has read it; decode has not asked.
     Read,
-    /// Decode waits.
+    /// Decode waits for it.
     Awaited(oneshot::Sender<()>),
 }
 
@@ -46,13 +49,13 @@ impl Rooms {
     pub(super) fn read(&self, room: u64) {
         let mut table = self.table();
         match table.remove(&room) {
-            // Who waited may have left.
+            // The waiter may have been cancelled: its client left.
             Some(Room::Awaited(waiting)) => drop(waiting.send(())),
             _ => insert(&mut table, room, Room::Read),
         }
     }
 
-    /// Ends when prefill has read `room`, or when it has taken too long.
+    /// Waits until prefill has read `room`, or until the timeout.
     pub(super) async fn wait(&self, room: u64) {
         let waiting = {
             let mut table = self.table();
@@ -63,8 +66,8 @@ impl Rooms {
             insert(&mut table, room, Room::Awaited(sender));
             waiting
         };
-        // A room that was forgotten is not waited for either.
-        let _ = timeout(PATIENCE, waiting).await;
+        // An error is a room that was forgotten: it is not waited for either.
+        let _ = timeout(PREFILL_TIMEOUT, waiting).await;
     }
 }
 
@@ -80,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn room_is_found_at_the_end_only() {
+    fn a_room_is_found_at_the_end_of_a_body_only() {
         let room = |tail: &str| room_in(tail.as_bytes());
         assert_eq!(room(r#"…","bootstrap_port":8998,"bootstrap_room":1234}"#), Some(1234));
         assert_eq!(room(r#""bootstrap_room": 7 }"#), Some(7));
@@ -90,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn rooms_that_nobody_asks_for_are_forgotten() {
+    fn rooms_that_decode_never_asks_for_are_bounded() {
         let rooms = Rooms::default();
         (0..=MAX_ROOMS as u64).for_each(|room| rooms.read(room));
         assert_eq!(rooms.table().len(), 1);

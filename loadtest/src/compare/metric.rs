@@ -1,54 +1,54 @@
-//! Numbers that are read off a measurement, and their spread over rounds.
+//! Metrics of a measurement, and their spread over rounds.
 
 use super::results::{Row, Sample};
 
-/// A number that a measurement has, or not.
+/// A metric, which a measurement may lack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Metric {
-    /// CPU time of the router for a request, in microseconds.
+    /// The router's CPU time per request, in microseconds.
     CpuPerRequest,
-    /// CPU time of the router for a token of a stream, in microseconds.
+    /// The router's CPU time per streamed token, in microseconds.
     CpuPerToken,
-    /// Requests a second, of the router's own turns if it had any.
+    /// Requests per second; of the router's own time slots if it alternated with the load.
     Rate,
     /// Median latency, in microseconds.
     P50,
-    /// 90 % of the latencies are below it.
+    /// 90th percentile of the latency.
     P90,
-    /// 99 %.
+    /// 99th percentile.
     P99,
-    /// 99.9 %.
+    /// 99.9th percentile.
     P999,
-    /// Median time to the first byte of an answer's body.
+    /// Median time to the first byte of the response body.
     FirstByte,
-    /// Median time of a token from the server to the client.
+    /// Median delay of a token from the server's write to the client's read.
     TokenP50,
-    /// 99 % of these times are below it.
+    /// 99th percentile of that delay.
     TokenP99,
     /// Resident memory of the router under load, in MiB.
     Memory,
-    /// The most that it ever was, in MiB.
+    /// Peak resident memory of the router, in MiB.
     Peak,
-    /// Memory that a connection adds, in KiB.
+    /// Memory per connection, in KiB.
     MemoryPerConnection,
-    /// The peak as a multiple of the bodies in flight.
+    /// Peak memory as a multiple of the bodies in flight.
     PeakPerBodies,
-    /// Connections that servers saw.
+    /// Connections that the router opened to backends.
     Connections,
-    /// How busy the router's cores were, one for each worker; 1 is always.
+    /// Utilisation of the router's cores, one per worker; 1 is fully busy.
     RouterBusy,
-    /// How much of the time it had to wait for its core, because of something that does not belong here.
+    /// Share of the time that the router was runnable while another program had its core.
     RouterWaited,
-    /// How busy the generator kept a core.
+    /// Utilisation of a core by the generator.
     GeneratorBusy,
-    /// How busy the servers kept a core.
+    /// Utilisation of a core by the backends.
     ServersBusy,
-    /// How late the generator was in an open loop, 99 %, in microseconds.
+    /// How late the generator sent in an open loop, 99th percentile, in microseconds.
     GeneratorLate,
-    /// By how many connections the router's threads differ.
-    Unevenness,
-    /// How busy the least busy of its workers was in the router's turns; 1 is always.
-    IdlestWorker,
+    /// Difference in connections between the router's event loops.
+    ConnectionImbalance,
+    /// Utilisation of the least busy worker in the router's time slots; 1 is fully busy.
+    LeastBusyWorker,
 }
 
 impl Metric {
@@ -58,19 +58,22 @@ impl Metric {
         let router = report.process("router");
         let requests = (report.requests > 0).then_some(report.requests as f64);
         let tokens = (report.tokens > 0).then_some(report.tokens as f64);
-        // In turns a latency is mostly the time that someone was stopped.
-        let timed = requests.filter(|_| sample.turns.is_none());
-        let turns = sample.turns.as_ref();
-        // Of one core for each worker, while the router may run.
+        // A latency is mostly the time that a process was stopped.
+        let timed = requests.filter(|_| sample.router_time.is_none());
+        let router_time = sample.router_time.as_ref();
+        // Share of one core per worker, in the time that the router may run.
         let busy = |cores: f64| {
-            cores * turns.map_or(1.0, |turns| report.seconds / turns.seconds) / row.workers as f64
+            cores * router_time.map_or(1.0, |router_time| report.seconds / router_time.seconds)
+                / row.workers as f64
         };
         let has_delays = row.is_stream && report.token_delay.count > 0;
         let (latency, delay) = (&report.latency, &report.token_delay);
         match self {
             Self::CpuPerRequest => Some(router?.cpu_ns as f64 / 1e3 / requests?),
             Self::CpuPerToken => Some(router?.cpu_ns as f64 / 1e3 / tokens?),
-            Self::Rate => Some(requests? / turns.map_or(report.seconds, |turns| turns.seconds)),
+            Self::Rate => {
+                Some(requests? / router_time.map_or(report.seconds, |router_time| router_time.seconds))
+            }
             Self::P50 => timed.map(|_| latency.p50),
             Self::P90 => timed.map(|_| latency.p90),
             Self::P99 => timed.map(|_| latency.p99),
@@ -94,14 +97,14 @@ impl Metric {
             Self::GeneratorBusy => Some(report.cores("generator")),
             Self::ServersBusy => Some(report.cores("servers")),
             Self::GeneratorLate => Some(report.late.p99),
-            Self::Unevenness => unevenness(sample.spread.as_ref()?),
-            Self::IdlestWorker => turns?.idlest(row.workers),
+            Self::ConnectionImbalance => imbalance(sample.spread.as_ref()?),
+            Self::LeastBusyWorker => router_time?.least_busy_share(row.workers),
         }
     }
 }
 
-/// The difference between the two threads with the most connections: loops without any are not workers.
-fn unevenness(counts: &[usize]) -> Option<f64> {
+/// Difference between the two event loops with the most connections: loops without any belong to no worker.
+fn imbalance(counts: &[usize]) -> Option<f64> {
     let most = *counts.first()?;
     Some((most - counts.get(1).copied().unwrap_or(0)) as f64)
 }
@@ -109,16 +112,16 @@ fn unevenness(counts: &[usize]) -> Option<f64> {
 /// A metric over several rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
-    /// The middle one, or the mean of the middle two.
+    /// Median; the mean of the middle two if their number is even.
     pub median: f64,
-    /// The least.
+    /// Minimum.
     pub min: f64,
-    /// The most.
+    /// Maximum.
     pub max: f64,
 }
 
 impl Spread {
-    /// Of any values, if there are some.
+    /// From any values; `None` if there are none.
     pub fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values.collect();
         values.sort_by(f64::total_cmp);
@@ -138,16 +141,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spread_is_median_and_range() {
+    fn a_spread_has_the_median_and_the_range() {
         assert_eq!(Spread::of([3.0, 1.0, 2.0].into_iter()), Some(Spread { median: 2.0, min: 1.0, max: 3.0 }));
         assert_eq!(Spread::of([4.0, 1.0].into_iter()).map(|spread| spread.median), Some(2.5));
         assert_eq!(Spread::of([].into_iter()), None);
     }
 
     #[test]
-    fn unevenness_is_between_workers() {
-        assert_eq!(unevenness(&[17, 15, 0]), Some(2.0));
-        assert_eq!(unevenness(&[32, 0, 0]), Some(32.0));
-        assert_eq!(unevenness(&[32]), Some(32.0));
+    fn imbalance_is_computed_between_workers() {
+        assert_eq!(imbalance(&[17, 15, 0]), Some(2.0));
+        assert_eq!(imbalance(&[32, 0, 0]), Some(32.0));
+        assert_eq!(imbalance(&[32]), Some(32.0));
     }
 }

@@ -1,4 +1,4 @@
-//! The results as pictures: one SVG for each question, a panel for each scenario, a bar for each router.
+//! Plots: an SVG per question, with a panel per scenario and a bar per router.
 
 use std::error::Error;
 use std::io;
@@ -40,12 +40,12 @@ pub(super) fn write(results: &Results, folder: &Path) -> io::Result<()> {
     let plots = [
         (
             "cpu_per_request",
-            "CPU of the router, µs a request",
+            "CPU of the router, µs per request",
             panels(&everywhere, Metric::CpuPerRequest, 1.0),
         ),
-        ("cpu_per_token", "CPU of the router, µs a token", panels(&streams, Metric::CpuPerToken, 1.0)),
+        ("cpu_per_token", "CPU of the router, µs per token", panels(&streams, Metric::CpuPerToken, 1.0)),
         ("memory", "Peak resident memory, MiB", panels(&everywhere, Metric::Peak, 1.0)),
-        ("latency", "Latency from the intended time of sending, ms", latency.collect()),
+        ("latency", "Latency from when a request was due, ms", latency.collect()),
         ("connections", "Connections opened to servers", panels(&everywhere, Metric::Connections, 1.0)),
     ];
     for (name, title, panels) in plots {
@@ -91,7 +91,7 @@ fn text(area: &Area<'_>, text: &str, at: (i32, i32), size: i32) -> Result<(), St
     area.draw(&Text::new(text.to_owned(), at, style)).map_err(|error| error.to_string())
 }
 
-/// What a bar of full length stands for: one router that is far off does not make all others a line.
+/// The value of a bar of full length. One router that is far off must not shrink all other bars to a line.
 fn longest(bars: &[(String, f64)]) -> f64 {
     let values = || bars.iter().map(|(_, value)| *value);
     let median = Spread::of(values()).map_or(0.0, |spread| spread.median);
@@ -121,18 +121,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bar_that_is_far_off_is_cut() {
+    fn a_bar_that_is_far_longer_than_the_others_is_cut() {
         let bars = |values: [f64; 3]| values.map(|value| (String::new(), value)).to_vec();
         assert!((longest(&bars([1.0, 2.0, 15.0])) - 15.0).abs() < 1e-9);
         assert!((longest(&bars([1.0, 2.0, 900.0])) - 16.0).abs() < 1e-9);
     }
 
     #[test]
-    fn svg_has_a_bar_for_each_router_and_escapes_names() {
+    fn a_plot_has_a_bar_for_each_router_and_escapes_names() {
         let bars = vec![("mini-lb".to_owned(), 1.0), ("<peer> & co".to_owned(), 2.0)];
         let svg = draw("CPU", &[Panel { title: "small".to_owned(), bars }]).expect("a plot");
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "{svg}");
-        // The background is one more.
+        // The background is the third.
         assert_eq!(svg.matches("<rect").count(), 3);
         assert!(svg.contains("&lt;peer&gt; &amp; co"));
         assert!(

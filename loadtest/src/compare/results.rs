@@ -1,79 +1,79 @@
-//! What was measured, as it goes into `results.json`.
+//! Measured data, as written to `results.json`.
 
 use serde::{Deserialize, Serialize};
 
+use super::alternate::RouterTime;
 use super::metric::{Metric, Spread};
 use super::scenario::Scenario;
-use super::turns::Turns;
-use crate::bed::{Cores, Router};
-use crate::canned::Seen;
+use crate::canned::RequestCounts;
 use crate::load::{Distribution, Report};
 use crate::process;
+use crate::testbed::{Cores, Router};
 
-/// One measurement that was made.
+/// One completed measurement.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Sample {
-    /// What the generator found; `router` and `servers` are among the watched.
+    /// The generator's report; `router` and `servers` are among its watched processes.
     pub report: Report,
     /// The router's resident memory before the load, in KiB.
     pub idle_kib: u64,
-    /// What prefill saw.
-    pub prefill: Seen,
-    /// What decode saw.
-    pub decode: Seen,
-    /// Clients' connections of each of the router's event loops.
+    /// Counters of prefill.
+    pub prefill: RequestCounts,
+    /// Counters of decode.
+    pub decode: RequestCounts,
+    /// Client connections of each of the router's event loops.
     pub spread: Option<Vec<usize>>,
-    /// If load and router took turns: the router's.
-    pub turns: Option<Turns>,
+    /// The router's time slots, if it alternated with the load.
+    pub router_time: Option<RouterTime>,
 }
 
-/// How one measurement went.
+/// Outcome of one measurement.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// As planned; its answers may still be wrong.
+    /// Completed; responses may still have been wrong.
     Measured(Box<Sample>),
-    /// The router did not come up.
+    /// The router did not start.
     NotStarted(String),
-    /// Something else went wrong.
+    /// Another error.
     Failed(String),
-    /// This machine cannot measure it.
+    /// This machine has too few cores for it.
     NotMeasured(String),
 }
 
-/// A router in a scenario, all rounds.
+/// A router in a scenario, over all rounds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Row {
-    /// The scenario's name.
+    /// Name of the scenario.
     pub scenario: String,
-    /// What the scenario is.
+    /// Description of the scenario.
     pub title: String,
-    /// The router's name.
+    /// Name of the router.
     pub router: String,
     /// Connections of the generator.
     pub connections: usize,
-    /// Bytes of a request's body.
+    /// Size of a request body, in bytes.
     pub body: usize,
-    /// Measurements of a round.
+    /// Measurements per round.
     pub slices: usize,
-    /// Threads of this router that serve clients.
+    /// Worker threads of the router.
     pub workers: usize,
-    /// Whether requests wait for answers.
+    /// Whether it was a closed loop without pacing.
     pub is_closed: bool,
-    /// Whether answers are streams.
+    /// Whether responses are streams.
     pub is_stream: bool,
-    /// A measurement for each round.
+    /// Outcomes in chronological order, `slices` per round.
     pub rounds: Vec<Outcome>,
 }
 
-/// Below this share of its core, a router was not what limited a closed loop.
+/// Below this utilisation of its core, the router was not the bottleneck of a closed loop.
 pub(super) const BUSY: f64 = 0.85;
 
-/// In cores: with more, something else was busy while a latency was measured.
-pub(super) const OTHERS: f64 = 0.1;
+/// In cores: if other programs used more, a latency measurement is left out.
+pub(super) const MAX_OTHER_CORES: f64 = 0.1;
 
 impl Row {
-    /// The measurements that were made.
+    /// The completed measurements.
     pub fn samples(&self) -> impl Iterator<Item = &Sample> {
         self.rounds.iter().filter_map(|outcome| match outcome {
             Outcome::Measured(sample) => Some(&**sample),
@@ -81,20 +81,20 @@ impl Row {
         })
     }
 
-    /// The median and the range of a metric over all rounds.
+    /// Median and range of a metric over all rounds.
     pub fn spread(&self, metric: Metric) -> Option<Spread> {
         Spread::of(self.samples().filter_map(|sample| metric.of(self, sample)))
     }
 
-    /// All latencies of an open loop, of `round` or of all rounds. What was measured while something else was busy is
-    /// left out.
+    /// All latencies of an open loop, of `round` or of all rounds, without the measurements that other
+    /// programs disturbed.
     pub fn pooled(&self, round: Option<usize>) -> Distribution {
         let rounds = self.rounds.chunks(self.slices.max(1)).enumerate();
         let wanted = rounds.filter(|(index, _)| round.is_none_or(|round| round == *index));
         let mut all = Distribution::default();
         for outcome in wanted.flat_map(|(_, slices)| slices) {
             if let Outcome::Measured(sample) = outcome
-                && sample.report.others <= OTHERS
+                && sample.report.other_cores <= MAX_OTHER_CORES
             {
                 all.add(&sample.report.times);
             }
@@ -102,12 +102,12 @@ impl Row {
         all
     }
 
-    /// How many of the measurements are left out of [`Self::pooled`].
+    /// How many measurements [`Self::pooled`] leaves out.
     pub fn disturbed(&self) -> usize {
-        self.samples().filter(|sample| sample.report.others > OTHERS).count()
+        self.samples().filter(|sample| sample.report.other_cores > MAX_OTHER_CORES).count()
     }
 
-    /// Why its numbers are not those of a router that does its work.
+    /// Why the row is invalid: responses were wrong or missing, so its cost is not that of a working router.
     pub fn why_invalid(&self) -> Option<String> {
         for outcome in &self.rounds {
             match outcome {
@@ -117,14 +117,17 @@ impl Row {
                     let report = &sample.report;
                     if report.errors > 0 {
                         let first = report.first_error.as_deref().unwrap_or("?");
-                        return Some(format!("{} wrong answers, first: {first}", report.errors));
+                        return Some(format!("{} wrong responses, first: {first}", report.errors));
                     }
                     if report.unmerged > 0 {
                         let all = report.requests;
-                        return Some(format!("{} of {all} answers without prompt logprobs", report.unmerged));
+                        return Some(format!(
+                            "{} of {all} responses without prompt logprobs",
+                            report.unmerged
+                        ));
                     }
                     if report.requests == 0 && report.tokens == 0 {
-                        return Some("no answer within the time that was measured".to_owned());
+                        return Some("no response within the time that was measured".to_owned());
                     }
                 }
             }
@@ -132,7 +135,7 @@ impl Row {
         None
     }
 
-    /// Why this machine could not measure it.
+    /// Why this machine cannot measure it.
     pub fn why_not_measured(&self) -> Option<&str> {
         self.rounds.iter().find_map(|outcome| match outcome {
             Outcome::NotMeasured(why) => Some(&**why),
@@ -140,7 +143,7 @@ impl Row {
         })
     }
 
-    /// Whether something other than the router limited its requests a second.
+    /// Whether the generator or the backends were the bottleneck of a closed loop.
     pub fn is_bound_by_generator(&self) -> bool {
         if self.samples().next().is_none() {
             return false;
@@ -150,43 +153,43 @@ impl Row {
     }
 }
 
-/// Where it was measured.
+/// The machine and the conditions of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Machine {
-    /// The processor's name.
+    /// Processor model.
     pub cpu: String,
-    /// The kernel.
+    /// Kernel version.
     pub kernel: String,
-    /// Cores that could be used.
+    /// Number of usable cores.
     pub cores: usize,
-    /// Which did what.
+    /// Which process ran on which cores.
     pub pinning: String,
-    /// Cores that generator and servers have between them.
+    /// Number of cores of generator and backends together.
     pub load_cores: usize,
-    /// How often each was measured.
+    /// Number of rounds.
     pub rounds: usize,
-    /// The load average before, of one minute.
+    /// Load average (one minute) before the run.
     pub load_before: f64,
-    /// How long all took.
+    /// Duration of the whole run.
     pub seconds: f64,
 }
 
 impl Machine {
-    pub(super) fn here(cores: &Cores, rounds: usize) -> Self {
+    pub(super) fn current(cores: &Cores, rounds: usize) -> Self {
         let read = |path| std::fs::read_to_string(path).unwrap_or_default();
         let info = read("/proc/cpuinfo");
         let cpu = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
         let pinning = if cores.router.is_empty() {
-            "nothing pinned: numbers are worth little".to_owned()
+            "no process pinned to a core: numbers are unreliable".to_owned()
         } else {
-            let Cores { router, upstreams, generator } = cores;
-            format!("router on {router:?}, servers on {upstreams:?}, generator on {generator:?}")
+            let Cores { router, backends, generator } = cores;
+            format!("router on {router:?}, servers on {backends:?}, generator on {generator:?}")
         };
         Self {
             cpu: cpu.map_or("unknown", |(_, name)| name).to_owned(),
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             cores: process::cores().len(),
-            load_cores: if cores.are_apart() { 2 } else { 1 },
+            load_cores: if cores.are_separate() { 2 } else { 1 },
             pinning,
             rounds,
             load_before: read("/proc/loadavg")
@@ -199,14 +202,14 @@ impl Machine {
     }
 }
 
-/// Everything that was found.
+/// All results of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Results {
-    /// Where.
+    /// The machine.
     pub machine: Machine,
-    /// Peers that were not there.
+    /// Peers that are not installed.
     pub missing: Vec<String>,
-    /// What each router did in each scenario.
+    /// One row per scenario and router.
     pub rows: Vec<Row>,
 }
 
@@ -241,7 +244,7 @@ impl Results {
         self.rows[at].rounds.push(outcome);
     }
 
-    /// The names of the scenarios, in order.
+    /// Names of the scenarios, in order.
     pub(super) fn scenarios(&self) -> Vec<&str> {
         let mut names: Vec<&str> = Vec::new();
         for row in &self.rows {
@@ -252,12 +255,12 @@ impl Results {
         names
     }
 
-    /// A router's row in a scenario.
+    /// The row of a router in a scenario.
     pub fn row(&self, scenario: &str, router: &str) -> Option<&Row> {
         self.rows.iter().find(|row| row.scenario == scenario && row.router == router)
     }
 
-    /// A router's median in a scenario.
+    /// The median of a router's metric in a scenario.
     pub fn median(&self, scenario: &str, router: &str, metric: Metric) -> Option<f64> {
         Some(self.row(scenario, router)?.spread(metric)?.median)
     }
@@ -266,9 +269,9 @@ impl Results {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::load::Watched;
+    use crate::load::ProcessCost;
 
-    /// A row of mini-lb's with one round.
+    /// A row of mini-lb with one round.
     pub(in super::super) fn row(report: Report) -> Row {
         let sample = Sample { report, ..Sample::default() };
         Row {
@@ -286,29 +289,31 @@ pub(super) mod tests {
     }
 
     fn busy(cpu_ns: u64, waited_ns: u64) -> Row {
-        let router = Watched { name: "router".to_owned(), cpu_ns, waited_ns, ..Watched::default() };
-        row(Report { seconds: 1.0, requests: 1000, watched: vec![router], ..Report::default() })
+        let router = ProcessCost { name: "router".to_owned(), cpu_ns, waited_ns, ..ProcessCost::default() };
+        row(Report { seconds: 1.0, requests: 1000, processes: vec![router], ..Report::default() })
     }
 
     #[test]
-    fn router_that_idles_was_bound_by_the_generator() {
+    fn a_row_with_an_idle_router_is_limited_by_the_generator() {
         assert!(busy(800_000_000, 0).is_bound_by_generator());
         assert!(!busy(900_000_000, 0).is_bound_by_generator());
         assert!(!busy(500_000_000, 400_000_000).is_bound_by_generator(), "it waited for its core");
     }
 
     #[test]
-    fn wrong_and_missing_answers_make_a_row_invalid() {
+    fn wrong_and_missing_responses_make_a_row_invalid() {
         assert_eq!(busy(1, 0).why_invalid(), None);
         let why = |report| row(report).why_invalid().unwrap_or_default();
-        assert!(why(Report { requests: 5, errors: 1, ..Report::default() }).starts_with("1 wrong answers"));
-        assert!(why(Report { requests: 5, unmerged: 2, ..Report::default() }).starts_with("2 of 5 answers"));
-        assert!(why(Report::default()).starts_with("no answer"));
+        assert!(why(Report { requests: 5, errors: 1, ..Report::default() }).starts_with("1 wrong responses"));
+        assert!(
+            why(Report { requests: 5, unmerged: 2, ..Report::default() }).starts_with("2 of 5 responses")
+        );
+        assert!(why(Report::default()).starts_with("no response"));
     }
 
     #[test]
     fn costs_are_per_request() {
-        let spread = busy(2_000_000, 0).spread(Metric::CpuPerRequest).expect("a router that was watched");
+        let spread = busy(2_000_000, 0).spread(Metric::CpuPerRequest).expect("a watched router");
         assert!((spread.median - 2.0).abs() < 1e-9, "{spread:?}");
         assert_eq!(busy(1, 0).spread(Metric::CpuPerToken), None, "there were none");
     }

@@ -1,12 +1,12 @@
-//! The results as Markdown: a table for each scenario, what to be careful with, and the promises.
+//! The results as Markdown: a table per scenario, notes on what limits its numbers, and the promises.
 
 use std::fmt::Write as _;
 
 use super::metric::{Metric, Spread};
-use super::reach::promises;
+use super::promises::promises;
 use super::results::{BUSY, Results, Row};
 
-/// A column: its title, its metric, and in what the metric is divided to be shown.
+/// A column: its title, its metric, and the unit that the metric is divided by.
 type Column = (&'static str, Metric, f64);
 
 const COSTS: [Column; 8] = [
@@ -27,11 +27,12 @@ const STREAMS: [Column; 4] = [
     ("KiB/stream", Metric::MemoryPerConnection, 1.0),
 ];
 
-/// A share of the time that a router's threads wait for each other at most when nothing else runs.
-const DISTURBED: f64 = 0.1;
+/// Share of the time that a router was runnable without its core. Its own threads wait for each other less
+/// than this; more is another program.
+const MAX_CORE_WAIT: f64 = 0.1;
 
-/// In microseconds: more is no longer small beside what is measured.
-const LATE: f64 = 1000.0;
+/// In microseconds: a generator that sends later than this distorts latencies.
+const MAX_SEND_DELAY_US: f64 = 1000.0;
 
 pub(super) fn markdown(results: &Results) -> String {
     let mut out = heading(results);
@@ -46,7 +47,7 @@ pub(super) fn markdown(results: &Results) -> String {
             load_notes(row, results.machine.load_cores, &mut out);
         }
     }
-    out + &reach(results)
+    out + &promises_table(results)
 }
 
 fn heading(results: &Results) -> String {
@@ -62,7 +63,7 @@ fn heading(results: &Results) -> String {
         machine.load_before
     );
     if !results.missing.is_empty() {
-        let _ = writeln!(out, "Not found, and left out: {}.", results.missing.join(", "));
+        let _ = writeln!(out, "Not installed, and left out: {}.", results.missing.join(", "));
     }
     out
 }
@@ -70,7 +71,7 @@ fn heading(results: &Results) -> String {
 fn table(results: &Results, rows: &[&Row], is_stream: bool) -> String {
     let columns: Vec<Column> = COSTS.into_iter().chain(STREAMS.into_iter().filter(|_| is_stream)).collect();
     let titles: Vec<_> = columns.iter().map(|(title, ..)| *title).collect();
-    let mut out = format!("| router | {} | of mini-lb's CPU |\n|---|", titles.join(" | "));
+    let mut out = format!("| router | {} | CPU relative to mini-lb |\n|---|", titles.join(" | "));
     out += &"---|".repeat(columns.len() + 1);
     out.push('\n');
     for row in rows {
@@ -96,7 +97,7 @@ fn cell(row: &Row, (_, metric, unit): Column) -> String {
     if wide { format!("{median} ({min}–{max}){mark}") } else { format!("{median}{mark}") }
 }
 
-/// Three digits are all that a measurement has.
+/// Formats three significant digits, the precision of a measurement.
 pub(super) fn number(value: f64) -> String {
     match value.abs() {
         100.0.. => format!("{value:.0}"),
@@ -105,7 +106,7 @@ pub(super) fn number(value: f64) -> String {
     }
 }
 
-/// What a reader must know about a row, a paragraph each.
+/// Notes on a row, a paragraph each: what invalidates or limits its numbers.
 fn notes(row: &Row, out: &mut String) {
     let router = &row.router;
     let percent = |metric| row.spread(metric).map_or(0.0, |share: Spread| 100.0 * share.median);
@@ -120,19 +121,19 @@ fn notes(row: &Row, out: &mut String) {
         let [generator, servers, busy] =
             [Metric::GeneratorBusy, Metric::ServersBusy, Metric::RouterBusy].map(percent);
         note(format!(
-            "◦ {router}: bound by the generator and the servers ({generator:.0} % and {servers:.0} % of a core), not by the router ({busy:.0} %)"
+            "◦ {router}: limited by the generator and the servers ({generator:.0} % and {servers:.0} % of a core), not by the router ({busy:.0} %)"
         ));
     }
     let waited = row.spread(Metric::RouterWaited).map_or(0.0, |waited| waited.max);
-    if waited > DISTURBED && row.is_closed {
+    if waited > MAX_CORE_WAIT && row.is_closed {
         note(format!("≈ {router}: waited for its core up to {:.0} % of the time", 100.0 * waited));
     }
-    if let Some(turns) = row.samples().find_map(|sample| sample.turns.as_ref()) {
+    if let Some(router_time) = row.samples().find_map(|sample| sample.router_time.as_ref()) {
         note(format!(
-            "{router}: by turns, {} of {:.1} ms a round, requests/s are of these; the least busy worker was busy {:.0} % of them, workers waited for a core {:.0} %",
-            turns.count,
-            1e3 * turns.seconds / turns.count.max(1) as f64,
-            percent(Metric::IdlestWorker),
+            "{router}: alternating with the load, {} time slots of {:.1} ms per round, requests/s count only those; the least busy worker was busy for {:.0} % of them, workers waited for a core for {:.0} %",
+            router_time.count,
+            1e3 * router_time.seconds / router_time.count.max(1) as f64,
+            percent(Metric::LeastBusyWorker),
             percent(Metric::RouterWaited)
         ));
     }
@@ -141,7 +142,7 @@ fn notes(row: &Row, out: &mut String) {
     }
 }
 
-/// Where the generator or the servers, not the router, made a fixed load's times.
+/// Notes on a fixed load: whether generator and backends contributed to its latencies.
 fn load_notes(row: &Row, load_cores: usize, out: &mut String) {
     let router = &row.router;
     let share = |metric| row.spread(metric).map_or(0.0, |share: Spread| share.median);
@@ -149,7 +150,7 @@ fn load_notes(row: &Row, load_cores: usize, out: &mut String) {
     if !row.is_closed && busy > BUSY {
         let percent = 100.0 * busy;
         *out += &format!(
-            "\n▵ {router}: the core of generator and servers was {percent:.0} % busy: times are theirs as well\n"
+            "\n▵ {router}: the core of generator and servers was {percent:.0} % busy: latencies include their delays\n"
         );
     }
     let pooled = row.pooled(None);
@@ -157,17 +158,17 @@ fn load_notes(row: &Row, load_cores: usize, out: &mut String) {
         let (all, left_out) = (row.samples().count(), row.disturbed());
         let [p50, p99] = [p50, p99].map(|time| number(time / 1e3));
         *out += &format!(
-            "\n{router}: {} latencies together: p50 {p50}, p99 {p99} ms; {left_out} of {all} measurements left out, as something else was busy\n",
+            "\n{router}: {} latencies of all measurements: p50 {p50}, p99 {p99} ms; {left_out} of {all} measurements left out because other programs were busy\n",
             pooled.count()
         );
     }
     let late = share(Metric::GeneratorLate);
-    if late > LATE {
-        *out += &format!("\n▵ {router}: the generator itself was late, p99 {:.1} ms\n", late / 1e3);
+    if late > MAX_SEND_DELAY_US {
+        *out += &format!("\n▵ {router}: the generator itself sent late, p99 {:.1} ms\n", late / 1e3);
     }
 }
 
-fn reach(results: &Results) -> String {
+fn promises_table(results: &Results) -> String {
     let mut out =
         "\n## What mini-lb promises\n\n| promise | bound | measured | |\n|---|---|---|---|\n".to_owned();
     for promise in promises(results) {

@@ -1,6 +1,6 @@
-//! One keep-alive connection of the generator: send a request, read its answer.
+//! One keep-alive connection of the generator: send a request, read and check its response.
 //!
-//! A connection that failed is not used again. Nothing is retried: a router's failure is what is looked for.
+//! A connection is not reused after an error. Nothing is retried: failures of the router are a result.
 
 use std::cell::RefCell;
 use std::io;
@@ -11,26 +11,26 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::answer::{Answer, Wrong};
+use super::measurements::Measurements;
 use super::request::Request;
-use super::tally::Tally;
+use super::response::{RequestError, ResponseReader};
 use crate::canned::unix_nanos;
 
-/// Longest time an answer may be silent.
-const SILENCE: Duration = Duration::from_secs(30);
+/// Longest time without a byte of a response. None of the scenarios has a longer pause.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// When the parts of an answer came.
+/// Times of a response.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Times {
-    /// The body's first byte.
+pub(super) struct ResponseTimes {
+    /// First byte of the body.
     pub(super) first_byte: Instant,
     pub(super) end: Instant,
-    pub(super) left_early: bool,
+    pub(super) cancelled: bool,
     pub(super) is_merged: bool,
 }
 
-fn told(error: io::Error) -> Wrong {
-    Wrong(error.to_string())
+fn io_error(error: io::Error) -> RequestError {
+    RequestError(error.to_string())
 }
 
 pub(super) struct Connection {
@@ -44,39 +44,40 @@ impl Connection {
         Self { target, stream: None, buffer: vec![0; 32 << 10] }
     }
 
-    /// Sends `request` and reads its answer to its end, or to where this client leaves.
+    /// Sends `request` and reads its response to its end, or to the point where this client disconnects.
     pub(super) async fn exchange(
         &mut self,
         request: &Request,
-        tally: &RefCell<Tally>,
-    ) -> Result<Times, Wrong> {
-        let mut stream = self.send(request).await.map_err(told)?;
-        let mut answer = Answer::new(request.kind.is_stream());
+        measurements: &RefCell<Measurements>,
+    ) -> Result<ResponseTimes, RequestError> {
+        let mut stream = self.send(request).await.map_err(io_error)?;
+        let mut response = ResponseReader::new(request.kind.is_stream());
         let mut first_byte = None;
-        while !answer.is_done() {
-            let count = self.read(&mut stream).await.map_err(told)?;
+        while !response.is_done() {
+            let count = self.read(&mut stream).await.map_err(io_error)?;
             let now = unix_nanos();
-            answer
-                .take(&self.buffer[..count], |stamp| tally.borrow_mut().token(now.saturating_sub(stamp)))?;
-            if first_byte.is_none() && answer.has_body() {
+            response.feed(&self.buffer[..count], |timestamp| {
+                measurements.borrow_mut().token(now.saturating_sub(timestamp))
+            })?;
+            if first_byte.is_none() && response.has_body() {
                 first_byte = Some(Instant::now());
             }
-            if request.leave_after.is_some_and(|tokens| answer.tokens >= tokens) {
+            if request.cancel_after.is_some_and(|tokens| response.tokens >= tokens) {
                 let now = Instant::now();
-                return Ok(Times {
+                return Ok(ResponseTimes {
                     first_byte: first_byte.unwrap_or(now),
                     end: now,
-                    left_early: true,
+                    cancelled: true,
                     is_merged: true,
                 });
             }
         }
         let end = Instant::now();
-        let is_merged = answer.check(request)?;
-        if !answer.closes {
+        let is_merged = response.check(request)?;
+        if !response.connection_close {
             self.stream = Some(stream);
         }
-        Ok(Times { first_byte: first_byte.unwrap_or(end), end, left_early: false, is_merged })
+        Ok(ResponseTimes { first_byte: first_byte.unwrap_or(end), end, cancelled: false, is_merged })
     }
 
     async fn send(&mut self, request: &Request) -> io::Result<TcpStream> {
@@ -95,7 +96,7 @@ impl Connection {
     }
 
     async fn read(&mut self, stream: &mut TcpStream) -> io::Result<usize> {
-        let read = tokio::time::timeout(SILENCE, stream.read(&mut self.buffer)).await;
+        let read = tokio::time::timeout(READ_TIMEOUT, stream.read(&mut self.buffer)).await;
         match read.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             count => Ok(count),
@@ -103,19 +104,19 @@ impl Connection {
     }
 }
 
-/// A single request without a body, on a connection of its own: status and body.
+/// Sends a single request without a body on a new connection and returns the status and the body.
 ///
 /// # Errors
-/// If there is no whole answer of a known length within half a minute.
-pub async fn ask(target: SocketAddr, method: &str, path: &str) -> io::Result<(u16, String)> {
+/// If no complete response arrives within half a minute.
+pub async fn fetch(target: SocketAddr, method: &str, path: &str) -> io::Result<(u16, String)> {
     let mut connection = Connection::new(target);
     let mut stream = connection.connect().await?;
     let head = format!("{method} {path} HTTP/1.1\r\nhost: {target}\r\ncontent-length: 0\r\n\r\n");
     stream.write_all(head.as_bytes()).await?;
-    let mut answer = Answer::new(false);
-    while !answer.is_done() {
+    let mut response = ResponseReader::new(false);
+    while !response.is_done() {
         let count = connection.read(&mut stream).await?;
-        answer.take(&connection.buffer[..count], |_| {}).map_err(|wrong| io::Error::other(wrong.0))?;
+        response.feed(&connection.buffer[..count], |_| {}).map_err(|invalid| io::Error::other(invalid.0))?;
     }
-    Ok(answer.into_text())
+    Ok(response.into_text())
 }

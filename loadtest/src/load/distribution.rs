@@ -1,4 +1,5 @@
-//! A whole distribution of times, small enough for a report, so that those of several runs can be put together.
+//! A complete distribution of times, small enough for a report, so that quantiles of several runs together
+//! can be computed.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -6,13 +7,14 @@ use std::fmt::Write as _;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-/// How often each number of microseconds came. Written as one text, `213:4 214:8`.
+/// How often each number of microseconds occurred. Serialised as one string, `213:4 214:8`, which stays on
+/// one line of a pretty-printed `results.json`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Distribution(BTreeMap<u64, u64>);
 
 impl Distribution {
-    /// Of a histogram of nanoseconds.
+    /// From a histogram of nanoseconds.
     pub(super) fn of(histogram: &Histogram<u64>) -> Self {
         let mut times = Self::default();
         for step in histogram.iter_recorded() {
@@ -21,19 +23,19 @@ impl Distribution {
         times
     }
 
-    /// Adds another run's.
+    /// Adds the times of another run.
     pub fn add(&mut self, other: &Self) {
         for (time, count) in &other.0 {
             *self.0.entry(*time).or_default() += count;
         }
     }
 
-    /// How many there are.
+    /// Number of times.
     pub fn count(&self) -> u64 {
         self.0.values().sum()
     }
 
-    /// The time in microseconds that this share of them does not exceed.
+    /// The quantile `share`, in microseconds.
     pub fn quantile(&self, share: f64) -> Option<f64> {
         let wanted = (share * self.count() as f64).ceil() as u64;
         let mut seen = 0;
@@ -77,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn quantiles_are_of_all_runs_together() {
+    fn quantiles_cover_all_added_runs() {
         let mut all = times("100:98 200:1 300:1");
         assert_eq!(
             (all.quantile(0.5), all.quantile(0.99), all.quantile(1.0)),
@@ -89,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn text_is_read_as_it_was_written() {
+    fn a_distribution_parses_back_from_its_text() {
         let all = times("100:98 200:1");
         assert_eq!(times(&String::from(all.clone())), all);
         assert!(Distribution::try_from("100".to_owned()).is_err());

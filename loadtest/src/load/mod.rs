@@ -1,17 +1,18 @@
-//! The load generator: many connections on one thread, raw sockets, an answer checked as it is read.
+//! The load generator: many connections on one thread, raw sockets, each response checked while it is read.
 //!
-//! Closed loop: every connection sends its next request when the last answer is complete. Open loop: requests are
-//! due at a fixed rate whether or not answers come, and latency counts from when a request was due, so that a server
-//! that stalls cannot hide it by being asked less. Nothing here starts or ends a process.
+//! Closed loop: each connection sends its next request when the last response is complete. Open loop:
+//! requests are due at a fixed rate whether or not responses arrive, and latency counts from when a request
+//! was due, so that a server that stalls cannot hide it by receiving fewer requests (coordinated omission).
+//! No process is started or killed here.
 
-mod answer;
 mod connection;
 mod distribution;
-mod pace;
+mod measurements;
 mod progress;
 mod report;
 mod request;
-mod tally;
+mod response;
+mod schedule;
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -23,59 +24,59 @@ use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::canned::unix_nanos;
-use crate::process::{self, Watch};
-pub use connection::ask;
+use crate::process::{self, WatchedProcess};
+pub use connection::fetch;
 pub use distribution::Distribution;
-pub use pace::Ticket;
+use measurements::Measurements;
 pub use progress::Progress;
-pub use report::{Percentiles, Report, Watched};
-pub use request::{Kind, Mix, Request};
-use tally::Tally;
+pub use report::{Percentiles, ProcessCost, Report};
+pub use request::{Mix, Request, RequestKind};
+pub use schedule::SendTime;
 
-/// Longer than any run.
+/// Longer than any run, and short enough to be added to an `Instant`.
 const FOREVER: Duration = Duration::from_secs(1 << 30);
 
-/// Whether requests wait for answers.
+/// When the next request is sent.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Mode {
-    /// A connection's next request is sent when its last answer is complete.
+    /// Closed loop: when the connection's last response is complete.
     Closed,
-    /// So many requests a second, sent by whichever connection is free.
+    /// Open loop: at a fixed rate, on whichever connection is free.
     Open {
         /// Requests a second.
         rate: f64,
     },
 }
 
-/// When a run is over.
+/// When a run ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Until {
-    /// After this time of measuring.
+    /// After measuring for this time.
     Time(Duration),
-    /// When this many requests have been sent and answered; there is no warm-up.
+    /// When this many requests have completed. There is no warm-up.
     Count(u64),
 }
 
 /// One run of the generator.
 #[derive(Clone, Debug)]
 pub struct Load {
-    /// The router, or the server itself.
+    /// The address of the router, or of a server.
     pub target: SocketAddr,
-    /// What is sent, in turn.
+    /// Requests, sent in rotation.
     pub requests: Vec<Request>,
-    /// Connections, which are kept alive.
+    /// Keep-alive connections.
     pub connections: usize,
     /// Closed or open loop.
     pub mode: Mode,
-    /// Time over which the connections start, so that their streams are not in step.
+    /// Time over which connections start, so that their streams are not in step.
     pub ramp: Duration,
-    /// Time before anything is measured, the ramp included.
+    /// Time before measuring starts, the ramp included.
     pub warmup: Duration,
-    /// When the run is over.
+    /// When the run ends.
     pub until: Until,
-    /// Processes whose cost is measured over the same time.
-    pub watch: Vec<Watch>,
-    /// What the progress line begins with; nothing is shown without it.
+    /// Processes whose CPU time and memory are measured during the run.
+    pub watch: Vec<WatchedProcess>,
+    /// Prefix of the progress line; without it no progress is shown.
     pub label: Option<String>,
 }
 
@@ -95,21 +96,22 @@ impl Load {
         }
     }
 
-    /// Runs it on the current thread's runtime.
+    /// Runs on the current thread's runtime.
     ///
     /// # Errors
-    /// If a watched process cannot be read. What goes wrong with a request is counted, not returned.
+    /// If a watched process cannot be read. Failed requests are counted, not returned.
     pub async fn run(self) -> io::Result<Report> {
         LocalSet::new().run_until(self.drive()).await
     }
 
     async fn drive(self) -> io::Result<Report> {
-        let pace = match self.mode {
-            Mode::Open { rate } => Some(pace::start(rate, self.connections)?),
+        let schedule = match self.mode {
+            Mode::Open { rate } => Some(schedule::start(rate, self.connections)?),
             Mode::Closed => None,
         };
         let limit = if let Until::Count(count) = self.until { count } else { u64::MAX };
-        let run = Rc::new(Run { tally: RefCell::default(), left: Cell::new(limit), load: self, pace });
+        let run =
+            Rc::new(Run { measurements: RefCell::default(), left: Cell::new(limit), load: self, schedule });
         let mut connections = JoinSet::new();
         for index in 0..run.load.connections {
             connections.spawn_local(run.clone().connection(index));
@@ -118,44 +120,44 @@ impl Load {
     }
 }
 
-/// What the connections of a run share.
+/// Shared by the connections of a run.
 struct Run {
     load: Load,
-    tally: RefCell<Tally>,
-    /// Requests that may still be sent.
+    measurements: RefCell<Measurements>,
+    /// Requests that have not been sent yet.
     left: Cell<u64>,
-    pace: Option<pace::Pace>,
+    schedule: Option<schedule::Schedule>,
 }
 
 impl Run {
     async fn measure(&self, mut connections: JoinSet<()>) -> io::Result<Report> {
-        let shown = self.load.label.clone().map(Progress::new);
+        let progress = self.load.label.clone().map(Progress::new);
         if let Until::Time(_) = self.load.until {
-            self.show_until(shown.as_ref(), Instant::now() + self.load.warmup).await;
-            self.tally.replace(Tally::default());
+            self.show_until(progress.as_ref(), Instant::now() + self.load.warmup).await;
+            self.measurements.replace(Measurements::default());
         }
-        let (before, all_before) = (process::cost_of(&self.load.watch)?, process::all_busy());
-        let (began_ns, started) = (unix_nanos(), Instant::now());
+        let (before, all_before) = (process::cpu_times(&self.load.watch)?, process::machine_cpu_time());
+        let (started_at_ns, started) = (unix_nanos(), Instant::now());
         let time = if let Until::Time(time) = self.load.until { time } else { FOREVER };
         let all = async { while connections.join_next().await.is_some() {} };
         tokio::select! {
             () = all => {}
-            () = self.show_until(shown.as_ref(), started + time) => {}
+            () = self.show_until(progress.as_ref(), started + time) => {}
         }
         let seconds = started.elapsed().as_secs_f64();
-        let watched = process::difference(&self.load.watch, &before)?;
-        let own: u64 = watched.iter().map(|watched| watched.cpu_ns).sum();
-        let all = process::all_busy().saturating_sub(all_before);
-        let mut report = self.tally.borrow().report(seconds, watched);
-        report.began_ns = began_ns;
-        report.others = all.saturating_sub(Duration::from_nanos(own)).as_secs_f64() / seconds;
-        if self.pace.is_some() {
-            report.times = self.tally.borrow().times();
+        let processes = process::costs_since(&self.load.watch, &before)?;
+        let own: u64 = processes.iter().map(|processes| processes.cpu_ns).sum();
+        let all = process::machine_cpu_time().saturating_sub(all_before);
+        let mut report = self.measurements.borrow().report(seconds, processes);
+        report.started_at_ns = started_at_ns;
+        report.other_cores = all.saturating_sub(Duration::from_nanos(own)).as_secs_f64() / seconds;
+        if self.schedule.is_some() {
+            report.times = self.measurements.borrow().times();
         }
         Ok(report)
     }
 
-    /// Sends requests one after the other until there are none left.
+    /// Sends requests one after the other until none are left.
     async fn connection(self: Rc<Self>, index: usize) {
         let share = index as f64 / self.load.connections as f64;
         sleep(self.load.ramp.mul_f64(share)).await;
@@ -165,19 +167,19 @@ impl Run {
             self.left.set(self.left.get() - 1);
             let request = &self.load.requests[turn % self.load.requests.len()];
             turn += 1;
-            let ticket = match &self.pace {
-                Some(pace) => match pace.next().await {
-                    Some(ticket) => ticket,
+            let send_time = match &self.schedule {
+                Some(schedule) => match schedule.next().await {
+                    Some(send_time) => send_time,
                     None => return,
                 },
-                None => Ticket::now(),
+                None => SendTime::now(),
             };
-            match connection.exchange(request, &self.tally).await {
-                Ok(times) => self.tally.borrow_mut().count(&ticket, &times),
+            match connection.exchange(request, &self.measurements).await {
+                Ok(times) => self.measurements.borrow_mut().count(&send_time, &times),
                 Err(error) => {
-                    self.tally.borrow_mut().failed(error);
+                    self.measurements.borrow_mut().failed(error);
                     connection = connection::Connection::new(self.load.target);
-                    // A server that refuses everything is not asked in a busy loop.
+                    // Back off: a server that refuses connections would be retried in a busy loop.
                     sleep(Duration::from_millis(10)).await;
                 }
             }
@@ -188,8 +190,8 @@ impl Run {
         let Some(progress) = progress else { return sleep_until(end).await };
         while Instant::now() < end {
             sleep_until(end.min(Instant::now() + Duration::from_millis(500))).await;
-            let tally = self.tally.borrow();
-            progress.show(tally.requests, tally.tokens, tally.errors);
+            let measurements = self.measurements.borrow();
+            progress.show(measurements.requests, measurements.tokens, measurements.errors);
         }
     }
 }

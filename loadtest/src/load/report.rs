@@ -1,4 +1,4 @@
-//! What a run found, as it is printed and as JSON.
+//! The result of a run, for printing and as JSON.
 
 use std::fmt;
 
@@ -7,25 +7,25 @@ use serde::{Deserialize, Serialize};
 
 use super::distribution::Distribution;
 
-/// Of a distribution of times: in microseconds.
+/// Percentiles of a distribution of times, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Percentiles {
-    /// Values in it; all others are 0 if there are none.
+    /// Number of values; if it is 0, so is everything else.
     pub count: u64,
-    /// The median.
+    /// Median.
     pub p50: f64,
-    /// 90 %.
+    /// 90th percentile.
     pub p90: f64,
-    /// 99 %.
+    /// 99th percentile.
     pub p99: f64,
-    /// 99.9 %.
+    /// 99.9th percentile.
     pub p999: f64,
-    /// The largest.
+    /// Maximum.
     pub max: f64,
 }
 
 impl Percentiles {
-    /// Of a histogram of nanoseconds.
+    /// From a histogram of nanoseconds.
     pub fn of(histogram: &Histogram<u64>) -> Self {
         let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1e3;
         let max = histogram.max() as f64 / 1e3;
@@ -40,94 +40,95 @@ impl fmt::Display for Percentiles {
     }
 }
 
-/// What a process cost while it was measured.
+/// CPU time, memory and descriptors of a process during a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Watched {
-    /// What it was called.
+pub struct ProcessCost {
+    /// Its label.
     pub name: String,
-    /// Nanoseconds on a core, all its threads and descendants together.
+    /// CPU time in nanoseconds, of all its threads and descendants.
     pub cpu_ns: u64,
-    /// Nanoseconds that they were ready to run and something else had the core.
+    /// Nanoseconds that they were runnable while something else had the core.
     pub waited_ns: u64,
     /// Resident memory at the end, in KiB.
     pub rss_kib: u64,
-    /// Most resident memory so far, in KiB.
+    /// Peak resident memory so far, in KiB.
     pub peak_kib: u64,
     /// Open descriptors at the end.
     pub descriptors: u64,
 }
 
-/// One run.
+/// Results of one run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// When measuring began, in nanoseconds of the system's clock.
-    pub began_ns: u64,
-    /// How long was measured.
+    /// When measuring started, in nanoseconds of the system's clock.
+    pub started_at_ns: u64,
+    /// Measured time.
     pub seconds: f64,
-    /// Requests answered as they should be.
+    /// Requests with a correct response.
     pub requests: u64,
-    /// Requests that were not.
+    /// Requests that failed, or whose response was wrong.
     pub errors: u64,
-    /// What went wrong first.
+    /// The first error.
     pub first_error: Option<String>,
-    /// Of the requests: streams whose client left on purpose.
-    pub left_early: u64,
-    /// Of the requests: answers without the prompt logprobs that were asked for, as they cost their router something.
+    /// Of the requests: streams whose client disconnected on purpose.
+    pub cancelled: u64,
+    /// Of the requests: responses without the prompt logprobs that were requested. They count as requests
+    /// because they cost the router CPU.
     pub unmerged: u64,
     /// Tokens of streams.
     pub tokens: u64,
-    /// From when a request was due to the end of its answer.
+    /// Latency, from when a request was due to the end of its response.
     pub latency: Percentiles,
-    /// The same, every one of them: of an open loop only.
+    /// All latencies; open loop only.
     pub times: Distribution,
-    /// From when a request was due to its answer's first byte.
+    /// Time to the first byte of the body, from when a request was due.
     pub first_byte: Percentiles,
-    /// From when the server wrote a token to when it was here.
+    /// Delay of a token, from the server's write to the client's read.
     pub token_delay: Percentiles,
-    /// How late the generator itself was in an open loop.
+    /// How late the generator itself sent, in an open loop.
     pub late: Percentiles,
-    /// Cores that something else kept busy, to about a hundredth: neither this process nor a watched one.
-    pub others: f64,
-    /// The watched processes; the generator itself comes last.
-    pub watched: Vec<Watched>,
+    /// Cores that other processes kept busy (neither this one nor a watched one), to about a hundredth.
+    pub other_cores: f64,
+    /// The watched processes; the generator itself is the last.
+    pub processes: Vec<ProcessCost>,
 }
 
 impl Report {
-    /// A watched process.
-    pub fn process(&self, name: &str) -> Option<&Watched> {
-        self.watched.iter().find(|watched| watched.name == name)
+    /// A watched process, by its label.
+    pub fn process(&self, name: &str) -> Option<&ProcessCost> {
+        self.processes.iter().find(|processes| processes.name == name)
     }
 
-    fn write_cost(&self, watched: &Watched, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Watched { name, cpu_ns, rss_kib, peak_kib, descriptors, .. } = watched;
+    fn write_cost(&self, processes: &ProcessCost, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ProcessCost { name, cpu_ns, rss_kib, peak_kib, descriptors, .. } = processes;
         let each = *cpu_ns as f64 / 1e3 / self.requests.max(1) as f64;
         let busy = 100.0 * self.cores(name);
         writeln!(
             out,
-            "{name:15} {each:.1} µs of CPU a request, {busy:.0} % of a core, {rss_kib} KiB (at most {peak_kib}), {descriptors} descriptors"
+            "{name:15} {each:.1} µs of CPU per request, {busy:.0} % of a core, {rss_kib} KiB (peak {peak_kib}), {descriptors} descriptors"
         )
     }
 
     /// How many cores a process kept busy.
     pub fn cores(&self, name: &str) -> f64 {
-        self.process(name).map_or(0.0, |watched| watched.cpu_ns as f64 / 1e9 / self.seconds)
+        self.process(name).map_or(0.0, |processes| processes.cpu_ns as f64 / 1e9 / self.seconds)
     }
 
-    /// How many cores a process would have kept busy beyond those if nothing else had had them.
+    /// How many more cores a process would have kept busy if other processes had not had them.
     pub fn waited(&self, name: &str) -> f64 {
-        self.process(name).map_or(0.0, |watched| watched.waited_ns as f64 / 1e9 / self.seconds)
+        self.process(name).map_or(0.0, |processes| processes.waited_ns as f64 / 1e9 / self.seconds)
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let per_second = self.requests as f64 / self.seconds;
-        writeln!(out, "{} requests in {:.1} s, {per_second:.0} a second", self.requests, self.seconds)?;
+        writeln!(out, "{} requests in {:.1} s, {per_second:.0} per second", self.requests, self.seconds)?;
         if self.errors > 0 {
             writeln!(out, "{} errors, first: {}", self.errors, self.first_error.as_deref().unwrap_or("?"))?;
         }
         if self.unmerged > 0 {
-            writeln!(out, "{} answers without prompt logprobs", self.unmerged)?;
+            writeln!(out, "{} responses without prompt logprobs", self.unmerged)?;
         }
         for (name, times) in [
             ("latency", &self.latency),
@@ -139,6 +140,6 @@ impl fmt::Display for Report {
                 writeln!(out, "{name:15} {times}")?;
             }
         }
-        self.watched.iter().try_for_each(|watched| self.write_cost(watched, out))
+        self.processes.iter().try_for_each(|processes| self.write_cost(processes, out))
     }
 }

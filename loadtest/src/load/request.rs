@@ -1,53 +1,54 @@
-//! What is sent, and what a right answer has.
+//! Requests of the generator, and what a correct response to each contains.
 
 use std::net::SocketAddr;
 
 use bytes::Bytes;
 
-/// The four shapes of requests that cost a router differently.
+/// Kinds of requests that differ in what they cost a router.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// `/v1/chat/completions`, one JSON answer.
+pub enum RequestKind {
+    /// `/v1/chat/completions`, one JSON response.
     Chat,
     /// `/v1/chat/completions`, a stream.
     ChatStream,
-    /// `/generate` with prompt logprobs, one JSON answer.
+    /// `/generate` with prompt logprobs, one JSON response.
     Logprobs,
     /// `/generate` with prompt logprobs, a stream.
     LogprobStream,
 }
 
-/// A request, composed once, and what its answer must have.
+/// A request, composed once, and what its response must contain.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// Head and body.
     pub(super) bytes: Bytes,
-    pub(super) kind: Kind,
-    /// Tokens of a stream that are a complete answer.
+    pub(super) kind: RequestKind,
+    /// Number of tokens in a complete stream.
     pub(super) tokens: u32,
-    /// Leave when this many tokens have come, as a user does who has seen enough.
-    pub(super) leave_after: Option<u32>,
+    /// Disconnect after this many tokens, as a user does who cancels a generation.
+    pub(super) cancel_after: Option<u32>,
 }
 
 impl Request {
-    /// A request with a body of about `body` bytes (300 is the least) for a server that answers `tokens` tokens.
-    pub fn new(target: SocketAddr, kind: Kind, body: usize, tokens: u32) -> Self {
+    /// A request with a body of about `body` bytes (at least 300) to a server that responds with `tokens`
+    /// tokens.
+    pub fn new(target: SocketAddr, kind: RequestKind, body: usize, tokens: u32) -> Self {
         let path = if kind.has_logprobs() { "/generate" } else { "/v1/chat/completions" };
         let body = kind.body(body, tokens);
         let head = format!(
             "POST {path} HTTP/1.1\r\nhost: {target}\r\nuser-agent: loadtest\r\naccept: */*\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
             body.len()
         );
-        Self { bytes: Bytes::from(head + &body), kind, tokens, leave_after: None }
+        Self { bytes: Bytes::from(head + &body), kind, tokens, cancel_after: None }
     }
 
-    /// The same, from a client that closes its connection after `tokens` tokens of a stream.
-    pub fn leaving_after(self, tokens: u32) -> Self {
-        Self { leave_after: Some(tokens), ..self }
+    /// The same request from a client that disconnects after `tokens` tokens of the stream.
+    pub fn cancelled_after(self, tokens: u32) -> Self {
+        Self { cancel_after: Some(tokens), ..self }
     }
 }
 
-impl Kind {
+impl RequestKind {
     pub(super) fn is_stream(self) -> bool {
         matches!(self, Self::ChatStream | Self::LogprobStream)
     }
@@ -56,8 +57,8 @@ impl Kind {
         matches!(self, Self::Logprobs | Self::LogprobStream)
     }
 
-    /// What an answer without a stream must contain.
-    pub(super) fn needle(self) -> &'static str {
+    /// What a response that is no stream must contain.
+    pub(super) fn expected_text(self) -> &'static str {
         if self.has_logprobs() { "\"output_token_logprobs\":" } else { "\"finish_reason\":\"length\"" }
     }
 
@@ -85,16 +86,17 @@ impl Kind {
     }
 }
 
-/// Requests of several kinds in turn, as a day brings them.
+/// Mixtures of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mix;
 
 impl Mix {
-    /// Of ten: six small answers, three streams, and one stream whose client leaves.
-    pub fn day(target: SocketAddr, tokens: u32) -> Vec<Request> {
-        let small = Request::new(target, Kind::Chat, 300, tokens);
-        let stream = Request::new(target, Kind::ChatStream, 300, tokens);
-        let left = stream.clone().leaving_after(tokens / 4);
+    /// For soak tests. Of ten requests, six have a small response, three are streams, and one is a stream
+    /// whose client disconnects.
+    pub fn soak(target: SocketAddr, tokens: u32) -> Vec<Request> {
+        let small = Request::new(target, RequestKind::Chat, 300, tokens);
+        let stream = Request::new(target, RequestKind::ChatStream, 300, tokens);
+        let left = stream.clone().cancelled_after(tokens / 4);
         [&small, &stream, &small, &small, &stream, &small, &left, &small, &stream, &small]
             .into_iter()
             .cloned()

@@ -1,4 +1,4 @@
-//! Choices of `/v1/chat/completions`, whole and in pieces. The envelope is in `openai`.
+//! Choices of `/v1/chat/completions`, complete and streamed. The envelope is in `openai`.
 
 use super::{
     config::Role,
@@ -9,11 +9,11 @@ use super::{
     text,
 };
 
-/// The whole answer.
-pub(crate) fn whole(envelope: &Envelope<'_>, request: &Request, role: Role, answers: &[Output]) -> Vec<u8> {
+/// The complete response.
+pub(crate) fn whole(envelope: &Envelope<'_>, request: &Request, role: Role, outputs: &[Output]) -> Vec<u8> {
     let mut out = Vec::new();
     envelope.open(&mut out);
-    for (index, answer) in answers.iter().enumerate() {
+    for (index, output) in outputs.iter().enumerate() {
         if index > 0 {
             out.push(b',');
         }
@@ -21,12 +21,12 @@ pub(crate) fn whole(envelope: &Envelope<'_>, request: &Request, role: Role, answ
         let tool = request.tool.as_ref().filter(|_| role != Role::Prefill);
         match tool {
             None => {
-                json::string(&mut out, &answer.text);
+                json::string(&mut out, &output.text);
                 out.extend_from_slice(b",\"reasoning_content\":null},\"logprobs\":");
                 let item = &request.items[0];
-                whole_logprobs(&mut out, item, answer);
+                whole_logprobs(&mut out, item, output);
                 out.push(b',');
-                finish(&mut out, answer.finish.as_ref());
+                finish(&mut out, output.finish.as_ref());
             }
             Some(tool) => {
                 out.extend_from_slice(b"null,\"reasoning_content\":null,\"tool_calls\":[");
@@ -37,7 +37,7 @@ pub(crate) fn whole(envelope: &Envelope<'_>, request: &Request, role: Role, answ
             }
         }
     }
-    close(&mut out, request, answers);
+    close(&mut out, request, outputs);
     out
 }
 
@@ -55,17 +55,17 @@ fn call(out: &mut Vec<u8>, id: &str, tool: &Tool, arguments: &str) {
     out.extend_from_slice(b"}}");
 }
 
-fn whole_logprobs(out: &mut Vec<u8>, item: &Item, answer: &Output) {
+fn whole_logprobs(out: &mut Vec<u8>, item: &Item, output: &Output) {
     if item.logprobs.is_none() {
         return out.extend_from_slice(b"null");
     }
     out.extend_from_slice(b"{\"content\":[");
-    for index in 0..answer.produced {
+    for index in 0..output.produced {
         if index > 0 {
             out.push(b',');
         }
-        let id = text::token_id(answer.hash, index);
-        token_logprob(out, answer.hash, Token { id, text: text::token_text(id), index }, tops(item));
+        let id = text::token_id(output.hash, index);
+        token_logprob(out, output.hash, Token { id, text: text::token_text(id), index }, tops(item));
     }
     out.extend_from_slice(b"]}");
 }
@@ -84,7 +84,7 @@ fn token_logprob(out: &mut Vec<u8>, hash: u64, token: Token, tops: usize) {
     out.extend_from_slice(b"]}");
 }
 
-/// Appends `{"token":…,"bytes":[…],"logprob":…`, left open.
+/// Appends `{"token":…,"bytes":[…],"logprob":…` without the closing brace.
 fn named(out: &mut Vec<u8>, token: &str, micros: text::Micros) {
     out.extend_from_slice(b"{\"token\":");
     json::string(out, token);
@@ -106,7 +106,7 @@ fn delta_start(envelope: &Envelope<'_>, index: usize) -> Vec<u8> {
     out
 }
 
-/// The event that names the role, before any token.
+/// The event with the role, before any token.
 pub(crate) fn role_event(envelope: &Envelope<'_>, index: usize) -> Vec<u8> {
     let mut out = delta_start(envelope, index);
     out.extend_from_slice(b",\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,");
@@ -115,7 +115,7 @@ pub(crate) fn role_event(envelope: &Envelope<'_>, index: usize) -> Vec<u8> {
     out
 }
 
-/// One token's event. `output` has been told everything up to this token.
+/// The event of one token, which is the last in `output`.
 pub(crate) fn token_event(
     envelope: &Envelope<'_>,
     request: &Request,
@@ -165,7 +165,7 @@ pub(crate) fn tool_events(envelope: &Envelope<'_>, index: usize, tool: &Tool) ->
     })
 }
 
-/// The event that ends a choice.
+/// The last event of a choice.
 pub(crate) fn finish_event(
     envelope: &Envelope<'_>,
     index: usize,

@@ -1,4 +1,4 @@
-//! Choices of `/v1/completions`, whole and in pieces. The envelope is in `openai`.
+//! Choices of `/v1/completions`, complete and streamed. The envelope is in `openai`.
 
 use super::{
     config::Role,
@@ -9,7 +9,7 @@ use super::{
     text,
 };
 
-/// The four lists of a choice's `logprobs`, each the inside of a list.
+/// The four lists of a choice's `logprobs`, as the contents of JSON lists.
 #[derive(Default)]
 struct Lists {
     offsets: Vec<u8>,
@@ -83,7 +83,7 @@ impl Lists {
     }
 }
 
-/// Whether this side knows the prompt's log-probabilities and they are wanted.
+/// Whether the prompt's log-probabilities are requested and this server has them.
 fn lists_prompt(item: &Item, role: Role) -> bool {
     role != Role::Decode && item.logprobs.as_ref().is_some_and(|wanted| wanted.start.is_some())
 }
@@ -95,22 +95,22 @@ fn choice(out: &mut Vec<u8>, index: usize, echo: Option<&str>, text_json: &[u8])
     out.extend_from_slice(b"\",\"logprobs\":");
 }
 
-/// The whole answer; the answers of one prompt stand together.
-pub(crate) fn whole(envelope: &Envelope<'_>, request: &Request, role: Role, answers: &[Output]) -> Vec<u8> {
+/// The complete response. The samples of one prompt are adjacent.
+pub(crate) fn whole(envelope: &Envelope<'_>, request: &Request, role: Role, outputs: &[Output]) -> Vec<u8> {
     let mut out = Vec::new();
     envelope.open(&mut out);
-    for (index, answer) in answers.iter().enumerate() {
+    for (index, output) in outputs.iter().enumerate() {
         if index > 0 {
             out.push(b',');
         }
         let item = &request.items[index / request.n];
         let echo = request.echo.then(|| item.prompt.echo());
-        choice(&mut out, index, echo.as_deref(), &answer.text_json);
-        logprobs(&mut out, item, role, answer, 0..answer.produced, true);
+        choice(&mut out, index, echo.as_deref(), &output.text_json);
+        logprobs(&mut out, item, role, output, 0..output.produced, true);
         out.push(b',');
-        finish(&mut out, answer.finish.as_ref());
+        finish(&mut out, output.finish.as_ref());
     }
-    close(&mut out, request, answers);
+    close(&mut out, request, outputs);
     out
 }
 
@@ -118,7 +118,7 @@ fn logprobs(
     out: &mut Vec<u8>,
     item: &Item,
     role: Role,
-    answer: &Output,
+    output: &Output,
     tokens: std::ops::Range<usize>,
     first: bool,
 ) {
@@ -129,11 +129,11 @@ fn logprobs(
     if first && lists_prompt(item, role) {
         lists.push_prompt(item);
     }
-    tokens.for_each(|index| lists.push_output(item, answer.hash, index));
+    tokens.for_each(|index| lists.push_output(item, output.hash, index));
     lists.write(out, tops(item) > 0);
 }
 
-/// The event of the tokens since the last one. `output` has been told everything before them.
+/// The event of the tokens since the last event.
 pub(crate) fn event(
     envelope: &Envelope<'_>,
     request: &Request,

@@ -1,16 +1,15 @@
-//! What a simulated server is told at its start, and the times that SGLang's own timeouts take.
-//! Says nothing about what is done with them.
+//! Configuration of a simulated server, and SGLang's own timeouts.
 
 use std::{net::SocketAddr, time::Duration};
 
-/// Which of SGLang's servers is played.
+/// Which of SGLang's servers is simulated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Computes the prompt, hands it over, answers one token.
+    /// Computes the prompt, transfers its KV cache, responds with one token.
     Prefill,
-    /// Takes the prompt over and answers the whole text.
+    /// Receives the KV cache and responds with the whole text.
     Decode,
-    /// No disaggregation: answers alone and ignores bootstrap fields.
+    /// No disaggregation: responds alone and ignores bootstrap fields.
     Regular,
 }
 
@@ -28,7 +27,7 @@ impl Role {
 
 /// The bootstrap port that a decode server assumes when a request names none.
 pub const DEFAULT_BOOTSTRAP_PORT: u16 = 8998;
-/// The largest request body that is read; a bigger one is answered 413.
+/// Limit of a request body; a larger one gets a 413.
 pub const BODY_LIMIT: u64 = 1 << 30;
 
 /// Seconds a prefill leg waits for its decode partner.
@@ -37,13 +36,13 @@ pub const BOOTSTRAP_TIMEOUT: f64 = 300.0;
 pub const WAITING_TIMEOUT: f64 = 300.0;
 /// Seconds until a decode leg gives up on an unreachable bootstrap server.
 pub const HANDSHAKE_TIMEOUT: f64 = 14.0;
-/// Seconds until a decode leg notices that its prefill server is dead (two missed heart-beats).
+/// Seconds until a decode leg notices that its prefill server is dead (two missed heartbeats).
 pub const HEARTBEAT_TIMEOUT: f64 = 11.0;
-/// Seconds until the loss of a client that has no answer yet is noticed.
+/// Seconds until the disconnect of a client without a response is noticed.
 pub const DISCONNECT_POLL: f64 = 4.0;
-/// Seconds until the loss of a client that reads a stream is noticed.
+/// Seconds until the disconnect of a client that reads a stream is noticed.
 pub const STREAM_DISCONNECT_POLL: f64 = 2.0;
-/// Seconds between a request that kills the server and the end of its connections.
+/// Seconds between a request that crashes the server and the end of its connections.
 pub const CRASH_DELAY: f64 = 5.0;
 /// Seconds that `/health` takes to run its one token.
 pub const HEALTH_TIME: f64 = 1.0;
@@ -51,12 +50,12 @@ pub const HEALTH_TIME: f64 = 1.0;
 /// The configuration of one simulated server.
 #[derive(Clone, Debug)]
 pub struct SimConfig {
-    /// Which server is played.
+    /// Role of the server.
     pub role: Role,
-    /// Where to listen; a free port of 127.0.0.1 when absent.
+    /// Address to listen on; `None` picks a free port of 127.0.0.1.
     pub addr: Option<SocketAddr>,
-    /// Prefill: the port its bootstrap server listens on, a free one when absent or 0.
-    /// Decode: the port it assumes when a request carries none, [`DEFAULT_BOOTSTRAP_PORT`] when absent.
+    /// Prefill: port of its bootstrap server, `None` or 0 picks a free one. Decode: port that it assumes when
+    /// a request has none, [`DEFAULT_BOOTSTRAP_PORT`] if `None`.
     pub bootstrap_port: Option<u16>,
     /// The served model's name.
     pub model: String,
@@ -64,21 +63,21 @@ pub struct SimConfig {
     pub first_token: Duration,
     /// Decode: time between two tokens.
     pub inter_token: Duration,
-    /// Prefill: time between the meeting of both legs and the end of the transfer.
+    /// Prefill: time from when both legs have met to the end of the transfer.
     pub prefill_time: Duration,
-    /// Prefill: extra time between the end of the transfer and the HTTP answer.
-    pub prefill_answer_delay: Duration,
-    /// What the servers' own times (300 s, 14 s, 11 s, 4 s, …) are multiplied by.
+    /// Prefill: time from the end of the transfer to its HTTP response.
+    pub prefill_response_delay: Duration,
+    /// Factor for SGLang's own timeouts (300 s, 14 s, 11 s, 4 s, …).
     pub time_scale: f64,
-    /// How long an idle connection is kept open. It is not scaled.
+    /// How long an idle connection is kept open. Not scaled.
     pub keep_alive: Duration,
-    /// Tokens that prompt and answer may have together.
+    /// Maximum tokens of prompt and output together.
     pub context_length: usize,
     /// `/generate` streams carry only what is new, as with `--incremental-streaming-output`.
     pub incremental_output: bool,
-    /// The bearer token that requests must carry, if any.
+    /// Bearer token that requests must have, if any.
     pub api_key: Option<String>,
-    /// Whether requests are kept for [`Sim::seen`](super::Sim::seen).
+    /// Whether requests are kept for [`Sim::recorded_requests`](super::Sim::recorded_requests).
     pub record: bool,
 }
 
@@ -92,7 +91,7 @@ impl Default for SimConfig {
             first_token: Duration::ZERO,
             inter_token: Duration::ZERO,
             prefill_time: Duration::ZERO,
-            prefill_answer_delay: Duration::ZERO,
+            prefill_response_delay: Duration::ZERO,
             time_scale: 1.0,
             keep_alive: Duration::from_secs(5),
             context_length: 1 << 20,

@@ -1,5 +1,6 @@
-//! The answers of `/generate`: one object per prompt, with `meta_info`'s keys in the recorded order.
-//! Which keys there are depends on the role, and on whether the object is a stream's first, middle or last.
+//! Responses of `/generate`: one object per prompt, with the keys of `meta_info` in the recorded order. Which
+//! keys there are depends on the role, and on whether the object is the first, a middle or the last one of a
+//! stream.
 
 use super::{
     config::Role,
@@ -9,19 +10,19 @@ use super::{
     transfer::Failure,
 };
 
-/// Which keys of time an object carries.
+/// Which timestamps an object has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
     /// The only object of its prompt.
     Whole,
-    /// A stream's first of several.
+    /// The first of several in a stream.
     First,
     Middle,
-    /// A stream's last of several.
+    /// The last of several in a stream.
     Last,
 }
 
-/// When things happened to one item.
+/// Timestamps of one item.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Times {
     pub arrived: f64,
@@ -36,18 +37,18 @@ impl Times {
     }
 }
 
-/// What one object is made from.
+/// The inputs of one object.
 pub(crate) struct Object<'a> {
     pub role: Role,
     pub item: &'a Item,
     pub prompt: &'a PromptLogprobs,
     pub times: Times,
-    /// The item's place in a batch, which a stream names last.
+    /// The item's index in a batch, which is the last key in a stream.
     pub index: Option<usize>,
 }
 
 impl Object<'_> {
-    /// Appends the object for the answer so far.
+    /// Appends the object for the output so far.
     pub(crate) fn write(&self, out: &mut Vec<u8>, output: &Output, part: Part) {
         out.reserve(output.text_json.len() + output.ids.len() + output.logprobs.len() + 1024);
 
@@ -146,7 +147,7 @@ impl Object<'_> {
     }
 }
 
-/// The object that stands in a stream for a generation that failed.
+/// The object for a failed generation in a stream.
 pub(crate) fn failed(object: &Object<'_>, failure: &Failure) -> Vec<u8> {
     let mut output = Output::new(0);
     output.finish = Some(Finish::Abort { message: failure.message.clone(), status: Some(failure.status) });
@@ -155,7 +156,7 @@ pub(crate) fn failed(object: &Object<'_>, failure: &Failure) -> Vec<u8> {
     out
 }
 
-/// The event that stands in a stream for a request with wrong values.
+/// The event for a request with invalid values in a stream.
 pub(crate) fn error_event(message: &str) -> Vec<u8> {
     let mut out = b"{\"error\":{\"message\":".to_vec();
     json::string(&mut out, message);

@@ -1,5 +1,5 @@
-//! Runs an accepted request: hand-over, pace, tokens, and the answer as one body or as a stream of events.
-//! How tokens become events is in `writer`, what the bytes look like in `generate`, `chat` and `completions`.
+//! Runs an accepted request: KV transfer, pace, tokens, and the response as one body or as a stream of
+//! events. `writer` turns tokens into events; `generate`, `chat` and `completions` define the bytes.
 
 use std::{
     sync::{
@@ -22,39 +22,42 @@ use super::{
     generate::{self, Object, Part, Times},
     openai::Envelope,
     output::{Finish, Output, PromptLogprobs, prompt_logprobs},
-    reply::{self, DONE, Out, Reply, SimBody},
     request::{Endpoint, Item, Request, new_id},
+    response::{self, DONE, ResponseBody, SimResponse, StreamItem},
     state::{Phase, State, bump},
     transfer::{Failure, cancelled, pause, transfer},
     writer::{Pace, Writer},
 };
 
-/// Events that may wait for a client that reads slowly.
+/// Bound on events that wait for a client that reads slowly.
 const QUEUED_EVENTS: usize = 64;
 
-/// The connection is to be closed without an answer.
+/// The connection is closed without a response, as when the real process crashes.
 #[derive(Debug)]
-pub(crate) struct Gone;
+pub(crate) struct ClosedWithoutResponse;
 
-/// One request while it runs.
+/// A request in progress.
 pub(crate) struct Run {
     pub state: Arc<State>,
     pub request: Request,
     id: String,
-    /// Whether the client has seen the head of a stream.
+    /// Whether the head of a stream has been sent.
     started: AtomicBool,
-    pub out: mpsc::Sender<Out>,
+    pub out: mpsc::Sender<StreamItem>,
 }
 
-/// Generates; returns as soon as the head of the answer can go out.
-pub(crate) async fn answer(state: &Arc<State>, request: Request) -> Result<Response<SimBody>, Gone> {
+/// Starts a generation. Returns as soon as the head of its response can be sent.
+pub(crate) async fn respond(
+    state: &Arc<State>,
+    request: Request,
+) -> Result<Response<ResponseBody>, ClosedWithoutResponse> {
     let rids = request.items.iter().map(|item| (item.rid.as_str(), &item.cancel));
     let admission = match state.admit(rids) {
         Ok(admission) => admission,
         Err(rid) => return Ok(refuse(&request, &format!("Duplicate request ID detected: {rid}"))),
     };
-    let (out, mut answers) = mpsc::channel(QUEUED_EVENTS);
-    // `/generate` sends the head of a stream before it has looked at anything.
+    let (out, mut items) = mpsc::channel(QUEUED_EVENTS);
+    // `/generate` sends the head of a stream before it validates anything.
     let at_once = request.stream && request.endpoint == Endpoint::Generate;
     let run = Arc::new(Run {
         state: Arc::clone(state),
@@ -65,45 +68,45 @@ pub(crate) async fn answer(state: &Arc<State>, request: Request) -> Result<Respo
     });
     let task = Arc::clone(&run);
     state.spawn(async move {
-        let last = task.attended().await;
-        // The id is free again before the client can know that the answer is complete.
+        let last = task.run_until_client_lost().await;
+        // The request id must be free before the client can see the end of the response.
         drop(admission);
         let _ = task.out.send(last).await;
     });
     drop((out, run));
     if at_once {
-        return Ok(reply::stream(None, answers));
+        return Ok(response::stream(None, items));
     }
-    match answers.recv().await {
-        Some(Out::Instead(reply)) => Ok(reply.into_response()),
-        Some(Out::Frame(first)) => Ok(reply::stream(Some(first), answers)),
-        Some(Out::End) | None => Err(Gone),
+    match items.recv().await {
+        Some(StreamItem::Whole(response)) => Ok(response.into_response()),
+        Some(StreamItem::Frame(first)) => Ok(response::stream(Some(first), items)),
+        Some(StreamItem::End) | None => Err(ClosedWithoutResponse),
     }
 }
 
-/// A wrong value that is found before anything runs.
-pub(crate) fn refuse(request: &Request, message: &str) -> Response<SimBody> {
+/// The response to an invalid value that is found before anything runs.
+pub(crate) fn refuse(request: &Request, message: &str) -> Response<ResponseBody> {
     match request.endpoint {
         Endpoint::Generate if request.stream => refused_stream(message),
-        Endpoint::Generate => Reply::value_error(message).into_response(),
+        Endpoint::Generate => SimResponse::value_error(message).into_response(),
         Endpoint::Chat | Endpoint::Completions => {
-            Reply::object_error(400, "BadRequestError", message).into_response()
+            SimResponse::object_error(400, "BadRequestError", message).into_response()
         }
     }
 }
 
-/// A `/generate` stream that consists of an error.
-pub(crate) fn refused_stream(message: &str) -> Response<SimBody> {
+/// A `/generate` stream that consists of one error.
+pub(crate) fn refused_stream(message: &str) -> Response<ResponseBody> {
     let (out, events) = mpsc::channel(2);
-    // The channel is new and has room for both.
-    let _ = out.try_send(Out::Frame(DONE.into()));
-    let _ = out.try_send(Out::End);
-    reply::stream(Some(reply::event(&generate::error_event(message))), events)
+    // The channel is new and has capacity for both.
+    let _ = out.try_send(StreamItem::Frame(DONE.into()));
+    let _ = out.try_send(StreamItem::End);
+    response::stream(Some(response::event(&generate::error_event(message))), events)
 }
 
 impl Run {
-    /// The whole work, ended early when the client is lost.
-    async fn attended(self: &Arc<Self>) -> Out {
+    /// Runs the generation; aborts it when the client's disconnect is noticed.
+    async fn run_until_client_lost(self: &Arc<Self>) -> StreamItem {
         let work = self.work();
         tokio::pin!(work);
         let lost = async {
@@ -121,21 +124,21 @@ impl Run {
         work.await
     }
 
-    async fn work(self: &Arc<Self>) -> Out {
-        let result = if self.request.stream { self.streamed().await } else { self.whole().await };
+    async fn work(self: &Arc<Self>) -> StreamItem {
+        let result = if self.request.stream { self.streamed().await } else { self.complete().await };
         let counters = &self.state.counters;
         bump(if result.is_ok() { &counters.completed } else { &counters.failed });
         match result {
             Ok(out) => out,
-            Err(failure) => Out::Instead(self.failure_reply(&failure)),
+            Err(failure) => StreamItem::Whole(self.failure_response(&failure)),
         }
     }
 
-    fn failure_reply(&self, failure: &Failure) -> Reply {
+    fn failure_response(&self, failure: &Failure) -> SimResponse {
         match (failure.status, self.request.endpoint) {
-            (400, Endpoint::Generate) => Reply::value_error(&failure.message),
-            (400, _) => Reply::object_error(400, "BadRequestError", &failure.message),
-            (status, _) => Reply::object_error(status, &status.to_string(), &failure.message),
+            (400, Endpoint::Generate) => SimResponse::value_error(&failure.message),
+            (400, _) => SimResponse::object_error(400, "BadRequestError", &failure.message),
+            (status, _) => SimResponse::object_error(status, &status.to_string(), &failure.message),
         }
     }
 
@@ -153,7 +156,7 @@ impl Run {
         Envelope { id: &self.id, object, created, model: &self.request.model }
     }
 
-    /// Runs `each` for every item at the same time; the results are in the items' order.
+    /// Runs `each` for all items concurrently. Results are in the items' order.
     async fn for_items<T, F>(
         self: &Arc<Self>,
         each: impl Fn(Arc<Self>, usize) -> F,
@@ -178,19 +181,19 @@ impl Run {
         Ok(results.into_iter().map(|(_, result)| result).collect())
     }
 
-    async fn whole(self: &Arc<Self>) -> Result<Out, Failure> {
+    async fn complete(self: &Arc<Self>) -> Result<StreamItem, Failure> {
         let produced = self.for_items(|run, at| async move { run.produce(at).await }).await?;
         let body = match self.request.endpoint {
             Endpoint::Generate => self.whole_generate(&produced),
             endpoint => {
                 let n = self.request.n;
-                let answers: Vec<Output> =
+                let outputs: Vec<Output> =
                     produced.into_iter().flat_map(|(output, _)| std::iter::repeat_n(output, n)).collect();
                 let whole = if endpoint == Endpoint::Chat { chat::whole } else { completions::whole };
-                whole(&self.envelope(), &self.request, self.role(), &answers)
+                whole(&self.envelope(), &self.request, self.role(), &outputs)
             }
         };
-        Ok(Out::Instead(Reply::json(body)))
+        Ok(StreamItem::Whole(SimResponse::json(body)))
     }
 
     fn whole_generate(&self, produced: &[(Output, Times)]) -> Vec<u8> {
@@ -215,7 +218,7 @@ impl Run {
         out
     }
 
-    /// One item's answer, after the time that its tokens take.
+    /// Produces the output of one item, after the time that its tokens take.
     async fn produce(&self, at: usize) -> Result<(Output, Times), Failure> {
         let item = &self.request.items[at];
         let hash = transfer(&self.state, item, self.request.n).await?;
@@ -224,7 +227,7 @@ impl Run {
         let config = &self.state.config;
         let output = all_tokens(hash, item, config.role, usize::MAX);
         if config.role == Role::Prefill {
-            pause(config.prefill_answer_delay).await;
+            pause(config.prefill_response_delay).await;
             return Ok((output, times));
         }
         let tokens = u32::try_from(output.produced.saturating_sub(1)).unwrap_or(u32::MAX);
@@ -239,7 +242,7 @@ impl Run {
         Ok((output, times))
     }
 
-    /// What there is of an answer that was aborted after some time.
+    /// The part of an output that was produced before an abort.
     fn partial(&self, hash: u64, item: &Item, elapsed: Duration) -> Output {
         let config = &self.state.config;
         let tokens = match elapsed.checked_sub(config.first_token) {
@@ -251,23 +254,23 @@ impl Run {
         output
     }
 
-    async fn streamed(self: &Arc<Self>) -> Result<Out, Failure> {
+    async fn streamed(self: &Arc<Self>) -> Result<StreamItem, Failure> {
         let produced = self.for_items(|run, at| async move { run.stream_item(at).await }).await?;
         if self.request.usage && self.request.endpoint != Endpoint::Generate {
             let prompt = self.request.items.iter().map(|item| item.prompt.tokens).sum();
             self.tell(self.envelope().usage_event(prompt, produced.iter().sum())).await;
         }
-        let _ = self.out.send(Out::Frame(DONE.into())).await;
-        Ok(Out::End)
+        let _ = self.out.send(StreamItem::Frame(DONE.into())).await;
+        Ok(StreamItem::End)
     }
 
     pub(crate) async fn tell(&self, payload: Vec<u8>) {
         self.started.store(true, Ordering::Relaxed);
-        // A client that is gone is noticed after a while, not here.
-        let _ = self.out.send(Out::Frame(reply::event(&payload))).await;
+        // A disconnect is noticed later, by the poll.
+        let _ = self.out.send(StreamItem::Frame(response::event(&payload))).await;
     }
 
-    /// Streams one item; returns how many tokens there were.
+    /// Streams one item; returns the number of tokens.
     async fn stream_item(&self, at: usize) -> Result<usize, Failure> {
         let item = &self.request.items[at];
         let hash = match transfer(&self.state, item, self.request.n).await {
@@ -277,7 +280,7 @@ impl Run {
         let times = Times::now(&self.request);
         let _phase = Phase::enter(&self.state.gauges.running);
         if self.role() == Role::Prefill {
-            pause(self.state.config.prefill_answer_delay).await;
+            pause(self.state.config.prefill_response_delay).await;
         }
         let mut samples = Vec::new();
         samples.resize_with(self.request.n, || Output::new(hash));
@@ -303,8 +306,8 @@ impl Run {
             if !self.started.load(Ordering::Relaxed) {
                 return Err(failure);
             }
-            let reply = self.failure_reply(&failure);
-            self.tell([b"{\"error\":", &reply.body[..], b"}"].concat()).await;
+            let response = self.failure_response(&failure);
+            self.tell([b"{\"error\":", &response.body[..], b"}"].concat()).await;
             return Ok(0);
         }
         let object = Object {
@@ -320,12 +323,12 @@ impl Run {
     }
 }
 
-/// How an answer ends that is aborted after its transfer.
+/// The finish reason of a generation that is aborted after its transfer.
 pub(crate) fn aborted() -> Finish {
     Finish::Abort { message: "Aborted".to_owned(), status: None }
 }
 
-/// An answer's tokens, at most `limit` of them.
+/// All tokens of an output, at most `limit`.
 fn all_tokens(hash: u64, item: &Item, role: Role, limit: usize) -> Output {
     let mut output = Output::new(hash);
     if role != Role::Prefill && item.sampling.max_new == 0 {

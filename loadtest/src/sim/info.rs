@@ -1,5 +1,5 @@
-//! The endpoints beside generation: health, information, loads, cache, aborts. Bodies are the recorded ones
-//! with this server's own values filled in.
+//! Endpoints other than generation: health, information, loads, cache, aborts. Bodies are recorded from a
+//! real server, with this server's values filled in.
 
 use std::{
     sync::{
@@ -15,8 +15,8 @@ use tokio::time::{self, Instant};
 use super::{
     config::{DEFAULT_BOOTSTRAP_PORT, HEALTH_TIME, Role},
     json,
-    reply::Reply,
     request::unix_time,
+    response::SimResponse,
     state::State,
 };
 
@@ -24,23 +24,23 @@ const SERVER_INFO: &str = include_str!("../../assets/server_info.json");
 const MODEL_INFO: &str = include_str!("../../assets/model_info.json");
 const FLUSHED: &str = "Cache flushed.\nPlease check backend logs for more details. (When there are running or \
                        waiting requests, the operation will not be performed.)\n";
-/// How often a flush with a time-out looks whether the server is idle.
+/// How often a flush with a timeout checks whether the server is idle.
 const FLUSH_POLL: Duration = Duration::from_millis(10);
-/// The longest wait a flush can ask for.
+/// Upper limit of that timeout, in seconds.
 const FLUSH_WAIT_LIMIT: f64 = 3600.0;
 
-/// `/health` and `/health_generate`: runs a token, which takes its time.
-pub(crate) async fn health(state: &State) -> Reply {
+/// `/health` and `/health_generate`: the real server generates a token, which takes about a second.
+pub(crate) async fn health(state: &State) -> SimResponse {
     if state.draining.load(Ordering::Relaxed) {
-        return Reply::bare(503, "");
+        return SimResponse::bare(503, "");
     }
     time::sleep(state.config.scaled(HEALTH_TIME)).await;
-    Reply::bare(200, "")
+    SimResponse::bare(200, "")
 }
 
-/// `/ready`: only looks at flags.
-pub(crate) fn ready(state: &State) -> Reply {
-    Reply::bare(if state.draining.load(Ordering::Relaxed) { 503 } else { 200 }, "")
+/// `/ready`: only checks flags.
+pub(crate) fn ready(state: &State) -> SimResponse {
+    SimResponse::bare(if state.draining.load(Ordering::Relaxed) { 503 } else { 200 }, "")
 }
 
 fn escaped(text: &str) -> String {
@@ -49,16 +49,16 @@ fn escaped(text: &str) -> String {
     String::from_utf8(out).unwrap_or_default()
 }
 
-pub(crate) fn model_info(state: &State) -> Reply {
+pub(crate) fn model_info(state: &State) -> SimResponse {
     let model = escaped(&state.config.model);
     let text = MODEL_INFO
         .replace("@PATH@", &format!("/models/{model}"))
         .replace("@MODEL@", &model)
         .replace("@ROLE@", state.config.role.name());
-    Reply::json(text.trim_end().to_owned())
+    SimResponse::json(text.trim_end().to_owned())
 }
 
-pub(crate) fn server_info(state: &State) -> Reply {
+pub(crate) fn server_info(state: &State) -> SimResponse {
     let model = escaped(&state.config.model);
     let decode = state.config.role == Role::Decode;
     let bootstrap = state.bootstrap_port.unwrap_or(DEFAULT_BOOTSTRAP_PORT);
@@ -76,7 +76,7 @@ pub(crate) fn server_info(state: &State) -> Reply {
     let text = values
         .iter()
         .fold(SERVER_INFO.trim_end().to_owned(), |text, (mark, value)| text.replace(mark, value));
-    Reply::json(text)
+    SimResponse::json(text)
 }
 
 fn model_card(state: &State) -> String {
@@ -89,31 +89,31 @@ fn model_card(state: &State) -> String {
     )
 }
 
-pub(crate) fn models(state: &State) -> Reply {
-    Reply::json(format!("{{\"object\":\"list\",\"data\":[{}]}}", model_card(state)))
+pub(crate) fn models(state: &State) -> SimResponse {
+    SimResponse::json(format!("{{\"object\":\"list\",\"data\":[{}]}}", model_card(state)))
 }
 
-pub(crate) fn model(state: &State, name: &str) -> Reply {
+pub(crate) fn model(state: &State, name: &str) -> SimResponse {
     if name == state.config.model {
-        return Reply::json(model_card(state));
+        return SimResponse::json(model_card(state));
     }
     let body = format!(
         "{{\"error\":{{\"message\":\"The model '{}' does not exist\",\"type\":\"invalid_request_error\",\
          \"param\":\"model\",\"code\":\"model_not_found\"}}}}",
         escaped(name)
     );
-    Reply::json(body).with_status(404)
+    SimResponse::json(body).with_status(404)
 }
 
-/// `/v1/loads` with this server's real counts.
-pub(crate) fn loads(state: &State) -> Reply {
+/// `/v1/loads`, with this server's actual counts.
+pub(crate) fn loads(state: &State) -> SimResponse {
     let read = |gauge: &AtomicI64| gauge.load(Ordering::Relaxed);
     let gauges = &state.gauges;
     let [bootstrap, inflight, prealloc, transfer, running] =
         [&gauges.bootstrap, &gauges.inflight, &gauges.prealloc, &gauges.transfer, &gauges.running].map(read);
     let waiting = bootstrap + prealloc + transfer;
     let moments = if state.config.role == Role::Prefill { "null" } else { "[0.0,0.0,0.0,0.0,0.0,0.0]" };
-    Reply::json(format!(
+    SimResponse::json(format!(
         "{{\"timestamp\":\"{}\",\"version\":\"0.5.23\",\"accelerator\":null,\"num_accelerators\":1,\"loads\":[{{\
          \"timestamp\":{:.7},\"dp_rank\":0,\"num_running_reqs\":{running},\"num_waiting_reqs\":{waiting},\
          \"num_waiting_uncached_tokens\":0,\"num_used_tokens\":0,\"num_total_tokens\":0,\"num_active_tokens\":0,\
@@ -132,11 +132,11 @@ pub(crate) fn loads(state: &State) -> Reply {
     ))
 }
 
-/// The time in ISO 8601 with microseconds, UTC.
+/// The current time in ISO 8601 with microseconds, UTC.
 fn timestamp() -> String {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let (seconds, days) = (now.as_secs() % 86_400, (now.as_secs() / 86_400) as i64);
-    // Days are counted from the first of March of year 0, so that a leap day is a year's last.
+    // Days since the first of March of year 0, so that a leap day is the last day of a year.
     let shifted = days + 719_468;
     let era = shifted / 146_097;
     let day_of_era = shifted % 146_097;
@@ -155,8 +155,8 @@ fn timestamp() -> String {
     )
 }
 
-/// `/flush_cache`: refuses while anything is in flight, after waiting for as long as the query says.
-pub(crate) async fn flush(state: &State, query: Option<&str>) -> Reply {
+/// `/flush_cache`: fails while anything is in flight, after waiting for `timeout` seconds.
+pub(crate) async fn flush(state: &State, query: Option<&str>) -> SimResponse {
     let parameters = query.into_iter().flat_map(|query| query.split('&'));
     let wait =
         parameters.filter_map(|pair| pair.strip_prefix("timeout=")).find_map(|wait| wait.parse::<f64>().ok());
@@ -164,37 +164,37 @@ pub(crate) async fn flush(state: &State, query: Option<&str>) -> Reply {
     let deadline = Instant::now() + Duration::from_secs_f64(wait);
     while state.in_flight() > 0 {
         if Instant::now() >= deadline {
-            return Reply::bare(400, "Flush cache failed.\n");
+            return SimResponse::bare(400, "Flush cache failed.\n");
         }
         time::sleep(FLUSH_POLL).await;
     }
-    Reply::bare(200, FLUSHED)
+    SimResponse::bare(200, FLUSHED)
 }
 
-/// `/abort_request`: says 200 whether the id is known or not.
-pub(crate) fn abort(state: &Arc<State>, body: &[u8]) -> Reply {
+/// `/abort_request`: 200 whether the id is known or not.
+pub(crate) fn abort(state: &Arc<State>, body: &[u8]) -> SimResponse {
     let Ok(fields) = serde_json::from_slice::<Value>(body) else {
-        return Reply::object_error(400, "Bad Request", "1 validation error:\n  JSON decode error");
+        return SimResponse::object_error(400, "Bad Request", "1 validation error:\n  JSON decode error");
     };
     if fields.get("abort_all").and_then(Value::as_bool).unwrap_or(false) {
         state.abort_all();
     } else if let Some(rid) = fields.get("rid").and_then(Value::as_str) {
         state.abort(rid);
     }
-    Reply::bare(200, "")
+    SimResponse::bare(200, "")
 }
 
-/// `/metrics`: the few series that clients look for.
-pub(crate) fn metrics(state: &State) -> Reply {
+/// `/metrics`: the few series that clients read.
+pub(crate) fn metrics(state: &State) -> SimResponse {
     let running = state.gauges.running.load(Ordering::Relaxed);
     let name = &state.config.model;
     let body = format!(
         "# HELP sglang:num_running_reqs The number of running requests.\n# TYPE sglang:num_running_reqs gauge\n\
          sglang:num_running_reqs{{model_name=\"{name}\"}} {running}.0\n"
     );
-    let mut reply = Reply::bare(200, body);
-    reply.content_type = Some("text/plain; version=0.0.4; charset=utf-8");
-    reply
+    let mut response = SimResponse::bare(200, body);
+    response.content_type = Some("text/plain; version=0.0.4; charset=utf-8");
+    response
 }
 
 #[cfg(test)]

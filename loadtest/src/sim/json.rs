@@ -1,4 +1,4 @@
-//! Writing JSON by hand, compactly and without spaces as orjson does. Reading it is `serde_json`'s work.
+//! Writes JSON without spaces, as orjson does. Reading it is left to `serde_json`.
 
 use std::io::Write as _;
 
@@ -9,7 +9,7 @@ pub(crate) fn string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
 }
 
-/// Appends `text` escaped, without quotes. Only what JSON demands is escaped.
+/// Appends `text` with the mandatory escapes only, without quotes.
 pub(crate) fn escape(out: &mut Vec<u8>, text: &str) {
     let bytes = text.as_bytes();
     let mut plain = 0;
@@ -31,9 +31,9 @@ pub(crate) fn escape(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(&bytes[plain..]);
 }
 
-/// Appends formatted text as it is.
+/// Appends formatted text without escapes.
 pub(crate) fn put(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
-    // A Vec takes every byte; there is no error to handle.
+    // Writing to a Vec cannot fail.
     let _ = out.write_fmt(text);
 }
 
@@ -45,7 +45,7 @@ pub(crate) fn optional(out: &mut Vec<u8>, text: Option<&str>) {
     }
 }
 
-/// Appends seconds the way Python prints a float: never without a point.
+/// Appends seconds as Python prints a float: always with a decimal point.
 pub(crate) fn seconds(out: &mut Vec<u8>, value: f64) {
     put(out, format_args!("{value:.7}"));
 }
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn escaped_text_reads_back_as_itself() {
+    fn escaped_text_parses_back_to_itself() {
         let text = "a\"b\\c\n\r\t\u{1}é你[DONE]";
         let mut out = Vec::new();
         string(&mut out, text);

@@ -1,5 +1,5 @@
-//! Stand-ins for SGLang prefill, decode and regular servers. They answer with the shapes and the timeouts of
-//! the real ones and invent the text; no model runs. Load generation and routing are not done here.
+//! Simulated SGLang prefill, decode and regular servers, with the response shapes, errors and timeouts of the
+//! real ones. The text is made up; no model runs. Load generation and routing are done elsewhere.
 //!
 //! ```
 //! # async fn example() -> std::io::Result<()> {
@@ -11,6 +11,7 @@
 //! # }
 //! ```
 
+mod bootstrap_fields;
 mod chat;
 mod completions;
 mod config;
@@ -20,11 +21,10 @@ mod info;
 mod json;
 mod openai;
 mod output;
-mod place;
 mod prompt;
 mod rendezvous;
-mod reply;
 mod request;
+mod response;
 mod sampling;
 mod server;
 mod state;
@@ -45,11 +45,11 @@ pub use config::{
     HEALTH_TIME, HEARTBEAT_TIMEOUT, Role, STREAM_DISCONNECT_POLL, SimConfig, WAITING_TIMEOUT,
 };
 pub use prompt::{hash_ids, hash_text, hash_value};
-pub use state::{Seen, Stats};
+pub use state::{RecordedRequest, Stats};
 
 use state::State;
 
-/// One running simulated server. Dropping it ends it, as a `SIGKILL` ends a real one.
+/// A running simulated server. Dropping it stops it as `SIGKILL` stops a real one.
 pub struct Sim {
     state: Arc<State>,
     stop: watch::Sender<bool>,
@@ -84,19 +84,19 @@ impl Sim {
         Ok(Self { state, stop, listeners })
     }
 
-    /// Where the API is served.
+    /// Address of the API.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.state.addr
     }
 
-    /// The API's base URL, without a slash at its end.
+    /// Base URL of the API, without a trailing slash.
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.state.addr)
     }
 
-    /// Prefill: the port of its bootstrap server. Otherwise what the configuration says.
+    /// Prefill: port of its bootstrap server. Otherwise the configured port.
     #[must_use]
     pub fn bootstrap_port(&self) -> Option<u16> {
         self.state.bootstrap_port
@@ -108,28 +108,28 @@ impl Sim {
         self.state.config.role
     }
 
-    /// The counters now.
+    /// A snapshot of the counters.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.state.stats()
     }
 
-    /// The last requests, oldest first; empty when recording is off.
+    /// The most recent requests, oldest first; empty if recording is off.
     #[must_use]
-    pub fn seen(&self) -> Vec<Seen> {
-        self.state.seen()
+    pub fn recorded_requests(&self) -> Vec<RecordedRequest> {
+        self.state.recorded_requests()
     }
 
-    /// From now on `/health` and `/ready` answer 503, as after a `SIGTERM`; everything else goes on.
+    /// From now on `/health` and `/ready` respond with 503, as after a `SIGTERM`; everything else goes on.
     pub fn drain(&self) {
         self.state.draining.store(true, Ordering::Relaxed);
     }
 
-    /// Ends the server: its ports are closed and its connections gone when this returns.
+    /// Stops the server: when this returns, its ports are closed and its connections gone.
     pub async fn shutdown(mut self) {
         self.stop.send_replace(true);
         for listener in self.listeners.drain(..) {
-            // A listener's task ends by itself; a panic in it has been reported already.
+            // An error is a panic in the listener's task, which has been printed already.
             let _ = listener.await;
         }
     }
@@ -169,7 +169,7 @@ impl SimPair {
         Self::start(SimConfig::prefill(), SimConfig::decode()).await
     }
 
-    /// Ends both.
+    /// Stops both.
     pub async fn shutdown(self) {
         self.prefill.shutdown().await;
         self.decode.shutdown().await;

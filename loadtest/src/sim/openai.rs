@@ -1,5 +1,5 @@
-//! What chat and completions share: the envelope around choices, usage, finish reasons, tops of
-//! log-probabilities. The choices themselves are in `chat` and `completions`.
+//! What chat and completions share: envelope, usage, finish reasons, top log-probabilities. Choices are in
+//! `chat` and `completions`.
 
 use super::{
     json::{self, put},
@@ -7,7 +7,7 @@ use super::{
     request::{Item, Request},
 };
 
-/// The identity that all objects of one answer share.
+/// Fields that all objects of one response share.
 pub(crate) struct Envelope<'a> {
     pub id: &'a str,
     pub object: &'a str,
@@ -27,7 +27,7 @@ impl Envelope<'_> {
         out.extend_from_slice(b",\"choices\":[");
     }
 
-    /// The event without choices that carries a stream's usage.
+    /// The event with the usage of a stream and without choices.
     pub(crate) fn usage_event(&self, prompt: usize, completion: usize) -> Vec<u8> {
         let mut out = Vec::new();
         self.open(&mut out);
@@ -38,11 +38,11 @@ impl Envelope<'_> {
     }
 }
 
-/// Appends the end of an answer without a stream, from the choices' bracket on.
-pub(crate) fn close(out: &mut Vec<u8>, request: &Request, answers: &[Output]) {
+/// Appends the end of a complete response, from the closing bracket of its choices on.
+pub(crate) fn close(out: &mut Vec<u8>, request: &Request, outputs: &[Output]) {
     let prompt: usize = request.items.iter().map(|item| item.prompt.tokens).sum();
-    let completion: usize = answers.iter().map(|answer| answer.produced).sum();
-    let last = answers.last().map_or(0, |answer| answer.produced);
+    let completion: usize = outputs.iter().map(|output| output.produced).sum();
+    let last = outputs.last().map_or(0, |output| output.produced);
     out.extend_from_slice(b"],");
     usage(out, prompt, completion);
     put(
@@ -80,7 +80,7 @@ pub(crate) fn finish(out: &mut Vec<u8>, reason: Option<&Finish>) {
     out.push(b'}');
 }
 
-/// How many alternatives an item's tokens list.
+/// Number of alternatives that are listed per token.
 pub(crate) fn tops(item: &Item) -> usize {
     item.logprobs.as_ref().map_or(0, |wanted| wanted.top)
 }

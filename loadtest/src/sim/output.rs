@@ -1,5 +1,5 @@
-//! The tokens of one answer as they are produced, kept as the JSON that frames are put together from: frames
-//! are cumulative by contract, so each token is written once and copied often. Pacing is done elsewhere.
+//! The tokens of one output, stored as the JSON fragments that frames are composed from: frames of
+//! `/generate` are cumulative, so each token is written once and copied often. Pacing is done elsewhere.
 
 use super::{
     config::Role,
@@ -8,7 +8,7 @@ use super::{
     text::{self, Micros},
 };
 
-/// How an answer ended.
+/// Finish reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Finish {
     Length(usize),
@@ -24,13 +24,13 @@ pub(crate) struct Token {
     pub index: usize,
 }
 
-/// One answer so far. The byte fields are the inside of JSON strings and lists.
+/// An output so far. The byte fields are contents of JSON strings and lists.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Output {
     pub hash: u64,
     pub produced: usize,
     pub text: String,
-    /// Where in `text` the JSON parts begin; not 0 only after a `cut`.
+    /// Start of the JSON fragments in `text`; not 0 only after a `cut`.
     pub told: usize,
     pub text_json: Vec<u8>,
     pub ids: Vec<u8>,
@@ -45,7 +45,7 @@ impl Output {
         Self { hash, ..Self::default() }
     }
 
-    /// Produces the next token; `finish` is set when it is the last.
+    /// Produces the next token; sets `finish` if it is the last.
     pub(crate) fn push(&mut self, item: &Item, role: Role) -> Token {
         let index = self.produced;
         let id = text::token_id(self.hash, index);
@@ -81,7 +81,7 @@ impl Output {
         }
         if let Some(ids) = &wanted.ids {
             comma(&mut self.listed);
-            // The first token's comes from prefill, and is lost on the way.
+            // The first token's log-probabilities come from prefill, and are lost in the transfer.
             if role == Role::Decode && token.index == 0 {
                 self.listed.extend_from_slice(b"null");
             } else {
@@ -90,7 +90,7 @@ impl Output {
         }
     }
 
-    /// Forgets what has been told: the next frame starts after it.
+    /// Drops what has been sent: the next frame starts after it.
     pub(crate) fn cut(&mut self) {
         self.told = self.text.len();
         for part in [&mut self.text_json, &mut self.ids, &mut self.logprobs, &mut self.top, &mut self.listed]
@@ -100,7 +100,7 @@ impl Output {
     }
 }
 
-/// The earliest stop string that the last token completed.
+/// The earliest stop string that the last token completes.
 fn first_stop<'a>(text: &str, last: usize, stops: &'a [String]) -> Option<(usize, &'a str)> {
     let find = |stop: &'a String| {
         let mut from = text.len().saturating_sub(last + stop.len());
@@ -157,7 +157,7 @@ fn listed(out: &mut Vec<u8>, ids: &[u32], wanted: &Logprobs, micros: impl Fn(usi
     out.push(b']');
 }
 
-/// The prompt's side of the log-probabilities, each the inside of a list.
+/// The prompt's log-probabilities; each field is the contents of a list.
 #[derive(Debug, Default)]
 pub(crate) struct PromptLogprobs {
     pub tokens: Vec<u8>,
@@ -165,7 +165,7 @@ pub(crate) struct PromptLogprobs {
     pub listed: Vec<u8>,
 }
 
-/// Writes the prompt's side, which only a server that computed the prompt has.
+/// Writes the prompt's log-probabilities, which only a server that computed the prompt has.
 pub(crate) fn prompt_logprobs(item: &Item, role: Role) -> PromptLogprobs {
     let mut out = PromptLogprobs::default();
     let Some(wanted) = item.logprobs.as_ref().filter(|_| role != Role::Decode) else { return out };

@@ -1,5 +1,4 @@
-//! Prompts: their hash and their length in tokens, found in one pass without a tokenizer.
-//! What follows a prompt is `text`'s matter.
+//! Prompts: hash and length in tokens, computed in one pass without a tokenizer. `text` derives the output.
 
 use serde_json::Value;
 
@@ -11,9 +10,9 @@ const TEMPLATE_TOKENS: usize = 4;
 /// One prompt.
 #[derive(Debug)]
 pub(crate) struct Prompt {
-    /// Decides everything that is said about and after the prompt.
+    /// Determines the output, and all log-probabilities.
     pub hash: u64,
-    /// Its length.
+    /// Its length in tokens.
     pub tokens: usize,
     body: Body,
 }
@@ -86,7 +85,7 @@ impl Prompt {
         Self { hash: hash_ids(&ids), tokens: ids.len(), body: Body::Ids(ids) }
     }
 
-    /// A prompt that is not looked into, such as rows of embeddings.
+    /// A prompt without text, such as rows of embeddings.
     pub(crate) fn opaque(value: &Value, tokens: usize) -> Self {
         Self { hash: hash_value(value), tokens, body: Body::Opaque }
     }
@@ -96,7 +95,7 @@ impl Prompt {
         Self::opaque(messages, words(messages) + TEMPLATE_TOKENS * count)
     }
 
-    /// The prompt's text, as `echo` gives it back.
+    /// The prompt's text, for `echo`.
     pub(crate) fn echo(&self) -> String {
         match &self.body {
             Body::Text(text) => text.clone(),
@@ -105,7 +104,7 @@ impl Prompt {
         }
     }
 
-    /// Every token's id and text, in order.
+    /// Id and text of every token, in order.
     pub(crate) fn listing(&self) -> Vec<(u32, String)> {
         match &self.body {
             Body::Text(text) => {
@@ -134,13 +133,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_counted_once_however_they_are_spaced() {
+    fn word_count_does_not_depend_on_spacing() {
         assert_eq!(Prompt::text("  the of\n and ".to_owned()).tokens, 3);
         assert_eq!(Prompt::text("the".to_owned()).tokens, 1);
     }
 
     #[test]
-    fn a_listing_has_one_entry_per_counted_token() {
+    fn a_listing_has_one_entry_per_token() {
         let prompt = Prompt::text("the of and".to_owned());
         let texts: Vec<String> = prompt.listing().into_iter().map(|(_, text)| text).collect();
         assert_eq!(texts, ["the", " of", " and"]);

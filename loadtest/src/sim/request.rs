@@ -1,5 +1,5 @@
-//! From a request body to what has to be generated: prompts, limits, partners. The checks are SGLang's and in
-//! its order as far as a client can see it. Nothing is generated here.
+//! Parses request bodies: prompts, limits, bootstrap targets. Checks are SGLang's, in its order as far as a
+//! client can observe it.
 
 use std::time::SystemTime;
 
@@ -7,13 +7,13 @@ use serde_json::{Map, Value};
 use tokio::sync::watch;
 
 use super::{
+    bootstrap_fields::{self, BootstrapTarget},
     config::{Role, SimConfig},
-    place::{self, Place},
     prompt::Prompt,
     sampling::{self, Sampling},
 };
 
-/// The generating endpoints.
+/// Endpoints that generate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Endpoint {
     Generate,
@@ -21,58 +21,58 @@ pub(crate) enum Endpoint {
     Completions,
 }
 
-/// Why a request is not generated.
+/// Why a request is rejected.
 #[derive(Debug)]
 pub(crate) enum Reject {
-    /// A wrong value, 400 in the endpoint's own shape.
+    /// An invalid value: 400 in the endpoint's own shape.
     Value(String),
-    /// A field that sampling parameters do not have.
+    /// An unknown sampling parameter.
     Field(String),
-    /// The body is not what the endpoint's schema wants.
+    /// The body violates the endpoint's schema.
     Validation(String),
-    /// The real server's process dies of this.
+    /// The real server's process crashes.
     Crash,
-    /// The real server's handler dies of this, and answers 500 without a shape.
+    /// The real server's handler raises an exception: a 500 without a JSON body.
     Internal,
 }
 
-/// Which log-probabilities an answer carries.
+/// Which log-probabilities a response has.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Logprobs {
-    /// The first prompt token that is listed, if the prompt is listed at all.
+    /// The first prompt token that is listed; `None` lists none.
     pub start: Option<usize>,
     pub top: usize,
     pub ids: Option<Vec<u32>>,
     pub text: bool,
 }
 
-/// One prompt and what is to follow it.
+/// One prompt and its parameters.
 #[derive(Debug)]
 pub(crate) struct Item {
     pub prompt: Prompt,
     pub sampling: Sampling,
     pub logprobs: Option<Logprobs>,
-    pub place: Place,
+    pub bootstrap: BootstrapTarget,
     pub rid: String,
-    /// Turned true when the request is to end early.
+    /// Set to true to cancel the item.
     pub cancel: watch::Sender<bool>,
 }
 
-/// A forced call of a tool.
+/// A tool that must be called.
 #[derive(Debug)]
 pub(crate) struct Tool {
     pub name: String,
     pub arguments: String,
 }
 
-/// One accepted request.
+/// An accepted request.
 #[derive(Debug)]
 pub(crate) struct Request {
     pub endpoint: Endpoint,
     pub stream: bool,
-    /// Whether the prompts came as a list.
+    /// Whether prompts are a list, even of one.
     pub batch: bool,
-    /// Answers per prompt.
+    /// Responses per prompt.
     pub n: usize,
     pub items: Vec<Item>,
     pub model: String,
@@ -94,7 +94,7 @@ pub(crate) fn unix_time() -> f64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
-/// Whether a body asks for a stream; needed even for bodies that are refused.
+/// Whether a body requests a stream; needed for rejected bodies, too.
 pub(crate) fn wants_stream(fields: &Fields) -> bool {
     fields.get("stream").and_then(Value::as_bool).unwrap_or(false)
 }
@@ -104,20 +104,20 @@ impl Request {
         let prompts = Prompts::take(endpoint, &mut fields)?;
         let count = prompts.list.len();
         let samplings = sampling::all(endpoint, &fields, count)?;
-        let places = match config.role {
-            Role::Regular => (0..count).map(|_| Place::Missing).collect(),
-            _ => place::all(&fields, count, prompts.batch)?,
+        let targets = match config.role {
+            Role::Regular => (0..count).map(|_| BootstrapTarget::Missing).collect(),
+            _ => bootstrap_fields::targets(&fields, count, prompts.batch)?,
         };
         let rids = rids(&fields, count, prompts.batch);
         let n = samplings.iter().map(|sampling| sampling.n).max().unwrap_or(1);
-        let parts = prompts.list.into_iter().zip(samplings).zip(places).zip(rids).enumerate();
+        let parts = prompts.list.into_iter().zip(samplings).zip(targets).zip(rids).enumerate();
         let items: Vec<Item> = parts
-            .map(|(at, (((prompt, sampling), place), rid))| Item {
+            .map(|(at, (((prompt, sampling), bootstrap), rid))| Item {
                 logprobs: logprobs(endpoint, &fields, at),
                 cancel: watch::Sender::new(false),
                 prompt,
                 sampling,
-                place,
+                bootstrap,
                 rid,
             })
             .collect();
@@ -207,7 +207,7 @@ impl Prompts {
         }
     }
 
-    /// Rows of floats are one prompt, lists of rows are a batch.
+    /// A list of rows of floats is one prompt; a list of such lists is a batch.
     fn of_embeds(rows: Vec<Value>) -> Self {
         let single = rows.first().and_then(|row| row.get(0)).is_some_and(Value::is_number);
         if single {
@@ -235,7 +235,7 @@ fn string_wanted(value: &Value) -> Reject {
     ))
 }
 
-/// A field that holds one value for all items or a list with one for each.
+/// The value of a field that has one value for all items, or a list with one for each.
 pub(crate) fn per_item(value: Option<&Value>, at: usize) -> Option<&Value> {
     match value {
         Some(Value::Array(list)) => list.get(at),
@@ -324,7 +324,7 @@ fn forced_tool(fields: &Fields) -> Option<Tool> {
     })
 }
 
-/// The smallest object that a flat schema accepts.
+/// The smallest object that satisfies a flat schema.
 fn arguments(schema: Option<&Value>) -> String {
     let properties = schema.and_then(|schema| schema.get("properties")).and_then(Value::as_object);
     let sample = |property: &Value| match property.get("type").and_then(Value::as_str) {

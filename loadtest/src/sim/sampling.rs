@@ -1,15 +1,16 @@
-//! Sampling parameters: how many tokens, how often, and where to stop. Temperatures are checked, not used.
+//! Sampling parameters: number of tokens, number of samples, stop strings. Temperatures are validated but not
+//! used.
 
 use serde_json::Value;
 
 use super::request::{Endpoint, Fields, Reject, per_item};
 
-/// New tokens when a request names no number.
+/// Default of `max_new_tokens`.
 const DEFAULT_MAX_NEW: usize = 128;
 /// The same on `/v1/completions`.
 const DEFAULT_MAX_NEW_COMPLETIONS: usize = 16;
 
-/// What `/generate` accepts in `sampling_params`, in the order its error lists them.
+/// Fields of `sampling_params` on `/generate`, in the order of its error message.
 const FIELDS: [&str; 28] = [
     "max_new_tokens",
     "stop",
@@ -45,7 +46,7 @@ const FIELDS: [&str; 28] = [
 #[derive(Clone, Debug)]
 pub(crate) struct Sampling {
     pub max_new: usize,
-    /// Whether the request itself named `max_new`.
+    /// Whether the request has `max_new_tokens`.
     pub explicit: bool,
     pub stop: Vec<String>,
     pub n: usize,
@@ -80,7 +81,7 @@ fn of_generate(fields: &Fields) -> Result<Sampling, Reject> {
 }
 
 fn of_openai(endpoint: Endpoint, fields: &Fields) -> Result<Sampling, Reject> {
-    // The schema makes a float of it before the check prints it.
+    // The real schema converts it to a float before the error message is formatted.
     check_temperature(fields, |value| format!("{:?}", value.as_f64().unwrap_or(0.0)))?;
     let wanted = natural(fields.get("max_completion_tokens")).or_else(|| natural(fields.get("max_tokens")));
     let default = match endpoint {

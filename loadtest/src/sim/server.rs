@@ -1,5 +1,5 @@
-//! The HTTP side of a simulated server: accepting, reading requests, finding the endpoint. Endpoints
-//! themselves are in `generation` and `info`.
+//! HTTP side of a simulated server: accepting, reading requests, routing. Endpoints are in `generation` and
+//! `info`.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -27,19 +27,19 @@ use tokio::{
 
 use super::{
     config::{BODY_LIMIT, CRASH_DELAY},
-    generation::{self, Gone},
+    generation::{self, ClosedWithoutResponse},
     info,
-    reply::{Reply, SimBody},
     request::{Endpoint, Fields, Reject, Request, per_item, wants_stream},
-    state::{Seen, State, bump, stopped},
+    response::{ResponseBody, SimResponse},
+    state::{RecordedRequest, State, bump, stopped},
 };
 
-/// Pause after an accept that failed, for instance because no file descriptor was left.
+/// Pause after a failed accept, for example when no file descriptor is left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// The most that is reserved for a body before it has arrived.
+/// Limit of the memory that is reserved for a body before it has arrived.
 const RESERVE_LIMIT: u64 = 64 << 20;
 
-/// Accepts until told to stop, then drops all connections.
+/// Accepts until the server is stopped, then drops all connections.
 pub(crate) async fn accept<F>(
     listener: TcpListener,
     state: Arc<State>,
@@ -56,7 +56,7 @@ pub(crate) async fn accept<F>(
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    // Without it small events wait for the client's acknowledgement.
+                    // Nagle's algorithm would delay small events until the client's acknowledgement.
                     let _ = stream.set_nodelay(true);
                     connections.spawn(serve(stream, Arc::clone(&state)));
                 }
@@ -83,50 +83,53 @@ pub(crate) async fn connection(stream: TcpStream, state: Arc<State>) {
     let open = OpenConnection(Arc::clone(&state));
     let service = service_fn(|request| {
         let state = Arc::clone(&state);
-        async move { answer(request, &state).await }
+        async move { respond(request, &state).await }
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
-        // Also the time between two requests, which is what uvicorn limits.
+        // Also the idle time between two requests, which is what uvicorn limits.
         .header_read_timeout(state.config.keep_alive)
         .serve_connection(TokioIo::new(stream), service);
-    // A client that broke off, or a crash that was asked for: the connection is closed either way.
+    // Errors are clients that disconnected, or a simulated crash. The connection is closed either way.
     let _ = served.await;
     drop(open);
 }
 
-impl std::fmt::Display for Gone {
+impl std::fmt::Display for ClosedWithoutResponse {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.write_str("the connection is closed without an answer")
+        out.write_str("the connection is closed without a response")
     }
 }
 
-impl std::error::Error for Gone {}
+impl std::error::Error for ClosedWithoutResponse {}
 
-async fn answer(request: HttpRequest<Incoming>, state: &Arc<State>) -> Result<Response<SimBody>, Gone> {
+async fn respond(
+    request: HttpRequest<Incoming>,
+    state: &Arc<State>,
+) -> Result<Response<ResponseBody>, ClosedWithoutResponse> {
     bump(&state.counters.requests);
     let (head, body) = request.into_parts();
     let Some(body) = read(body).await? else {
-        return Ok(Reply::detail(413, "Content Too Large").into_response());
+        return Ok(SimResponse::detail(413, "Content Too Large").into_response());
     };
     let call = Call { state, head: &head, body };
     if !call.authorized() {
         call.remember(None);
-        return Ok(Reply::field_error("Unauthorized").with_status(401).into_response());
+        return Ok(SimResponse::field_error("Unauthorized").with_status(401).into_response());
     }
     call.dispatch().await
 }
 
-/// The whole body; `None` when it is too large.
-async fn read(mut body: Incoming) -> Result<Option<Bytes>, Gone> {
+/// Reads the whole body; `None` if it is too large.
+async fn read(mut body: Incoming) -> Result<Option<Bytes>, ClosedWithoutResponse> {
     let hint = body.size_hint();
     if hint.lower() > BODY_LIMIT {
         return Ok(None);
     }
     let mut whole = BytesMut::with_capacity(hint.lower().min(RESERVE_LIMIT) as usize);
     while let Some(frame) = body.frame().await {
-        // A body that breaks off belongs to a client that is gone.
-        let Ok(data) = frame.map_err(|_| Gone)?.into_data() else { continue };
+        // The client of an incomplete body has disconnected.
+        let Ok(data) = frame.map_err(|_| ClosedWithoutResponse)?.into_data() else { continue };
         if (whole.len() + data.len()) as u64 > BODY_LIMIT {
             return Ok(None);
         }
@@ -158,7 +161,7 @@ impl Call<'_> {
             return;
         }
         let uri = &self.head.uri;
-        self.state.remember(Seen {
+        self.state.remember(RecordedRequest {
             method: self.head.method.to_string(),
             path_and_query: uri.path_and_query().map_or_else(String::new, ToString::to_string),
             headers: owned(&self.head.headers),
@@ -167,7 +170,7 @@ impl Call<'_> {
         });
     }
 
-    async fn dispatch(&self) -> Result<Response<SimBody>, Gone> {
+    async fn dispatch(&self) -> Result<Response<ResponseBody>, ClosedWithoutResponse> {
         let (method, path) = (&self.head.method, self.head.uri.path());
         let generating = match path {
             "/generate" if method == Method::POST || method == Method::PUT => Some(Endpoint::Generate),
@@ -182,19 +185,19 @@ impl Call<'_> {
         Ok(self.other(method, path).await.into_response())
     }
 
-    async fn other(&self, method: &Method, path: &str) -> Reply {
+    async fn other(&self, method: &Method, path: &str) -> SimResponse {
         let state = self.state;
-        let Some(allowed) = allowed(path) else { return Reply::detail(404, "Not Found") };
+        let Some(allowed) = allowed(path) else { return SimResponse::detail(404, "Not Found") };
         if !allowed.split(", ").any(|name| name == method.as_str()) {
-            let mut reply = Reply::detail(405, "Method Not Allowed");
-            reply.allow = Some(allowed);
-            return reply;
+            let mut response = SimResponse::detail(405, "Method Not Allowed");
+            response.allow = Some(allowed);
+            return response;
         }
         match path {
-            "/" => Reply::json("\"SGLang is running\""),
+            "/" => SimResponse::json("\"SGLang is running\""),
             "/health" | "/health_generate" => info::health(state).await,
             "/ready" => info::ready(state),
-            "/ping" => Reply::bare(200, ""),
+            "/ping" => SimResponse::bare(200, ""),
             "/model_info" | "/get_model_info" => info::model_info(state),
             "/server_info" | "/get_server_info" => info::server_info(state),
             "/v1/models" => info::models(state),
@@ -202,31 +205,31 @@ impl Call<'_> {
             "/metrics" | "/metrics/" => info::metrics(state),
             "/flush_cache" => info::flush(state, self.head.uri.query()).await,
             "/abort_request" => info::abort(state, &self.body),
-            "/start_profile" => Reply::bare(200, "Start profiling.\n"),
-            "/stop_profile" => Reply::bare(200, "Stop profiling. This will take some time.\n"),
+            "/start_profile" => SimResponse::bare(200, "Start profiling.\n"),
+            "/stop_profile" => SimResponse::bare(200, "Stop profiling. This will take some time.\n"),
             other => info::model(state, other.strip_prefix("/v1/models/").unwrap_or(other)),
         }
     }
 
-    async fn generate(&self, endpoint: Endpoint) -> Result<Response<SimBody>, Gone> {
+    async fn generate(&self, endpoint: Endpoint) -> Result<Response<ResponseBody>, ClosedWithoutResponse> {
         let fields = match self.fields(endpoint) {
             Ok(fields) => fields,
-            Err(reply) => {
+            Err(response) => {
                 self.remember(None);
-                return Ok(reply.into_response());
+                return Ok(response.into_response());
             }
         };
         self.remember(per_item(fields.get("bootstrap_room"), 0).and_then(Value::as_i64));
         let stream = wants_stream(&fields);
         match Request::parse(endpoint, fields, &self.state.config) {
-            Ok(request) if request.items.is_empty() => Ok(Reply::json("[]").into_response()),
-            Ok(request) => generation::answer(self.state, request).await,
+            Ok(request) if request.items.is_empty() => Ok(SimResponse::json("[]").into_response()),
+            Ok(request) => generation::respond(self.state, request).await,
             Err(reject) => self.reject(endpoint, stream, reject).await,
         }
     }
 
-    /// The body as an object, or the answer to something else.
-    fn fields(&self, endpoint: Endpoint) -> Result<Fields, Reply> {
+    /// Parses the body as an object, or returns the error response.
+    fn fields(&self, endpoint: Endpoint) -> Result<Fields, SimResponse> {
         let kind = self.head.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
         if kind.is_none_or(|kind| !kind.trim_start().to_ascii_lowercase().starts_with("application/json")) {
             return Err(wrong_content_type(endpoint));
@@ -250,31 +253,31 @@ impl Call<'_> {
         endpoint: Endpoint,
         stream: bool,
         reject: Reject,
-    ) -> Result<Response<SimBody>, Gone> {
-        let reply = match (reject, endpoint) {
+    ) -> Result<Response<ResponseBody>, ClosedWithoutResponse> {
+        let response = match (reject, endpoint) {
             (Reject::Crash, _) => {
                 bump(&self.state.counters.crashes);
                 time::sleep(self.state.config.scaled(CRASH_DELAY)).await;
-                return Err(Gone);
+                return Err(ClosedWithoutResponse);
             }
             (Reject::Value(message), Endpoint::Generate) if stream => {
                 return Ok(generation::refused_stream(&message));
             }
-            (Reject::Value(message), Endpoint::Generate) => Reply::value_error(&message),
-            (Reject::Value(message), _) => Reply::object_error(400, "BadRequestError", &message),
-            (Reject::Field(message), _) => Reply::field_error(&message),
+            (Reject::Value(message), Endpoint::Generate) => SimResponse::value_error(&message),
+            (Reject::Value(message), _) => SimResponse::object_error(400, "BadRequestError", &message),
+            (Reject::Field(message), _) => SimResponse::field_error(&message),
             (Reject::Validation(text), endpoint) => validation(endpoint, &text),
             (Reject::Internal, _) => {
-                let mut reply = Reply::bare(500, "Internal Server Error");
-                reply.content_type = Some("text/plain; charset=utf-8");
-                reply
+                let mut response = SimResponse::bare(500, "Internal Server Error");
+                response.content_type = Some("text/plain; charset=utf-8");
+                response
             }
         };
-        Ok(reply.into_response())
+        Ok(response.into_response())
     }
 }
 
-/// The methods of a route as its `allow` header lists them; `None` for what is no route.
+/// The methods of a route, as in its `allow` header; `None` for an unknown path.
 fn allowed(path: &str) -> Option<&'static str> {
     Some(match path {
         "/generate" => "PUT, POST",
@@ -289,20 +292,20 @@ fn allowed(path: &str) -> Option<&'static str> {
     })
 }
 
-fn validation(endpoint: Endpoint, text: &str) -> Reply {
+fn validation(endpoint: Endpoint, text: &str) -> SimResponse {
     let path = match endpoint {
         Endpoint::Generate => "/generate",
         Endpoint::Chat => "/v1/chat/completions",
         Endpoint::Completions => "/v1/completions",
     };
-    Reply::object_error(
+    SimResponse::object_error(
         400,
         "Bad Request",
         &format!("1 validation error:\n  {text}\n\n  POST {path} [{text}]"),
     )
 }
 
-fn wrong_content_type(endpoint: Endpoint) -> Reply {
+fn wrong_content_type(endpoint: Endpoint) -> SimResponse {
     if endpoint == Endpoint::Generate {
         let text = "{'type': 'dataclass_type', 'loc': ('body',), 'msg': 'Input should be a dictionary or an \
                     instance of GenerateReqInput'}";
@@ -310,7 +313,7 @@ fn wrong_content_type(endpoint: Endpoint) -> Reply {
     }
     let text = "{'loc': ['header', 'content-type'], 'msg': \"Unsupported Media Type: Only 'application/json' is \
                 allowed\", 'type': 'value_error'}";
-    Reply::object_error(400, "Bad Request", &format!("1 validation error:\n  {text} [{text}]"))
+    SimResponse::object_error(400, "Bad Request", &format!("1 validation error:\n  {text} [{text}]"))
 }
 
 fn owned(headers: &HeaderMap) -> Vec<(String, String)> {

@@ -1,5 +1,5 @@
-//! What one simulated server knows while it runs: its configuration, its counters, the requests in flight.
-//! Holds and counts; decides nothing about answers.
+//! State of a simulated server: its configuration, counters and requests in flight. Responses are decided
+//! elsewhere.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -19,37 +19,38 @@ use super::{
     rendezvous::{peers::Peers, rooms::Rooms},
 };
 
-/// Requests that are remembered.
-const SEEN_REQUESTS: usize = 1024;
-/// Body bytes that are remembered in all.
-const SEEN_BYTES: usize = 64 << 20;
+/// Bound on the number of recorded requests.
+const MAX_RECORDED_REQUESTS: usize = 1024;
+/// Bound on the body bytes of all recorded requests: tests send bodies of several megabytes.
+const MAX_RECORDED_BYTES: usize = 64 << 20;
 
 /// A snapshot of a server's counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// HTTP requests whose head arrived.
+    /// HTTP requests whose head has arrived.
     pub requests: u64,
-    /// Connections that were ever accepted.
+    /// Connections accepted so far.
     pub connections_opened: u64,
-    /// Connections that are open.
+    /// Open connections.
     pub connections_open: u64,
-    /// Generations that have not ended.
+    /// Generations in flight.
     pub in_flight: u64,
-    /// Generations that came to an answer, also one that was cut short by an abort after its first token.
+    /// Generations with a response, also those that were aborted after their first token.
     pub completed: u64,
-    /// Requests that would have killed a real server: lists on a single prompt, a room used twice at once.
+    /// Requests that would have crashed a real server: lists on a single prompt, a room used twice at the
+    /// same time.
     pub crashes: u64,
-    /// Decode: prompts that were not the ones prefill had computed.
+    /// Decode: prompts that differ from the one that prefill computed.
     pub mismatches: u64,
-    /// Generations that a lost client or `/abort_request` ended.
+    /// Generations ended by a client's disconnect or by `/abort_request`.
     pub aborted: u64,
-    /// Generations that failed for any reason, aborts before the transfer included.
+    /// Failed generations, including aborts before the transfer.
     pub failed: u64,
 }
 
-/// One request as it arrived.
+/// A recorded request.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub struct RecordedRequest {
     /// The method.
     pub method: String,
     /// Path and query as sent.
@@ -62,7 +63,7 @@ pub struct Seen {
     pub room: Option<i64>,
 }
 
-impl Seen {
+impl RecordedRequest {
     /// The value of a header, by its lower-case name.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
@@ -71,8 +72,8 @@ impl Seen {
 }
 
 #[derive(Debug, Default)]
-struct SeenRing {
-    list: VecDeque<Seen>,
+struct RecordedRequests {
+    list: VecDeque<RecordedRequest>,
     bytes: usize,
 }
 
@@ -92,7 +93,7 @@ pub(crate) fn bump(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Where generations are, for `/v1/loads`.
+/// Number of generations in each phase, for `/v1/loads`.
 #[derive(Debug, Default)]
 pub(crate) struct Gauges {
     pub bootstrap: AtomicI64,
@@ -102,7 +103,7 @@ pub(crate) struct Gauges {
     pub running: AtomicI64,
 }
 
-/// Counts one generation in a gauge until dropped.
+/// Counts one generation in a gauge until it is dropped.
 pub(crate) struct Phase<'a>(&'a AtomicI64);
 
 impl<'a> Phase<'a> {
@@ -118,7 +119,7 @@ impl Drop for Phase<'_> {
     }
 }
 
-/// Ends when the server is told to stop, or is dropped.
+/// Completes when the server is stopped or dropped.
 pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
@@ -133,7 +134,7 @@ pub(crate) struct State {
     pub rooms: Rooms,
     pub peers: Peers,
     pub draining: AtomicBool,
-    seen: Mutex<SeenRing>,
+    seen: Mutex<RecordedRequests>,
     live: Mutex<HashMap<String, watch::Sender<bool>>>,
     live_rooms: Mutex<HashSet<i64>>,
     stop: watch::Receiver<bool>,
@@ -170,7 +171,7 @@ impl State {
         self.addr.port()
     }
 
-    /// Runs a task that ends with the server.
+    /// Spawns a task that ends with the server.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut stop = self.stop.clone();
         tokio::spawn(async move {
@@ -197,17 +198,19 @@ impl State {
         }
     }
 
-    pub(crate) fn remember(&self, seen: Seen) {
+    pub(crate) fn remember(&self, seen: RecordedRequest) {
         let mut ring = lock(&self.seen);
         ring.bytes += seen.body.len();
         ring.list.push_back(seen);
-        while ring.list.len() > SEEN_REQUESTS || (ring.bytes > SEEN_BYTES && ring.list.len() > 1) {
+        while ring.list.len() > MAX_RECORDED_REQUESTS
+            || (ring.bytes > MAX_RECORDED_BYTES && ring.list.len() > 1)
+        {
             let gone = ring.list.pop_front().map_or(0, |gone| gone.body.len());
             ring.bytes -= gone;
         }
     }
 
-    pub(crate) fn seen(&self) -> Vec<Seen> {
+    pub(crate) fn recorded_requests(&self) -> Vec<RecordedRequest> {
         lock(&self.seen).list.iter().cloned().collect()
     }
 
@@ -215,7 +218,7 @@ impl State {
         lock(&self.live).len()
     }
 
-    /// Takes request ids into use, all or none; the error is the one that is in use already.
+    /// Reserves request ids, all or none. The error is an id that is in use.
     pub(crate) fn admit<'a>(
         self: &Arc<Self>,
         rids: impl Iterator<Item = (&'a str, &'a watch::Sender<bool>)> + Clone,
@@ -228,7 +231,7 @@ impl State {
         Ok(Admission { state: Arc::clone(self), rids: rids.map(|(rid, _)| rid.to_owned()).collect() })
     }
 
-    /// Ends the generation with this id, and as the real scheduler does all whose ids begin with it.
+    /// Aborts the generation with this id and, as the real scheduler does, all whose ids begin with it.
     pub(crate) fn abort(&self, rid: &str) {
         let live = lock(&self.live);
         if live.contains_key(rid) {
@@ -246,15 +249,15 @@ impl State {
         }
     }
 
-    /// Decode: takes a room into use. `None` when it is in use already.
+    /// Decode: reserves a room. `None` if it is in use.
     pub(crate) fn occupy(&self, room: i64) -> Option<Occupied<'_>> {
         let fresh = lock(&self.live_rooms).insert(room);
-        // Lazily: an `Occupied` that is not handed out would free the room of its holder.
+        // Lazily: an `Occupied` that is built and dropped here would free the room of its holder.
         fresh.then(|| Occupied { state: self, room })
     }
 }
 
-/// Request ids in use until dropped.
+/// Reserved request ids, until dropped.
 pub(crate) struct Admission {
     state: Arc<State>,
     rids: Vec<String>,
@@ -269,7 +272,7 @@ impl Drop for Admission {
     }
 }
 
-/// A room in use until dropped.
+/// A reserved room, until dropped.
 pub(crate) struct Occupied<'a> {
     state: &'a State,
     room: i64,

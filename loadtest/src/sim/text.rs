@@ -1,11 +1,11 @@
-//! Deterministic text: a prompt's hash and a token's position decide every token and every log-probability.
-//! A test can therefore say beforehand what a server will answer. Nothing here knows about requests.
+//! Deterministic text: the prompt's hash and a token's position determine every token and every
+//! log-probability, so that a test can predict a response.
 
-/// How many token ids exist.
+/// Size of the vocabulary.
 pub const VOCABULARY: u32 = 1024;
 
-/// Every plain word holds an `e`, so that a request with `"stop":["e"]` does stop. The others are what trips
-/// careless readers of streams: quotes, line ends, several bytes per character, and markers inside a text.
+/// Every word contains an `e`, so that a request with `"stop":["e"]` does stop. The last ones break careless
+/// parsers of streams: quotes, line ends, multi-byte characters, and markers inside a text.
 const WORDS: [&str; 64] = [
     " the",
     " were",
@@ -73,7 +73,7 @@ const WORDS: [&str; 64] = [
     "e\t",
 ];
 
-/// Mixes all bits of a number (the finaliser of SplitMix64).
+/// Mixes all bits (the finaliser of SplitMix64).
 fn mix(value: u64) -> u64 {
     let mut z = value.wrapping_add(0x9E37_79B9_7F4A_7C15);
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -81,7 +81,7 @@ fn mix(value: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Adds bytes to a hash, eight at a time: a prompt may have megabytes.
+/// Hashes bytes, eight at a time: a prompt may have megabytes.
 #[must_use]
 pub fn hash_bytes(seed: u64, bytes: &[u8]) -> u64 {
     let mut hash = seed ^ (bytes.len() as u64);
@@ -120,7 +120,7 @@ pub fn alternative(id: u32, rank: usize) -> u32 {
     ((u64::from(id) + rank as u64) % u64::from(VOCABULARY)) as u32
 }
 
-/// A log-probability in millionths, without its minus sign.
+/// A log-probability in millionths, without its sign.
 pub(crate) type Micros = u32;
 
 pub(crate) fn output_micros(hash: u64, index: usize, rank: usize) -> Micros {
@@ -131,13 +131,13 @@ pub(crate) fn input_micros(hash: u64, position: usize, rank: usize) -> Micros {
     (mix(!hash ^ mix(position as u64)) % 9_000_000) as Micros + 1 + 250_000 * rank as Micros
 }
 
-/// The log-probability of the `index`-th token of an answer.
+/// The log-probability of the `index`-th token of a response.
 #[must_use]
 pub fn output_logprob(hash: u64, index: usize) -> f64 {
     -f64::from(output_micros(hash, index, 0)) / 1e6
 }
 
-/// The log-probability of the prompt's token at `position` (the first that is asked for has none).
+/// The log-probability of the prompt's token at `position`. The first token that is requested has none.
 #[must_use]
 pub fn input_logprob(hash: u64, position: usize) -> f64 {
     -f64::from(input_micros(hash, position, 0)) / 1e6
@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_word_holds_an_e_and_is_unique() {
+    fn every_word_contains_an_e_and_is_unique() {
         for (at, word) in WORDS.iter().enumerate() {
             assert!(word.contains('e'), "{word}");
             assert!(!WORDS[..at].contains(word), "{word}");

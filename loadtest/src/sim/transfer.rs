@@ -1,20 +1,20 @@
-//! The hand-over of one prompt, seen from either leg: the waits, their ends, and the messages they end with.
-//! The tokens that follow are produced elsewhere.
+//! KV transfer of one prompt, from the side of either leg: waits, timeouts and error messages. Tokens are
+//! produced elsewhere.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time};
 
 use super::{
+    bootstrap_fields::{BootstrapTarget, FAKE_HOST},
     config::{
         BOOTSTRAP_TIMEOUT, DEFAULT_BOOTSTRAP_PORT, HANDSHAKE_TIMEOUT, HEARTBEAT_TIMEOUT, Role,
         WAITING_TIMEOUT,
     },
-    place::{FAKE_HOST, Place},
     rendezvous::{
         Op,
-        peers::{Handed, Peer},
-        rooms::Met,
+        peers::{Peer, TransferEnd},
+        rooms::Meeting,
     },
     request::Item,
     state::{Phase, State, bump},
@@ -24,31 +24,34 @@ use super::{
 const REDIAL: Duration = Duration::from_millis(50);
 const ABORTED: &str = "Aborted by AbortReq.";
 
-/// Why a generation ended without its tokens.
+/// Why a generation failed.
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub status: u16,
     pub message: String,
 }
 
-/// Ends when the item is to end early.
+/// Completes when the item is cancelled.
 pub(crate) async fn cancelled(item: &Item) {
     let mut cancel: watch::Receiver<bool> = item.cancel.subscribe();
-    // The item holds the sender, so this cannot end in an error.
+    // The item holds the sender, so this cannot be an error.
     let _ = cancel.wait_for(|cancelled| *cancelled).await;
 }
 
-/// Waits for the partner and for the prompt to be handed over; the hash is the one that decides the answer.
+/// Waits for the other leg and for the transfer. Returns the hash of the prompt that prefill computed, which
+/// determines the output.
 pub(crate) async fn transfer(state: &Arc<State>, item: &Item, n: usize) -> Result<u64, Failure> {
-    match &item.place {
+    match &item.bootstrap {
         _ if state.config.role == Role::Regular => Ok(item.prompt.hash),
-        Place::Missing => Err(without_room(item)),
-        Place::At { host, .. } if host == FAKE_HOST => {
+        BootstrapTarget::Missing => Err(without_room(item)),
+        BootstrapTarget::At { host, .. } if host == FAKE_HOST => {
             bump(&state.counters.mismatches);
             Ok(!item.prompt.hash)
         }
-        Place::At { room, .. } if state.config.role == Role::Prefill => prefill(state, item, *room).await,
-        Place::At { host, port, room } => {
+        BootstrapTarget::At { room, .. } if state.config.role == Role::Prefill => {
+            prefill(state, item, *room).await
+        }
+        BootstrapTarget::At { host, port, room } => {
             let port = port.or(state.config.bootstrap_port).unwrap_or(DEFAULT_BOOTSTRAP_PORT);
             Decode { state, item, host, port, room: *room }.run(n).await
         }
@@ -89,7 +92,7 @@ async fn prefill(state: &State, item: &Item, room: i64) -> Result<u64, Failure> 
         return Err(prefill_failure(item, room, "bootstrap", &why));
     };
     let _phase = Phase::enter(&state.gauges.inflight);
-    let Met::Partner(partner) = met else {
+    let Meeting::Partner(partner) = met else {
         time::sleep(state.config.prefill_time).await;
         return Ok(item.prompt.hash);
     };
@@ -108,7 +111,7 @@ async fn prefill(state: &State, item: &Item, room: i64) -> Result<u64, Failure> 
     Ok(item.prompt.hash)
 }
 
-/// A timer's finest step is a millisecond; no time at all should cost none.
+/// tokio's timers round up to a millisecond; a zero pause must not take one.
 pub(crate) async fn pause(time: Duration) {
     if !time.is_zero() {
         time::sleep(time).await;
@@ -144,7 +147,7 @@ impl Decode<'_> {
         tokio::select! {
             biased;
             () = cancelled(self.item) => Err(aborted()),
-            handed = self.handed(n) => handed,
+            end = self.attempt(n) => end,
             () = patience => Err(self.timed_out()),
         }
     }
@@ -154,7 +157,7 @@ impl Decode<'_> {
         self.failure("transfer", &why)
     }
 
-    /// What the real server cannot finish waits for as long as it can wait.
+    /// A state that the real server never leaves: waits until the request is cancelled.
     async fn hang(&self) -> Failure {
         let _phase = Phase::enter(&self.state.gauges.transfer);
         tokio::select! {
@@ -163,25 +166,25 @@ impl Decode<'_> {
         }
     }
 
-    async fn handed(&self, n: usize) -> Result<u64, Failure> {
+    async fn attempt(&self, n: usize) -> Result<u64, Failure> {
         let prealloc = Phase::enter(&self.state.gauges.prealloc);
         let peer = self.reach().await?;
         drop(prealloc);
         let _phase = Phase::enter(&self.state.gauges.transfer);
-        let handed = match peer.claim(self.room as u64).await {
-            Some(mut claim) => claim.handed().await,
+        let end = match peer.claim(self.room as u64).await {
+            Some(mut claim) => claim.finished().await,
             None => None,
         };
-        match handed {
-            // Room 0 looks like metadata that has not arrived; the samples of n > 1 share one room.
-            Some(Handed::Over(_)) if self.room == 0 || n > 1 => Err(self.hang().await),
-            Some(Handed::Over(hash)) => {
+        match end {
+            // Room 0 looks like metadata that has not arrived. The samples of n > 1 share one room.
+            Some(TransferEnd::Delivered(_)) if self.room == 0 || n > 1 => Err(self.hang().await),
+            Some(TransferEnd::Delivered(hash)) => {
                 if hash != self.item.prompt.hash {
                     bump(&self.state.counters.mismatches);
                 }
                 Ok(hash)
             }
-            Some(Handed::Failed) => {
+            Some(TransferEnd::Failed) => {
                 Err(self.failure("transfer", "Failed to get kvcache from prefill instance, it might be dead"))
             }
             None => {

@@ -1,5 +1,4 @@
-//! Tokens in their time, and the events they become in a stream. Whose tokens they are, and when a stream
-//! begins and ends, is `generation`'s matter.
+//! Paces tokens and turns them into events of a stream. `generation` starts and ends the stream.
 
 use std::time::Duration;
 
@@ -28,7 +27,7 @@ impl Pace {
         Self { due: (!idle).then(|| Instant::now() + config.first_token), step: config.inter_token }
     }
 
-    /// Waits for the next token; false when the item is to end instead.
+    /// Waits for the next token; returns false if the item is cancelled instead.
     pub(crate) async fn next(&mut self, item: &Item) -> bool {
         let Some(due) = self.due else { return !*item.cancel.borrow() };
         self.due = Some(due + self.step);
@@ -62,7 +61,7 @@ impl Writer<'_> {
         }
     }
 
-    /// An answer of no tokens.
+    /// An output without tokens.
     pub(crate) async fn nothing(&mut self, samples: &mut [Output]) {
         for (sample, output) in samples.iter_mut().enumerate() {
             output.finish = Some(Finish::Length(0));

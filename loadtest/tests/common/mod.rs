@@ -1,4 +1,4 @@
-//! What the tests share: raw requests over a socket, and answers as the bytes and chunks that arrived.
+//! Shared by the tests: raw requests over a socket, and responses as the bytes and chunks that arrived.
 
 #![allow(dead_code)]
 
@@ -12,10 +12,10 @@ use tokio::{
     time::timeout,
 };
 
-/// Longer than anything a passing test waits for.
+/// Longer than a passing test waits for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How an answer's body is delimited.
+/// How a response's body is delimited.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Framing {
     Length,
@@ -23,17 +23,17 @@ pub(crate) enum Framing {
     None,
 }
 
-/// One answer.
+/// A response.
 #[derive(Clone, Debug)]
-pub(crate) struct Answer {
+pub(crate) struct Response {
     pub(crate) status: u16,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) framing: Framing,
     pub(crate) body: Vec<u8>,
 }
 
-impl Answer {
-    /// Reads raw bytes; `None` while they are not a whole answer.
+impl Response {
+    /// Parses raw bytes; `None` if the response is not complete.
     pub(crate) fn parse(raw: &[u8]) -> Option<Self> {
         let end = raw.windows(4).position(|window| window == b"\r\n\r\n")?;
         let head = std::str::from_utf8(&raw[..end]).expect("the head is text");
@@ -93,7 +93,7 @@ fn chunks(mut raw: &[u8]) -> Option<Vec<Vec<u8>>> {
     }
 }
 
-/// What a connection gave until it was closed or complete.
+/// What a connection received until it was closed or complete.
 #[derive(Clone, Debug)]
 pub(crate) struct Outcome {
     pub(crate) raw: Vec<u8>,
@@ -127,23 +127,23 @@ impl Exchange {
         }
     }
 
-    /// Reads to the end of the answer.
-    pub(crate) async fn answer(&mut self) -> Answer {
+    /// Reads to the end of the response.
+    pub(crate) async fn response(&mut self) -> Response {
         loop {
-            if let Some(answer) = Answer::parse(&self.raw) {
-                return answer;
+            if let Some(response) = Response::parse(&self.raw) {
+                return response;
             }
-            let open = timeout(PATIENCE, self.read()).await.expect("an answer in time");
+            let open = timeout(PATIENCE, self.read()).await.expect("a response in time");
             assert!(open, "closed before the end: {:?}", String::from_utf8_lossy(&self.raw));
         }
     }
 
-    /// As [`Self::answer`], for a task of its own.
-    pub(crate) async fn into_answer(mut self) -> Answer {
-        self.answer().await
+    /// As [`Self::response`], for a task of its own.
+    pub(crate) async fn into_response(mut self) -> Response {
+        self.response().await
     }
 
-    /// What arrives in a time, which is expected not to complete an answer.
+    /// What arrives within `time`, which is expected not to complete a response.
     pub(crate) async fn wait(&mut self, time: Duration) -> Outcome {
         let closed = timeout(time, async { while self.read().await {} }).await.is_ok();
         Outcome { raw: self.raw.clone(), closed }
@@ -163,12 +163,12 @@ pub(crate) fn post(path: &str, body: &str) -> Vec<u8> {
 }
 
 /// One request on a connection of its own.
-pub(crate) async fn ask(sim: &Sim, method: &str, path: &str, body: &str) -> Answer {
-    Exchange::open(sim.addr(), &request(method, path, body)).await.answer().await
+pub(crate) async fn ask(sim: &Sim, method: &str, path: &str, body: &str) -> Response {
+    Exchange::open(sim.addr(), &request(method, path, body)).await.response().await
 }
 
 /// One body to both servers at the same time.
-pub(crate) async fn both(pair: &SimPair, path: &str, body: &str) -> (Answer, Answer) {
+pub(crate) async fn both(pair: &SimPair, path: &str, body: &str) -> (Response, Response) {
     tokio::join!(ask(&pair.prefill, "POST", path, body), ask(&pair.decode, "POST", path, body))
 }
 

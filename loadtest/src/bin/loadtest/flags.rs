@@ -1,15 +1,15 @@
-//! Flags, and the run that they describe.
+//! Command-line flags, and the load that they describe.
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use loadtest::load::{Kind, Load, Mix, Mode, Request, Until};
-use loadtest::process::Watch;
+use loadtest::load::{Load, Mix, Mode, Request, RequestKind, Until};
+use loadtest::process::WatchedProcess;
 use loadtest::{compare, memory, soak};
 
-/// Puts load on a router, and measures what it costs.
+/// Puts load on a router and measures what it costs.
 #[derive(Debug, Parser)]
 #[command(name = "loadtest")]
 pub(crate) struct Flags {
@@ -19,95 +19,96 @@ pub(crate) struct Flags {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// The generator: load on one address.
+    /// Run the load generator against one address.
     Run(RunFlags),
-    /// A prefill and a decode server that cost little.
+    /// Run a prefill and a decode server with canned responses, which cost little CPU.
     Canned(CannedFlags),
-    /// This router and its peers, scenario by scenario.
+    /// Compare mini-lb with other routers, scenario by scenario.
     Compare(compare::Options),
-    /// Many requests; memory and descriptors must not grow.
+    /// Send a day's requests; memory and descriptors of the router must not grow.
     Soak(soak::Options),
-    /// What an idle stream and a body in flight take.
+    /// Measure the memory of an open stream and of a body in flight.
     Memory(memory::Options),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum What {
+enum LoadKind {
     Chat,
     ChatStream,
     Logprobs,
     LogprobStream,
-    /// Small answers, streams, and clients that leave.
-    Day,
+    /// The mixture of `soak`: small responses, streams, and clients that disconnect.
+    Mixed,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct RunFlags {
-    /// The address to load, for example http://127.0.0.1:8000.
+    /// URL to load, for example http://127.0.0.1:8000.
     #[arg(long)]
     url: String,
-    /// What to send.
+    /// Kind of requests.
     #[arg(long, value_enum, default_value = "chat")]
-    kind: What,
-    /// Size of a request's body, in bytes.
+    kind: LoadKind,
+    /// Size of a request body, in bytes.
     #[arg(long, default_value_t = 300)]
     body: usize,
-    /// Tokens that are a complete stream.
+    /// Number of tokens in a complete stream.
     #[arg(long, default_value_t = 64)]
     tokens: u32,
-    /// Connections.
+    /// Number of keep-alive connections.
     #[arg(long, default_value_t = 64)]
     connections: usize,
-    /// Requests a second, due whether or not answers come; without it each connection waits for its answer.
+    /// Open loop at this many requests per second. Without it (closed loop) each connection waits for its
+    /// response before it sends the next request.
     #[arg(long)]
     rate: Option<f64>,
-    /// How long to measure, in seconds.
+    /// Measured time, in seconds.
     #[arg(long, default_value_t = 10.0)]
     seconds: f64,
-    /// Send so many requests instead.
+    /// Send this many requests instead of measuring for a time.
     #[arg(long, conflicts_with = "seconds")]
     requests: Option<u64>,
-    /// Seconds before anything is measured.
+    /// Warm-up before measuring starts, in seconds.
     #[arg(long, default_value_t = 1.0)]
     warmup: f64,
-    /// Seconds over which connections start.
+    /// Time over which connections start, in seconds.
     #[arg(long, default_value_t = 0.0)]
     ramp: f64,
-    /// A process whose cost is measured; may be repeated.
+    /// Measure the CPU time and memory of this process, too; may be repeated.
     #[arg(long, value_name = "NAME=PID", value_parser = watch)]
-    watch: Vec<Watch>,
-    /// What the progress line begins with.
+    watch: Vec<WatchedProcess>,
+    /// Prefix of the progress line.
     #[arg(long, default_value = "loadtest")]
     label: String,
-    /// Print JSON.
+    /// Print the report as JSON.
     #[arg(long)]
     pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct CannedFlags {
-    /// Prefill's port on 127.0.0.1; 0 takes a free one.
+    /// Port of prefill on 127.0.0.1; 0 picks a free one.
     #[arg(long, default_value_t = 0)]
     pub(crate) prefill_port: u16,
-    /// Decode's port.
+    /// Port of decode; 0 picks a free one.
     #[arg(long, default_value_t = 0)]
     pub(crate) decode_port: u16,
 }
 
-fn watch(text: &str) -> Result<Watch, String> {
+fn watch(text: &str) -> Result<WatchedProcess, String> {
     let (name, pid) = text.split_once('=').ok_or("not NAME=PID")?;
-    Ok(Watch { name: name.to_owned(), pid: pid.parse().map_err(|_| "not a process id")? })
+    Ok(WatchedProcess { name: name.to_owned(), pid: pid.parse().map_err(|_| "not a process id")? })
 }
 
 impl RunFlags {
     pub(crate) fn load(&self) -> io::Result<Load> {
         let target = address(&self.url)?;
         let requests = match self.kind {
-            What::Day => Mix::day(target, self.tokens),
-            What::Chat => vec![self.request(target, Kind::Chat)],
-            What::ChatStream => vec![self.request(target, Kind::ChatStream)],
-            What::Logprobs => vec![self.request(target, Kind::Logprobs)],
-            What::LogprobStream => vec![self.request(target, Kind::LogprobStream)],
+            LoadKind::Mixed => Mix::soak(target, self.tokens),
+            LoadKind::Chat => vec![self.request(target, RequestKind::Chat)],
+            LoadKind::ChatStream => vec![self.request(target, RequestKind::ChatStream)],
+            LoadKind::Logprobs => vec![self.request(target, RequestKind::Logprobs)],
+            LoadKind::LogprobStream => vec![self.request(target, RequestKind::LogprobStream)],
         };
         let until = self.requests.map_or(Until::Time(seconds(self.seconds)?), Until::Count);
         Ok(Load {
@@ -123,7 +124,7 @@ impl RunFlags {
         })
     }
 
-    fn request(&self, target: SocketAddr, kind: Kind) -> Request {
+    fn request(&self, target: SocketAddr, kind: RequestKind) -> Request {
         Request::new(target, kind, self.body, self.tokens)
     }
 }

@@ -1,4 +1,4 @@
-//! `loadtest`: the generator, the servers for it, and what is done with both.
+//! `loadtest`: the load generator, canned servers, and the measurements that use both.
 
 mod flags;
 
@@ -30,12 +30,13 @@ fn main() -> ExitCode {
     }
 }
 
-/// One thread: what shares a core with the servers should not pay for a scheduler.
+/// One thread: the generator shares a core with the servers on small machines, and a work-stealing scheduler
+/// costs CPU.
 fn runtime() -> io::Result<Runtime> {
     Builder::new_current_thread().enable_all().build()
 }
 
-/// Whether no request failed.
+/// Returns whether all responses were correct.
 fn run(flags: &RunFlags) -> io::Result<bool> {
     let load = flags.load()?;
     let report: Report = runtime()?.block_on(load.run())?;

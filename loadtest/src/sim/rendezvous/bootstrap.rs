@@ -1,5 +1,5 @@
-//! A prefill server's bootstrap port: a small HTTP server as SGLang has it, whose one extra route turns into
-//! a rendezvous connection. What legs do after they met is not known here.
+//! A prefill server's bootstrap port: a small HTTP server as in SGLang, with one more route that upgrades to
+//! a rendezvous connection. What legs do after they have met is decided elsewhere.
 
 use std::{collections::HashMap, convert::Infallible, sync::Arc};
 
@@ -20,13 +20,13 @@ use crate::sim::state::State;
 pub(crate) async fn connection(stream: TcpStream, state: Arc<State>) {
     let service = service_fn(|request| {
         let state = Arc::clone(&state);
-        async move { Ok::<_, Infallible>(answer(request, &state)) }
+        async move { Ok::<_, Infallible>(respond(request, &state)) }
     });
-    // Errors of a client's making end its connection, which is all there is to do.
+    // Errors are the client's and end its connection.
     let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades().await;
 }
 
-fn answer(request: Request<Incoming>, state: &Arc<State>) -> Response<Full<Bytes>> {
+fn respond(request: Request<Incoming>, state: &Arc<State>) -> Response<Full<Bytes>> {
     match request.uri().path() {
         "/health" => plain(200, "text/plain; charset=utf-8", "OK".to_owned()),
         "/route" => plain(200, "application/json; charset=utf-8", route(state.port())),
@@ -64,7 +64,7 @@ fn route(port: u16) -> String {
     )
 }
 
-/// Speaks the rendezvous protocol with one decode server until either side is gone.
+/// Runs the rendezvous protocol with one decode server until either side disconnects.
 async fn rendezvous(mut stream: impl AsyncRead + AsyncWrite + Unpin, state: &State) {
     let (out, mut frames) = mpsc::channel::<Frame>(QUEUE);
     let mut waiting: HashMap<u64, watch::Sender<bool>> = HashMap::new();

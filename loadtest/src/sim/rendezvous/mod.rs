@@ -1,6 +1,7 @@
-//! How the two legs of a request meet: a decode server dials a prefill server's bootstrap port, names itself,
-//! and asks for rooms over that one connection. This is the simulator's own protocol in place of KV transfer;
-//! its frames are defined here, the prefill side is in `rooms` and `bootstrap`, the decode side in `peers`.
+//! How the two legs of a request meet: a decode server connects to a prefill server's bootstrap port,
+//! identifies itself, and claims rooms over that one connection. This protocol of the simulator replaces the
+//! KV transfer. Frames are defined here, the prefill side is in `rooms` and `bootstrap`, the decode side in
+//! `peers`.
 
 pub(crate) mod bootstrap;
 pub(crate) mod peers;
@@ -8,30 +9,30 @@ pub(crate) mod rooms;
 
 use bytes::{Buf as _, BufMut as _, BytesMut};
 
-/// The route of the bootstrap server that becomes a rendezvous connection.
+/// The route of the bootstrap server that upgrades to a rendezvous connection.
 pub(crate) const ROUTE: &str = "/sim/rendezvous";
 /// The protocol's name in the `upgrade` header.
 pub(crate) const PROTOCOL: &str = "sglang-sim";
-/// Frames that may wait to be written to one connection.
+/// Bound on frames that wait to be written to one connection.
 pub(crate) const QUEUE: usize = 1024;
 
 const FRAME_BYTES: usize = 17;
 
-/// What a frame says about its leg.
+/// The kind of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Op {
-    /// Decode asks for a room; the value is the room.
+    /// Decode claims a room; the value is the room.
     Claim = 1,
     /// Decode no longer wants the room.
     Abandon = 2,
-    /// Prefill hands the prompt over; the value is its hash.
+    /// Prefill transfers the prompt; the value is its hash.
     Delivered = 3,
-    /// Prefill gave the request up.
+    /// The prefill leg failed.
     Failed = 4,
 }
 
-/// One message about one decode leg.
+/// A message about one decode leg.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Frame {
     pub op: Op,
@@ -46,7 +47,7 @@ impl Frame {
         out.put_u64(self.value);
     }
 
-    /// Takes the next whole frame; `Err` is a byte that no frame begins with.
+    /// Takes the next complete frame; `Err` is an unknown kind.
     pub(crate) fn read(buffer: &mut BytesMut) -> Result<Option<Self>, u8> {
         if buffer.len() < FRAME_BYTES {
             return Ok(None);
@@ -67,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frame_is_read_only_when_it_is_whole() {
+    fn a_frame_is_parsed_only_when_it_is_complete() {
         let frame = Frame { op: Op::Delivered, leg: 7, value: u64::MAX };
         let mut whole = BytesMut::new();
         frame.write(&mut whole);

@@ -1,5 +1,5 @@
 //! The decode side: one connection to each prefill server's bootstrap port, shared by all rooms there.
-//! How long to wait, and what a client is told, is decided by the legs.
+//! Timeouts and error messages are up to the legs.
 
 use std::{
     collections::HashMap,
@@ -20,19 +20,19 @@ use tokio::{
 use super::{Frame, Op, PROTOCOL, QUEUE, ROUTE};
 use crate::sim::state::State;
 
-/// The longest head of an answer to the upgrade that is read.
+/// Limit of the head of the upgrade's response.
 const HEAD_LIMIT: usize = 4096;
 
-/// How prefill ended a room.
+/// How prefill finished a room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Handed {
-    /// The prompt arrived; this is its hash.
-    Over(u64),
-    /// Prefill gave up.
+pub(crate) enum TransferEnd {
+    /// The prompt was transferred; this is its hash.
+    Delivered(u64),
+    /// The prefill leg failed.
     Failed,
 }
 
-type Waiting = Mutex<HashMap<u64, oneshot::Sender<Handed>>>;
+type Waiting = Mutex<HashMap<u64, oneshot::Sender<TransferEnd>>>;
 
 /// An open rendezvous connection.
 #[derive(Debug)]
@@ -46,36 +46,36 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A claim on a room; dropping it unanswered gives the room up.
+/// A claim on a room; dropping it before prefill has finished abandons the room.
 pub(crate) struct Claim {
     peer: Arc<Peer>,
     leg: u64,
-    handed: oneshot::Receiver<Handed>,
+    end: oneshot::Receiver<TransferEnd>,
 }
 
 impl Claim {
-    /// `None` when the connection is lost.
-    pub(crate) async fn handed(&mut self) -> Option<Handed> {
-        (&mut self.handed).await.ok()
+    /// `None` if the connection is lost.
+    pub(crate) async fn finished(&mut self) -> Option<TransferEnd> {
+        (&mut self.end).await.ok()
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
         if lock(&self.peer.waiting).remove(&self.leg).is_some() {
-            // A full queue means a stuck partner, which learns of this from the end of the connection.
+            // A full queue is a stuck partner, which will notice the end of the connection.
             let _ = self.peer.out.try_send(Frame { op: Op::Abandon, leg: self.leg, value: 0 });
         }
     }
 }
 
 impl Peer {
-    /// Asks for a room. `None` when the connection is lost already.
+    /// Claims a room. `None` if the connection is lost already.
     pub(crate) async fn claim(self: &Arc<Self>, room: u64) -> Option<Claim> {
         let leg = self.next.fetch_add(1, Ordering::Relaxed);
-        let (send, handed) = oneshot::channel();
+        let (send, end) = oneshot::channel();
         lock(&self.waiting).insert(leg, send);
-        let claim = Claim { peer: Arc::clone(self), leg, handed };
+        let claim = Claim { peer: Arc::clone(self), leg, end };
         self.out.send(Frame { op: Op::Claim, leg, value: room }).await.ok()?;
         Some(claim)
     }
@@ -93,7 +93,7 @@ pub(crate) struct Peers {
 }
 
 impl Peers {
-    /// The open connection to a bootstrap server, or one attempt at a new one.
+    /// The open connection to a bootstrap server, or one attempt to open it.
     pub(crate) async fn reach(&self, host: &str, port: u16, state: &Arc<State>) -> io::Result<Arc<Peer>> {
         let key = (host.to_owned(), port);
         let slot = Arc::clone(lock(&self.slots).entry(key.clone()).or_default());
@@ -105,7 +105,7 @@ impl Peers {
         match dial(host, port, state).await {
             Ok(stream) => Ok(Arc::clone(peer.insert(serve(stream, state)))),
             Err(error) => {
-                // An address that does not answer is not worth remembering.
+                // An address that refuses connections is not worth remembering.
                 lock(&self.slots).remove(&key);
                 Err(error)
             }
@@ -113,7 +113,7 @@ impl Peers {
     }
 }
 
-/// Connects and upgrades, naming this server.
+/// Connects, upgrades and identifies this server.
 async fn dial(host: &str, port: u16, state: &State) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect((host.trim_matches(['[', ']']), port)).await?;
     stream.set_nodelay(true)?;
@@ -123,18 +123,18 @@ async fn dial(host: &str, port: u16, state: &State) -> io::Result<TcpStream> {
         state.addr
     );
     stream.write_all(head.as_bytes()).await?;
-    let mut answer = Vec::new();
-    while !answer.ends_with(b"\r\n\r\n") {
-        // One byte at a time: what follows the head is not ours to take, and this happens once per pair.
-        answer.push(stream.read_u8().await?);
-        if answer.len() > HEAD_LIMIT {
-            return Err(io::Error::other("the answer's head is too long"));
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        // One byte at a time, so as not to read beyond the head; this happens once per pair.
+        head.push(stream.read_u8().await?);
+        if head.len() > HEAD_LIMIT {
+            return Err(io::Error::other("the response's head is too long"));
         }
     }
-    if answer.starts_with(b"HTTP/1.1 101 ") { Ok(stream) } else { Err(io::Error::other("not a simulator")) }
+    if head.starts_with(b"HTTP/1.1 101 ") { Ok(stream) } else { Err(io::Error::other("not a simulator")) }
 }
 
-/// Runs an upgraded connection until it is lost; then all who wait learn that by their channels.
+/// Runs an upgraded connection until it is lost; all waiters learn that from their channels.
 fn serve(stream: TcpStream, state: &Arc<State>) -> Arc<Peer> {
     let (out, frames) = mpsc::channel(QUEUE);
     let waiting = Arc::new(Waiting::default());
@@ -172,14 +172,14 @@ async fn exchange(mut stream: TcpStream, mut frames: mpsc::Receiver<Frame>, wait
 
 fn settle(input: &mut BytesMut, waiting: &Waiting) -> Result<(), u8> {
     while let Some(frame) = Frame::read(input)? {
-        let handed = match frame.op {
-            Op::Delivered => Handed::Over(frame.value),
-            Op::Failed => Handed::Failed,
+        let end = match frame.op {
+            Op::Delivered => TransferEnd::Delivered(frame.value),
+            Op::Failed => TransferEnd::Failed,
             Op::Claim | Op::Abandon => return Err(frame.op as u8),
         };
         if let Some(leg) = lock(waiting).remove(&frame.leg) {
-            // The leg may have given up in between.
-            let _ = leg.send(handed);
+            // The leg may have been dropped meanwhile.
+            let _ = leg.send(end);
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! The prefill side's rooms: who waits in which, and who meets whom. Timeouts belong to the legs themselves.
+//! The prefill side's rooms: which legs wait in which room, and which legs meet. Timeouts are up to the legs.
 
 use std::{
     collections::HashMap,
@@ -9,23 +9,23 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Frame, Op};
 
-/// A decode leg that asked for a room.
+/// A decode leg that has claimed a room.
 #[derive(Debug)]
 pub(crate) struct Partner {
     pub leg: u64,
-    /// The connection to its server; closed when that is lost.
+    /// The connection to its server; closed when that disconnects.
     pub out: mpsc::Sender<Frame>,
-    /// Turned true when the decode side gives the room up.
+    /// Set to true when the decode side abandons the room.
     pub abandoned: watch::Receiver<bool>,
 }
 
 impl Partner {
     pub(crate) async fn tell(&self, op: Op, value: u64) {
-        // A lost connection tells the decode side on its own.
+        // A lost connection is noticed by the decode side itself.
         let _ = self.out.send(Frame { op, leg: self.leg, value }).await;
     }
 
-    /// Ends when there is nobody left to hand over to.
+    /// Completes when the decode leg is gone.
     pub(crate) async fn gone(&self) {
         let mut abandoned = self.abandoned.clone();
         tokio::select! {
@@ -37,15 +37,15 @@ impl Partner {
 
 /// How a wait in a room ended.
 #[derive(Debug)]
-pub(crate) enum Met {
+pub(crate) enum Meeting {
     Partner(Partner),
-    /// Another leg in the same room met the partner; a real server lets this one answer too.
+    /// Another leg in the same room met the partner. A real server lets this one respond, too.
     Alongside,
 }
 
 #[derive(Debug, Default)]
 struct Room {
-    legs: Vec<(u64, oneshot::Sender<Met>)>,
+    legs: Vec<(u64, oneshot::Sender<Meeting>)>,
     partners: Vec<Partner>,
 }
 
@@ -55,23 +55,23 @@ pub(crate) struct Rooms {
     map: Mutex<HashMap<u64, Room>>,
 }
 
-/// A prefill leg's stay in a room; dropping it leaves the room.
-pub(crate) struct Stay<'a> {
+/// A prefill leg's registration in a room, until dropped.
+pub(crate) struct RoomGuard<'a> {
     rooms: &'a Rooms,
     room: u64,
     id: u64,
-    /// Whether another leg was in the room already.
+    /// Whether another leg was in the room before.
     pub duplicate: bool,
-    met: oneshot::Receiver<Met>,
+    met: oneshot::Receiver<Meeting>,
 }
 
-impl Stay<'_> {
-    pub(crate) async fn met(&mut self) -> Option<Met> {
+impl RoomGuard<'_> {
+    pub(crate) async fn met(&mut self) -> Option<Meeting> {
         (&mut self.met).await.ok()
     }
 }
 
-impl Drop for Stay<'_> {
+impl Drop for RoomGuard<'_> {
     fn drop(&mut self) {
         let mut map = self.rooms.lock();
         let Some(room) = map.get_mut(&self.room) else { return };
@@ -87,29 +87,29 @@ impl Rooms {
         self.map.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A prefill leg enters.
-    pub(crate) fn enter(&self, room: u64) -> Stay<'_> {
+    /// Registers a prefill leg.
+    pub(crate) fn enter(&self, room: u64) -> RoomGuard<'_> {
         let (send, met) = oneshot::channel();
         let id = fastrand::u64(..);
         let mut map = self.lock();
         let entry = map.entry(room).or_default();
         let duplicate = !entry.legs.is_empty();
-        // A partner whose server is gone by now would be a meeting with nobody.
+        // Drop partners whose server is gone, so that no leg meets one of those.
         entry.partners.retain(|partner| !partner.out.is_closed() && !*partner.abandoned.borrow());
         if entry.partners.is_empty() {
             entry.legs.push((id, send));
         } else {
             let partner = entry.partners.remove(0);
-            let _ = send.send(Met::Partner(partner));
+            let _ = send.send(Meeting::Partner(partner));
             if entry.partners.is_empty() {
                 map.remove(&room);
             }
         }
         drop(map);
-        Stay { rooms: self, room, id, duplicate, met }
+        RoomGuard { rooms: self, room, id, duplicate, met }
     }
 
-    /// A decode leg asks; every prefill leg in the room goes on.
+    /// Registers a decode leg; all prefill legs in the room go on.
     pub(crate) fn claim(&self, room: u64, partner: Partner) {
         let mut map = self.lock();
         let entry = map.entry(room).or_default();
@@ -118,22 +118,22 @@ impl Rooms {
             return;
         }
         let mut legs = std::mem::take(&mut entry.legs).into_iter();
-        let mut met = Met::Partner(partner);
+        let mut met = Meeting::Partner(partner);
         for (_, leg) in legs.by_ref() {
             match leg.send(met) {
-                Ok(()) => met = Met::Alongside,
+                Ok(()) => met = Meeting::Alongside,
                 Err(back) => met = back,
             }
         }
         match met {
-            Met::Partner(partner) => entry.partners.push(partner),
-            Met::Alongside => {
+            Meeting::Partner(partner) => entry.partners.push(partner),
+            Meeting::Alongside => {
                 map.remove(&room);
             }
         }
     }
 
-    /// A decode leg, or all legs of a connection, no longer wait.
+    /// Removes a decode leg, or all legs of a connection.
     pub(crate) fn forget(&self, leaves: impl Fn(&Partner) -> bool) {
         self.lock().retain(|_, room| {
             room.partners.retain(|partner| !leaves(partner));
@@ -152,30 +152,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn legs_meet_in_either_order() {
+    async fn two_legs_meet_in_either_order() {
         let rooms = Rooms::default();
         let mut early = rooms.enter(1);
         let (late, _frames) = partner(5);
         rooms.claim(1, late);
-        assert!(matches!(early.met().await, Some(Met::Partner(partner)) if partner.leg == 5));
+        assert!(matches!(early.met().await, Some(Meeting::Partner(partner)) if partner.leg == 5));
         let (first, _frames) = partner(6);
         rooms.claim(2, first);
-        assert!(matches!(rooms.enter(2).met().await, Some(Met::Partner(partner)) if partner.leg == 6));
+        assert!(matches!(rooms.enter(2).met().await, Some(Meeting::Partner(partner)) if partner.leg == 6));
     }
 
     #[tokio::test]
-    async fn a_second_leg_in_a_room_is_a_duplicate_that_goes_along() {
+    async fn a_second_leg_in_a_room_is_a_duplicate_and_completes_too() {
         let rooms = Rooms::default();
         let (mut first, mut second) = (rooms.enter(1), rooms.enter(1));
         assert!(!first.duplicate && second.duplicate);
         let (late, _frames) = partner(5);
         rooms.claim(1, late);
-        assert!(matches!(first.met().await, Some(Met::Partner(_))));
-        assert!(matches!(second.met().await, Some(Met::Alongside)));
+        assert!(matches!(first.met().await, Some(Meeting::Partner(_))));
+        assert!(matches!(second.met().await, Some(Meeting::Alongside)));
     }
 
     #[test]
-    fn rooms_are_forgotten_when_everybody_left() {
+    fn a_room_is_removed_when_all_its_legs_are_gone() {
         let rooms = Rooms::default();
         drop(rooms.enter(1));
         let (waiting, _frames) = partner(5);

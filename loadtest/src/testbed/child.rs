@@ -1,4 +1,4 @@
-//! A process that ends when its owner does, and the generator as such a process.
+//! Child processes that are killed with their owner, and the generator as one of them.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -9,11 +9,11 @@ use std::process::{self, Stdio};
 use super::cores::pinned;
 use crate::load::Report;
 
-/// Killed when it is dropped.
+/// A process that is killed on drop.
 pub(crate) struct Child(process::Child);
 
 impl Child {
-    /// Starts `command`, a program and its arguments, on `cores`; what it prints goes to the file `log`.
+    /// Starts `command` (program and arguments) on `cores`; its output goes to the file `log` in `folder`.
     pub(crate) fn start(command: &[OsString], cores: &[u32], folder: &Path, log: &str) -> io::Result<Self> {
         let log = File::create(folder.join(log))?;
         let child = pinned(&command[0], cores)
@@ -28,8 +28,12 @@ impl Child {
             .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", command[0].display())))
     }
 
-    /// This program with other arguments, and the first `lines` lines that it prints.
-    pub(super) fn own(arguments: &[&str], cores: &[u32], lines: usize) -> io::Result<(Self, Vec<String>)> {
+    /// Starts this program with other arguments and reads the first `lines` lines that it prints.
+    pub(super) fn spawn_self(
+        arguments: &[&str],
+        cores: &[u32],
+        lines: usize,
+    ) -> io::Result<(Self, Vec<String>)> {
         let mut child =
             pinned(std::env::current_exe()?, cores).args(arguments).stdout(Stdio::piped()).spawn()?;
         let out = child.stdout.take().ok_or_else(|| io::Error::other("no pipe"))?;
@@ -42,21 +46,22 @@ impl Child {
         self.0.id()
     }
 
-    /// Whether it has ended by itself.
-    pub(crate) fn has_ended(&mut self) -> bool {
+    /// Whether it has exited by itself.
+    pub(crate) fn has_exited(&mut self) -> bool {
         !matches!(self.0.try_wait(), Ok(None))
     }
 }
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // It may have ended already, and then there is nothing to do.
+        // An error means that it has exited already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// Runs the generator with `flags` as a process on `cores`; `meanwhile` is done while it runs, and given its id.
+/// Runs the generator with `flags` in a process on `cores`. `meanwhile` runs in this process during the load
+/// and gets the generator's process id.
 pub(crate) fn generate(flags: &[String], cores: &[u32], meanwhile: impl FnOnce(u32)) -> io::Result<Report> {
     let mut command = pinned(std::env::current_exe()?, cores);
     let child = command.args(["run", "--json"]).args(flags).stdout(Stdio::piped()).spawn()?;

@@ -1,5 +1,5 @@
-//! Answers and their bodies: uvicorn's headers, a body of known length or a stream of events, and SGLang's
-//! error shapes. Which answer a request gets is decided elsewhere.
+//! Responses and their bodies: uvicorn's headers, a body of known length or a stream of events, and SGLang's
+//! error shapes. Which response a request gets is decided elsewhere.
 
 use std::{
     io,
@@ -19,23 +19,23 @@ const EVENTS: &str = "text/event-stream; charset=utf-8";
 /// The last event of every stream.
 pub(crate) const DONE: &[u8] = b"data: [DONE]\n\n";
 
-/// What a generation sends to the connection that waits for it.
-pub(crate) enum Out {
+/// Items that a generation sends to its connection.
+pub(crate) enum StreamItem {
     /// One event of a stream.
     Frame(Bytes),
     /// The stream is complete.
     End,
-    /// There is no stream, but this answer.
-    Instead(Reply),
+    /// No stream, but this complete response.
+    Whole(SimResponse),
 }
 
 /// A body of known length, or the events of a generation.
-pub(crate) enum SimBody {
+pub(crate) enum ResponseBody {
     Full(Bytes),
-    Stream { first: Option<Bytes>, rest: mpsc::Receiver<Out> },
+    Stream { first: Option<Bytes>, rest: mpsc::Receiver<StreamItem> },
 }
 
-impl Body for SimBody {
+impl Body for ResponseBody {
     type Data = Bytes;
     type Error = io::Error;
 
@@ -48,10 +48,12 @@ impl Body for SimBody {
                     return Poll::Ready(Some(Ok(Frame::data(frame))));
                 }
                 rest.poll_recv(cx).map(|out| match out {
-                    Some(Out::Frame(frame)) => Some(Ok(Frame::data(frame))),
-                    Some(Out::End) => None,
-                    // A stream that was cut off must not look complete: the last chunk stays away.
-                    Some(Out::Instead(_)) | None => Some(Err(io::Error::other("the generation is gone"))),
+                    Some(StreamItem::Frame(frame)) => Some(Ok(Frame::data(frame))),
+                    Some(StreamItem::End) => None,
+                    // A truncated stream must not look complete: the last chunk is not sent.
+                    Some(StreamItem::Whole(_)) | None => {
+                        Some(Err(io::Error::other("the generation is gone")))
+                    }
                 })
             }
         }
@@ -69,16 +71,16 @@ impl Body for SimBody {
     }
 }
 
-/// An answer that is known as a whole.
+/// A complete response.
 #[derive(Debug)]
-pub(crate) struct Reply {
+pub(crate) struct SimResponse {
     pub status: u16,
     pub content_type: Option<&'static str>,
     pub allow: Option<&'static str>,
     pub body: Bytes,
 }
 
-impl Reply {
+impl SimResponse {
     pub(crate) fn json(body: impl Into<Bytes>) -> Self {
         Self { status: 200, content_type: Some(JSON), allow: None, body: body.into() }
     }
@@ -93,7 +95,7 @@ impl Reply {
         self
     }
 
-    /// `{"detail": …}` of the web framework itself.
+    /// `{"detail": …}` of the web framework.
     pub(crate) fn detail(status: u16, text: &str) -> Self {
         let mut body = b"{\"detail\":".to_vec();
         json::string(&mut body, text);
@@ -109,7 +111,7 @@ impl Reply {
         Self::json(body).with_status(400)
     }
 
-    /// `{"error": …}` for fields that do not belong where they are.
+    /// `{"error": …}` for unknown fields.
     pub(crate) fn field_error(message: &str) -> Self {
         let mut body = b"{\"error\":".to_vec();
         json::string(&mut body, message);
@@ -127,7 +129,7 @@ impl Reply {
         Self::json(body).with_status(status)
     }
 
-    pub(crate) fn into_response(self) -> Response<SimBody> {
+    pub(crate) fn into_response(self) -> Response<ResponseBody> {
         let mut builder = Response::builder()
             .status(StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR))
             .header(header::SERVER, "uvicorn");
@@ -138,20 +140,20 @@ impl Reply {
         if let Some(kind) = self.content_type {
             builder = builder.header(header::CONTENT_TYPE, kind);
         }
-        finish(builder, SimBody::Full(self.body))
+        finish(builder, ResponseBody::Full(self.body))
     }
 }
 
-/// The head of a stream and the events that follow.
-pub(crate) fn stream(first: Option<Bytes>, rest: mpsc::Receiver<Out>) -> Response<SimBody> {
+/// The head of a stream, and the events that follow.
+pub(crate) fn stream(first: Option<Bytes>, rest: mpsc::Receiver<StreamItem>) -> Response<ResponseBody> {
     let builder = Response::builder().header(header::SERVER, "uvicorn").header(header::CONTENT_TYPE, EVENTS);
-    finish(builder, SimBody::Stream { first, rest })
+    finish(builder, ResponseBody::Stream { first, rest })
 }
 
-fn finish(builder: hyper::http::response::Builder, body: SimBody) -> Response<SimBody> {
+fn finish(builder: hyper::http::response::Builder, body: ResponseBody) -> Response<ResponseBody> {
     let response = builder.header(header::VARY, "Origin").body(body);
-    // The parts are all constants of this file or numbers; a broken one would show in every test.
-    response.unwrap_or_else(|_| Response::new(SimBody::Full(Bytes::new())))
+    // All parts are constants of this file or numbers; an invalid one would show in every test.
+    response.unwrap_or_else(|_| Response::new(ResponseBody::Full(Bytes::new())))
 }
 
 /// One event.

@@ -1,23 +1,23 @@
-//! What was counted and timed since measuring began.
+//! Counters and histograms of a run, since measuring started.
 
 use hdrhistogram::Histogram;
 
-use super::answer::Wrong;
-use super::connection::Times;
+use super::connection::ResponseTimes;
 use super::distribution::Distribution;
-use super::pace::Ticket;
-use super::report::{Percentiles, Report, Watched};
+use super::report::{Percentiles, ProcessCost, Report};
+use super::response::RequestError;
+use super::schedule::SendTime;
 
-/// Latencies in nanoseconds up to ten minutes, to three digits.
+/// Latencies in nanoseconds up to ten minutes, with three significant digits.
 fn histogram() -> Histogram<u64> {
     Histogram::new_with_max(600_000_000_000, 3).expect("constant bounds that a histogram can have")
 }
 
-pub(super) struct Tally {
+pub(super) struct Measurements {
     pub(super) requests: u64,
     pub(super) errors: u64,
     pub(super) tokens: u64,
-    left_early: u64,
+    cancelled: u64,
     unmerged: u64,
     first_error: Option<String>,
     latency: Histogram<u64>,
@@ -26,13 +26,13 @@ pub(super) struct Tally {
     late: Histogram<u64>,
 }
 
-impl Default for Tally {
+impl Default for Measurements {
     fn default() -> Self {
         Self {
             requests: 0,
             errors: 0,
             tokens: 0,
-            left_early: 0,
+            cancelled: 0,
             unmerged: 0,
             first_error: None,
             latency: histogram(),
@@ -43,20 +43,20 @@ impl Default for Tally {
     }
 }
 
-impl Tally {
-    pub(super) fn count(&mut self, ticket: &Ticket, times: &Times) {
+impl Measurements {
+    pub(super) fn count(&mut self, send_time: &SendTime, times: &ResponseTimes) {
         self.requests += 1;
         self.unmerged += u64::from(!times.is_merged);
-        if times.left_early {
-            self.left_early += 1;
+        if times.cancelled {
+            self.cancelled += 1;
             return;
         }
         let nanos = |from, to: tokio::time::Instant| {
             u64::try_from(to.saturating_duration_since(from).as_nanos()).unwrap_or(u64::MAX)
         };
-        self.latency.saturating_record(nanos(ticket.due, times.end));
-        self.first_byte.saturating_record(nanos(ticket.due, times.first_byte));
-        self.late.saturating_record(nanos(ticket.due, ticket.told));
+        self.latency.saturating_record(nanos(send_time.due, times.end));
+        self.first_byte.saturating_record(nanos(send_time.due, times.first_byte));
+        self.late.saturating_record(nanos(send_time.due, send_time.issued));
     }
 
     pub(super) fn token(&mut self, delay_ns: u64) {
@@ -64,7 +64,7 @@ impl Tally {
         self.token_delay.saturating_record(delay_ns);
     }
 
-    pub(super) fn failed(&mut self, why: Wrong) {
+    pub(super) fn failed(&mut self, why: RequestError) {
         self.errors += 1;
         self.first_error.get_or_insert(why.0);
     }
@@ -74,20 +74,20 @@ impl Tally {
         Distribution::of(&self.latency)
     }
 
-    pub(super) fn report(&self, seconds: f64, watched: Vec<Watched>) -> Report {
+    pub(super) fn report(&self, seconds: f64, processes: Vec<ProcessCost>) -> Report {
         Report {
             seconds,
             requests: self.requests,
             errors: self.errors,
             first_error: self.first_error.clone(),
-            left_early: self.left_early,
+            cancelled: self.cancelled,
             unmerged: self.unmerged,
             tokens: self.tokens,
             latency: Percentiles::of(&self.latency),
             first_byte: Percentiles::of(&self.first_byte),
             token_delay: Percentiles::of(&self.token_delay),
             late: Percentiles::of(&self.late),
-            watched,
+            processes,
             ..Report::default()
         }
     }

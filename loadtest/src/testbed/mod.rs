@@ -1,30 +1,32 @@
-//! What a measurement stands on: processes that end with it, cores for each, servers and a router in front of them.
+//! The processes of a measurement: backends, a router in front of them, the generator, and the cores of each.
 //!
-//! Only processes that were started here are ended, by their id. What is measured is not decided here.
+//! Only processes that were started here are killed, by their id. What is measured is decided in `compare`,
+//! `soak` and `memory`.
 
+mod backends;
 mod child;
 mod cores;
 mod routers;
-mod upstreams;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 
 use tokio::runtime::{Builder, Runtime};
 
+pub(crate) use backends::Backends;
 pub(crate) use child::{Child, generate};
 pub(crate) use cores::Cores;
-pub(crate) use routers::{Places, Router, Running};
-pub(crate) use upstreams::Upstreams;
+pub(crate) use routers::{Router, RouterPaths, RunningRouter};
 
-/// A port below those that the kernel gives to clients, which come and go by the thousand here.
+/// A free port below the kernel's range of ephemeral ports: a load opens thousands of client connections,
+/// each of which could take the router's port before the router does.
 fn free_port() -> io::Result<u16> {
     let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
     let tried = (0..1000).map(|_| fastrand::u16(10_000..32_000)).find(free);
     tried.ok_or_else(|| io::Error::other("no free port below 32000"))
 }
 
-/// For the few questions that are asked outside of a load.
+/// Runs one admin request or readiness check outside of a load.
 fn block_on<T>(future: impl Future<Output = T>) -> io::Result<T> {
     let runtime: Runtime = Builder::new_current_thread().enable_all().build()?;
     Ok(runtime.block_on(future))

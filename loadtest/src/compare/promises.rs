@@ -1,6 +1,6 @@
-//! What this router promises to reach, and whether a comparison shows it.
+//! The performance promises of mini-lb, and whether a comparison shows that they are kept.
 //!
-//! Every promise is a ratio within one run, or a number that does not depend on the machine's speed.
+//! Each promise is a ratio within one run, or a number that does not depend on the speed of the machine.
 
 use super::metric::{Metric, Spread};
 use super::results::{BUSY, Outcome, Results, Row};
@@ -11,14 +11,14 @@ enum Bound {
     AtLeast(f64),
 }
 
-/// A promise, and what was measured.
+/// A promise and its measured value.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Promise {
     pub(super) what: &'static str,
     bound: Bound,
-    /// Nothing if a peer or a core was missing, or if too little of it was undisturbed.
+    /// `None` if a peer is not installed, cores are missing, or too few measurements were undisturbed.
     pub(super) measured: Option<f64>,
-    /// Of each round, where it is a comparison.
+    /// The value of each round, if it is a ratio to a peer.
     pub(super) rounds: Vec<f64>,
 }
 
@@ -68,44 +68,44 @@ pub(super) fn promises(results: &Results) -> Vec<Promise> {
         compared(at_least(what, limit, None), rounds.into_iter().map(|ratio| 1.0 / ratio).collect())
     };
     vec![
-        cpu("300 B chat: CPU a request, of haproxy's", 1.5, "chat_300b"),
+        cpu("300 B chat: CPU per request, relative to haproxy", 1.5, "chat_300b"),
         less("300 B chat: times less CPU than sglang-router", 7.0, "chat_300b", "sglang-router"),
-        cpu("streams of 64 tokens: CPU, of haproxy's", 1.5, "stream_64"),
-        cpu("64 KiB prompts: CPU, of haproxy's", 1.2, "body_64k"),
-        cpu("1 MiB bodies: CPU, of haproxy's", 2.4, "body_1m"),
-        cpu("8 MiB bodies: CPU, of haproxy's", 2.4, "body_8m"),
+        cpu("streams of 64 tokens: CPU, relative to haproxy", 1.5, "stream_64"),
+        cpu("64 KiB prompts: CPU, relative to haproxy", 1.2, "body_64k"),
+        cpu("1 MiB bodies: CPU, relative to haproxy", 2.4, "body_1m"),
+        cpu("8 MiB bodies: CPU, relative to haproxy", 2.4, "body_8m"),
         at_most(
-            "8 MiB bodies: peak memory, of the bodies in flight",
+            "8 MiB bodies: peak memory, relative to the bodies in flight",
             1.2,
             ours("body_8m", Metric::PeakPerBodies),
         ),
         compared(
-            at_most("1,000 streams: CPU a token, of haproxy's", 1.25, None),
+            at_most("1,000 streams: CPU per token, relative to haproxy", 1.25, None),
             ratios("paced_1000", Metric::CpuPerToken, "haproxy"),
         ),
-        at_most("1,000 streams: KiB a stream", 20.0, ours("paced_1000", Metric::MemoryPerConnection)),
+        at_most("1,000 streams: KiB per stream", 20.0, ours("paced_1000", Metric::MemoryPerConnection)),
         less("logprobs: times less CPU than sglang-router", 6.0, "logprobs", "sglang-router"),
         less("logprobs: times less CPU than smg", 6.0, "logprobs", "smg"),
         less("logprob streams: times less CPU than sglang-router", 3.0, "logprob_stream", "sglang-router"),
         less("logprob streams: times less CPU than smg", 3.0, "logprob_stream", "smg"),
         at_most(
-            "prefill 100 ms late: first byte, ms later than haproxy's, which has no prefill",
+            "prefill 100 ms late: first byte, ms later than haproxy, which has no prefill",
             1.0,
             later(results),
         ),
-        at_least(workers_how(results), 1.8, workers(results)),
+        at_least(workers_label(results), 1.8, workers(results)),
         at_most(
-            "32 long streams: connections between two workers",
+            "32 long streams: difference in connections between two workers",
             2.0,
-            ours("spread_32", Metric::Unevenness),
+            ours("spread_32", Metric::ConnectionImbalance),
         ),
-        added("500/s: latency added, p50, of haproxy's", 0.5),
-        added("500/s: latency added, p99, of haproxy's", 0.99),
+        added("500/s: added latency, p50, relative to haproxy", 0.5),
+        added("500/s: added latency, p99, relative to haproxy", 0.99),
     ]
 }
 
-/// How much more a request costs here than with a peer, round by round: what slows the machine down for a while slows
-/// both, and is no part of it.
+/// Ratio of mini-lb's cost to a peer's, round by round: what slows the machine for a while slows both and
+/// cancels out.
 fn ratios(ours: &Row, theirs: &Row, metric: Metric) -> Vec<f64> {
     let of = |row: &Row, outcome: &Outcome| match outcome {
         Outcome::Measured(sample) => metric.of(row, sample),
@@ -115,39 +115,40 @@ fn ratios(ours: &Row, theirs: &Row, metric: Metric) -> Vec<f64> {
     rounds.filter_map(|(our, their)| Some(of(ours, our)? / of(theirs, their)?)).collect()
 }
 
-fn by_turns(results: &Results) -> bool {
+fn alternating(results: &Results) -> bool {
     results.scenarios().contains(&"one_worker")
 }
 
-fn workers_how(results: &Results) -> &'static str {
-    if by_turns(results) {
-        "two workers: times the requests of one, load and router by turns"
+fn workers_label(results: &Results) -> &'static str {
+    if alternating(results) {
+        "two workers: throughput relative to one, load and router alternating"
     } else {
-        "two workers: times the requests of one"
+        "two workers: throughput relative to one"
     }
 }
 
-/// Only if both were limited by the router, and in turns by nothing else: every worker was busy all the time.
+/// Throughput of two workers relative to one, only if the router was the bottleneck in both and no worker ran
+/// idle.
 fn workers(results: &Results) -> Option<f64> {
-    let is_busy = |row: &&Row| row.spread(Metric::IdlestWorker).is_none_or(|share| share.median >= BUSY);
-    let one = if by_turns(results) { "one_worker" } else { "chat_300b" };
+    let is_busy = |row: &&Row| row.spread(Metric::LeastBusyWorker).is_none_or(|share| share.median >= BUSY);
+    let one = if alternating(results) { "one_worker" } else { "chat_300b" };
     let [one, two] = [one, "two_workers"].map(|scenario| {
         results.row(scenario, "mini-lb").filter(|row| !row.is_bound_by_generator()).filter(is_busy)
     });
     Some(two?.spread(Metric::Rate)?.median / one?.spread(Metric::Rate)?.median)
 }
 
-/// How much later the median first byte is than that of a proxy that does not know of prefill.
+/// Difference of the median first byte to that of a proxy that does not contact prefill, in milliseconds.
 fn later(results: &Results) -> Option<f64> {
     let of = |router| results.median("prefill_late", router, Metric::FirstByte);
     Some((of("mini-lb")? - of("haproxy")?) / 1e3)
 }
 
-/// What each adds to a quantile of the latency without a router, of all rounds together or of one.
+/// Latency that mini-lb adds at a quantile, relative to what haproxy adds; of all rounds together, or of one.
 fn added(results: &Results, share: f64, round: Option<usize>) -> Option<f64> {
     let of = |router| {
         let all = results.row("open_500", router)?.pooled(round);
-        // So that the quantile is not one single answer.
+        // At least ten responses beyond the quantile, so that it does not depend on a single one.
         all.quantile(share).filter(|_| (1.0 - share) * all.count() as f64 >= 10.0)
     };
     let direct = of("direct")?;
@@ -157,9 +158,9 @@ fn added(results: &Results, share: f64, round: Option<usize>) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::super::results::Sample;
-    use super::super::results::tests::row as of_one;
+    use super::super::results::tests::row as single_round;
     use super::*;
-    use crate::load::{Report, Watched};
+    use crate::load::{ProcessCost, Report};
 
     fn promise(bound: Bound, measured: Option<f64>) -> &'static str {
         Promise { what: "", bound, measured, rounds: Vec::new() }.verdict()
@@ -167,15 +168,15 @@ mod tests {
 
     fn row(cpu_ns: &[u64]) -> Row {
         let measured = |&cpu_ns| {
-            let router = Watched { name: "router".to_owned(), cpu_ns, ..Watched::default() };
-            let report = Report { seconds: 1.0, requests: 1, watched: vec![router], ..Report::default() };
+            let router = ProcessCost { name: "router".to_owned(), cpu_ns, ..ProcessCost::default() };
+            let report = Report { seconds: 1.0, requests: 1, processes: vec![router], ..Report::default() };
             Outcome::Measured(Box::new(Sample { report, ..Sample::default() }))
         };
-        Row { rounds: cpu_ns.iter().map(measured).collect(), ..of_one(Report::default()) }
+        Row { rounds: cpu_ns.iter().map(measured).collect(), ..single_round(Report::default()) }
     }
 
     #[test]
-    fn a_slow_round_is_compared_with_itself() {
+    fn ratios_are_computed_within_a_round() {
         let (mut ours, theirs) = (row(&[2_000, 60_000, 4_000]), row(&[1_000, 30_000, 1_000]));
         assert_eq!(ratios(&ours, &theirs, Metric::CpuPerRequest), [2.0, 2.0, 4.0]);
         ours.rounds[0] = Outcome::Failed(String::new());
@@ -183,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn verdict_is_kept_missed_or_not_measured() {
+    fn a_promise_is_kept_missed_or_not_measured() {
         assert_eq!(promise(Bound::AtMost(1.5), Some(1.5)), "kept");
         assert_eq!(promise(Bound::AtMost(1.5), Some(1.51)), "**missed**");
         assert_eq!(promise(Bound::AtLeast(7.0), Some(7.0)), "kept");

@@ -1,24 +1,25 @@
-//! The bootstrap fields: where a request's two legs meet. Scalars count up over a batch, lists give each item
-//! its own, and a list on a single prompt is what kills a real server. Dialling is not done here.
+//! Parses the bootstrap fields, which name the prefill server and the room of a request. A scalar room counts
+//! up over a batch, a list has one for each item, and a list on a single prompt crashes a real server. No
+//! connection is opened here.
 
 use serde_json::Value;
 
 use super::request::{Fields, Reject};
 
-/// The host name that stands for "no transfer at all".
+/// The host name with which SGLang skips the transfer (FAKE_BOOTSTRAP_HOST).
 pub(crate) const FAKE_HOST: &str = "2.2.2.2";
 
-/// Where one item's legs meet.
+/// Where the two legs of one item meet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
-    /// The request names no room.
+pub(crate) enum BootstrapTarget {
+    /// The request has no room.
     Missing,
-    /// A bootstrap server and a room in it.
+    /// A bootstrap server, and a room on it.
     At { host: String, port: Option<u16>, room: i64 },
 }
 
-/// The places of a request's items.
-pub(crate) fn all(fields: &Fields, count: usize, batch: bool) -> Result<Vec<Place>, Reject> {
+/// The bootstrap targets of a request's items.
+pub(crate) fn targets(fields: &Fields, count: usize, batch: bool) -> Result<Vec<BootstrapTarget>, Reject> {
     let names = ["bootstrap_host", "bootstrap_port", "bootstrap_room"];
     if !batch && names.iter().any(|name| fields.get(*name).is_some_and(Value::is_array)) {
         return Err(Reject::Crash);
@@ -34,13 +35,18 @@ fn entry(value: Option<&Value>, at: usize) -> Result<Option<&Value>, Reject> {
     }
 }
 
-fn one(host: Option<&Value>, port: Option<&Value>, room: Option<&Value>, at: usize) -> Result<Place, Reject> {
+fn one(
+    host: Option<&Value>,
+    port: Option<&Value>,
+    room: Option<&Value>,
+    at: usize,
+) -> Result<BootstrapTarget, Reject> {
     let own = entry(room, at)?;
-    let Some(number) = own.filter(|value| !value.is_null()) else { return Ok(Place::Missing) };
+    let Some(number) = own.filter(|value| !value.is_null()) else { return Ok(BootstrapTarget::Missing) };
     let number = number.as_i64().ok_or_else(|| wrong("bootstrap_room", number))?;
     let offset = if room.is_some_and(Value::is_array) { 0 } else { at as i64 };
-    Ok(Place::At {
-        // Python prints an absent host as `None`, and dials that.
+    Ok(BootstrapTarget::At {
+        // Python formats an absent host as `None`, and connects to that.
         host: host.and_then(Value::as_str).unwrap_or("None").to_owned(),
         port: match port {
             None | Some(Value::Null) => None,
@@ -68,11 +74,11 @@ mod tests {
 
     fn places(json: &str, count: usize, batch: bool) -> Result<Vec<Option<i64>>, Reject> {
         let fields: Fields = serde_json::from_str(json).unwrap();
-        let room = |place: &Place| match place {
-            Place::Missing => None,
-            Place::At { room, .. } => Some(*room),
+        let room = |place: &BootstrapTarget| match place {
+            BootstrapTarget::Missing => None,
+            BootstrapTarget::At { room, .. } => Some(*room),
         };
-        Ok(all(&fields, count, batch)?.iter().map(room).collect())
+        Ok(targets(&fields, count, batch)?.iter().map(room).collect())
     }
 
     #[test]
@@ -92,9 +98,9 @@ mod tests {
     }
 
     #[test]
-    fn no_room_is_missing_and_a_null_port_is_left_open() {
+    fn a_missing_room_has_no_target_and_a_null_port_is_not_resolved() {
         assert_eq!(places(r#"{"bootstrap_host":"a"}"#, 1, false).unwrap(), [None]);
         let fields: Fields = serde_json::from_str(r#"{"bootstrap_port":null,"bootstrap_room":1}"#).unwrap();
-        assert!(matches!(all(&fields, 1, false).unwrap()[0], Place::At { port: None, .. }));
+        assert!(matches!(targets(&fields, 1, false).unwrap()[0], BootstrapTarget::At { port: None, .. }));
     }
 }

@@ -1,19 +1,19 @@
-//! Everything that is not a generation: probes of routers, and the plan.
+//! Requests other than generation: probes by routers, and the plan.
 
 use std::time::Duration;
 
-use super::{Plan, Role, Shared, answers::sized};
+use super::{Plan, Role, Shared, responses::sized};
 
 const MODELS: &str = r#"{"object":"list","data":[{"id":"tiny","object":"model","created":1795347733,"owned_by":"sglang","root":"tiny"}]}"#;
 
-pub(super) fn answer(shared: &Shared, method: &str, target: &str) -> Vec<u8> {
+pub(super) fn respond(shared: &Shared, method: &str, target: &str) -> Vec<u8> {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     match path {
         "/canned" => {
             if method == "PUT" {
                 shared.set(parse_plan(query));
             }
-            sized(&serde_json::to_string(&shared.seen()).unwrap_or_default())
+            sized(&serde_json::to_string(&shared.counts()).unwrap_or_default())
         }
         "/get_server_info" | "/server_info" | "/get_model_info" | "/model_info" => sized(&info(shared.role)),
         "/v1/models" => sized(MODELS),
@@ -21,7 +21,7 @@ pub(super) fn answer(shared: &Shared, method: &str, target: &str) -> Vec<u8> {
     }
 }
 
-/// `PUT /canned?…` as a plan; what is not named is as in [`Plan::default`].
+/// Parses the query of `PUT /canned`. Parameters that are missing are as in [`Plan::default`].
 fn parse_plan(query: &str) -> Plan {
     let mut plan = Plan::default();
     for (name, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
@@ -29,7 +29,7 @@ fn parse_plan(query: &str) -> Plan {
         match name {
             "tokens" => plan.tokens = value,
             "interval_us" => plan.interval = Duration::from_micros(value.into()),
-            "in_one_write" => plan.in_one_write = value > 0,
+            "single_write" => plan.single_write = value > 0,
             "prefill_delay_ms" => plan.prefill_delay = Duration::from_millis(value.into()),
             "prompt_tokens" => plan.prompt_tokens = value,
             "paired" => plan.paired = value > 0,
@@ -40,18 +40,18 @@ fn parse_plan(query: &str) -> Plan {
 }
 
 impl Plan {
-    /// The target that sets this plan on a running server.
+    /// The request target that sets this plan on a running server.
     pub fn target(&self) -> String {
-        let Self { tokens, interval, in_one_write, prefill_delay, prompt_tokens, paired } = self;
-        let [in_one_write, paired] = [in_one_write, paired].map(|switch| u8::from(*switch));
+        let Self { tokens, interval, single_write, prefill_delay, prompt_tokens, paired } = self;
+        let [single_write, paired] = [single_write, paired].map(|switch| u8::from(*switch));
         let (interval, delay) = (interval.as_micros(), prefill_delay.as_millis());
         format!(
-            "/canned?tokens={tokens}&interval_us={interval}&in_one_write={in_one_write}&prefill_delay_ms={delay}&prompt_tokens={prompt_tokens}&paired={paired}"
+            "/canned?tokens={tokens}&interval_us={interval}&single_write={single_write}&prefill_delay_ms={delay}&prompt_tokens={prompt_tokens}&paired={paired}"
         )
     }
 }
 
-/// The few facts that routers ask for before they send a request.
+/// What routers ask a server before they send it a request.
 fn info(role: Role) -> String {
     let role = role.name();
     format!(

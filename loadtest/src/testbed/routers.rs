@@ -1,7 +1,7 @@
-//! The routers that are compared: where to find them, how to start them, when they are ready.
+//! The routers under comparison: where they are, how each is started, and when it is ready.
 //!
-//! Each is set up as its own documentation says for speed: one thread, connections kept alive, nothing logged,
-//! streams not held back.
+//! Each is configured for speed as its own documentation says: one thread, keep-alive, no logs, no buffering
+//! of streams.
 
 use std::ffi::OsString;
 use std::fs;
@@ -12,49 +12,49 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::{Child, Upstreams, block_on, free_port, loopback};
-use crate::load::{Kind, Load, Request};
+use super::{Backends, Child, block_on, free_port, loopback};
+use crate::load::{Load, Request, RequestKind};
 
-/// The longest time that a router may take until it answers.
-const START: Duration = Duration::from_secs(40);
+/// A router that is not ready after this time has failed: Python routers need several seconds.
+const START_TIMEOUT: Duration = Duration::from_secs(40);
 
 const HAPROXY: &str = include_str!("../../assets/haproxy.cfg");
 const NGINX: &str = include_str!("../../assets/nginx.conf");
 
-/// What stands between generator and servers.
+/// A router, or none, between generator and backends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Router {
-    /// Nothing: the generator talks to decode.
+    /// No router: the generator sends to decode. The lower bound of every latency.
     Direct,
-    /// A build of this project's router.
+    /// A build of this project.
     MiniLb { name: String, program: PathBuf },
-    /// A plain proxy of decode.
+    /// A plain reverse proxy of decode.
     Haproxy(PathBuf),
-    /// A plain proxy of decode.
+    /// A plain reverse proxy of decode.
     Nginx(PathBuf),
-    /// Of the PyPI package, written in Rust.
+    /// The Rust router of the PyPI package `sglang-router`.
     Sglang(PathBuf),
-    /// Of the same package, written in Python.
+    /// The Python router of the same package.
     PythonMiniLb(PathBuf),
     /// The successor of sglang-router.
     Smg(PathBuf),
 }
 
-/// Where to look for routers.
+/// Where to find the routers.
 #[derive(Clone, Debug, clap::Args)]
-pub(crate) struct Places {
-    /// This project's router [default: `mini-lb` beside this program].
+pub(crate) struct RouterPaths {
+    /// The mini-lb program to measure [default: `mini-lb` in this program's folder].
     #[arg(long, value_name = "PATH")]
     mini_lb: Option<PathBuf>,
-    /// Another build of it, to compare with; may be repeated.
+    /// Another build of mini-lb, as a row of its own; may be repeated.
     #[arg(long, value_name = "NAME=PATH")]
     also: Vec<String>,
-    /// A Python environment with sglang-router and smg.
+    /// A Python environment that has sglang-router and smg.
     #[arg(long, value_name = "FOLDER", default_value = "target/peers")]
     peers: PathBuf,
 }
 
-impl Places {
+impl RouterPaths {
     /// This project's router.
     pub(crate) fn mini_lb(&self) -> io::Result<Router> {
         let beside = std::env::current_exe()?.with_file_name("mini-lb");
@@ -64,19 +64,19 @@ impl Places {
         Ok(Router::MiniLb { name: "mini-lb".to_owned(), program })
     }
 
-    /// Every router that is there, and the names of those that are not.
+    /// All routers that are installed, and the names of the peers that are not.
     pub(crate) fn find(&self) -> io::Result<(Vec<Router>, Vec<&'static str>)> {
         let mut found = vec![Router::Direct, self.mini_lb()?];
         for also in &self.also {
             let (name, path) =
-                also.split_once('=').ok_or_else(|| io::Error::other("--also wants NAME=PATH"))?;
+                also.split_once('=').ok_or_else(|| io::Error::other("--also expects NAME=PATH"))?;
             found.push(Router::MiniLb { name: name.to_owned(), program: fs::canonicalize(path)? });
         }
         let python = fs::canonicalize(&self.peers).ok().map(|folder| folder.join("bin/python"));
         let has = |module: &str| python.clone().filter(|python| has_module(python, module));
         let peers = [
-            ("haproxy", installed("haproxy").map(Router::Haproxy)),
-            ("nginx", installed("nginx").map(Router::Nginx)),
+            ("haproxy", find_program("haproxy").map(Router::Haproxy)),
+            ("nginx", find_program("nginx").map(Router::Nginx)),
             ("sglang-router", has("sglang_router").map(Router::Sglang)),
             ("mini_lb.py", has("sglang_router").map(Router::PythonMiniLb)),
             ("smg", has("smg").map(Router::Smg)),
@@ -87,8 +87,8 @@ impl Places {
     }
 }
 
-/// A program on the path, or where Debian puts those for root.
-fn installed(program: &str) -> Option<PathBuf> {
+/// Finds a program on the PATH or in the folders that Debian adds for root only.
+fn find_program(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
     folders.map(|folder| folder.join(program)).find(|path| path.is_file())
@@ -99,12 +99,12 @@ fn has_module(python: &Path, module: &str) -> bool {
     output.is_ok_and(|output| output.status.success())
 }
 
-/// A router that answers.
-pub(crate) struct Running {
+/// A router that is ready.
+pub(crate) struct RunningRouter {
     pub(crate) addr: SocketAddr,
-    /// Nothing was started for [`Router::Direct`].
+    /// None for [`Router::Direct`], which starts nothing.
     pub(crate) pid: Option<u32>,
-    _child: Option<Child>,
+    _process: Option<Child>,
 }
 
 impl Router {
@@ -120,51 +120,52 @@ impl Router {
         }
     }
 
-    /// Whether it sends a request to prefill and to decode; the others pass it on to decode.
+    /// Whether it sends a request to prefill and to decode. The others forward it to decode only.
     pub(crate) fn is_pd(&self) -> bool {
         !matches!(self, Self::Direct | Self::Haproxy(_) | Self::Nginx(_))
     }
 
-    /// Whether it takes a fraction of a second to start; those that come with Python take several.
+    /// Whether it starts in a fraction of a second. Python routers take several seconds, which limits how
+    /// often each can be measured.
     pub(crate) fn starts_quickly(&self) -> bool {
         !matches!(self, Self::Sglang(_) | Self::PythonMiniLb(_) | Self::Smg(_))
     }
 
-    /// Starts it with `workers` threads (peers have one) and waits until it answers a request.
+    /// Starts it with `workers` threads (peers have one) and waits until a request succeeds.
     pub(crate) fn start(
         &self,
-        servers: &Upstreams,
+        servers: &Backends,
         workers: usize,
         cores: &[u32],
         folder: &Path,
-    ) -> io::Result<Running> {
+    ) -> io::Result<RunningRouter> {
         if *self == Self::Direct {
-            return Ok(Running { addr: servers.decode, pid: None, _child: None });
+            return Ok(RunningRouter { addr: servers.decode, pid: None, _process: None });
         }
         let port = free_port()?;
         let command = self.command(servers, port, workers, folder)?;
         let mut child = Child::start(&command, cores, folder, &format!("{}.log", self.name()))?;
         let addr = loopback(port);
-        let give_up = Instant::now() + START;
-        while !answers(addr)? {
-            if child.has_ended() || Instant::now() > give_up {
-                return Err(io::Error::other(format!("{} does not answer: see its log", self.name())));
+        let deadline = Instant::now() + START_TIMEOUT;
+        while !responds(addr)? {
+            if child.has_exited() || Instant::now() > deadline {
+                return Err(io::Error::other(format!("{} does not respond: see its log", self.name())));
             }
             sleep(Duration::from_millis(50));
         }
-        Ok(Running { addr, pid: Some(child.pid()), _child: Some(child) })
+        Ok(RunningRouter { addr, pid: Some(child.pid()), _process: Some(child) })
     }
 
-    /// Its program and arguments; its configuration is written to `folder`.
+    /// Its program and arguments. Writes its configuration file, if it needs one, to `folder`.
     fn command(
         &self,
-        servers: &Upstreams,
+        servers: &Backends,
         port: u16,
         workers: usize,
         folder: &Path,
     ) -> io::Result<Vec<OsString>> {
         let (prefill, decode) = (servers.prefill, servers.decode);
-        let configured = |name: &str, template| fs::write(folder.join(name), filled(template, port, decode));
+        let configured = |name: &str, template| fs::write(folder.join(name), fill_in(template, port, decode));
         let pair = format!(
             "--prefill http://{prefill} 8998 --decode http://{decode} --host 127.0.0.1 --port {port}"
         );
@@ -183,27 +184,27 @@ impl Router {
                 (program, "-e stderr -c nginx.conf -p .".to_owned())
             }
             Self::Sglang(program) => {
-                (program, format!("-m sglang_router.launch_router {python} {}", gateway()?))
+                (program, format!("-m sglang_router.launch_router {python} {}", gateway_flags()?))
             }
             Self::PythonMiniLb(program) => {
                 (program, format!("-m sglang_router.launch_router --mini-lb {python}"))
             }
-            Self::Smg(program) => (program, format!("-m smg.launch_router {python} {}", gateway()?)),
+            Self::Smg(program) => (program, format!("-m smg.launch_router {python} {}", gateway_flags()?)),
         };
         let arguments = arguments.split_whitespace().map(OsString::from);
         Ok([OsString::from(program)].into_iter().chain(arguments).collect())
     }
 }
 
-/// What sglang-router and smg have in common beyond Python's router.
-fn gateway() -> io::Result<String> {
+/// Flags that only sglang-router and smg have, not the Python router.
+fn gateway_flags() -> io::Result<String> {
     let port = free_port()?;
     Ok(format!("--prometheus-port {port} --max-concurrent-requests 20000 --worker-startup-check-interval 1"))
 }
 
-/// Whether a chat request is answered as it should be.
-fn answers(addr: SocketAddr) -> io::Result<bool> {
-    let request = Request::new(addr, Kind::Chat, 300, 1);
+/// Whether a chat request gets a complete and correct response.
+fn responds(addr: SocketAddr) -> io::Result<bool> {
+    let request = Request::new(addr, RequestKind::Chat, 300, 1);
     if std::net::TcpStream::connect(addr).is_err() {
         return Ok(false);
     }
@@ -212,7 +213,7 @@ fn answers(addr: SocketAddr) -> io::Result<bool> {
     Ok(block_on(load.run())??.requests == 1)
 }
 
-/// A configuration in which the ports are still missing.
-fn filled(template: &str, port: u16, decode: SocketAddr) -> String {
+/// Fills the ports into a configuration template.
+fn fill_in(template: &str, port: u16, decode: SocketAddr) -> String {
     template.replace("@PORT@", &port.to_string()).replace("@DECODE@", &decode.to_string())
 }

@@ -1,22 +1,22 @@
-//! One prefill and one decode server, in one process that does little else than to copy bytes.
+//! A canned prefill and a canned decode server, both in one process that does little but copy bytes.
 
 use std::io;
 use std::net::SocketAddr;
 
 use super::{Child, block_on};
-use crate::canned::{Plan, Seen};
-use crate::load::ask;
+use crate::canned::{Plan, RequestCounts};
+use crate::load::fetch;
 
 /// A running pair.
-pub(crate) struct Upstreams {
+pub(crate) struct Backends {
     child: Child,
     pub(crate) prefill: SocketAddr,
     pub(crate) decode: SocketAddr,
 }
 
-impl Upstreams {
+impl Backends {
     pub(crate) fn start(cores: &[u32]) -> io::Result<Self> {
-        let (child, lines) = Child::own(&["canned"], cores, 2)?;
+        let (child, lines) = Child::spawn_self(&["canned"], cores, 2)?;
         let addr = |line: usize| {
             let url = lines.get(line).and_then(|line: &String| line.rsplit_once("http://"));
             url.and_then(|(_, addr)| addr.parse().ok())
@@ -29,24 +29,24 @@ impl Upstreams {
         self.child.pid()
     }
 
-    /// Sets both servers' plan and their counters to zero.
+    /// Sets the response plan of both servers and resets their counters.
     pub(crate) fn set(&self, plan: &Plan) -> io::Result<()> {
         for server in [self.prefill, self.decode] {
-            block_on(ask_canned(server, "PUT", &plan.target()))??;
+            block_on(admin_request(server, "PUT", &plan.target()))??;
         }
         Ok(())
     }
 
-    /// What prefill and decode have seen since then.
-    pub(crate) fn seen(&self) -> io::Result<[Seen; 2]> {
+    /// The counters of prefill and decode since then.
+    pub(crate) fn counts(&self) -> io::Result<[RequestCounts; 2]> {
         Ok([
-            block_on(ask_canned(self.prefill, "GET", "/canned"))??,
-            block_on(ask_canned(self.decode, "GET", "/canned"))??,
+            block_on(admin_request(self.prefill, "GET", "/canned"))??,
+            block_on(admin_request(self.decode, "GET", "/canned"))??,
         ])
     }
 }
 
-async fn ask_canned(server: SocketAddr, method: &str, target: &str) -> io::Result<Seen> {
-    let (_, body) = ask(server, method, target).await?;
+async fn admin_request(server: SocketAddr, method: &str, target: &str) -> io::Result<RequestCounts> {
+    let (_, body) = fetch(server, method, target).await?;
     Ok(serde_json::from_str(&body)?)
 }
