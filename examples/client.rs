@@ -1,5 +1,5 @@
-//! Calls every endpoint of a router and prints what comes back; ends with an error if a status is not the expected
-//! one. Without a URL it starts two simulated servers and a router itself.
+//! Calls every endpoint of a router and prints the responses. Fails if a status is not the expected one.
+//! Without a URL it starts two simulated servers and a router itself.
 //!
 //! ```sh
 //! cargo run --example client
@@ -17,16 +17,17 @@ use support::{Events, Result, send, text};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-/// How much of an answer is printed, in characters.
+/// Length of the printed part of a response, in characters.
 const EXCERPT: usize = 80;
 
-/// One request and what is expected of it.
+/// A request and its expected status.
 struct Call {
     method: &'static str,
     path: String,
     body: String,
     status: u16,
-    /// Which part of the answer is printed, as a JSON pointer; of a stream, which part of its first event.
+    /// The part of the response that is printed, as a JSON pointer; for a stream, the part of its first
+    /// event.
     show: &'static str,
 }
 
@@ -52,7 +53,7 @@ impl Call {
     }
 }
 
-/// Every endpoint there is, and three mistakes.
+/// Every endpoint, and three erroneous requests.
 fn calls(model: &str) -> Vec<Call> {
     let generate = json!({"text": "The capital of France", "sampling_params": {"max_new_tokens": 8}});
     let messages = json!([{"role": "user", "content": "What is the capital of France?"}]);
@@ -72,7 +73,7 @@ fn calls(model: &str) -> Vec<Call> {
         Call::post("/generate", &generate).show("/text"),
         Call::new("PUT", "/generate", 200).body(generate.to_string()).show("/text"),
         Call::post("/generate", &with(&generate, json!({"stream": true}))).show("/text"),
-        // The prompt's logprobs are prefill's, the text is decode's: the router makes one answer of both.
+        // The prompt's logprobs come from prefill, the text from decode; the router merges them.
         Call::post("/generate", &with(&generate, json!({"return_logprob": true, "logprob_start_len": 0})))
             .show("/meta_info/input_token_logprobs"),
         Call::post("/v1/chat/completions", &chat).show("/choices/0/message/content"),
@@ -87,7 +88,7 @@ fn calls(model: &str) -> Vec<Call> {
     ]
 }
 
-/// The same fields, some of them replaced.
+/// `fields`, with some of them replaced.
 fn with(fields: &Value, others: Value) -> Value {
     let mut fields = fields.clone();
     if let (Value::Object(fields), Value::Object(others)) = (&mut fields, others) {
@@ -100,11 +101,11 @@ fn with(fields: &Value, others: Value) -> Value {
 async fn main() -> Result<()> {
     match std::env::args().nth(1) {
         Some(url) => call_all(&url).await,
-        None => call_all_of_our_own().await,
+        None => call_simulated().await,
     }
 }
 
-async fn call_all_of_our_own() -> Result<()> {
+async fn call_simulated() -> Result<()> {
     let quick = |config: SimConfig| SimConfig { time_scale: 0.1, ..config };
     let servers = SimPair::start(quick(SimConfig::prefill()), quick(SimConfig::decode())).await?;
     let prefill = vec![(servers.prefill.url(), servers.prefill.bootstrap_port())];
@@ -123,14 +124,14 @@ async fn call_all_of_our_own() -> Result<()> {
     result
 }
 
-/// Makes all calls, also after one that went wrong.
+/// Sends all requests, also after a failure.
 async fn call_all(url: &str) -> Result<()> {
     let models: Value = serde_json::from_str(&text(send(url, "GET", "/v1/models", "").await?).await?)?;
-    let model = models["data"][0]["id"].as_str().ok_or("the router's answer names no model")?;
+    let model = models["data"][0]["id"].as_str().ok_or("the router's response has no model")?;
     let mut wrong = 0;
     for call in calls(model) {
-        let (status, answer) = make(url, &call).await?;
-        let shown: String = answer.trim_end().replace('\n', " ").chars().take(EXCERPT).collect();
+        let (status, response) = make(url, &call).await?;
+        let shown: String = response.trim_end().replace('\n', " ").chars().take(EXCERPT).collect();
         println!("{:<4} {:<24} {status} {shown}", call.method, call.path);
         if status != call.status {
             println!("     expected {}", call.status);
@@ -138,21 +139,21 @@ async fn call_all(url: &str) -> Result<()> {
         }
     }
     if wrong > 0 {
-        return Err(format!("{wrong} calls were not answered as expected").into());
+        return Err(format!("{wrong} unexpected responses").into());
     }
-    println!("every call was answered as expected");
+    println!("all responses were as expected");
     Ok(())
 }
 
-/// Makes one call: the status, and what to print of the answer.
+/// Sends a request. Returns its status and what to print of the response.
 async fn make(url: &str, call: &Call) -> Result<(u16, String)> {
-    let answer = send(url, call.method, &call.path, call.body.clone()).await?;
-    let status = answer.status().as_u16();
-    let kind = answer.headers().get("content-type").and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let response = send(url, call.method, &call.path, call.body.clone()).await?;
+    let status = response.status().as_u16();
+    let kind = response.headers().get("content-type").and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     if !kind.starts_with("text/event-stream") {
-        return Ok((status, part(&text(answer).await?, call.show)));
+        return Ok((status, part(&text(response).await?, call.show)));
     }
-    let mut events = Events::of(answer);
+    let mut events = Events::of(response);
     let first = events.next().await?.unwrap_or_default();
     let mut count = 1;
     while events.next().await?.is_some() {
@@ -161,8 +162,8 @@ async fn make(url: &str, call: &Call) -> Result<(u16, String)> {
     Ok((status, format!("{count} events, the first: {}", part(&first, call.show))))
 }
 
-/// A part of a JSON text; all of it if it has no such part, or is something else.
-fn part(answer: &str, pointer: &str) -> String {
-    let value: Option<Value> = serde_json::from_str(answer).ok();
-    value.as_ref().and_then(|value| value.pointer(pointer)).map_or(answer.to_owned(), Value::to_string)
+/// The part of a JSON text at `pointer`, or all of a text that has no such part.
+fn part(response: &str, pointer: &str) -> String {
+    let value: Option<Value> = serde_json::from_str(response).ok();
+    value.as_ref().and_then(|value| value.pointer(pointer)).map_or(response.to_owned(), Value::to_string)
 }

@@ -1,7 +1,8 @@
-//! A router that is made to measure: several servers, policies of our own, and every other option.
+//! A router with several servers, custom policies, and every other option.
 //!
-//! Two simulated prefill servers, of which the first is three times as strong, and three simulated decode servers,
-//! of which the last is slow. Sixty requests go through, six at a time; then it prints how they spread, and ends.
+//! Two simulated prefill servers, the first with three times the weight, and three simulated decode servers,
+//! the last of which is slow. Sixty requests are sent, six at a time; then the example prints how they were
+//! distributed.
 //!
 //! ```sh
 //! cargo run --example custom_config
@@ -20,37 +21,37 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-/// Gives servers their turns by weight: `[3, 1]` is three turns for the first server, then one for the second.
+/// Weighted round robin: `[3, 1]` picks the first server three times, then the second once.
 struct Weighted {
     weights: Vec<usize>,
-    turns: AtomicUsize,
+    next: AtomicUsize,
 }
 
 impl Policy for Weighted {
     fn pick<'a>(&self, choice: &Choice<'a>) -> &'a Arc<Backend> {
-        // All workers ask at the same time, so the state is an atomic.
-        let turn = self.turns.fetch_add(1, Ordering::Relaxed) % self.weights.iter().sum::<usize>();
+        // All worker threads call this concurrently, so the state is an atomic.
+        let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.weights.iter().sum::<usize>();
         let mut end = 0;
         let index = self.weights.iter().position(|weight| {
             end += weight;
             turn < end
         });
-        // Weights that do not fit the servers are not worth a panic.
+        // Weights that do not match the servers are no reason to panic.
         choice.servers().get(index.unwrap_or(0)).unwrap_or(&choice.servers()[0])
     }
 }
 
-/// The server with the fewest requests under way; of several, each has its turn.
+/// Picks the server with the fewest requests in flight; round robin among equals.
 #[derive(Default)]
 struct LeastInFlight {
-    turns: AtomicUsize,
+    next: AtomicUsize,
 }
 
 impl Policy for LeastInFlight {
     fn pick<'a>(&self, choice: &Choice<'a>) -> &'a Arc<Backend> {
         let servers = choice.servers();
-        // Without a turn the first of several idle servers would get everything.
-        let first = self.turns.fetch_add(1, Ordering::Relaxed) % servers.len();
+        // Otherwise the first of several idle servers would receive all requests.
+        let first = self.next.fetch_add(1, Ordering::Relaxed) % servers.len();
         let from_first = servers[first..].iter().chain(&servers[..first]);
         from_first.min_by_key(|server| server.in_flight()).unwrap_or(&servers[first])
     }
@@ -64,12 +65,12 @@ fn config(prefill: &[Sim], decode: &[Sim]) -> MiniLbConfig {
         30_000,
         prefill.iter().map(with_port).collect(),
         decode.iter().map(url).collect(),
-        // The longest a request may take, in seconds.
+        // Request timeout in seconds.
         600,
     )
-    .prefill_policy(Weighted { weights: vec![3, 1], turns: AtomicUsize::new(0) })
+    .prefill_policy(Weighted { weights: vec![3, 1], next: AtomicUsize::new(0) })
     .decode_policy(LeastInFlight::default())
-    // Decode servers may know a prefill server by another name than the router does.
+    // Decode servers may reach a prefill server by another host name than the router does.
     .bootstrap_host(prefill[0].url(), "127.0.0.1")
     .worker_threads(2)
     .max_payload_size(16 << 20)
@@ -97,7 +98,7 @@ async fn main() -> Result<()> {
 
     let mut clients = JoinSet::new();
     for client in 0..6 {
-        clients.spawn(ask_ten_times(url.clone(), client));
+        clients.spawn(send_ten_requests(url.clone(), client));
     }
     while let Some(client) = clients.join_next().await {
         client??;
@@ -105,9 +106,9 @@ async fn main() -> Result<()> {
 
     for (role, servers) in [("prefill", &prefill[..]), ("decode", &decode[..])] {
         for server in servers {
-            // Not the router's probes.
-            let requests = server.seen().iter().filter(|seen| seen.room.is_some()).count();
-            println!("{role:<8} {} got {requests:>2} requests", server.url());
+            // Requests with a room, and not the router's health checks.
+            let requests = server.recorded_requests().iter().filter(|request| request.room.is_some()).count();
+            println!("{role:<8} {} received {requests:>2} requests", server.url());
         }
     }
 
@@ -120,16 +121,16 @@ async fn decode_server(inter_token: Duration) -> std::io::Result<Sim> {
     Sim::start(SimConfig { inter_token, ..SimConfig::decode() }).await
 }
 
-async fn ask_ten_times(url: String, client: usize) -> Result<()> {
+async fn send_ten_requests(url: String, client: usize) -> Result<()> {
     for question in 0..10 {
         let body = format!(
             r#"{{"text":"question {question} of client {client}","sampling_params":{{"max_new_tokens":8}}}}"#
         );
-        let answer = send(&url, "POST", "/generate", body).await?;
-        if !answer.status().is_success() {
-            return Err(format!("{}: {}", answer.status(), text(answer).await?).into());
+        let response = send(&url, "POST", "/generate", body).await?;
+        if !response.status().is_success() {
+            return Err(format!("{}: {}", response.status(), text(response).await?).into());
         }
-        text(answer).await?;
+        text(response).await?;
     }
     Ok(())
 }

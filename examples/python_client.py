@@ -12,17 +12,17 @@ from openai import OpenAI
 
 BASE_URL = sys.argv[1].rstrip("/") if len(sys.argv) > 1 else "http://127.0.0.1:30000"
 
-# The router passes the key on to the servers; without --api-key they take any.
+# The router forwards the key to the servers; without --api-key they accept any.
 client = OpenAI(base_url=f"{BASE_URL}/v1", api_key="EMPTY")
 
-# The model is whatever the servers serve.
+# The model that the servers serve.
 model = client.models.list().data[0].id
 print(f"model: {model}")
 
 messages = [{"role": "user", "content": "What is the capital of France?"}]
-answer = client.chat.completions.create(model=model, messages=messages, max_tokens=16)
-print(f"chat: {answer.choices[0].message.content!r}")
-print(f"usage: {answer.usage.prompt_tokens} + {answer.usage.completion_tokens} tokens")
+response = client.chat.completions.create(model=model, messages=messages, max_tokens=16)
+print(f"chat: {response.choices[0].message.content!r}")
+print(f"usage: {response.usage.prompt_tokens} + {response.usage.completion_tokens} tokens")
 
 print("stream: ", end="")
 for chunk in client.chat.completions.create(model=model, messages=messages, max_tokens=16, stream=True):
@@ -41,20 +41,20 @@ request = {
     "return_logprob": True,
     "logprob_start_len": 0,
 }
-answer = requests.post(f"{BASE_URL}/generate", json=request, timeout=60)
-answer.raise_for_status()
-generated = answer.json()
+response = requests.post(f"{BASE_URL}/generate", json=request, timeout=60)
+response.raise_for_status()
+generated = response.json()
 print(f"generated: {generated['text']!r}")
 print(f"prompt logprobs: {[entry[0] for entry in generated['meta_info']['input_token_logprobs']]}")
 
-with requests.post(f"{BASE_URL}/generate", json={**request, "stream": True}, timeout=60, stream=True) as answer:
-    answer.raise_for_status()
-    events = [line.removeprefix(b"data: ") for line in answer.iter_lines() if line]
-# Each event has all the text so far; the last line is [DONE].
+with requests.post(f"{BASE_URL}/generate", json={**request, "stream": True}, timeout=60, stream=True) as response:
+    response.raise_for_status()
+    events = [line.removeprefix(b"data: ") for line in response.iter_lines() if line]
+# Each event contains the whole text so far; the last line is [DONE].
 print(f"generated in {len(events) - 1} events: {json.loads(events[-2])['text']!r}")
 
 info = requests.get(f"{BASE_URL}/server_info", timeout=60).json()
 print(f"servers: {len(info['prefill'])} prefill, {len(info['decode'])} decode")
 
-answer = requests.post(f"{BASE_URL}/flush_cache", params={"timeout": 5}, timeout=60)
-print(f"flush_cache: {answer.status_code} {answer.json()}")
+response = requests.post(f"{BASE_URL}/flush_cache", params={"timeout": 5}, timeout=60)
+print(f"flush_cache: {response.status_code} {response.json()}")

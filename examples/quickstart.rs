@@ -1,5 +1,5 @@
 //! The shortest way to see mini-lb work, without a GPU and without SGLang: two simulated SGLang servers, the
-//! router in front of them, one streamed chat through it, and what each of the two servers got.
+//! router in front of them, one streamed chat request, and what each of the servers received.
 //!
 //! ```sh
 //! cargo run --example quickstart             # goes on serving until Ctrl-C
@@ -27,7 +27,7 @@ async fn main() -> Result<()> {
     let once = std::env::args().skip(1).any(|arg| arg == "--once");
     let mut interrupt = signal(SignalKind::interrupt())?;
 
-    // Two servers that behave as SGLang's do, at a pace that can be watched.
+    // Simulated servers that generate at a pace that can be watched.
     let servers = SimPair::start(
         SimConfig::prefill(),
         SimConfig {
@@ -38,7 +38,7 @@ async fn main() -> Result<()> {
     )
     .await?;
 
-    // The router: each prefill server comes with its bootstrap port.
+    // The router. Each prefill server has a bootstrap port.
     let config = MiniLbConfig::new(
         "127.0.0.1",
         30_000,
@@ -46,13 +46,13 @@ async fn main() -> Result<()> {
         vec![servers.decode.url()],
         1_800,
     )
-    // Nobody asks this router whether it is ready.
+    // No load balancer polls this router's readiness, so it need not keep serving while it drains.
     .shutdown_lame_duck(Duration::ZERO)
     .shutdown_grace_period(Duration::from_secs(5));
     let router = MiniLoadBalancer::new(config)?;
 
-    // `router.start()` would listen on the configured address and wait for signals. A listener of our own lets
-    // the system choose a free port.
+    // `router.start()` would listen on the configured address and wait for signals. With a listener of its
+    // own the example can use a free port.
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("http://{}", listener.local_addr()?);
     let (stop, stopped) = oneshot::channel::<()>();
@@ -67,17 +67,17 @@ async fn main() -> Result<()> {
         _ = interrupt.recv() => Ok(()),
     };
 
-    // Open requests may finish, then everything is closed.
+    // Requests in flight may finish, then all connections are closed.
     drop(stop);
     serving.await??;
     servers.shutdown().await;
     result
 }
 
-/// Everything there is to see. Without `once` it never ends.
+/// Shows the chat and what the servers received. Without `once` it then waits forever.
 async fn show(url: &str, servers: &SimPair, once: bool) -> Result<()> {
     chat(url).await?;
-    println!("What each server got:");
+    println!("What each server received:");
     show_leg("prefill", &servers.prefill)?;
     show_leg("decode", &servers.decode)?;
     if once {
@@ -88,7 +88,7 @@ async fn show(url: &str, servers: &SimPair, once: bool) -> Result<()> {
     std::future::pending().await
 }
 
-/// Sends a chat to the router and prints the tokens as they come.
+/// Sends a chat request and prints the tokens as they arrive.
 async fn chat(url: &str) -> Result<()> {
     println!("POST {PATH}\n{CHAT}\n");
     let mut events = Events::of(send(url, "POST", PATH, CHAT).await?);
@@ -103,21 +103,22 @@ async fn chat(url: &str) -> Result<()> {
     Ok(())
 }
 
-/// Prints what a server got: the client's bytes, and the three fields by which the two servers find each other.
+/// Prints what a server received: the client's bytes, and the three fields by which the two servers find each
+/// other.
 fn show_leg(role: &str, server: &Sim) -> Result<()> {
-    let seen = server.seen().into_iter().find(|seen| seen.path_and_query == PATH);
-    let seen = seen.ok_or("the server got no request")?;
-    println!("{role:<8} {} {}", seen.method, seen.path_and_query);
-    let fields: Value = serde_json::from_slice(&seen.body)?;
+    let request = server.recorded_requests().into_iter().find(|request| request.path_and_query == PATH);
+    let request = request.ok_or("the server received no request")?;
+    println!("{role:<8} {} {}", request.method, request.path_and_query);
+    let fields: Value = serde_json::from_slice(&request.body)?;
     let mut expected = CHAT.trim_end_matches('}').to_owned();
     for name in ["bootstrap_host", "bootstrap_port", "bootstrap_room"] {
         println!("         {name} {}", fields[name]);
         expected += &format!(r#","{name}":{}"#, fields[name]);
     }
     expected += "}";
-    // The fields stand before the last brace, and nothing else was touched.
-    if seen.body != expected {
-        return Err(format!("{role} got other bytes than the client sent: {:?}", seen.body).into());
+    // The fields are inserted before the last brace. Nothing else may differ.
+    if request.body != expected {
+        return Err(format!("{role} received other bytes than the client sent: {:?}", request.body).into());
     }
     println!("         the rest is byte for byte what the client sent");
     Ok(())

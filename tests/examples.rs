@@ -98,7 +98,7 @@ fn quickstart_streams_a_chat_and_shows_both_legs() {
     // Tokens are there when they come, not at the end. Of 14, some may come together on a busy machine.
     assert!(quickstart.stdout.pieces_of(&text) > 4, "{output}");
 
-    let (_, legs) = output.split_once("What each server got:\n").expect("the legs");
+    let (_, legs) = output.split_once("What each server received:\n").expect("the legs");
     let (prefill, decode) = legs.split_once("decode ").expect("decode's leg");
     let prefill = prefill.strip_prefix("prefill ").expect("prefill's leg");
     let lines = |leg: &str| leg.lines().map(|line| line.trim().to_owned()).collect::<Vec<_>>();
@@ -183,7 +183,7 @@ fn client_calls_every_endpoint() {
     assert!(output.contains("200 [[null,"), "{output}");
     assert!(output.contains(r#"200 ["The"," capital"," of"," France","#), "{output}");
     assert!(output.contains("200 8 events, the first: "), "{output}");
-    assert!(output.ends_with("every call was answered as expected\n"), "{output}");
+    assert!(output.ends_with("all responses were as expected\n"), "{output}");
 }
 
 #[test]
@@ -191,7 +191,7 @@ fn client_calls_the_router_that_it_is_given() {
     let servers = plain();
     let router = Router::start(&servers);
     let output = run("client", &[&router.url]).succeed();
-    assert!(output.ends_with("every call was answered as expected\n"), "{output}");
+    assert!(output.ends_with("all responses were as expected\n"), "{output}");
     assert!(servers.pair.decode.stats().completed >= 9);
 }
 

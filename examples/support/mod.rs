@@ -1,4 +1,4 @@
-//! The HTTP client of the examples: hyper, one connection a request, and server-sent events.
+//! The HTTP client of the examples: hyper with one connection per request, and server-sent events.
 
 #![allow(dead_code, reason = "each example uses its own part")]
 #![allow(unreachable_pub, reason = "an example is a crate of its own")]
@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 /// Errors of an example are only printed.
 pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Sends a request and waits for the head of the answer. `base` is `http://host:port`.
+/// Sends a request and waits for the response head. `base` is `http://host:port`.
 pub async fn send(
     base: &str,
     method: &str,
@@ -28,7 +28,7 @@ pub async fn send(
     let address = if authority.contains(':') { authority.to_owned() } else { format!("{authority}:80") };
     let socket = TokioIo::new(TcpStream::connect(address).await?);
     let (mut requests, connection) = hyper::client::conn::http1::handshake(socket).await?;
-    // hyper leaves it to us to move bytes. This ends with the connection, and an error in it shows up at the
+    // hyper does its I/O in this future. It ends with the connection, and an error in it shows up at the
     // request as well.
     tokio::spawn(connection);
     let request = Request::builder()
@@ -40,22 +40,22 @@ pub async fn send(
     Ok(requests.send_request(request).await?)
 }
 
-/// Reads an answer to its end.
-pub async fn text(answer: Response<Incoming>) -> Result<String> {
-    let whole = answer.into_body().collect().await?.to_bytes();
+/// Reads a response body to its end, as text.
+pub async fn text(response: Response<Incoming>) -> Result<String> {
+    let whole = response.into_body().collect().await?.to_bytes();
     Ok(String::from_utf8(whole.into())?)
 }
 
-/// An answer that comes as server-sent events.
+/// A response that is a stream of server-sent events.
 pub struct Events {
     body: Incoming,
-    /// What has arrived after the last complete event.
+    /// Received bytes after the last complete event.
     rest: Vec<u8>,
 }
 
 impl Events {
-    pub fn of(answer: Response<Incoming>) -> Self {
-        Self { body: answer.into_body(), rest: Vec::new() }
+    pub fn of(response: Response<Incoming>) -> Self {
+        Self { body: response.into_body(), rest: Vec::new() }
     }
 
     /// The data of the next event; `None` after `[DONE]`.
