@@ -128,18 +128,18 @@ async fn call_simulated() -> Result<()> {
 async fn call_all(url: &str) -> Result<()> {
     let models: Value = serde_json::from_str(&text(send(url, "GET", "/v1/models", "").await?).await?)?;
     let model = models["data"][0]["id"].as_str().ok_or("the router's response has no model")?;
-    let mut wrong = 0;
+    let mut unexpected = 0;
     for call in calls(model) {
         let (status, response) = make(url, &call).await?;
         let shown: String = response.trim_end().replace('\n', " ").chars().take(EXCERPT).collect();
         println!("{:<4} {:<24} {status} {shown}", call.method, call.path);
         if status != call.status {
             println!("     expected {}", call.status);
-            wrong += 1;
+            unexpected += 1;
         }
     }
-    if wrong > 0 {
-        return Err(format!("{wrong} unexpected responses").into());
+    if unexpected > 0 {
+        return Err(format!("{unexpected} unexpected responses").into());
     }
     println!("all responses were as expected");
     Ok(())

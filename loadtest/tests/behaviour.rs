@@ -1,10 +1,10 @@
-//! What a simulated pair does when nothing goes wrong: text, tokens, times, cache, keep-alive, tools.
+//! A simulated pair without faults: text, tokens, pace, cache, keep-alive, tools.
 
 mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{Exchange, ask, both, eventually, fields, generate, post, quick_pair};
+use common::{Exchange, both, eventually, fields, generate, post, quick_pair, send};
 use loadtest::sim::{Sim, SimConfig, SimPair, hash_text, text};
 use serde_json::{Value, json};
 
@@ -87,11 +87,11 @@ async fn a_scalar_room_on_a_batch_counts_up_on_both_sides() {
     let pair = pair().await;
     let batch = format!(r#"{{"text":["a","b","c"],{}}}"#, fields(&pair, 40));
     let single = format!(r#"{{"text":"c",{}}}"#, fields(&pair, 42));
-    // Prefill gets the third prompt alone, under the room that decode's batch must have for it.
-    let (decode, prefill) = tokio::join!(ask(&pair.decode, "POST", "/generate", &batch), async {
-        let third = ask(&pair.prefill, "POST", "/generate", &single).await;
+    // Prefill gets the third prompt alone, with the room that decode must derive for it in its batch.
+    let (decode, prefill) = tokio::join!(send(&pair.decode, "POST", "/generate", &batch), async {
+        let third = send(&pair.prefill, "POST", "/generate", &single).await;
         let rest = format!(r#"{{"text":["a","b"],{}}}"#, fields(&pair, 40));
-        ask(&pair.prefill, "POST", "/generate", &rest).await;
+        send(&pair.prefill, "POST", "/generate", &rest).await;
         third
     });
     assert_eq!((decode.status, prefill.status), (200, 200));
@@ -144,7 +144,7 @@ async fn a_late_prefill_response_does_not_delay_decode() {
     let pair = SimPair::start(prefill, SimConfig::decode()).await.unwrap();
     let body = generate(&pair, 1, "");
     let _prefill = Exchange::open(pair.prefill.addr(), &post("/generate", &body)).await;
-    assert_eq!(ask(&pair.decode, "POST", "/generate", &body).await.status, 200);
+    assert_eq!(send(&pair.decode, "POST", "/generate", &body).await.status, 200);
     assert_eq!(pair.prefill.stats().in_flight, 1);
 }
 
@@ -197,14 +197,14 @@ async fn flush_cache_fails_while_requests_run_and_can_wait_for_them() {
     let body = generate(&pair, 1, "");
     let mut prefill = Exchange::open(pair.prefill.addr(), &post("/generate", &body)).await;
     eventually("prefill waits", || pair.prefill.stats().in_flight == 1).await;
-    let refused = ask(&pair.prefill, "POST", "/flush_cache", "").await;
+    let refused = send(&pair.prefill, "POST", "/flush_cache", "").await;
     assert_eq!((refused.status, refused.text().as_str()), (400, "Flush cache failed.\n"));
     let patient = common::request("POST", "/flush_cache?timeout=30.0", "");
     let mut patient = Exchange::open(pair.prefill.addr(), &patient).await;
-    assert_eq!(ask(&pair.decode, "POST", "/generate", &body).await.status, 200);
+    assert_eq!(send(&pair.decode, "POST", "/generate", &body).await.status, 200);
     prefill.response().await;
     assert_eq!(patient.response().await.status, 200);
-    assert_eq!(ask(&pair.prefill, "GET", "/flush_cache", "").await.status, 200);
+    assert_eq!(send(&pair.prefill, "GET", "/flush_cache", "").await.status, 200);
 }
 
 #[tokio::test]
@@ -214,11 +214,11 @@ async fn loads_reports_the_queue_of_each_waiting_leg() {
     let _decode = Exchange::open(pair.decode.addr(), &post("/generate", &body)).await;
     let mut queued = 0;
     while queued == 0 {
-        let loads = ask(&pair.decode, "GET", "/v1/loads", "").await.json();
+        let loads = send(&pair.decode, "GET", "/v1/loads", "").await.json();
         queued = loads["loads"][0]["disaggregation"]["decode_transfer_queue_reqs"].as_u64().unwrap();
     }
     assert_eq!(queued, 1);
-    let loads = ask(&pair.prefill, "GET", "/v1/loads", "").await.json();
+    let loads = send(&pair.prefill, "GET", "/v1/loads", "").await.json();
     assert_eq!(loads["loads"][0]["disaggregation"]["prefill_bootstrap_queue_reqs"], 0);
 }
 
@@ -226,22 +226,22 @@ async fn loads_reports_the_queue_of_each_waiting_leg() {
 async fn health_takes_a_second_and_is_503_while_draining() {
     let sim = Sim::start(SimConfig { time_scale: 0.1, ..SimConfig::default() }).await.unwrap();
     let begin = Instant::now();
-    assert_eq!(ask(&sim, "GET", "/health", "").await.status, 200);
+    assert_eq!(send(&sim, "GET", "/health", "").await.status, 200);
     assert!(begin.elapsed() >= Duration::from_millis(100));
-    assert_eq!(ask(&sim, "GET", "/ready", "").await.status, 200);
+    assert_eq!(send(&sim, "GET", "/ready", "").await.status, 200);
     sim.drain();
-    assert_eq!(ask(&sim, "GET", "/health", "").await.status, 503);
-    assert_eq!(ask(&sim, "GET", "/ready", "").await.status, 503);
-    assert_eq!(ask(&sim, "GET", "/ping", "").await.status, 200);
+    assert_eq!(send(&sim, "GET", "/health", "").await.status, 503);
+    assert_eq!(send(&sim, "GET", "/ready", "").await.status, 503);
+    assert_eq!(send(&sim, "GET", "/ping", "").await.status, 200);
 }
 
 #[tokio::test]
 async fn every_endpoint_but_health_requires_the_api_key() {
     let config = SimConfig { api_key: Some("k".to_owned()), time_scale: 0.001, ..SimConfig::default() };
     let sim = Sim::start(config).await.unwrap();
-    assert_eq!(ask(&sim, "GET", "/v1/models", "").await.status, 401);
-    assert_eq!(ask(&sim, "GET", "/health", "").await.status, 200);
-    assert_eq!(ask(&sim, "GET", "/ready", "").await.status, 200);
+    assert_eq!(send(&sim, "GET", "/v1/models", "").await.status, 401);
+    assert_eq!(send(&sim, "GET", "/health", "").await.status, 200);
+    assert_eq!(send(&sim, "GET", "/ready", "").await.status, 200);
     for (key, status) in [("k", 200), ("x", 401)] {
         let request = format!("GET /v1/models HTTP/1.1\r\nhost: sim\r\nauthorization: Bearer {key}\r\n\r\n");
         assert_eq!(Exchange::open(sim.addr(), request.as_bytes()).await.response().await.status, status);

@@ -1,10 +1,10 @@
-//! `loadtest compare` as a process: what it writes, and what it says about a router that does not work.
+//! `loadtest compare` as a process: the files that it writes, and its report on a router that does not work.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// A folder of this test's own below the target folder.
+/// A folder for one test, in the target folder.
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
 }
@@ -22,7 +22,7 @@ fn compare(out: &Path, arguments: &[&str]) -> Output {
 fn results_are_written_as_a_table_json_and_plots() {
     let out = folder("compare-direct");
     let scenarios = ["--scenario", "chat_300b", "--scenario", "open_500", "--scenario", "stream_64"];
-    // Nothing is started: the only router is none.
+    // No router is started: `direct` is the only row.
     let none = ["--mini-lb", "/bin/false", "--router", "direct"];
     let output = compare(&out, &[&scenarios[..], &none].concat());
     assert!(output.status.success(), "{output:?}");
@@ -36,7 +36,7 @@ fn results_are_written_as_a_table_json_and_plots() {
     assert_eq!(rows.len(), 3);
     for row in rows {
         let rounds = row["rounds"].as_array().expect("rounds");
-        // The open loop has several in a round.
+        // The open loop is measured six times per round.
         assert_eq!(rounds.len(), if row["scenario"] == "open_500" { 12 } else { 2 });
         let report = &rounds[0]["measured"]["report"];
         assert!(report["requests"].as_u64() > Some(0) && report["errors"] == 0, "{report}");

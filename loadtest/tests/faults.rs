@@ -1,15 +1,15 @@
-//! What a simulated pair does when something goes wrong: a leg that never comes, dies or is dropped, fields
-//! that the real servers cannot take, aborts. The servers' own times are a hundredth of the real ones.
+//! A simulated pair with faults: a leg that never arrives, dies or is dropped, fields that the real servers
+//! cannot handle, aborts. SGLang's own timeouts are scaled to a hundredth.
 
 mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{Exchange, ask, both, eventually, fields, generate, post, quick_pair};
+use common::{Exchange, both, eventually, fields, generate, post, quick_pair, send};
 use loadtest::sim::{Sim, SimConfig, SimPair};
 use serde_json::Value;
 
-/// Long enough to see that nothing comes, much shorter than the scaled 300 s.
+/// Long enough to see that nothing arrives, much shorter than the scaled 300 s.
 const WATCH: Duration = Duration::from_millis(300);
 
 /// Asserts that an exchange stays open and silent.
@@ -43,7 +43,7 @@ fn within(begin: Instant, least: f64) {
 async fn prefill_alone_fails_after_its_bootstrap_timeout() {
     let pair = quick_pair().await;
     let begin = Instant::now();
-    let response = ask(&pair.prefill, "POST", "/generate", &generate(&pair, 9, "\"rid\":\"r\",")).await;
+    let response = send(&pair.prefill, "POST", "/generate", &generate(&pair, 9, "\"rid\":\"r\",")).await;
     within(begin, 3.0);
     assert_eq!(response.status, 500);
     let expected = "Prefill bootstrap failed for request rank=0 req.rid='r' req.bootstrap_room=9 with exception \
@@ -56,8 +56,8 @@ async fn decode_alone_fails_after_its_waiting_timeout_with_and_without_a_stream(
     let pair = quick_pair().await;
     let begin = Instant::now();
     let (plain, stream) = tokio::join!(
-        async { ask(&pair.decode, "POST", "/generate", &generate(&pair, 9, "")).await },
-        async { ask(&pair.decode, "POST", "/generate", &generate(&pair, 10, "\"stream\":true,")).await }
+        async { send(&pair.decode, "POST", "/generate", &generate(&pair, 9, "")).await },
+        async { send(&pair.decode, "POST", "/generate", &generate(&pair, 10, "\"stream\":true,")).await }
     );
     within(begin, 3.0);
     assert_eq!(plain.status, 500);
@@ -75,7 +75,7 @@ async fn a_late_leg_still_meets_its_partner() {
         let body = generate(&pair, room, "");
         let mut early = open(first, &body).await;
         hangs(&mut early).await;
-        assert_eq!(ask(second, "POST", "/generate", &body).await.status, 200);
+        assert_eq!(send(second, "POST", "/generate", &body).await.status, 200);
         assert_eq!(early.response().await.status, 200);
     }
 }
@@ -90,7 +90,7 @@ async fn a_wrong_bootstrap_port_fails_decode_and_leaves_prefill_waiting() {
     let body = format!("{{\"text\":\"a\",\"rid\":\"r\",{fields}}}");
     let mut prefill = open(&pair.prefill, &body).await;
     let begin = Instant::now();
-    let decode = ask(&pair.decode, "POST", "/generate", &body).await;
+    let decode = send(&pair.decode, "POST", "/generate", &body).await;
     within(begin, 0.14);
     assert_eq!(decode.status, 500);
     let expected = "Decode handshake failed for request rank=0 decode_req.req.rid='r' \
@@ -107,7 +107,7 @@ async fn decode_fails_when_the_bootstrap_port_is_an_api_port() {
     let body = format!(
         "{{\"text\":\"a\",\"bootstrap_host\":\"127.0.0.1\",\"bootstrap_port\":{port},\"bootstrap_room\":12}}"
     );
-    let decode = ask(&pair.decode, "POST", "/generate", &body).await;
+    let decode = send(&pair.decode, "POST", "/generate", &body).await;
     assert!(message(&decode).starts_with("Decode handshake failed"));
 }
 
@@ -153,7 +153,8 @@ async fn a_list_on_a_single_prompt_closes_the_connection_without_a_response() {
 #[tokio::test]
 async fn a_list_that_is_shorter_than_the_batch_is_an_internal_error() {
     let pair = quick_pair().await;
-    let response = ask(&pair.decode, "POST", "/generate", r#"{"text":["a","b"],"bootstrap_room":[5]}"#).await;
+    let response =
+        send(&pair.decode, "POST", "/generate", r#"{"text":["a","b"],"bootstrap_room":[5]}"#).await;
     assert_eq!((response.status, response.text().as_str()), (500, "Internal Server Error"));
 }
 
@@ -164,13 +165,13 @@ async fn room_zero_and_several_samples_hang_decode_and_not_prefill() {
     for (room, extra) in [(0, ""), (5, two)] {
         let body = generate(&pair, room, extra);
         let mut decode = open(&pair.decode, &body).await;
-        assert_eq!(ask(&pair.prefill, "POST", "/generate", &body).await.status, 200);
+        assert_eq!(send(&pair.prefill, "POST", "/generate", &body).await.status, 200);
         hangs(&mut decode).await;
     }
     let chat = r#"{"messages":[{"role":"user","content":"a"}],"n":2,"#;
     let body = format!("{chat}{}}}", fields(&pair, 6));
     let mut decode = Exchange::open(pair.decode.addr(), &post("/v1/chat/completions", &body)).await;
-    let prefill = ask(&pair.prefill, "POST", "/v1/chat/completions", &body).await;
+    let prefill = send(&pair.prefill, "POST", "/v1/chat/completions", &body).await;
     assert_eq!(prefill.json()["choices"].as_array().unwrap().len(), 2);
     hangs(&mut decode).await;
 }
@@ -183,7 +184,7 @@ async fn a_room_that_is_used_twice_gets_one_response_and_counts_as_a_crash() {
     eventually("the room is in use", || pair.decode.stats().in_flight == 1).await;
     let mut second = open(&pair.decode, &body).await;
     eventually("the second is seen", || pair.decode.stats().crashes == 1).await;
-    assert_eq!(ask(&pair.prefill, "POST", "/generate", &body).await.status, 200);
+    assert_eq!(send(&pair.prefill, "POST", "/generate", &body).await.status, 200);
     assert_eq!(first.response().await.status, 200);
     hangs(&mut second).await;
 }
@@ -203,8 +204,8 @@ async fn legs_with_different_prompts_are_counted_as_a_mismatch() {
     let pair = quick_pair().await;
     let (one, other) = (generate(&pair, 5, ""), generate(&pair, 5, "").replace("the of", "to be"));
     let (prefill, decode) = tokio::join!(
-        ask(&pair.prefill, "POST", "/generate", &one),
-        ask(&pair.decode, "POST", "/generate", &other)
+        send(&pair.prefill, "POST", "/generate", &one),
+        send(&pair.decode, "POST", "/generate", &other)
     );
     assert_eq!((prefill.status, decode.status), (200, 200));
     assert_eq!(pair.decode.stats().mismatches, 1);
@@ -217,7 +218,7 @@ async fn legs_with_different_prompts_are_counted_as_a_mismatch() {
 async fn the_fake_bootstrap_host_responds_without_a_partner() {
     let pair = quick_pair().await;
     let body = r#"{"text":"a","bootstrap_host":"2.2.2.2","bootstrap_port":1,"bootstrap_room":5}"#;
-    assert_eq!(ask(&pair.decode, "POST", "/generate", body).await.status, 200);
+    assert_eq!(send(&pair.decode, "POST", "/generate", body).await.status, 200);
     assert_eq!(pair.decode.stats().mismatches, 1);
 }
 
@@ -247,7 +248,7 @@ async fn a_prefill_leg_transfers_until_its_disconnect_is_noticed() {
     eventually("prefill waits", || pair.prefill.stats().in_flight == 1).await;
     drop(prefill);
     eventually("the connection is gone", || pair.prefill.stats().connections_open == 0).await;
-    assert_eq!(ask(&pair.decode, "POST", "/generate", &body).await.status, 200);
+    assert_eq!(send(&pair.decode, "POST", "/generate", &body).await.status, 200);
 }
 
 #[tokio::test]
@@ -256,7 +257,7 @@ async fn the_disconnect_of_a_stream_reader_aborts_the_generation() {
     let pair = SimPair::start(SimConfig::prefill(), slow).await.unwrap();
     let body = generate(&pair, 5, "\"stream\":true,");
     let mut decode = open(&pair.decode, &body).await;
-    ask(&pair.prefill, "POST", "/generate", &body).await;
+    send(&pair.prefill, "POST", "/generate", &body).await;
     decode.until("data: ").await;
     let begin = Instant::now();
     drop(decode);
@@ -274,7 +275,7 @@ async fn abort_request_ends_a_waiting_request_immediately() {
     {
         let mut waiting = open(sim, &body(room)).await;
         eventually("it waits", || sim.stats().in_flight == 1).await;
-        let abort = ask(sim, "POST", "/abort_request", &format!("{{\"rid\":\"rid-{room}\"}}")).await;
+        let abort = send(sim, "POST", "/abort_request", &format!("{{\"rid\":\"rid-{room}\"}}")).await;
         assert_eq!((abort.status, abort.text().as_str()), (200, ""));
         let response = waiting.response().await;
         assert_eq!(response.status, 500);
@@ -285,7 +286,7 @@ async fn abort_request_ends_a_waiting_request_immediately() {
     }
     let mut stream = open(&pair.decode, &body(20).replacen('{', "{\"stream\":true,", 1)).await;
     eventually("it waits", || pair.decode.stats().in_flight == 1).await;
-    ask(&pair.decode, "POST", "/abort_request", r#"{"abort_all":true}"#).await;
+    send(&pair.decode, "POST", "/abort_request", r#"{"abort_all":true}"#).await;
     let abort = abort_of(&stream.response().await);
     assert!(abort["message"].as_str().unwrap().ends_with("Aborted by AbortReq."));
 }
@@ -298,16 +299,16 @@ async fn abort_request_truncates_a_response_that_has_begun() {
     let mut streamed = open(&pair.decode, &body(1, true)).await;
     let mut whole = open(&pair.decode, &body(2, false)).await;
     for room in [1, 2] {
-        assert_eq!(ask(&pair.prefill, "POST", "/generate", &body(room, false)).await.status, 200);
+        assert_eq!(send(&pair.prefill, "POST", "/generate", &body(room, false)).await.status, 200);
     }
     streamed.until("data: ").await;
     let running = async || {
-        let loads = ask(&pair.decode, "GET", "/v1/loads", "").await.json();
+        let loads = send(&pair.decode, "GET", "/v1/loads", "").await.json();
         loads["loads"][0]["num_running_reqs"].as_u64().unwrap()
     };
     while running().await < 2 {}
     for rid in ["r1", "r2"] {
-        ask(&pair.decode, "POST", "/abort_request", &format!("{{\"rid\":\"{rid}\"}}")).await;
+        send(&pair.decode, "POST", "/abort_request", &format!("{{\"rid\":\"{rid}\"}}")).await;
     }
     let events = streamed.response().await.events();
     let last: Value = serde_json::from_str(&events[1]).unwrap();
@@ -329,10 +330,10 @@ async fn aborting_decode_fails_a_prefill_that_is_computing() {
     let mut decode = open(&pair.decode, &body).await;
     let mut working = 0;
     while working == 0 {
-        let loads = ask(&pair.prefill, "GET", "/v1/loads", "").await.json();
+        let loads = send(&pair.prefill, "GET", "/v1/loads", "").await.json();
         working = loads["loads"][0]["disaggregation"]["prefill_inflight_queue_reqs"].as_u64().unwrap();
     }
-    ask(&pair.decode, "POST", "/abort_request", r#"{"rid":"x"}"#).await;
+    send(&pair.decode, "POST", "/abort_request", r#"{"rid":"x"}"#).await;
     assert_eq!(decode.response().await.status, 500);
     let response = prefill.response().await;
     assert_eq!(response.status, 500);
@@ -345,10 +346,10 @@ async fn a_request_id_in_flight_is_rejected_until_its_request_ends() {
     let body = |room| generate(&pair, room, "\"rid\":\"x\",");
     let mut first = open(&pair.decode, &body(1)).await;
     eventually("it waits", || pair.decode.stats().in_flight == 1).await;
-    let second = ask(&pair.decode, "POST", "/generate", &body(2)).await;
+    let second = send(&pair.decode, "POST", "/generate", &body(2)).await;
     assert_eq!(second.status, 400);
     assert_eq!(second.json()["error"]["message"], "Duplicate request ID detected: x");
-    ask(&pair.prefill, "POST", "/generate", &body(1)).await;
+    send(&pair.prefill, "POST", "/generate", &body(1)).await;
     assert_eq!(first.response().await.status, 200);
     let (_, third) = both(&pair, "/generate", &body(3)).await;
     assert_eq!(third.status, 200);
@@ -360,7 +361,7 @@ async fn a_server_that_stops_truncates_its_streams() {
     let pair = SimPair::start(SimConfig::prefill(), slow).await.unwrap();
     let body = generate(&pair, 5, "\"stream\":true,");
     let mut decode = open(&pair.decode, &body).await;
-    ask(&pair.prefill, "POST", "/generate", &body).await;
+    send(&pair.prefill, "POST", "/generate", &body).await;
     decode.until("data: ").await;
     pair.decode.shutdown().await;
     let outcome = decode.wait(common::PATIENCE).await;
@@ -372,10 +373,10 @@ async fn a_server_that_stops_truncates_its_streams() {
 async fn bodies_of_the_wrong_type_are_rejected() {
     let pair = quick_pair().await;
     for body in ["{\"text\":", "[1,2]", "{\"text\":5}", "{}", "{\"text\":\"a\",\"bootstrap_room\":\"x\"}"] {
-        assert_eq!(ask(&pair.decode, "POST", "/generate", body).await.status, 400, "{body}");
+        assert_eq!(send(&pair.decode, "POST", "/generate", body).await.status, 400, "{body}");
     }
     let body = r#"{"text":"a","sampling_params":{"nope":1}}"#;
-    let unknown = ask(&pair.decode, "POST", "/generate", body).await;
+    let unknown = send(&pair.decode, "POST", "/generate", body).await;
     assert_eq!(unknown.status, 400);
     assert!(
         unknown.json()["error"]
@@ -383,6 +384,6 @@ async fn bodies_of_the_wrong_type_are_rejected() {
             .unwrap()
             .starts_with("unknown field `nope`, expected one of `max_new_t")
     );
-    assert_eq!(ask(&pair.decode, "PUT", "/generate", "{}").await.status, 400);
-    assert_eq!(ask(&pair.decode, "DELETE", "/generate", "").await.status, 405);
+    assert_eq!(send(&pair.decode, "PUT", "/generate", "{}").await.status, 400);
+    assert_eq!(send(&pair.decode, "DELETE", "/generate", "").await.status, 405);
 }

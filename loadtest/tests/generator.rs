@@ -63,7 +63,7 @@ async fn pacing_delays_the_end_of_a_stream_and_not_its_first_byte() {
     let server = canned(Role::Decode, plan);
     let report = count(load(server.addr(), RequestKind::ChatStream, 1, 10), 1).await;
     assert_eq!((report.errors, report.tokens), (0, 10));
-    // Three digits are kept of each: 1 % of half a second.
+    // The histogram keeps three digits; 1 % is more than enough.
     assert!(report.latency.p50 >= 495_000.0, "{:?}", report.latency);
     assert!(report.first_byte.p50 <= report.latency.p50 / 2.0, "{:?}", report.first_byte);
 }
@@ -80,7 +80,7 @@ async fn a_stream_with_too_few_tokens_counts_as_an_error() {
 async fn responses_without_merged_logprobs_are_counted() {
     let (prefill, decode) = (canned(Role::Prefill, Plan::default()), decode(1));
     for kind in [RequestKind::Logprobs, RequestKind::LogprobStream] {
-        // Prefill's own responses have the lists that a router is to merge; decode's do not.
+        // Only prefill's own responses have the lists that a router must merge.
         let unmerged = async |server: &Canned| {
             let report = count(load(server.addr(), kind, 1, 1), 2).await;
             assert_eq!((report.requests, report.errors), (2, 0), "{kind:?}");
@@ -93,9 +93,9 @@ async fn responses_without_merged_logprobs_are_counted() {
 #[tokio::test]
 async fn refused_connections_count_as_errors() {
     let listener = TcpListener::bind(SocketAddr::from(ANYWHERE)).await.expect("a free port");
-    let nobody = listener.local_addr().expect("a bound address");
+    let unused = listener.local_addr().expect("a bound address");
     drop(listener);
-    let report = count(load(nobody, RequestKind::Chat, 1, 1), 2).await;
+    let report = count(load(unused, RequestKind::Chat, 1, 1), 2).await;
     assert_eq!((report.requests, report.errors), (0, 2));
 }
 
@@ -139,7 +139,8 @@ async fn stalling(stall: Duration) -> SocketAddr {
     addr
 }
 
-/// A stall of 200 ms in 400: half of the requests of an open loop were due in it, and waited 100 ms on average.
+/// A stall of 200 ms in a run of 400 ms: half of the requests were due during the stall, and waited for 100
+/// ms on average.
 #[tokio::test]
 async fn open_loop_latency_includes_the_wait_of_requests_that_were_due_during_a_stall() {
     let addr = stalling(Duration::from_millis(200)).await;
@@ -168,14 +169,14 @@ async fn open_loop_keeps_its_rate() {
     (load.mode, load.until) = (Mode::Open { rate: 500.0 }, Until::Count(150));
     let started = Instant::now();
     let report = load.run().await.expect("a run");
-    // The last of them is due after 149 intervals of 2 ms.
+    // The last one is due after 149 intervals of 2 ms.
     assert!(started.elapsed() >= Duration::from_millis(298));
     assert_eq!((report.requests, report.errors), (150, 0));
 }
 
 #[tokio::test]
 async fn the_warm_up_is_not_counted() {
-    // Tokens come after 600, 1,200 and 1,800 ms: what is measured begins and ends 300 ms away from each.
+    // Tokens arrive after 600, 1,200 and 1,800 ms. Measuring starts and ends 300 ms away from each.
     let plan = Plan { tokens: 2, interval: Duration::from_millis(600), ..Plan::default() };
     let server = canned(Role::Decode, plan);
     let mut load = load(server.addr(), RequestKind::ChatStream, 1, 2);
@@ -239,13 +240,13 @@ async fn decode_of_a_pair_waits_until_prefill_has_read_the_room() {
     let body = large(1 << 20, Some(77));
     let mut waiting = send(&decode, &body).await;
     let mut other = send(&prefill, &large(1 << 20, Some(78))).await;
-    assert!(responds(&mut other, SOON).await, "prefill waits for nobody");
+    assert!(responds(&mut other, SOON).await, "prefill does not wait for decode");
     let (last, rest) = body.split_last().expect("a body");
     let mut slow = send(&prefill, rest).await;
     assert!(!responds(&mut waiting, MOMENT).await, "prefill lacks a byte of this room");
     slow.write_all(&[*last]).await.expect("a server that reads");
     assert!(responds(&mut waiting, SOON).await);
-    // Prefill was first here.
+    // Prefill read this room before.
     assert!(responds(&mut send(&decode, &large(1 << 20, Some(78))).await, SOON).await);
 }
 

@@ -1,4 +1,5 @@
-//! The `sglang-sim` binary: a pair of two processes over real sockets, its announcement, its end by signal.
+//! The `sglang-sim` program: two processes as a pair over real sockets, the announcement, the end by a
+//! signal.
 
 mod common;
 
@@ -10,7 +11,7 @@ use std::{
 
 use common::{Exchange, post};
 
-/// A process that is ended with the test.
+/// A process that is killed on drop.
 struct Process {
     child: Child,
     lines: Vec<String>,
@@ -25,7 +26,7 @@ impl Process {
         Self { child, lines: out.lines().take(lines).map(Result::unwrap).collect() }
     }
 
-    /// The address in an announcement, and the bootstrap port if it names one.
+    /// The address in an announcement, and the bootstrap port if there is one.
     fn announced(&self, line: usize, name: &str) -> (SocketAddr, Option<u16>) {
         let line = &self.lines[line];
         let rest =
@@ -46,7 +47,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It has ended already when the test went well.
+        // After a test that passed it has exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -54,8 +55,8 @@ impl Drop for Process {
 
 async fn both(prefill: SocketAddr, decode: SocketAddr, body: &str) -> (u16, u16) {
     let request = post("/generate", body);
-    let ask = async |addr| Exchange::open(addr, &request).await.response().await.status;
-    tokio::join!(ask(prefill), ask(decode))
+    let send = async |addr| Exchange::open(addr, &request).await.response().await.status;
+    tokio::join!(send(prefill), send(decode))
 }
 
 fn body(port: u16) -> String {

@@ -1,12 +1,12 @@
-//! Holds the simulator to the recordings: it gets each recorded request and must response in the recorded
-//! shape. A shape is the status, the header names with the values that are not numbers or dates, the framing,
-//! and of JSON the keys, their order, and the types of all values.
+//! Compares the simulator with the recordings: it gets each recorded request and must respond in the recorded
+//! shape. A shape is the status, the header names with all values but numbers and dates, the framing, and of
+//! JSON the keys, their order, and the types of all values.
 //!
-//! What may differ, each because the recordings differ among themselves in it:
-//! - `cached_tokens_details` is null or an object, as the real server's cache happened to be.
+//! Allowed differences, each because the recordings differ among themselves in it:
+//! - `cached_tokens_details` is null or an object, depending on the real server's cache.
 //! - A run of equal entries may have another length: log-probabilities, bytes of a token, events of a stream
 //!   (the real detokenizer merges tokens). The entries themselves are compared.
-//! - Entries of a batch's stream interleave as they come; each index's events are compared on their own.
+//! - Entries of a batch's stream interleave in any order; the events of each index are compared separately.
 
 mod common;
 
@@ -15,9 +15,9 @@ use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
 use common::{Exchange, Framing, Response};
 use loadtest::sim::{Sim, SimConfig, SimPair};
 
-/// Endpoints that the simulator does not have.
+/// Endpoints that the simulator does not implement.
 const OTHER_ENDPOINTS: [&str; 2] = ["messages_basic", "responses_basic"];
-/// How long a server that hangs is watched.
+/// How long a server that is recorded as hanging is watched.
 const HANG: Duration = Duration::from_millis(300);
 
 fn folder(name: &str) -> PathBuf {
@@ -28,7 +28,7 @@ fn load(folder_name: &str, file: &str) -> Vec<u8> {
     fs::read(folder(folder_name).join(file)).unwrap_or_else(|error| panic!("{folder_name}/{file}: {error}"))
 }
 
-/// A request whose recorded bootstrap port is replaced, with its length put right.
+/// A recorded request with another bootstrap port and the matching content length.
 fn aimed(request: &[u8], port: u16) -> Vec<u8> {
     let text = String::from_utf8(request.to_vec()).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").unwrap();
@@ -88,7 +88,7 @@ mod shape {
             fields.push((name, shape));
             rest = rest.strip_prefix(',').unwrap_or(rest);
         }
-        // Completions map tokens to log-probabilities here; chat has objects with keys of their own.
+        // In completions the keys are tokens; in chat they are fixed.
         let tokens = key == "top_logprobs" && fields.iter().all(|(_, shape)| shape == "float");
         out.push('{');
         for (name, shape) in fields {
@@ -98,7 +98,7 @@ mod shape {
         &rest[1..]
     }
 
-    /// Runs of equal entries count once.
+    /// Consecutive equal entries count once.
     fn array<'a>(text: &'a str, key: &str, out: &mut String) -> &'a str {
         out.push('[');
         let mut rest = &text[1..];
@@ -131,16 +131,16 @@ mod shape {
     }
 }
 
-/// Header names in order of the alphabet, with values that say something about the shape.
+/// Header names, sorted, with the values that are part of the shape.
 fn headers(response: &Response) -> BTreeSet<String> {
-    let told = |(name, value): &(String, String)| match name.as_str() {
+    let described = |(name, value): &(String, String)| match name.as_str() {
         "date" | "content-length" => name.clone(),
         _ => format!("{name}: {value}"),
     };
-    response.headers.iter().map(told).collect()
+    response.headers.iter().map(described).collect()
 }
 
-/// Which prompt of a batch an event is about, if it says so.
+/// The index of an event's prompt in a batch, if the event has one.
 fn index_of(event: &str) -> Option<&str> {
     let start = match event.starts_with("{\"text\"") {
         true => event.rsplit_once(",\"index\":")?.1,
@@ -149,7 +149,7 @@ fn index_of(event: &str) -> Option<&str> {
     start.split([',', '}']).next()
 }
 
-/// The shape of each event, per index of the batch; runs of equal shapes count once.
+/// The shape of each event, by index; consecutive equal shapes count once.
 fn event_shapes(response: &Response) -> Vec<(Option<String>, Vec<String>)> {
     let mut lines: Vec<(Option<String>, Vec<String>)> = Vec::new();
     for event in response.events() {
@@ -194,12 +194,12 @@ fn compare(name: &str, real: &Response, simulated: &Response) {
 }
 
 async fn pair() -> SimPair {
-    // The recorded servers' context length, which the recorded errors are about.
+    // The context length of the recorded servers, which is part of recorded error messages.
     let config = |config: SimConfig| SimConfig { context_length: 2048, ..config };
     SimPair::start(config(SimConfig::prefill()), config(SimConfig::decode())).await.unwrap()
 }
 
-/// Sends one recorded request and compares, or watches a server that is recorded as hanging.
+/// Sends a recorded request and compares the response, or watches a server that is recorded as hanging.
 async fn replay(folder: &str, name: &str, sim: &Sim, port: u16) {
     let recorded = load(folder, &format!("{name}.resp"));
     let mut exchange = Exchange::open(sim.addr(), &aimed(&load(folder, &format!("{name}.req")), port)).await;
@@ -280,9 +280,9 @@ async fn information_endpoints_have_the_recorded_shapes() {
 async fn a_regular_server_responds_in_the_recorded_shapes() {
     let config = SimConfig { time_scale: 0.01, context_length: 2048, ..SimConfig::default() };
     let sim = Sim::start(config).await.unwrap();
-    // Left out: `head_health`, whose length is that of a body that is not sent, and
-    // `gen_batch_stream`, where the real server merged all tokens between the first and the last into those;
-    // the events themselves are those of `gen_stream_logprob` here and of the pair's batch streams.
+    // Left out: `head_health`, whose content length is that of a body that is not sent, and
+    // `gen_batch_stream`, where the real server merged all tokens between the first and the last. The events
+    // themselves are covered by `gen_stream_logprob` and by the pair's batch streams.
     let names = [
         "chat_err_badjson",
         "chat_err_ct",

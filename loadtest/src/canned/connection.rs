@@ -105,8 +105,8 @@ async fn read_body(
 ) -> io::Result<Body> {
     if length <= SCANNED_BODY_BYTES {
         let body = read_exactly(stream, buffer, length).await?;
-        let asks = |wanted: &[u8]| memmem::find(&body, wanted).is_some();
-        let wants_stream = asks(b"\"stream\":true") || asks(b"\"stream\": true");
+        let contains = |wanted: &[u8]| memmem::find(&body, wanted).is_some();
+        let wants_stream = contains(b"\"stream\":true") || contains(b"\"stream\": true");
         return Ok(Body { wants_stream, ..Body::default() });
     }
     let discarded = length - tail;

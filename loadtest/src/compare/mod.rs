@@ -52,7 +52,7 @@ pub struct Options {
 }
 
 impl Options {
-    fn wants(list: &[String], name: &str) -> bool {
+    fn includes(list: &[String], name: &str) -> bool {
         list.is_empty() || list.iter().any(|wanted| wanted == name)
     }
 
@@ -64,7 +64,7 @@ impl Options {
             let names: Vec<_> = all.iter().map(|scenario| scenario.name).collect();
             return Err(io::Error::other(format!("unknown scenario {name}; known are {}", names.join(", "))));
         }
-        Ok(all.into_iter().filter(|scenario| Self::wants(&self.scenario, scenario.name)).collect())
+        Ok(all.into_iter().filter(|scenario| Self::includes(&self.scenario, scenario.name)).collect())
     }
 }
 
@@ -83,7 +83,7 @@ pub fn run(options: &Options) -> io::Result<bool> {
         eprintln!("{name} is not installed and is left out; see loadtest/README.md");
     }
     let routers: Vec<_> =
-        found.into_iter().filter(|router| Options::wants(&options.router, router.name())).collect();
+        found.into_iter().filter(|router| Options::includes(&options.router, router.name())).collect();
     let cores = Cores::assign(1);
     let servers = Backends::start(&cores.backends)?;
     let environment = Environment { servers, cores, folder: out.clone() };

@@ -43,7 +43,7 @@ fn one(
 ) -> Result<BootstrapTarget, Reject> {
     let own = entry(room, at)?;
     let Some(number) = own.filter(|value| !value.is_null()) else { return Ok(BootstrapTarget::Missing) };
-    let number = number.as_i64().ok_or_else(|| wrong("bootstrap_room", number))?;
+    let number = number.as_i64().ok_or_else(|| not_an_integer("bootstrap_room", number))?;
     let offset = if room.is_some_and(Value::is_array) { 0 } else { at as i64 };
     Ok(BootstrapTarget::At {
         // Python formats an absent host as `None`, and connects to that.
@@ -54,14 +54,14 @@ fn one(
                 value
                     .as_u64()
                     .and_then(|port| u16::try_from(port).ok())
-                    .ok_or_else(|| wrong("bootstrap_port", value))?,
+                    .ok_or_else(|| not_an_integer("bootstrap_port", value))?,
             ),
         },
         room: number.wrapping_add(offset),
     })
 }
 
-fn wrong(field: &str, value: &Value) -> Reject {
+fn not_an_integer(field: &str, value: &Value) -> Reject {
     Reject::Validation(format!(
         "{{'type': 'int_type', 'loc': ('body', '{field}', 'int'), 'msg': 'Input should be a valid integer', \
          'input': {value}}}"

@@ -258,13 +258,13 @@ impl Run {
         let produced = self.for_items(|run, at| async move { run.stream_item(at).await }).await?;
         if self.request.usage && self.request.endpoint != Endpoint::Generate {
             let prompt = self.request.items.iter().map(|item| item.prompt.tokens).sum();
-            self.tell(self.envelope().usage_event(prompt, produced.iter().sum())).await;
+            self.send_event(self.envelope().usage_event(prompt, produced.iter().sum())).await;
         }
         let _ = self.out.send(StreamItem::Frame(DONE.into())).await;
         Ok(StreamItem::End)
     }
 
-    pub(crate) async fn tell(&self, payload: Vec<u8>) {
+    pub(crate) async fn send_event(&self, payload: Vec<u8>) {
         self.started.store(true, Ordering::Relaxed);
         // A disconnect is noticed later, by the poll.
         let _ = self.out.send(StreamItem::Frame(response::event(&payload))).await;
@@ -307,7 +307,7 @@ impl Run {
                 return Err(failure);
             }
             let response = self.failure_response(&failure);
-            self.tell([b"{\"error\":", &response.body[..], b"}"].concat()).await;
+            self.send_event([b"{\"error\":", &response.body[..], b"}"].concat()).await;
             return Ok(0);
         }
         let object = Object {
@@ -318,7 +318,7 @@ impl Run {
             index: self.request.batch.then_some(at),
         };
         bump(&self.state.counters.failed);
-        self.tell(generate::failed(&object, &failure)).await;
+        self.send_event(generate::failed(&object, &failure)).await;
         Ok(0)
     }
 }

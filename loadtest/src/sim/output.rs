@@ -31,7 +31,7 @@ pub(crate) struct Output {
     pub produced: usize,
     pub text: String,
     /// Start of the JSON fragments in `text`; not 0 only after a `cut`.
-    pub told: usize,
+    pub sent: usize,
     pub text_json: Vec<u8>,
     pub ids: Vec<u8>,
     pub logprobs: Vec<u8>,
@@ -63,7 +63,7 @@ impl Output {
         } else if let Some((at, stop)) = first_stop(&self.text, token.text.len(), &item.sampling.stop) {
             self.text.truncate(at);
             self.text_json.clear();
-            json::escape(&mut self.text_json, &self.text[self.told.min(at)..]);
+            json::escape(&mut self.text_json, &self.text[self.sent.min(at)..]);
             self.finish = Some(Finish::Stop(stop.to_owned()));
         } else if self.produced >= item.sampling.max_new {
             self.finish = Some(Finish::Length(item.sampling.max_new));
@@ -92,7 +92,7 @@ impl Output {
 
     /// Drops what has been sent: the next frame starts after it.
     pub(crate) fn cut(&mut self) {
-        self.told = self.text.len();
+        self.sent = self.text.len();
         for part in [&mut self.text_json, &mut self.ids, &mut self.logprobs, &mut self.top, &mut self.listed]
         {
             part.clear();

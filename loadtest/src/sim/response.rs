@@ -103,7 +103,7 @@ impl SimResponse {
         Self::json(body).with_status(status)
     }
 
-    /// `{"error":{"message": …}}` of `/generate` for wrong values.
+    /// `{"error":{"message": …}}` of `/generate` for invalid values.
     pub(crate) fn value_error(message: &str) -> Self {
         let mut body = b"{\"error\":{\"message\":".to_vec();
         json::string(&mut body, message);

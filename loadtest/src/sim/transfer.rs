@@ -99,7 +99,7 @@ async fn prefill(state: &State, item: &Item, room: i64) -> Result<u64, Failure> 
     tokio::select! {
         biased;
         () = cancelled(item) => {
-            partner.tell(Op::Failed, 0).await;
+            partner.send(Op::Failed, 0).await;
             return Err(prefill_failure(item, room, "transfer", ABORTED));
         }
         () = partner.gone() => {
@@ -107,7 +107,7 @@ async fn prefill(state: &State, item: &Item, room: i64) -> Result<u64, Failure> 
         }
         () = pause(state.config.prefill_time) => {}
     }
-    partner.tell(Op::Delivered, item.prompt.hash).await;
+    partner.send(Op::Delivered, item.prompt.hash).await;
     Ok(item.prompt.hash)
 }
 

@@ -56,7 +56,7 @@ impl Writer<'_> {
     pub(crate) async fn begin(&self) {
         if self.run.request.endpoint == Endpoint::Chat {
             for sample in 0..self.run.request.n {
-                self.run.tell(chat::role_event(&self.run.envelope(), self.index(sample))).await;
+                self.run.send_event(chat::role_event(&self.run.envelope(), self.index(sample))).await;
             }
         }
     }
@@ -91,11 +91,12 @@ impl Writer<'_> {
     async fn write(&self, sample: usize, output: &Output, before: usize, token: Option<Token>) {
         let (run, index) = (self.run, self.index(sample));
         match run.request.endpoint {
-            Endpoint::Generate => run.tell(self.object(index, output, before)).await,
+            Endpoint::Generate => run.send_event(self.object(index, output, before)).await,
             Endpoint::Completions => {
                 let range = before..output.produced;
                 let envelope = run.envelope();
-                run.tell(completions::event(&envelope, &run.request, run.role(), index, output, range)).await;
+                run.send_event(completions::event(&envelope, &run.request, run.role(), index, output, range))
+                    .await;
             }
             Endpoint::Chat => self.write_chat(index, output, token).await,
         }
@@ -126,17 +127,19 @@ impl Writer<'_> {
         let tool = run.request.tool.as_ref().filter(|_| run.role() != Role::Prefill);
         match (tool, token) {
             (None, Some(token)) => {
-                run.tell(chat::token_event(&envelope, &run.request, self.item, index, output, token)).await;
+                run.send_event(chat::token_event(&envelope, &run.request, self.item, index, output, token))
+                    .await;
             }
             (Some(tool), _) if output.finish.is_some() => {
                 for event in chat::tool_events(&envelope, index, tool) {
-                    run.tell(event).await;
+                    run.send_event(event).await;
                 }
             }
             _ => {}
         }
         if output.finish.is_some() {
-            run.tell(chat::finish_event(&envelope, index, output.finish.as_ref(), tool.is_some())).await;
+            run.send_event(chat::finish_event(&envelope, index, output.finish.as_ref(), tool.is_some()))
+                .await;
         }
     }
 }

@@ -12,7 +12,7 @@ use tokio::{
     time::timeout,
 };
 
-/// Longer than a passing test waits for anything.
+/// No wait of a passing test takes longer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How a response's body is delimited.
@@ -163,33 +163,33 @@ pub(crate) fn post(path: &str, body: &str) -> Vec<u8> {
 }
 
 /// One request on a connection of its own.
-pub(crate) async fn ask(sim: &Sim, method: &str, path: &str, body: &str) -> Response {
+pub(crate) async fn send(sim: &Sim, method: &str, path: &str, body: &str) -> Response {
     Exchange::open(sim.addr(), &request(method, path, body)).await.response().await
 }
 
 /// One body to both servers at the same time.
 pub(crate) async fn both(pair: &SimPair, path: &str, body: &str) -> (Response, Response) {
-    tokio::join!(ask(&pair.prefill, "POST", path, body), ask(&pair.decode, "POST", path, body))
+    tokio::join!(send(&pair.prefill, "POST", path, body), send(&pair.decode, "POST", path, body))
 }
 
-/// A pair whose own times are a hundredth of the real ones.
+/// A pair whose own timeouts are a hundredth of the real ones.
 pub(crate) async fn quick_pair() -> SimPair {
     let quick = |config| SimConfig { time_scale: 0.01, ..config };
     SimPair::start(quick(SimConfig::prefill()), quick(SimConfig::decode())).await.unwrap()
 }
 
-/// Bootstrap fields for a pair, to be put at a body's end.
+/// Bootstrap fields of a pair, for the end of a body.
 pub(crate) fn fields(pair: &SimPair, room: i64) -> String {
     let port = pair.prefill.bootstrap_port().unwrap();
     format!("\"bootstrap_host\":\"127.0.0.1\",\"bootstrap_port\":{port},\"bootstrap_room\":{room}")
 }
 
-/// A `/generate` body; `extra` stands before the bootstrap fields and ends in a comma.
+/// A `/generate` body; `extra` precedes the bootstrap fields and ends in a comma.
 pub(crate) fn generate(pair: &SimPair, room: i64, extra: &str) -> String {
     format!("{{\"text\":\"the of and to\",{extra}{}}}", fields(pair, room))
 }
 
-/// Waits until a condition on the counters holds.
+/// Waits until a condition holds.
 pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let wait = async {
         while !holds() {

@@ -20,7 +20,7 @@ pub(crate) struct Partner {
 }
 
 impl Partner {
-    pub(crate) async fn tell(&self, op: Op, value: u64) {
+    pub(crate) async fn send(&self, op: Op, value: u64) {
         // A lost connection is noticed by the decode side itself.
         let _ = self.out.send(Frame { op, leg: self.leg, value }).await;
     }
