@@ -58,7 +58,7 @@ impl Metric {
         let router = report.process("router");
         let requests = (report.requests > 0).then_some(report.requests as f64);
         let tokens = (report.tokens > 0).then_some(report.tokens as f64);
-        // A latency is mostly the time that a process was stopped.
+        // While load and router alternate, a latency is mostly the time that a process was stopped.
         let timed = requests.filter(|_| sample.router_time.is_none());
         let router_time = sample.router_time.as_ref();
         // Share of one core per worker, in the time that the router may run.

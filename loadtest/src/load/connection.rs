@@ -116,7 +116,7 @@ pub async fn fetch(target: SocketAddr, method: &str, path: &str) -> io::Result<(
     let mut response = ResponseReader::new(false);
     while !response.is_done() {
         let count = connection.read(&mut stream).await?;
-        response.feed(&connection.buffer[..count], |_| {}).map_err(|invalid| io::Error::other(invalid.0))?;
+        response.feed(&connection.buffer[..count], |_| {}).map_err(|error| io::Error::other(error.0))?;
     }
     Ok(response.into_text())
 }

@@ -90,8 +90,8 @@ mod tests {
     #[test]
     fn an_alternating_router_uses_the_cores_of_its_load() {
         let two = Cores::split(&[0, 1], 1);
-        let turns = Cores { router: vec![0, 1], backends: vec![0], generator: vec![1] };
-        assert_eq!(two.alternating_on(&[0, 1], 2), Some(turns));
+        let alternating = Cores { router: vec![0, 1], backends: vec![0], generator: vec![1] };
+        assert_eq!(two.alternating_on(&[0, 1], 2), Some(alternating));
         assert_eq!(Cores::split(&[0], 1).alternating_on(&[0], 2), None);
     }
 }
