@@ -1,9 +1,9 @@
-//! A fixed number of exchanges through a router in this process, to be run under
-//! callgrind by `.ci/gate`, which counts their instructions.
+//! A fixed number of exchanges through a router in this process. `.ci/gate` runs it under callgrind, which
+//! counts the instructions; by itself it measures nothing.
 //!
-//! Arguments: how many plain requests, how many streams of 64 tokens, and `guarded` if
-//! limits and keys are to be on. Some of both come before them, so that what happens
-//! once is the same in every run. By itself it measures nothing.
+//! Arguments: the number of plain requests, the number of streams of 64 tokens, and `guarded` to enable
+//! limits and API keys. A few of both go first, so that what happens once per process is the same in every
+//! run.
 
 #[path = "../tests/kit/lockstep.rs"]
 mod lockstep;
@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use lockstep::LockStep;
 
-/// The allocator of the program, which is a part of what is counted.
+/// The program's allocator, whose instructions count.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const TOKENS: usize = 64;
-/// Longer than the router needs for a turn, although callgrind makes it fifty times as slow.
+/// Longer than the router needs for a turn, although callgrind slows it down fifty-fold.
 const PAUSE: Duration = Duration::from_millis(2);
 
 fn main() {

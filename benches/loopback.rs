@@ -1,7 +1,7 @@
-//! One request over loopback sockets: to a server directly, and through the router to a pair.
+//! One request over loopback sockets: directly to a server, and through the router to a pair.
 //!
-//! `cargo bench --bench loopback`. The difference is the router's latency when nothing else runs: a second pair of
-//! sockets, a second leg, and its own work. It says nothing about throughput.
+//! `cargo bench --bench loopback`. The difference is the latency that the router adds when nothing else runs:
+//! a second pair of sockets, a second leg, and its own work. It shows nothing of throughput.
 
 use divan::Bencher;
 use http_body_util::{BodyExt, Full};
@@ -20,7 +20,7 @@ fn main() {
     divan::main();
 }
 
-/// A server of `role` without a record of its requests, which would grow.
+/// A server of `role`. It does not record its requests: the record would grow with each sample.
 fn config(role: Role) -> SimConfig {
     SimConfig { role, record: false, ..SimConfig::default() }
 }
@@ -38,9 +38,10 @@ fn chat_300b_routed(bencher: Bencher<'_, '_>) {
     let pair = SimPair::start(config(Role::Prefill), config(Role::Decode));
     let pair = runtime.block_on(pair).expect("free ports");
     let prefill = vec![(pair.prefill.url(), pair.prefill.bootstrap_port())];
-    let router =
-        MiniLbConfig::new("127.0.0.1", 30_000, prefill, vec![pair.decode.url()], 60).worker_threads(1);
-    let router = MiniLoadBalancer::new(router).expect("a good configuration");
+    let router = MiniLbConfig::new("127.0.0.1", 30_000, prefill, vec![pair.decode.url()], 60)
+        // One connection is served by one worker in any case.
+        .worker_threads(1);
+    let router = MiniLoadBalancer::new(router).expect("a valid configuration");
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a free port");
     let address = listener.local_addr().expect("a bound address").to_string();
     runtime.spawn(async move { router.serve(listener, std::future::pending()).await });
@@ -67,7 +68,7 @@ async fn exchange(sender: &mut SendRequest<Full<Bytes>>) {
         .body(Full::from(BODY))
         .expect("a request");
     sender.ready().await.expect("an open connection");
-    let answer = sender.send_request(request).await.expect("an answer");
-    assert!(answer.status().is_success());
-    answer.into_body().collect().await.expect("a whole body");
+    let response = sender.send_request(request).await.expect("a response");
+    assert!(response.status().is_success());
+    response.into_body().collect().await.expect("a complete body");
 }

@@ -1,5 +1,4 @@
-//! A request's body: looked through and given its fields, beside what parsers take
-//! for the same text.
+//! Request bodies: inspected and rewritten, beside what two parsers take for the same text.
 
 use std::fmt::{self, Write};
 
@@ -9,8 +8,8 @@ use divan::counter::BytesCount;
 use mini_lb::internals;
 use serde_json::{Map, Value};
 
-/// What hyper hands out at a time once a body is large.
-const PIECE: usize = 400 << 10;
+/// The size of the chunks that a connection reads of a large body.
+const CHUNK: usize = 400 << 10;
 
 #[derive(Clone, Copy)]
 enum Body {
@@ -50,14 +49,14 @@ impl Body {
         }
     }
 
-    fn pieces(self) -> Vec<Bytes> {
+    fn chunks(self) -> Vec<Bytes> {
         let text = Bytes::from(self.text());
-        let starts = (0..text.len()).step_by(PIECE);
-        starts.map(|start| text.slice(start..text.len().min(start + PIECE))).collect()
+        let starts = (0..text.len()).step_by(CHUNK);
+        starts.map(|start| text.slice(start..text.len().min(start + CHUNK))).collect()
     }
 }
 
-/// A conversation of so many bytes: prose, with an escape here and there.
+/// A conversation of `length` bytes: prose, with some escapes.
 fn chat(length: usize) -> String {
     const PROSE: &str =
         r#"The prefill server reads the prompt.\nIt says \"done\", and the decode server begins. "#;
@@ -73,6 +72,7 @@ fn chat(length: usize) -> String {
     while text.len() + PROSE.len() + END.len() < length {
         text.push_str(PROSE);
     }
+    // Padding to the exact length: a bench's throughput is computed from it.
     text.extend(std::iter::repeat_n('x', length - text.len() - END.len()));
     text + END
 }
@@ -81,12 +81,12 @@ fn ids(count: usize) -> String {
     let mut text = r#"{"input_ids":["#.to_owned();
     for number in 0..count {
         let comma = if number == 0 { "" } else { "," };
-        write!(text, "{comma}{}", number * 7_919 % 128_256).expect("a string takes all");
+        write!(text, "{comma}{}", number * 7_919 % 128_256).expect("writing to a string does not fail");
     }
     text + r#"],"sampling_params":{"max_new_tokens":64,"temperature":0.2},"stream":true}"#
 }
 
-/// A message with an image of which the text is so long.
+/// A message with an image of `length` bytes of base64.
 fn image(length: usize) -> String {
     const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text =
@@ -98,12 +98,12 @@ fn image(length: usize) -> String {
 
 #[divan::bench(args = BODIES)]
 fn inspect_and_rewrite(bencher: Bencher<'_, '_>, body: Body) {
-    let pieces = body.pieces();
+    let chunks = body.chunks();
     let bencher = bencher.counter(BytesCount::new(body.text().len()));
-    bencher.bench_local(|| internals::rewrite(&pieces));
+    bencher.bench_local(|| internals::inspect_and_rewrite(&chunks));
 }
 
-/// The fastest parser, with which nothing is made of the text yet. It wants a copy to write in, which is not counted.
+/// The fastest parser, without reading anything of its tape. The copy in which it writes is not counted.
 #[divan::bench(args = BODIES)]
 fn simd_json_tape(bencher: Bencher<'_, '_>, body: Body) {
     let text = body.text().into_bytes();
@@ -113,18 +113,18 @@ fn simd_json_tape(bencher: Bencher<'_, '_>, body: Body) {
         .bench_local_refs(|text| simd_json::to_tape(text).expect("JSON").0.len());
 }
 
-/// What a router does that takes a body for a value: parses it, adds the fields, and writes it anew.
+/// What routers do that parse a body into a value: parse it, add the fields, and serialise it again.
 #[divan::bench(args = BODIES)]
-fn serde_json_reserialise(bencher: Bencher<'_, '_>, body: Body) {
+fn serde_json_parse_and_serialise(bencher: Bencher<'_, '_>, body: Body) {
     let text = body.text();
     let bencher = bencher.counter(BytesCount::new(text.len()));
-    bencher.bench_local(|| reserialised(&text).len());
+    bencher.bench_local(|| parse_and_serialise(&text).len());
 }
 
-fn reserialised(text: &str) -> Vec<u8> {
+fn parse_and_serialise(text: &str) -> Vec<u8> {
     let mut body: Map<String, Value> = serde_json::from_str(text).expect("an object");
     body.insert("bootstrap_host".to_owned(), "prefill-1".into());
     body.insert("bootstrap_port".to_owned(), 8998.into());
     body.insert("bootstrap_room".to_owned(), (1_u64 << 61).into());
-    serde_json::to_vec(&body).expect("an object can be written")
+    serde_json::to_vec(&body).expect("an object serialises")
 }

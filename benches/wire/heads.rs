@@ -1,25 +1,26 @@
-//! Heads: read, and written for whoever is next.
+//! Heads: read from one side and written to the other.
 
 use divan::Bencher;
 use hyper::header::HeaderValue;
 use mini_lb::internals;
 
-/// What the official client for Python sends.
+/// What OpenAI's client for Python sends.
 const REQUEST: &str = "POST /v1/chat/completions HTTP/1.1\r\nHost: router:8000\r\nAccept: application/json\r\n\
     Accept-Encoding: gzip, deflate\r\nAuthorization: Bearer sk-0123456789abcdef\r\nConnection: keep-alive\r\n\
     Content-Type: application/json\r\nUser-Agent: OpenAI/Python 2.8.1\r\nX-Request-Id: 5f2c1e0a9b7d4c63\r\n\
     X-Stainless-Lang: python\r\nContent-Length: 300\r\n\r\n";
 
-const ANSWER: &str = "HTTP/1.1 200 OK\r\ndate: Sun, 22 Nov 2026 00:00:00 GMT\r\nserver: uvicorn\r\n\
+/// What SGLang sends at the start of a stream.
+const RESPONSE: &str = "HTTP/1.1 200 OK\r\ndate: Sun, 22 Nov 2026 00:00:00 GMT\r\nserver: uvicorn\r\n\
     content-type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n";
 
 #[divan::bench]
-fn pass_head_of_10_headers_on_to_both_legs(bencher: Bencher<'_, '_>) {
+fn forward_request_head_10_headers(bencher: Bencher<'_, '_>) {
     let host = HeaderValue::from_static("prefill-1:30000");
-    bencher.bench_local(|| internals::pass_head_on(REQUEST.as_bytes(), &host));
+    bencher.bench_local(|| internals::forward_request_head(REQUEST.as_bytes(), &host));
 }
 
 #[divan::bench]
-fn pass_answers_head_of_4_headers_on(bencher: Bencher<'_, '_>) {
-    bencher.bench_local(|| internals::pass_answer_head_on(ANSWER.as_bytes()));
+fn forward_response_head_4_headers(bencher: Bencher<'_, '_>) {
+    bencher.bench_local(|| internals::forward_response_head(RESPONSE.as_bytes()));
 }

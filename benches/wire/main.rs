@@ -1,22 +1,20 @@
-//! What the router does with bytes, without sockets: bodies, answers and heads, and
-//! the choice of servers.
+//! What the router does with bytes, without sockets: bodies, responses and heads; and how it selects a pair.
 //!
-//! `cargo bench --features internals --bench wire`. Bodies come in pieces as large as
-//! a connection hands them out, except to the two parsers they are compared with,
-//! which want a whole.
+//! `cargo bench --features internals --bench wire`. Bodies arrive in chunks of the size that a connection
+//! reads, except for the two parsers beside them, which need all of a body.
 
-mod answers;
 mod bodies;
-mod choice;
 mod heads;
+mod responses;
+mod selection;
 
 use std::time::Duration;
 
-/// The allocator of the program.
+/// The program's allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// So much of what takes longest.
+/// The slowest bench, serde_json on 8 MiB at 25 ms, gets about 40 samples in this time.
 const MAX_TIME: Duration = Duration::from_secs(1);
 
 fn main() {

@@ -76,7 +76,7 @@ async fn exchange(
     let head = UpstreamHead::new(&method, &target, &fields, !body.is_empty());
     let body = if body.is_empty() { OutgoingBody::default() } else { OutgoingBody::new(vec![body]) };
     let mut lease = pools.lease(server).await?;
-    let head = lease.send(head.to(server.host_header(), b"", &body)).await?;
+    let head = lease.send(head.for_backend(server.host_header(), b"", &body)).await?;
     let body = lease.collect(MAX_ANSWER).await?;
     lease.park();
     Ok((head, body))

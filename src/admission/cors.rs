@@ -118,7 +118,7 @@ impl CorsDecision {
             Self::No => None,
             Self::With(origin) => Some(origin),
         };
-        if !is_preflight && head.may_say_who_reads() {
+        if !is_preflight && head.may_have_cors_headers() {
             THEIRS.iter().for_each(|name| head.remove(name));
         }
         let Some(origin) = origin else { return };

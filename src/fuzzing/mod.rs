@@ -1,13 +1,13 @@
-//! What must hold for every input, as functions of bytes: one for each fuzz
-//! target in `fuzz/`, and the same for the bounded tests here.
+//! What must hold for every input, as functions of bytes: one for each fuzz target in `fuzz/`, and the same
+//! functions for the bounded tests that `cargo test` runs.
 //!
-//! The first four bytes of an input choose options and where the rest is cut. The
-//! rest is text, in parts where a target takes more than one. How the targets are
-//! run is in `docs/FUZZING.md`.
+//! The first four bytes of an input choose options and where the rest is split. The rest is text, in
+//! several parts where a target needs more than one. `docs/FUZZING.md` says how the targets are run.
 
 mod http;
 mod requests;
 mod router;
+mod scripted_backend;
 #[cfg(test)]
 mod tests;
 
@@ -21,101 +21,106 @@ use crate::http1::OutgoingBody;
 use crate::wire::body::ClientBody;
 use crate::wire::bootstrap::BootstrapFields;
 use crate::wire::logprobs::{Merge, PromptLogprobs};
-use crate::wire::shape::{BodyError, BodyShape, Dialect, Inspector};
-use crate::wire::sse::{Events, only_data};
+use crate::wire::shape::{BodyError, BodyInspector, BodyShape, Dialect};
+use crate::wire::sse::{EventSplitter, single_data_line};
 
-/// Bytes that choose, in front of the text.
+/// Bytes of options before the text.
 const OPTIONS: usize = 4;
-/// Comes between the parts of a text: a byte that UTF-8 does not have, so that texts seldom do.
+/// Separates the parts of a text. No UTF-8 text has this byte, so that a part rarely does.
 const SEPARATOR: u8 = 0xFF;
 
 const DIALECTS: [Dialect; 3] = [Dialect::Generate, Dialect::Chat, Dialect::Completions];
 
-struct Input<'a> {
+struct FuzzInput<'a> {
     options: [u8; OPTIONS],
     text: &'a [u8],
 }
 
-impl<'a> Input<'a> {
-    fn of(data: &'a [u8]) -> Option<Self> {
+impl<'a> FuzzInput<'a> {
+    fn new(data: &'a [u8]) -> Option<Self> {
         let (options, text) = data.split_first_chunk()?;
         Some(Self { options: *options, text })
     }
 
-    /// The text's parts. Missing ones are empty, and separators in the last are a part of it.
+    /// The text's parts. Missing ones are empty, and separators in the last belong to it.
     fn parts<const N: usize>(&self) -> [&'a [u8]; N] {
         let mut parts = self.text.splitn(N, |byte| *byte == SEPARATOR);
         std::array::from_fn(|_| parts.next().unwrap_or_default())
     }
 }
 
-/// Cuts a text as `how` says: not at all, at every byte, or anywhere.
-fn cut(text: &[u8], how: u8) -> Vec<&[u8]> {
-    cut_at_most(usize::MAX, text, how)
+/// Splits a text into chunks: none for seed 0, single bytes for seed 1, else of random lengths.
+fn split_at_random(text: &[u8], seed: u8) -> Vec<&[u8]> {
+    split_into_at_most(usize::MAX, text, seed)
 }
 
-/// The same into few pieces, for where each is dear: the last one is what is left.
-fn cut_at_most(most: usize, text: &[u8], how: u8) -> Vec<&[u8]> {
-    if how == 0 {
+/// The same into a bounded number of chunks, for connections, where each chunk wakes several tasks. The last
+/// one is the rest.
+fn split_into_at_most(most: usize, text: &[u8], seed: u8) -> Vec<&[u8]> {
+    if seed == 0 {
         return vec![text];
     }
-    let mut random = fastrand::Rng::with_seed(how.into());
-    let longest = if how == 1 { 1 } else { 2 << (how % 9) };
+    let mut random = fastrand::Rng::with_seed(seed.into());
+    let longest = if seed == 1 { 1 } else { 2 << (seed % 9) };
     let mut rest = text;
-    let mut pieces = Vec::new();
+    let mut chunks = Vec::new();
     while !rest.is_empty() {
-        let length = if pieces.len() + 1 < most { random.usize(1..=longest) } else { rest.len() };
-        let (piece, others) = rest.split_at(length.min(rest.len()));
-        pieces.push(piece);
+        let length = if chunks.len() + 1 < most { random.usize(1..=longest) } else { rest.len() };
+        let (chunk, others) = rest.split_at(length.min(rest.len()));
+        chunks.push(chunk);
         rest = others;
     }
-    pieces
+    chunks
 }
 
-/// JSON as strict parsers take it, however deep.
+/// Whether a strict parser accepts the text. A `RawValue` is read without recursion, so that no depth is
+/// rejected.
 fn is_json(text: &[u8]) -> bool {
     serde_json::from_slice::<&RawValue>(text).is_ok()
 }
 
-/// A request's body: what is read of it and made of it does not depend on how it is cut, and it stays the JSON that
-/// it was, with the three fields of ours.
+/// A request body: what is read of it does not depend on how it is split into chunks, and rewritten it is the
+/// same JSON with the three bootstrap fields.
 pub fn inspect_and_rewrite(data: &[u8]) {
-    let Some(input) = Input::of(data) else { return };
+    let Some(input) = FuzzInput::new(data) else { return };
     let dialect = DIALECTS[usize::from(input.options[0]) % DIALECTS.len()];
     let whole = inspect(dialect, vec![input.text]);
-    let pieces = inspect(dialect, cut(input.text, input.options[1]));
-    match (whole, pieces) {
-        (Ok((body, shape)), Ok((body_of_pieces, shape_of_pieces))) => {
-            assert_eq!(shape, shape_of_pieces);
+    let chunked = inspect(dialect, split_at_random(input.text, input.options[1]));
+    match (whole, chunked) {
+        (Ok((body, shape)), Ok((chunked_body, chunked_shape))) => {
+            assert_eq!(shape, chunked_shape);
             let rewritten = rewrite(&body, &shape);
-            assert_eq!(rewritten, rewrite(&body_of_pieces, &shape));
+            assert_eq!(rewritten, rewrite(&chunked_body, &shape));
             check_rewritten(input.text, &rewritten);
         }
-        // Which of several faults is named depends on what is there when the first is seen.
+        // The two errors may differ: of several, the one that is found first depends on the chunks.
         (Err(error), Err(_)) => {
             let object = serde_json::from_slice::<Map<String, Value>>(input.text);
-            assert!(object.is_err() || error == BodyError::TooManyCuts, "an object was refused: {error}");
+            assert!(
+                object.is_err() || error == BodyError::TooManyRemovedRanges,
+                "an object was rejected: {error}"
+            );
         }
-        (whole, pieces) => panic!("whole: {:?}, in pieces: {:?}", whole.err(), pieces.err()),
+        (whole, chunked) => panic!("whole: {:?}, in chunks: {:?}", whole.err(), chunked.err()),
     }
 }
 
-fn inspect(dialect: Dialect, pieces: Vec<&[u8]>) -> Result<(ClientBody, BodyShape), BodyError> {
-    let mut inspector = Inspector::new(dialect);
+fn inspect(dialect: Dialect, chunks: Vec<&[u8]>) -> Result<(ClientBody, BodyShape), BodyError> {
+    let mut inspector = BodyInspector::new(dialect);
     let mut body = ClientBody::default();
-    for piece in pieces {
-        inspector.feed(piece)?;
-        body.push(Bytes::copy_from_slice(piece));
+    for chunk in chunks {
+        inspector.feed(chunk)?;
+        body.push(Bytes::copy_from_slice(chunk));
     }
     Ok((body, inspector.finish()?))
 }
 
 fn rewrite(body: &ClientBody, shape: &BodyShape) -> Vec<u8> {
     let fields = BootstrapFields::new("prefill".into(), Some(8998));
-    bytes_of(body.with_fields(&shape.edit, &fields, 7))
+    joined(body.with_bootstrap(&shape.edit, &fields, 7))
 }
 
-fn bytes_of(body: OutgoingBody) -> Vec<u8> {
+fn joined(body: OutgoingBody) -> Vec<u8> {
     body.pieces().concat()
 }
 
@@ -130,85 +135,90 @@ fn check_rewritten(before: &[u8], after: &[u8]) {
     ] {
         assert_eq!(after.remove(name), Some(value));
     }
-    // Spelled with six bytes a letter, a longer name may pass the bound of names that are read.
-    let is_cut = |name: &str| name.starts_with("bootstrap_") && name.len() <= 40;
-    assert!(!after.keys().any(|name| is_cut(name)), "a field of the client's is left");
+    // Escapes take up to six bytes a character, so the inspector's 256 bytes hold any name up to this length.
+    let is_removed = |name: &str| name.starts_with("bootstrap_") && name.len() <= 40;
+    assert!(!after.keys().any(|name| is_removed(name)), "a bootstrap field of the client's is left");
     for object in [&mut before, &mut after] {
         object.retain(|name, _| !name.starts_with("bootstrap_"));
     }
     assert_eq!(before, after);
 }
 
-/// A stream's events: no byte is lost, every event ends where it should, and cuts and limits change nothing else.
+/// A stream's events: no byte is lost, every event ends at its first blank line, and frame boundaries and
+/// limits change nothing else.
 pub fn split_events(data: &[u8]) {
-    let Some(input) = Input::of(data) else { return };
-    let [cuts, limit, ..] = input.options;
+    let Some(input) = FuzzInput::new(data) else { return };
+    let [seed, limit, ..] = input.options;
     let (events, rest, _) = split(vec![input.text], usize::MAX);
     for event in &events {
         assert_eq!(end_of_event(event), Some(event.len()), "{}", event.escape_ascii());
     }
     assert_eq!(end_of_event(&rest), None);
     assert_eq!([events.concat(), rest.to_vec()].concat(), input.text);
-    assert_eq!(split(cut(input.text, cuts), usize::MAX), (events.clone(), rest.clone(), false));
+    let frames = || split_at_random(input.text, seed);
+    assert_eq!(split(frames(), usize::MAX), (events.clone(), rest.clone(), false));
 
     let limit = usize::from(limit);
     let fitting = events.iter().take_while(|event| event.len() <= limit).count();
-    let (bounded, left, too_large) = split(cut(input.text, cuts), limit);
-    assert_eq!(bounded, events[..fitting]);
-    assert_eq!([bounded.concat(), left.to_vec()].concat(), input.text);
-    assert_eq!(too_large, fitting < events.len() || rest.len() > limit);
+    let (limited, remaining, is_too_large) = split(frames(), limit);
+    assert_eq!(limited, events[..fitting]);
+    assert_eq!([limited.concat(), remaining.to_vec()].concat(), input.text);
+    assert_eq!(is_too_large, fitting < events.len() || rest.len() > limit);
 }
 
-/// The events of a stream that comes in these pieces, what is left, and whether something was too large.
-fn split(pieces: Vec<&[u8]>, limit: usize) -> (Vec<Bytes>, Bytes, bool) {
-    let mut splitter = Events::new(limit);
+/// The events of a stream that arrives in these frames, the remaining bytes, and whether an event was too
+/// large.
+fn split(frames: Vec<&[u8]>, limit: usize) -> (Vec<Bytes>, Bytes, bool) {
+    let mut splitter = EventSplitter::new(limit);
     let mut events = Vec::new();
-    let mut too_large = false;
-    for piece in pieces {
-        splitter.push(Bytes::copy_from_slice(piece));
-        while !too_large {
+    let mut is_too_large = false;
+    for frame in frames {
+        splitter.push(Bytes::copy_from_slice(frame));
+        while !is_too_large {
             match splitter.next() {
                 Some(Ok(event)) => events.push(event),
-                Some(Err(_)) => too_large = true,
+                Some(Err(_)) => is_too_large = true,
                 None => break,
             }
         }
     }
-    let rest = [splitter.take_rest(), splitter.take_rest()].into_iter().flatten().collect::<Vec<_>>();
-    (events, rest.concat().into(), too_large)
+    let rest = [splitter.take_remaining(), splitter.take_remaining()];
+    (events, rest.into_iter().flatten().collect::<Vec<_>>().concat().into(), is_too_large)
 }
 
-/// Where the first event of a text ends, by the letter: behind the first blank line.
+/// The end of a text's first event, by a search for each kind of blank line.
 fn end_of_event(text: &[u8]) -> Option<usize> {
     let ends = [&b"\n\n"[..], b"\n\r\n", b"\r\r"];
     let end = |end: &&[u8]| memchr::memmem::find(text, end).map(|at| at + end.len());
     ends.iter().filter_map(end).min()
 }
 
-/// Prefill's lists in decode's answer: nothing but the lists changes, JSON stays JSON, and a stream's cuts do not
-/// matter. The text is prefill's answer and decode's.
+/// Prefill's lists in decode's response: nothing but the lists changes, JSON stays JSON, and a stream's frame
+/// boundaries do not matter. The text's parts are prefill's body and decode's.
 pub fn splice_logprobs(data: &[u8]) {
-    let Some(input) = Input::of(data) else { return };
-    let [merge, cuts, ..] = input.options;
+    let Some(input) = FuzzInput::new(data) else { return };
+    let [merge, seed, ..] = input.options;
     let merge = [Merge::Generate, Merge::Echo][usize::from(merge) % 2];
     let [prefill, decode] = input.parts();
     let (prefill, decode) = (Bytes::copy_from_slice(prefill), Bytes::copy_from_slice(decode));
     let read = || PromptLogprobs::read(merge, &prefill);
     let Ok(lists) = read() else { return };
-    let nothing = lists.is_empty();
+    let is_empty = lists.is_empty();
     let body = lists.splice_body(&decode).into_bytes();
     let stream = splice_stream(lists, vec![&decode]);
-    let again = read().expect("it was read before");
-    assert_eq!(splice_stream(again, cut(&decode, cuts)), stream);
-    if nothing {
+    let lists = read().expect("it was read before");
+    assert_eq!(splice_stream(lists, split_at_random(&decode, seed)), stream);
+    if is_empty {
         assert_eq!((&body, &stream), (&decode, &decode));
     }
+    // An echo only inserts.
     if merge == Merge::Echo {
-        assert!(is_within(&decode, &body) && is_within(&decode, &stream), "something is lost");
+        assert!(is_subsequence(&decode, &body) && is_subsequence(&decode, &stream), "a byte is lost");
     }
     let is_stream = !matches!(prefill.trim_ascii_start(), [b'{' | b'[', ..]);
-    let is_sound = if is_stream { are_json(&data_of(&prefill)) } else { is_json(&prefill) };
-    if is_sound {
+    let is_valid =
+        if is_stream { data_of(&prefill).iter().all(|data| is_json(data)) } else { is_json(&prefill) };
+    if is_valid {
         check_spliced(merge, &decode, &body);
         // A list with line ends, which no server sends, would end an event of decode's early.
         if is_stream || !prefill.iter().any(|byte| matches!(byte, b'\n' | b'\r')) {
@@ -217,11 +227,12 @@ pub fn splice_logprobs(data: &[u8]) {
     }
 }
 
-fn splice_stream(lists: PromptLogprobs, decode: Vec<&[u8]>) -> Bytes {
+/// What the client gets of a stream of decode's that arrives in these frames.
+fn splice_stream(lists: PromptLogprobs, frames: Vec<&[u8]>) -> Bytes {
     let mut splicer = lists.into_splicer(usize::MAX);
     let mut sent = Vec::new();
-    for piece in decode {
-        splicer.push(Bytes::copy_from_slice(piece));
+    for frame in frames {
+        splicer.push(Bytes::copy_from_slice(frame));
         while let Some(event) = splicer.next() {
             sent.extend_from_slice(&event.expect("there is no limit").into_bytes());
         }
@@ -230,22 +241,18 @@ fn splice_stream(lists: PromptLogprobs, decode: Vec<&[u8]>) -> Bytes {
     sent.into()
 }
 
-/// Whether all of `text` is in `longer`, in its order.
-fn is_within(text: &[u8], longer: &[u8]) -> bool {
+/// Whether `longer` has all bytes of `text`, in order.
+fn is_subsequence(text: &[u8], longer: &[u8]) -> bool {
     let mut rest = longer.iter();
     text.iter().all(|byte| rest.any(|other| other == byte))
 }
 
-/// The data of a stream's events, where that is all there is in them.
+/// The data of those events of a stream that are a single line of data.
 fn data_of(stream: &[u8]) -> Vec<Bytes> {
     let (mut events, rest, _) = split(vec![stream], usize::MAX);
     events.push(rest);
-    let data = events.iter().filter_map(|event| only_data(event).map(|data| event.slice(data)));
+    let data = events.iter().filter_map(|event| single_data_line(event).map(|data| event.slice(data)));
     data.filter(|data| data != "[DONE]").collect()
-}
-
-fn are_json(texts: &[Bytes]) -> bool {
-    texts.iter().all(|text| is_json(text))
 }
 
 fn check_spliced_events(merge: Merge, before: &[u8], after: &[u8]) {
@@ -269,7 +276,7 @@ fn check_spliced(merge: Merge, before: &[u8], after: &[u8]) {
     }
 }
 
-/// Removes what may differ.
+/// Removes the lists, which a merge may change, at every level.
 fn remove_lists(merge: Merge, value: &mut Value) {
     const ECHO: [&str; 4] = ["text_offset", "token_logprobs", "tokens", "top_logprobs"];
     match value {

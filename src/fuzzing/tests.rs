@@ -1,4 +1,4 @@
-//! The targets with bounded inputs: random bytes, recorded exchanges, and these with a few bytes changed.
+//! The targets with a bounded number of inputs: random bytes, recorded exchanges, and mutations of these.
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -8,7 +8,7 @@ use proptest::sample::Index;
 
 use super::*;
 
-/// Largest seed: larger inputs make every mutation of them slow.
+/// The largest seed: each mutation of a larger one would be slow.
 const MAX_SEED: usize = 16 << 10;
 
 type Target = (&'static str, fn(&[u8]));
@@ -20,14 +20,14 @@ const TARGETS: [Target; 5] = [
     ("requests", requests),
 ];
 
-/// One recorded exchange: the client's request as prefill saw it, and both answers.
-struct Exchange {
+/// One recorded exchange: the request as prefill received it, and both responses.
+struct RecordedExchange {
     request: Vec<u8>,
     prefill: Vec<u8>,
     decode: Vec<u8>,
 }
 
-fn exchanges() -> Vec<Exchange> {
+fn recorded_exchanges() -> Vec<RecordedExchange> {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     let files = |folder: &str| std::fs::read_dir(fixtures.join(folder)).unwrap();
     let mut requests: Vec<PathBuf> =
@@ -38,7 +38,7 @@ fn exchanges() -> Vec<Exchange> {
         let path = path.to_str().unwrap().replace(".prefill.req", end);
         std::fs::read(path).unwrap_or_default()
     };
-    let exchange = |path: &PathBuf| Exchange {
+    let exchange = |path: &PathBuf| RecordedExchange {
         request: read(path, ".prefill.req"),
         prefill: read(path, ".prefill.resp"),
         decode: read(path, ".decode.resp"),
@@ -49,25 +49,25 @@ fn exchanges() -> Vec<Exchange> {
 /// The body of a recorded message.
 fn body(message: &[u8]) -> Vec<u8> {
     if message.starts_with(b"HTTP/") {
-        let answers = http::answers(message);
-        return answers.into_iter().next().and_then(|answer| answer.body).unwrap_or_default();
+        let responses = http::parse_responses(message);
+        return responses.into_iter().next().and_then(|response| response.body).unwrap_or_default();
     }
     let end = memchr::memmem::find(message, b"\r\n\r\n").map_or(message.len(), |at| at + 4);
     message[end..].to_vec()
 }
 
-/// Which of the dialects a request is in.
+/// The position of a request's API in [`DIALECTS`].
 fn dialect(request: &[u8]) -> u8 {
     let paths = [&b"/generate"[..], b"/v1/chat", b"/v1/completions"];
-    let is_in = |path: &&[u8]| memchr::memmem::find(&request[..request.len().min(40)], path).is_some();
-    paths.iter().position(is_in).unwrap_or(0).try_into().unwrap()
+    let is_in_head = |path: &&[u8]| memchr::memmem::find(&request[..request.len().min(40)], path).is_some();
+    paths.iter().position(is_in_head).unwrap_or(0).try_into().unwrap()
 }
 
 /// The recordings as inputs of a target.
 fn seeds(target: &str) -> Vec<Vec<u8>> {
     let seed = |options: [u8; OPTIONS], parts: &[&[u8]]| [&options[..], &parts.join(&SEPARATOR)].concat();
-    let inputs = |exchange: Exchange| {
-        let Exchange { request, prefill, decode } = exchange;
+    let inputs = |exchange: RecordedExchange| {
+        let RecordedExchange { request, prefill, decode } = exchange;
         let kind = dialect(&request);
         match target {
             "inspect_and_rewrite" => vec![seed([kind, 5, 0, 0], &[&body(&request)])],
@@ -82,22 +82,22 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
             ],
         }
     };
-    exchanges().into_iter().flat_map(inputs).filter(|seed| seed.len() <= MAX_SEED).collect()
+    recorded_exchanges().into_iter().flat_map(inputs).filter(|seed| seed.len() <= MAX_SEED).collect()
 }
 
 static SEEDS: LazyLock<Vec<Vec<Vec<u8>>>> =
     LazyLock::new(|| TARGETS.iter().map(|(name, _)| seeds(name)).collect());
 
-/// Changes to a seed: where, how, and to what.
-type Changes = Vec<(Index, u8, u8)>;
+/// Mutations of a seed: the position, the kind and the byte.
+type Mutations = Vec<(Index, u8, u8)>;
 
-fn changed(mut input: Vec<u8>, changes: Changes) -> Vec<u8> {
-    // What steers the code that reads these texts.
+fn mutate(mut input: Vec<u8>, mutations: Mutations) -> Vec<u8> {
+    // The bytes on which parsers branch.
     const SPECIAL: &[u8] = b"\"\\{}[],: \r\n0-\xFF\xEF\x00n";
-    for (at, how, byte) in changes {
+    for (at, kind, byte) in mutations {
         let at = at.index(input.len());
         let special = SPECIAL[usize::from(byte) % SPECIAL.len()];
-        match how % 5 {
+        match kind % 5 {
             0 => input[at] = byte,
             1 => input[at] = special,
             2 => input.insert(at, special),
@@ -109,14 +109,14 @@ fn changed(mut input: Vec<u8>, changes: Changes) -> Vec<u8> {
 }
 
 fn inputs(target: usize) -> impl Strategy<Value = Vec<u8>> {
-    let changes = || prop::collection::vec(any::<(Index, u8, u8)>(), 0..6);
-    let seed = (any::<Index>(), any::<[u8; OPTIONS]>(), any::<bool>(), changes());
-    let from_seed = seed.prop_map(move |(seed, options, chosen, changes)| {
+    let mutations = || prop::collection::vec(any::<(Index, u8, u8)>(), 0..6);
+    let seed = (any::<Index>(), any::<[u8; OPTIONS]>(), any::<bool>(), mutations());
+    let from_seed = seed.prop_map(move |(seed, options, replaces_options, mutations)| {
         let mut input = seed.get(&SEEDS[target]).clone();
-        if chosen {
+        if replaces_options {
             input[..OPTIONS].copy_from_slice(&options);
         }
-        changed(input, changes)
+        mutate(input, mutations)
     });
     prop_oneof![4 => from_seed, 1 => prop::collection::vec(any::<u8>(), 0..200)]
 }
@@ -129,27 +129,27 @@ proptest! {
     #![proptest_config(config(600))]
 
     #[test]
-    fn any_body_is_read_alike_however_it_is_cut(input in inputs(0)) {
+    fn chunk_boundaries_do_not_change_how_a_body_is_rewritten(input in inputs(0)) {
         inspect_and_rewrite(&input);
     }
 
     #[test]
-    fn any_stream_is_split_without_loss(input in inputs(1)) {
+    fn events_are_split_without_losing_a_byte(input in inputs(1)) {
         split_events(&input);
     }
 
     #[test]
-    fn any_lists_are_spliced_without_harm(input in inputs(2)) {
+    fn splicing_changes_nothing_but_lists(input in inputs(2)) {
         splice_logprobs(&input);
     }
 
     #[test]
-    fn the_router_survives_anything(input in inputs(3)) {
+    fn no_truncated_response_looks_complete_to_the_client(input in inputs(3)) {
         router(&input);
     }
 
     #[test]
-    fn requests_are_read_alike_however_they_are_cut_and_as_hyper_reads_them(input in inputs(4)) {
+    fn the_router_and_hyper_parse_the_same_requests(input in inputs(4)) {
         requests(&input);
     }
 }
@@ -162,7 +162,7 @@ fn every_recording_passes_its_targets() {
     }
 }
 
-/// Not a test: `fuzz/seed.sh` makes the corpora with it.
+/// Not a test: `fuzz/seed.sh` writes the corpora with it.
 #[test]
 #[ignore = "writes the fuzzer's corpora"]
 fn write_corpora() {
@@ -175,28 +175,29 @@ fn write_corpora() {
     }
 }
 
-/// A length that hyper had not gone by cut the body off, and made it look complete.
+/// Found by fuzzing: a length that does not apply was forwarded, and truncated the body for the client.
 #[test]
-fn a_length_beside_an_unknown_encoding_is_not_the_bodys() {
+fn a_length_beside_an_unknown_transfer_encoding_is_not_forwarded() {
     let request = b"POST /generate HTTP/1.1\r\nhost: r\r\ncontent-length: 2\r\n\r\n{}";
     let prefill = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
     let decode = b"HTTP/1.1 200 OK\r\ntransfer-encoding: x\r\ncontent-length: 2\r\n\r\nabcd";
     router(&[&[0x80, 0, 0, 0][..], request, b"\xFF", prefill, b"\xFF", decode].concat());
 }
 
-/// The event that tells why a stream broke off made up for what was missing of its announced length.
+/// Found by fuzzing: the error event of a broken stream filled it up to its `Content-Length`, so that it
+/// looked complete.
 #[test]
-fn an_error_event_does_not_complete_an_announced_length() {
+fn an_error_event_does_not_complete_a_stream_with_a_length() {
     let prefill = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
     let decode =
         b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: 40\r\n\r\ndata: {}\n\n";
-    // Decode's connection is closed behind what it has sent.
+    // Option 4: decode closes its connection after what it sent.
     router(&[&[0, 0, 0, 4][..], b"{}\xFF", prefill, b"\xFF", decode].concat());
 }
 
-/// Prefill's lists are taken from any success: the check knew only a 200.
+/// Found by fuzzing: the target expected lists in a 200 only.
 #[test]
-fn lists_come_with_any_success() {
+fn lists_are_read_from_any_success_status() {
     let request = br#"{"return_logprob":true,"logprob_start_len":0}"#;
     let prefill = b"HTTP/1.1 201 Created\r\ncontent-length: 2\r\n\r\n{}";
     let decode = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";

@@ -92,7 +92,7 @@ impl Proxy {
         let (body, shape, waited) = intake::read(&head.fields, upload, dialect, max, idle, timer).await?;
         let now = Instant::now();
         record.body_read(body.len(), shape.stream, waited.then(|| now.into_std()));
-        if shape.many_samples {
+        if shape.parallel_sampling {
             return Err(Error::ManySamples);
         }
         let deadline = Deadline::since(now, limits.request_timeout);
@@ -194,8 +194,9 @@ impl Exchange<'_> {
         let deadline = *deadline;
         let pair = attempt.pair;
         let fields = pair.prefill().bootstrap().expect("a prefill server has bootstrap fields");
-        let body = body.with_fields(&shape.edit, fields, fastrand::u64(1..=MAX_BOOTSTRAP_ROOM));
-        let to = |server: &Backend, role| outgoing.to(server.host_header(), attempt.lines(role), &body);
+        let body = body.with_bootstrap(&shape.edit, fields, fastrand::u64(1..=MAX_BOOTSTRAP_ROOM));
+        let to =
+            |server: &Backend, role| outgoing.for_backend(server.host_header(), attempt.lines(role), &body);
         let (to_prefill, to_decode) = (to(pair.prefill(), Role::Prefill), to(pair.decode(), Role::Decode));
         let keep = shape.merge.map(|_| CollectLimits { most: limits.max_merge_size, deadline });
         let on_prefill = attempt.leg(on_prefill);
@@ -279,8 +280,8 @@ impl Exchange<'_> {
         mut limit: DeadlineTimer<'_>,
     ) -> Result<UpstreamResponse, Error> {
         let unmergeable = |server: &Arc<Backend>, what| Error::upstream(server, Cause::Unmergeable(what));
-        let lists =
-            PromptLogprobs::read(merge, prefill).map_err(|error| unmergeable(pair.prefill(), error.what))?;
+        let lists = PromptLogprobs::read(merge, prefill)
+            .map_err(|error| unmergeable(pair.prefill(), error.reason))?;
         let events = head.is_event_stream;
         if headers::unreadable_encoding(&head.fields).is_some() {
             return Err(unmergeable(pair.decode(), "the answer is compressed"));

@@ -12,7 +12,7 @@ use crate::timer::Timer;
 use crate::transport::RequestBody;
 use crate::wire::body::ClientBody;
 use crate::wire::headers::unreadable_encoding;
-use crate::wire::shape::{BodyShape, Dialect, Inspector};
+use crate::wire::shape::{BodyInspector, BodyShape, Dialect};
 
 /// How much of a body is read only to throw it away, so that the connection stays usable after a refusal.
 const MAX_DISCARDED: usize = 64 << 20;
@@ -28,7 +28,7 @@ pub(super) async fn read(
     timer: &mut Timer,
 ) -> Result<(ClientBody, BodyShape, bool), Error> {
     refuse_early(fields, upload, limit)?;
-    let mut inspector = Inspector::new(dialect);
+    let mut inspector = BodyInspector::new(dialect);
     let mut kept = ClientBody::default();
     let mut refused = encoded(fields);
     let (mut length, mut waited) = (0, false);

@@ -20,7 +20,7 @@ use crate::observe::record::LegRecord;
 use crate::timer::Timer;
 use crate::upstream::{Backend, Lease, Outcome, Pools};
 use crate::wire::client_response::ClientResponseHead;
-use crate::wire::sse::{EventTooLarge, Events};
+use crate::wire::sse::{EventSplitter, EventTooLarge};
 use crate::wire::stream_error;
 
 /// Which connections will do.
@@ -142,7 +142,7 @@ impl Leg {
     /// Reads the body to its end and throws it away, and gives the connection back to the pool; or finds a refusal
     /// in it. `events`: the body is a stream of events.
     async fn drain(mut self, events: bool) -> Result<Option<HiddenError>, Error> {
-        let mut events = events.then(|| Events::new(MAX_REFUSAL));
+        let mut events = events.then(|| EventSplitter::new(MAX_REFUSAL));
         while let Some(data) = poll_fn(|cx| self.poll_data(cx)).await.transpose()? {
             let Some(watched) = &mut events else { continue };
             watched.push(data);
@@ -244,7 +244,7 @@ struct HiddenError {
     json: Bytes,
 }
 
-fn next_refusal(events: &mut Events) -> Result<Option<HiddenError>, EventTooLarge> {
+fn next_refusal(events: &mut EventSplitter) -> Result<Option<HiddenError>, EventTooLarge> {
     while let Some(event) = events.next().transpose()? {
         if let Some(refusal) = stream_error::in_event(&event) {
             let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -313,7 +313,7 @@ pub(super) fn run_prefill(
 }
 
 fn refusal_in(answer: Bytes) -> Option<HiddenError> {
-    let mut events = Events::new(answer.len());
+    let mut events = EventSplitter::new(answer.len());
     events.push(answer);
     next_refusal(&mut events).ok().flatten()
 }

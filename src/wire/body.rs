@@ -1,72 +1,85 @@
-//! A client's body with the bootstrap fields added: the same bytes for both
-//! legs, shared, never copied when large.
+//! A client's body with the bootstrap fields added: the same bytes for both legs, shared by them, and not
+//! copied if large.
 
 use std::ops::Range;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::bootstrap::BootstrapFields;
-use super::shape::Edit;
+use super::shape::BodyEdit;
 use crate::http1::OutgoingBody;
 
-/// Up to this size a body is copied behind the head of each leg, which costs less than handing over two pieces.
+/// Bodies up to this size are copied behind the head of each leg, which costs less than a second buffer in
+/// the write.
 pub(super) const COPY_UP_TO: usize = 4 << 10;
 
-/// A request body as it came: pieces in order, not joined.
+/// A request body as it was read: its chunks in order, not joined.
 #[derive(Debug, Default)]
 pub(crate) struct ClientBody {
-    pieces: Vec<Bytes>,
+    chunks: Vec<Bytes>,
     length: usize,
 }
 
 impl ClientBody {
-    pub(crate) fn push(&mut self, piece: Bytes) {
-        self.length += piece.len();
-        self.pieces.push(piece);
+    pub(crate) fn push(&mut self, chunk: Bytes) {
+        self.length += chunk.len();
+        self.chunks.push(chunk);
     }
 
     pub(crate) fn len(&self) -> usize {
         self.length
     }
 
-    /// The body for both legs: everything but the cuts, with the fields in front of the closing brace.
-    pub(crate) fn with_fields(&self, edit: &Edit, fields: &BootstrapFields, room: u64) -> OutgoingBody {
+    /// The body for both legs: all but the removed ranges, with the bootstrap fields before the closing
+    /// brace.
+    ///
+    /// They go last because Python's JSON parsers (json, orjson, msgspec) keep the last of duplicate names.
+    /// The client's own are removed nevertheless: SGLang's Rust server rejects a body with duplicates.
+    pub(crate) fn with_bootstrap(
+        &self,
+        edit: &BodyEdit,
+        fields: &BootstrapFields,
+        room: u64,
+    ) -> OutgoingBody {
+        // Joined here, because it is copied behind each leg's head anyway.
         if self.length <= COPY_UP_TO {
             let mut joined = BytesMut::with_capacity(self.length + fields.max_len());
-            self.before_close(edit, |piece, range| joined.put_slice(&piece[range]));
-            fields.put(&mut joined, room, edit.after_others);
-            self.each(edit.close..self.length, |piece, range| joined.put_slice(&piece[range]));
+            self.for_each_before_close(edit, |chunk, range| joined.put_slice(&chunk[range]));
+            fields.write(&mut joined, room, edit.needs_comma);
+            self.for_each_in(edit.close..self.length, |chunk, range| joined.put_slice(&chunk[range]));
             return OutgoingBody::new(vec![joined.freeze()]);
         }
-        let mut pieces = Vec::with_capacity(self.pieces.len() + edit.cuts.len() + 2);
-        self.before_close(edit, |piece, range| pieces.push(piece.slice(range)));
+        // Each removed range splits at most one chunk in two. So does the insertion, itself one more chunk.
+        let mut chunks = Vec::with_capacity(self.chunks.len() + edit.removed.len() + 2);
+        self.for_each_before_close(edit, |chunk, range| chunks.push(chunk.slice(range)));
         let mut added = BytesMut::with_capacity(fields.max_len());
-        fields.put(&mut added, room, edit.after_others);
-        pieces.push(added.freeze());
-        self.each(edit.close..self.length, |piece, range| pieces.push(piece.slice(range)));
-        OutgoingBody::new(pieces)
+        fields.write(&mut added, room, edit.needs_comma);
+        chunks.push(added.freeze());
+        self.for_each_in(edit.close..self.length, |chunk, range| chunks.push(chunk.slice(range)));
+        OutgoingBody::new(chunks)
     }
 
-    /// Visits what is kept of the body before its closing brace.
-    fn before_close(&self, edit: &Edit, mut visit: impl FnMut(&Bytes, Range<usize>)) {
+    /// Visits what stays of the body before its closing brace.
+    fn for_each_before_close(&self, edit: &BodyEdit, mut visit: impl FnMut(&Bytes, Range<usize>)) {
         let mut from = 0;
-        for cut in &edit.cuts {
-            self.each(from..cut.start, &mut visit);
-            from = cut.end;
+        for removed in &edit.removed {
+            self.for_each_in(from..removed.start, &mut visit);
+            from = removed.end;
         }
-        self.each(from..edit.close, &mut visit);
+        self.for_each_in(from..edit.close, &mut visit);
     }
 
-    /// Visits the part of every piece that lies in `range` of the body.
-    fn each(&self, range: Range<usize>, mut visit: impl FnMut(&Bytes, Range<usize>)) {
+    /// Visits the part of each chunk that lies in `range` of the body.
+    fn for_each_in(&self, range: Range<usize>, mut visit: impl FnMut(&Bytes, Range<usize>)) {
         let mut start = 0;
-        for piece in &self.pieces {
-            let from = range.start.saturating_sub(start).min(piece.len());
-            let to = range.end.saturating_sub(start).min(piece.len());
+        for chunk in &self.chunks {
+            let from = range.start.saturating_sub(start).min(chunk.len());
+            let to = range.end.saturating_sub(start).min(chunk.len());
+            // No empty slice: each would be an entry of every vectored write.
             if from < to {
-                visit(piece, from..to);
+                visit(chunk, from..to);
             }
-            start += piece.len();
+            start += chunk.len();
         }
     }
 }
@@ -74,18 +87,18 @@ impl ClientBody {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::shape::{Dialect, Inspector};
+    use crate::wire::shape::{BodyInspector, Dialect};
 
-    /// The rewritten body, of a body that came in pieces of `step` bytes.
-    fn rewritten(body: &str, step: usize) -> String {
-        let mut inspector = Inspector::new(Dialect::Generate);
+    /// The rewritten body, of a body that was read in chunks of `size` bytes.
+    fn rewritten(body: &str, size: usize) -> String {
+        let mut inspector = BodyInspector::new(Dialect::Generate);
         let mut client = ClientBody::default();
-        for piece in body.as_bytes().chunks(step) {
-            inspector.feed(piece).unwrap();
-            client.push(Bytes::copy_from_slice(piece));
+        for chunk in body.as_bytes().chunks(size) {
+            inspector.feed(chunk).unwrap();
+            client.push(Bytes::copy_from_slice(chunk));
         }
         let shape = inspector.finish().unwrap();
-        let leg = client.with_fields(&shape.edit, &BootstrapFields::new("h".into(), Some(1)), 2);
+        let leg = client.with_bootstrap(&shape.edit, &BootstrapFields::new("h".into(), Some(1)), 2);
         let sum: usize = leg.pieces().iter().map(Bytes::len).sum();
         assert_eq!(leg.len(), sum);
         String::from_utf8(leg.pieces().concat()).unwrap()
@@ -94,49 +107,55 @@ mod tests {
     const FIELDS: &str = r#""bootstrap_host":"h","bootstrap_port":1,"bootstrap_room":2"#;
 
     #[test]
-    fn fields_come_last_and_every_other_byte_stays() {
-        for step in [1, 2, 7, 1_000] {
-            assert_eq!(rewritten("{}", step), format!("{{{FIELDS}}}"));
-            assert_eq!(rewritten(" { } \n", step), format!(" {{ {FIELDS}}} \n"));
-            assert_eq!(rewritten(r#"{"a" : 1.00 }"#, step), format!(r#"{{"a" : 1.00 ,{FIELDS}}}"#));
+    fn fields_are_added_last_and_no_other_byte_changes() {
+        for size in [1, 2, 7, 1_000] {
+            assert_eq!(rewritten("{}", size), format!("{{{FIELDS}}}"));
+            assert_eq!(rewritten(" { } \n", size), format!(" {{ {FIELDS}}} \n"));
+            assert_eq!(rewritten(r#"{"a" : 1.00 }"#, size), format!(r#"{{"a" : 1.00 ,{FIELDS}}}"#));
         }
     }
 
     #[test]
-    fn own_bootstrap_fields_are_cut_wherever_they_stand() {
-        for step in [1, 3, 1_000] {
-            let cut = |body: &str| rewritten(body, step);
+    fn bootstrap_fields_of_the_client_are_removed() {
+        for size in [1, 3, 1_000] {
+            let rewritten = |body: &str| rewritten(body, size);
             let host = r#""bootstrap_host":"x""#;
-            assert_eq!(cut(&format!("{{{host}}}")), format!("{{{FIELDS}}}"));
-            assert_eq!(cut(&format!(r#"{{{host},"a":1}}"#)), format!(r#"{{"a":1,{FIELDS}}}"#));
-            assert_eq!(cut(&format!(r#"{{"a":1,{host},"b":2}}"#)), format!(r#"{{"a":1,"b":2,{FIELDS}}}"#));
-            assert_eq!(cut(&format!(r#"{{"a":1 , {host} }}"#)), format!(r#"{{"a":1 ,{FIELDS}}}"#));
+            assert_eq!(rewritten(&format!("{{{host}}}")), format!("{{{FIELDS}}}"));
+            assert_eq!(rewritten(&format!(r#"{{{host},"a":1}}"#)), format!(r#"{{"a":1,{FIELDS}}}"#));
             assert_eq!(
-                cut(&format!(r#"{{{host},"a":1,{host},{host},"b":2,{host},{host}}}"#)),
+                rewritten(&format!(r#"{{"a":1,{host},"b":2}}"#)),
                 format!(r#"{{"a":1,"b":2,{FIELDS}}}"#)
             );
-            assert_eq!(cut(r#"{"bootstrap_\u0072oom":0,"a":1}"#), format!(r#"{{"a":1,{FIELDS}}}"#));
+            assert_eq!(rewritten(&format!(r#"{{"a":1 , {host} }}"#)), format!(r#"{{"a":1 ,{FIELDS}}}"#));
+            assert_eq!(
+                rewritten(&format!(r#"{{{host},"a":1,{host},{host},"b":2,{host},{host}}}"#)),
+                format!(r#"{{"a":1,"b":2,{FIELDS}}}"#)
+            );
+            assert_eq!(rewritten(r#"{"bootstrap_\u0072oom":0,"a":1}"#), format!(r#"{{"a":1,{FIELDS}}}"#));
         }
     }
 
     #[test]
-    fn a_nested_bootstrap_field_is_not_ours() {
+    fn a_nested_bootstrap_field_is_not_removed() {
         let body = r#"{"a":{"bootstrap_room":1}}"#;
         assert_eq!(rewritten(body, 1_000), format!(r#"{{"a":{{"bootstrap_room":1}},{FIELDS}}}"#));
     }
 
     #[test]
-    fn a_large_body_is_shared_and_not_copied() {
+    fn a_large_body_is_not_copied() {
         let text = format!(r#"{{"bootstrap_room":1,"text":"{}"}}"#, "x".repeat(COPY_UP_TO));
         let original = Bytes::from(text);
-        let mut inspector = Inspector::new(Dialect::Generate);
+        let mut inspector = BodyInspector::new(Dialect::Generate);
         inspector.feed(&original).unwrap();
         let mut client = ClientBody::default();
         client.push(original.clone());
-        let leg =
-            client.with_fields(&inspector.finish().unwrap().edit, &BootstrapFields::new("h".into(), None), 1);
+        let leg = client.with_bootstrap(
+            &inspector.finish().unwrap().edit,
+            &BootstrapFields::new("h".into(), None),
+            1,
+        );
         let inside = original.as_ptr_range();
-        let shared = leg.pieces().iter().filter(|piece| inside.contains(&piece.as_ptr()));
+        let shared = leg.pieces().iter().filter(|chunk| inside.contains(&chunk.as_ptr()));
         assert_eq!(shared.map(Bytes::len).sum::<usize>(), original.len() - r#""bootstrap_room":1,"#.len());
     }
 }

@@ -1,14 +1,18 @@
 //! The three fields that let a prefill and a decode server find each other.
 //!
-//! BodyBuffer numbers come from outside: there is no randomness here.
+//! The caller draws `bootstrap_room`: there is no randomness here.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-/// Rooms are drawn from `1..=MAX_BOOTSTRAP_ROOM`. SGLang takes 0 for "not arrived yet", and expands the room of a batch to
-/// `room + i`, which must stay below 2^63.
+/// Rooms are drawn from `1..=MAX_BOOTSTRAP_ROOM`. SGLang's decode side takes room 0 for "not arrived yet"
+/// and never completes such a request. For item `i` of a batch SGLang uses `room + i`, which must stay
+/// below 2^63, the limit of its signed 64-bit schema type.
 pub(crate) const MAX_BOOTSTRAP_ROOM: u64 = 1 << 62;
 
-/// What is the same for every request to one prefill server, written once.
+/// Decimal digits of the largest room.
+const MAX_ROOM_DIGITS: usize = 19;
+
+/// The part of the fields that is the same for every request to one prefill server, rendered once.
 #[derive(Debug)]
 pub(crate) struct BootstrapFields {
     host: String,
@@ -18,7 +22,8 @@ pub(crate) struct BootstrapFields {
 }
 
 impl BootstrapFields {
-    /// `host` must need no JSON escapes; the configuration sees to that.
+    /// `host` must not need JSON escapes, which the configuration guarantees. Without a port decode uses its
+    /// own `--disaggregation-bootstrap-port`, by default 8998.
     pub(crate) fn new(host: String, port: Option<u16>) -> Self {
         let number = port.map_or_else(|| "null".to_owned(), |port| port.to_string());
         let rendered = format!(r#","bootstrap_host":"{host}","bootstrap_port":{number},"bootstrap_room":"#);
@@ -33,15 +38,18 @@ impl BootstrapFields {
         self.port
     }
 
-    /// Appends the three fields, with a comma before them when other fields come first.
-    pub(crate) fn put(&self, out: &mut BytesMut, room: u64, after_others: bool) {
-        out.put_slice(&self.rendered[usize::from(!after_others)..]);
+    /// Appends the three fields, with a comma before them if `needs_comma`.
+    ///
+    /// `room` is a scalar even for a batch: sglang 0.5.3 and newer expand it on both servers alike, so the
+    /// router does not have to know the batch's size.
+    pub(crate) fn write(&self, out: &mut BytesMut, room: u64, needs_comma: bool) {
+        out.put_slice(&self.rendered[usize::from(!needs_comma)..]);
         out.put_slice(itoa::Buffer::new().format(room).as_bytes());
     }
 
-    /// BodyBuffer for what [`put`](Self::put) appends: the largest room has 19 digits.
+    /// The most bytes that [`write`](Self::write) appends.
     pub(crate) fn max_len(&self) -> usize {
-        self.rendered.len() + 19
+        self.rendered.len() + MAX_ROOM_DIGITS
     }
 }
 
@@ -49,10 +57,10 @@ impl BootstrapFields {
 mod tests {
     use super::*;
 
-    fn written(host: &str, port: Option<u16>, room: u64, after_others: bool) -> String {
+    fn written(host: &str, port: Option<u16>, room: u64, needs_comma: bool) -> String {
         let mut out = BytesMut::new();
         let fields = BootstrapFields::new(host.to_owned(), port);
-        fields.put(&mut out, room, after_others);
+        fields.write(&mut out, room, needs_comma);
         assert!(out.len() <= fields.max_len());
         String::from_utf8(out.to_vec()).unwrap()
     }
@@ -70,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_room_fits_a_signed_64_bit_integer_with_headroom() {
+    fn rooms_of_a_batch_fit_a_signed_64_bit_integer() {
         assert!(written("h", None, MAX_BOOTSTRAP_ROOM, true).ends_with(":4611686018427387904"));
         assert!(MAX_BOOTSTRAP_ROOM + u64::from(u32::MAX) < i64::MAX as u64);
     }

@@ -1,4 +1,4 @@
-//! The head of the answer that a client gets.
+//! The head of the response that a client gets.
 
 use hyper::StatusCode;
 use hyper::header::{CONTENT_LENGTH, DATE, HeaderName, HeaderValue};
@@ -7,45 +7,46 @@ use hyper::http::response;
 use super::headers;
 use crate::http1::{HeaderId, RawHeaders, ResponseHead};
 
-/// Status and headers of an answer.
+/// Status and headers of a response.
 #[derive(Debug)]
 pub(crate) enum ClientResponseHead {
-    /// A server's: its headers are put into no map.
-    Passed(ResponseHead),
-    /// The router's own.
-    Made(Box<response::Parts>),
+    /// A backend's. Its headers stay raw lines: a header map would be built and read back once a request.
+    Upstream(ResponseHead),
+    /// The router's own. Boxed, because it is rare and every head is moved several times.
+    Own(Box<response::Parts>),
 }
 
 impl ClientResponseHead {
     pub(crate) fn status(&self) -> StatusCode {
         match self {
-            Self::Passed(head) => head.status,
-            Self::Made(head) => head.status,
+            Self::Upstream(head) => head.status,
+            Self::Own(head) => head.status,
         }
     }
 
+    /// Changes the status, and drops the backend's reason phrase, which belongs to its own status.
     pub(crate) fn set_status(&mut self, status: StatusCode) {
         match self {
-            Self::Passed(head) => (head.status, head.reason) = (status, None),
-            Self::Made(head) => head.status = status,
+            Self::Upstream(head) => (head.status, head.reason) = (status, None),
+            Self::Own(head) => head.status = status,
         }
     }
 
     /// Removes all lines of a name.
     pub(crate) fn remove(&mut self, name: &HeaderName) {
         match self {
-            Self::Passed(head) => own(&mut head.fields).remove(name.as_str()),
-            Self::Made(head) => {
+            Self::Upstream(head) => end_to_end(&mut head.fields).remove(name.as_str()),
+            Self::Own(head) => {
                 head.headers.remove(name);
             }
         }
     }
 
-    /// Makes a line the only one of its name.
+    /// Replaces all lines of a name with this one.
     pub(crate) fn set(&mut self, name: HeaderName, value: HeaderValue) {
         match self {
-            Self::Passed(head) => own(&mut head.fields).set(name.as_str(), value.as_bytes()),
-            Self::Made(head) => {
+            Self::Upstream(head) => end_to_end(&mut head.fields).set(name.as_str(), value.as_bytes()),
+            Self::Own(head) => {
                 head.headers.insert(name, value);
             }
         }
@@ -54,65 +55,72 @@ impl ClientResponseHead {
     /// Adds a line.
     pub(crate) fn add(&mut self, name: HeaderName, value: HeaderValue) {
         match self {
-            Self::Passed(head) => own(&mut head.fields).add(name.as_str().as_bytes(), value.as_bytes()),
-            Self::Made(head) => {
+            Self::Upstream(head) => {
+                end_to_end(&mut head.fields).add(name.as_str().as_bytes(), value.as_bytes());
+            }
+            Self::Own(head) => {
                 head.headers.append(name, value);
             }
         }
     }
 
-    /// Whether it may have a line that browsers ask for (`Access-Control-…`).
-    pub(crate) fn may_say_who_reads(&self) -> bool {
+    /// Whether there may be CORS headers (`Access-Control-*`). Of a backend's head that is known since it
+    /// was parsed; the router's own is rare and not searched.
+    pub(crate) fn may_have_cors_headers(&self) -> bool {
         match self {
-            Self::Passed(head) => head.fields.has(HeaderId::AccessControl),
-            Self::Made(_) => true,
+            Self::Upstream(head) => head.fields.has(HeaderId::AccessControl),
+            Self::Own(_) => true,
         }
     }
 
-    /// The same for whoever wants a map.
+    /// The head with a header map, as hyper's server wants it for HTTP/2.
     pub(crate) fn into_parts(self) -> response::Parts {
         match self {
-            Self::Passed(mut head) => {
+            Self::Upstream(mut head) => {
                 headers::retain_for_client(&mut head.fields);
                 head.into_parts()
             }
-            Self::Made(head) => *head,
+            Self::Own(head) => *head,
         }
     }
 
-    /// Whether it says how long the body is.
+    /// Whether the head has the body's length.
     pub(crate) fn has_length(&self) -> bool {
         match self {
-            // Beside an encoding it does not pass.
-            Self::Passed(head) => {
+            // Beside a transfer encoding the length is not forwarded; see `headers`.
+            Self::Upstream(head) => {
                 head.fields.has(HeaderId::ContentLength) && !head.fields.has(HeaderId::TransferEncoding)
             }
-            Self::Made(head) => head.headers.contains_key(CONTENT_LENGTH),
+            Self::Own(head) => head.headers.contains_key(CONTENT_LENGTH),
         }
     }
 
+    /// Whether the head has a date. The router adds one otherwise (RFC 9110, section 6.6.1).
     pub(crate) fn has_date(&self) -> bool {
         match self {
-            Self::Passed(head) => head.fields.has(HeaderId::Date),
-            Self::Made(head) => head.headers.contains_key(DATE),
+            Self::Upstream(head) => head.fields.has(HeaderId::Date),
+            Self::Own(head) => head.headers.contains_key(DATE),
         }
     }
 
-    /// Writes the status line and the headers as HTTP/1 has them, without the empty line that ends a head.
+    /// Writes the status line and the headers of an HTTP/1 response, without the empty line that ends the
+    /// head: the connection adds its own headers before it.
     pub(crate) fn write(&self, is_http_11: bool, into: &mut Vec<u8>) {
         let reason = match self {
-            Self::Passed(head) => head.reason.as_deref(),
-            Self::Made(_) => None,
+            Self::Upstream(head) => head.reason.as_deref(),
+            Self::Own(_) => None,
         };
         let status = self.status();
+        // The phrase of a status without a usual one may be empty (RFC 9112, section 4).
         let reason = reason.or(status.canonical_reason()).unwrap_or_default();
+        // The version is the router's, not the backend's (RFC 9110, section 2.5).
         let version = if is_http_11 { &b"HTTP/1.1 "[..] } else { b"HTTP/1.0 " };
         for part in [version, status.as_str().as_bytes(), b" ", reason.as_bytes(), b"\r\n"] {
             into.extend_from_slice(part);
         }
         match self {
-            Self::Passed(head) => headers::write_for_client(&head.fields, into),
-            Self::Made(head) => {
+            Self::Upstream(head) => headers::write_for_client(&head.fields, into),
+            Self::Own(head) => {
                 for (name, value) in &head.headers {
                     headers::write_line(name.as_str().as_bytes(), value.as_bytes(), into);
                 }
@@ -121,27 +129,28 @@ impl ClientResponseHead {
     }
 }
 
-/// The fields of a server's that clients get: to be changed, and not to be taken for what its connection's were.
-fn own(fields: &mut RawHeaders) -> &mut RawHeaders {
+/// A backend's headers without those of its connection. Must precede any change: else a header that the
+/// router adds would be removed later because the backend's `Connection` lists its name.
+fn end_to_end(fields: &mut RawHeaders) -> &mut RawHeaders {
     headers::retain_for_client(fields);
     fields
 }
 
 impl Default for ClientResponseHead {
     fn default() -> Self {
-        Self::Passed(ResponseHead::default())
+        Self::Upstream(ResponseHead::default())
     }
 }
 
 impl From<ResponseHead> for ClientResponseHead {
     fn from(head: ResponseHead) -> Self {
-        Self::Passed(head)
+        Self::Upstream(head)
     }
 }
 
 impl From<response::Parts> for ClientResponseHead {
     fn from(head: response::Parts) -> Self {
-        Self::Made(Box::new(head))
+        Self::Own(Box::new(head))
     }
 }
 
@@ -152,7 +161,7 @@ mod tests {
     use super::*;
     use crate::http1::read_response_head;
 
-    fn passed(text: &str) -> ClientResponseHead {
+    fn upstream(text: &str) -> ClientResponseHead {
         read_response_head(text.as_bytes(), 0).unwrap().unwrap().head.into()
     }
 
@@ -163,19 +172,20 @@ mod tests {
     }
 
     #[test]
-    fn a_servers_head_is_written_as_it_came() {
-        let head = passed(
+    fn a_backends_head_keeps_its_reason_and_header_case() {
+        let head = upstream(
             "HTTP/1.0 404 Nothing here\r\nServer:  a\r\nX-Two: 2\r\nConnection: x-gone\r\nX-Gone: 3\r\n\r\n",
         );
         assert_eq!(written(&head, true), "HTTP/1.1 404 Nothing here\r\nServer:  a\r\nX-Two: 2\r\n");
-        let usual = passed("HTTP/1.1 200 OK\r\n\r\n");
+        let usual = upstream("HTTP/1.1 200 OK\r\n\r\n");
         assert_eq!(written(&usual, false), "HTTP/1.0 200 OK\r\n");
-        assert_eq!(written(&passed("HTTP/1.1 299 \r\n\r\n"), true), "HTTP/1.1 299 \r\n");
+        assert_eq!(written(&upstream("HTTP/1.1 299 \r\n\r\n"), true), "HTTP/1.1 299 \r\n");
     }
 
     #[test]
-    fn a_head_that_is_changed_keeps_the_rest() {
-        let mut head = passed("HTTP/1.1 418 Short\r\nX-A: 1\r\nTransfer-Encoding: chunked\r\nX-B: 2\r\n\r\n");
+    fn changing_one_header_keeps_the_others() {
+        let mut head =
+            upstream("HTTP/1.1 418 Short\r\nX-A: 1\r\nTransfer-Encoding: chunked\r\nX-B: 2\r\n\r\n");
         assert!(!head.has_date());
         head.set(HeaderName::from_static("x-b"), HeaderValue::from_static("3"));
         head.set(DATE, HeaderValue::from_static("now"));
@@ -190,8 +200,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_added_is_not_taken_for_the_connections() {
-        let mut head = passed(
+    fn added_headers_are_kept_although_connection_lists_their_names() {
+        let mut head = upstream(
             "HTTP/1.1 200 OK\r\nConnection: x-a\r\nX-A: 1\r\nTransfer-Encoding: chunked\r\nContent-Length: 9\r\n\r\n",
         );
         head.set(HeaderName::from_static("x-a"), HeaderValue::from_static("2"));
@@ -201,9 +211,9 @@ mod tests {
     }
 
     #[test]
-    fn a_length_beside_an_encoding_is_none() {
-        assert!(passed("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n").has_length());
+    fn a_length_beside_a_transfer_encoding_does_not_count() {
+        assert!(upstream("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n").has_length());
         let both = "HTTP/1.1 200 OK\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n";
-        assert!(!passed(both).has_length());
+        assert!(!upstream(both).has_length());
     }
 }

@@ -1,58 +1,62 @@
-//! Which headers pass the router, in both directions.
+//! Which headers are forwarded, in both directions.
 //!
-//! End-to-end headers pass as they are. What is left out belongs to one
-//! connection (RFC 9110, section 7.6.1), is made anew (`Host`, lengths), or would
-//! let a client steer a server past the router (`x-override-*`).
+//! End-to-end headers are forwarded unchanged. Left out are headers of a single connection (RFC 9110,
+//! section 7.6.1), headers that the router writes itself (`Host`, lengths), and headers by which a client
+//! could control a backend past the router (`x-override-*`).
 
 use hyper::header::HeaderName;
 
 use crate::http1::{HeaderId, RawHeaders};
 
-/// The name of a request, which the router makes if a client does not.
+/// The request id's header, which the router generates if the client sends none.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Writes those of a client's headers that a leg has too, a line each; the leg's own `Host` and length are not among
-/// them. A request with a JSON body gets a content type if it has none: SGLang refuses JSON without it, and the body was
-/// seen to be JSON. A type that the client chose itself is the client's.
+/// Writes the headers of a client's request that each leg gets, one line each; the leg's own `Host` and
+/// length are not among them.
+///
+/// A JSON body gets a content type if it has none: SGLang answers 400 without it, and the body has been
+/// checked to be JSON. A content type that the client chose is not changed.
 pub(crate) fn write_for_backend(fields: &RawHeaders, is_json: bool, into: &mut Vec<u8>) {
-    write_but(fields, is_own, into);
+    write_except(fields, is_not_for_backends, into);
     if is_json && !fields.has(HeaderId::ContentType) {
         write_line(b"content-type", b"application/json", into);
     }
 }
 
-/// Writes those of a server's headers that the client gets, a line each. The request's name is not among them: it is
-/// the router's.
+/// Writes the headers of a backend's response that the client gets, one line each. `x-request-id` is not
+/// among them: the router writes its own.
 pub(crate) fn write_for_client(fields: &RawHeaders, into: &mut Vec<u8>) {
-    let is_encoded = fields.has(HeaderId::TransferEncoding);
-    write_but(fields, |name| is_not_passed_back(name, is_encoded) || name == HeaderId::RequestId, into);
+    let has_encoding = fields.has(HeaderId::TransferEncoding);
+    let is_left_out = |name| is_not_for_clients(name, has_encoding) || name == HeaderId::RequestId;
+    write_except(fields, is_left_out, into);
 }
 
-/// Removes those of a server's headers that the client does not get. Most answers have none of them.
+/// Removes the headers of a backend's response that the client does not get.
 pub(crate) fn retain_for_client(fields: &mut RawHeaders) {
+    // Few responses have such headers. Looking for them is a test of three bits.
     if ![HeaderId::Connection, HeaderId::TransferEncoding, HeaderId::HopByHop]
         .iter()
         .any(|name| fields.has(*name))
     {
         return;
     }
-    let is_encoded = fields.has(HeaderId::TransferEncoding);
-    let listed: Vec<Vec<u8>> = listed(fields).into_iter().map(<[u8]>::to_vec).collect();
+    let has_encoding = fields.has(HeaderId::TransferEncoding);
+    let listed: Vec<Vec<u8>> = listed_in_connection(fields).into_iter().map(<[u8]>::to_vec).collect();
     fields.retain(|line| {
         let is_listed = listed.iter().any(|name| name.eq_ignore_ascii_case(line.name));
-        !is_listed && !is_not_passed_back(line.known, is_encoded)
+        !is_listed && !is_not_for_clients(line.known, has_encoding)
     });
 }
 
-/// The body was framed by its encoding, if it had one, which ends here: a length beside it is not the body's (RFC 9112,
-/// section 6.3), and would cut it off.
-fn is_not_passed_back(name: HeaderId, is_encoded: bool) -> bool {
-    name.is_hop_by_hop() || (is_encoded && name == HeaderId::ContentLength)
+/// A transfer encoding ends at the router. A length beside it is not the body's (RFC 9112, section 6.3): a
+/// client that took it for the body's would truncate the body there.
+fn is_not_for_clients(name: HeaderId, has_encoding: bool) -> bool {
+    name.is_hop_by_hop() || (has_encoding && name == HeaderId::ContentLength)
 }
 
-/// Writes all lines but those that are left out, or that `Connection` lists.
-fn write_but(fields: &RawHeaders, is_left_out: impl Fn(HeaderId) -> bool, into: &mut Vec<u8>) {
-    let listed = listed(fields);
+/// Writes all lines except those that are left out or that `Connection` lists.
+fn write_except(fields: &RawHeaders, is_left_out: impl Fn(HeaderId) -> bool, into: &mut Vec<u8>) {
+    let listed = listed_in_connection(fields);
     for line in fields.iter() {
         let is_listed = || listed.iter().any(|name| name.eq_ignore_ascii_case(line.name));
         if !is_left_out(line.known) && !is_listed() {
@@ -70,28 +74,32 @@ pub(crate) fn write_line(name: &[u8], value: &[u8], into: &mut Vec<u8>) {
 
 /// The encoding of a body that the router cannot read, as the client named it.
 pub(crate) fn unreadable_encoding(fields: &RawHeaders) -> Option<&[u8]> {
-    let encoded =
+    let encoding =
         fields.get(HeaderId::ContentEncoding).filter(|value| !value.eq_ignore_ascii_case(b"identity"));
-    // SGLang would decompress the body, which the router must read first.
-    encoded.or_else(|| fields.get(HeaderId::BodyCompressed))
+    // SGLang decompresses such a body (`SGLANG_ENABLE_REQUEST_DECOMPRESSION`), but the router has to add
+    // fields to it before.
+    encoding.or_else(|| fields.get(HeaderId::BodyCompressed))
 }
 
-/// Whether a client's header is not for servers, whoever sends it.
-fn is_own(name: HeaderId) -> bool {
-    // The rank would reach both legs.
-    let steers = matches!(name, HeaderId::Override | HeaderId::DataParallelRank);
-    steers
+/// Whether a client's header must not reach a backend.
+fn is_not_for_backends(name: HeaderId) -> bool {
+    // `x-override-*` replaces the bootstrap fields on servers that allow it, and `x-data-parallel-rank` is a
+    // rank of one server that would reach both legs.
+    let is_control = matches!(name, HeaderId::Override | HeaderId::DataParallelRank);
+    is_control
         || name.is_hop_by_hop()
         || matches!(name, HeaderId::Host | HeaderId::ContentLength | HeaderId::Expect)
 }
 
-/// The headers named in `Connection`. The body's framing and the request's name are not the peer's to switch off here.
-fn listed(fields: &RawHeaders) -> Vec<&[u8]> {
-    let may_be = |name: &&[u8]| {
+/// The headers that `Connection` lists, which end at the router (RFC 9110, section 7.6.1). The body's length
+/// and the request id cannot be removed that way: the router's handling of both depends on them.
+fn listed_in_connection(fields: &RawHeaders) -> Vec<&[u8]> {
+    let is_removable = |name: &&[u8]| {
         let known = HeaderId::of(name);
+        // Hop-by-hop headers are removed anyway.
         !known.is_hop_by_hop() && ![HeaderId::ContentLength, HeaderId::RequestId].contains(&known)
     };
-    fields.connection_options().filter(may_be).collect()
+    fields.connection_options().filter(is_removable).collect()
 }
 
 #[cfg(test)]
@@ -102,7 +110,7 @@ mod tests {
         pairs.iter().map(|(name, value)| (*name, value.as_bytes())).collect()
     }
 
-    /// The lines that a leg gets, in alphabetical order.
+    /// The lines that a backend gets, in alphabetical order.
     fn written(fields: &RawHeaders, is_json: bool) -> Vec<String> {
         let mut text = Vec::new();
         write_for_backend(fields, is_json, &mut text);
@@ -113,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn end_to_end_headers_pass_and_others_do_not() {
+    fn only_end_to_end_headers_reach_a_backend() {
         let request = fields(&[
             ("authorization", "Bearer k"),
             ("traceparent", "00-1"),
@@ -149,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_content_type_becomes_json() {
+    fn a_json_body_without_a_content_type_gets_one() {
         assert_eq!(written(&RawHeaders::default(), true), ["content-type: application/json"]);
         assert!(written(&RawHeaders::default(), false).is_empty());
     }
@@ -160,8 +168,8 @@ mod tests {
         assert_eq!(written(&request, false), ["x-a: 1", "x-a: 2"]);
     }
 
-    /// The lines that a client gets of a server's, in alphabetical order, whichever way they are passed on.
-    fn passed(pairs: &[(&'static str, &'static str)]) -> Vec<String> {
+    /// The lines of a response that a client gets, in alphabetical order. Both ways must agree.
+    fn forwarded(pairs: &[(&'static str, &'static str)]) -> Vec<String> {
         let (mut text, mut retained) = (Vec::new(), fields(pairs));
         write_for_client(&retained, &mut text);
         retain_for_client(&mut retained);
@@ -173,22 +181,22 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_keeps_its_length_even_if_connection_names_it() {
+    fn a_length_that_connection_lists_is_forwarded() {
         let connection = ("connection", "close, content-length, x-hop");
-        let answer =
+        let response =
             [connection, ("x-hop", "1"), ("date", "d"), ("content-length", "5"), ("keep-alive", "a")];
-        assert_eq!(passed(&answer), ["content-length: 5", "date: d"]);
+        assert_eq!(forwarded(&response), ["content-length: 5", "date: d"]);
     }
 
     #[test]
-    fn a_length_beside_an_encoding_does_not_pass() {
+    fn a_length_beside_a_transfer_encoding_is_not_forwarded() {
         for encoding in ["chunked", "unknown"] {
-            assert!(passed(&[("transfer-encoding", encoding), ("content-length", "5")]).is_empty());
+            assert!(forwarded(&[("transfer-encoding", encoding), ("content-length", "5")]).is_empty());
         }
     }
 
     #[test]
-    fn a_requests_name_is_the_routers() {
+    fn a_backends_request_id_is_not_forwarded() {
         let mut text = Vec::new();
         write_for_client(&fields(&[("X-Request-Id", "theirs"), ("connection", "x-request-id")]), &mut text);
         assert!(text.is_empty());

@@ -1,4 +1,8 @@
-//! Bytes in, bytes out. No async, no clock, no randomness, no socket.
+//! What a prefill-decode router does with bytes: it reads and rewrites request bodies and heads,
+//! recognises errors in streams, and merges logprobs.
+//!
+//! Everything here is a function of its input. There is no async code, no clock, no randomness and no
+//! socket, so that property tests and fuzz targets reach every line; `tests/architecture.rs` holds it.
 
 pub(crate) mod body;
 pub(crate) mod bootstrap;

@@ -1,39 +1,56 @@
-//! Bytes that go out together without having been put together.
+//! Body bytes that are sent together without having been joined.
 //!
-//! What is put into many answers is shared by all of them: prefill's lists, of which
-//! every event of a stream has a copy, are never copied. Where the pieces come from
-//! is not known here.
+//! Prefill's lists go into every event of a merged stream. As segments they are shared by all events and
+//! never copied. Where the segments come from is decided in `logprobs`.
 
 use std::io::IoSlice;
 
 use bytes::{Buf, Bytes};
 
-/// A part of an answer's body. It is as large as [`Bytes`], as hyper moves each several times.
+/// A part of a response body, in one or more segments.
+///
+/// As large as [`Bytes`] alone, by boxing the rare case: each frame is moved several times on its way to
+/// the client's connection.
 #[derive(Debug)]
 pub(crate) enum SegmentedBytes {
     One(Bytes),
     Many(Box<Segments>),
 }
 
-/// Pieces in order, none of them empty.
+/// Byte slices in order, none of them empty.
 #[derive(Debug, Default)]
 pub(crate) struct Segments {
-    pieces: Vec<Bytes>,
-    /// How many of them are gone.
-    gone: usize,
-    /// Bytes of the others, all in all.
-    left: usize,
+    slices: Vec<Bytes>,
+    /// How many of the slices are consumed.
+    consumed: usize,
+    /// The bytes of the others.
+    remaining: usize,
 }
 
 impl Segments {
     pub(crate) fn is_empty(&self) -> bool {
-        self.left == 0
+        self.remaining == 0
     }
 
-    pub(crate) fn push(&mut self, piece: Bytes) {
-        if !piece.is_empty() {
-            self.left += piece.len();
-            self.pieces.push(piece);
+    pub(crate) fn push(&mut self, slice: Bytes) {
+        // `Buf::chunk` must not return an empty slice while bytes remain.
+        if !slice.is_empty() {
+            self.remaining += slice.len();
+            self.slices.push(slice);
+        }
+    }
+
+    fn advance(&mut self, mut count: usize) {
+        self.remaining -= count;
+        while count > 0 {
+            let slice = &mut self.slices[self.consumed];
+            if count < slice.len() {
+                return slice.advance(count);
+            }
+            count -= slice.len();
+            // Releases the memory of what was sent, even if the rest waits for a slow client.
+            *slice = Bytes::new();
+            self.consumed += 1;
         }
     }
 }
@@ -42,7 +59,7 @@ impl SegmentedBytes {
     pub(crate) fn len(&self) -> usize {
         match self {
             Self::One(bytes) => bytes.len(),
-            Self::Many(row) => row.left,
+            Self::Many(segments) => segments.remaining,
         }
     }
 
@@ -50,20 +67,21 @@ impl SegmentedBytes {
         self.len() == 0
     }
 
-    /// Whether the last piece ends with these bytes: nobody cuts within them.
+    /// Whether the last segment ends with these bytes. Lists are inserted within an event, so the blank line
+    /// that ends the event is never spread over two segments.
     pub(crate) fn ends_with(&self, end: &[u8]) -> bool {
         match self {
             Self::One(bytes) => bytes.ends_with(end),
-            Self::Many(row) => row.pieces.last().is_some_and(|last| last.ends_with(end)),
+            Self::Many(segments) => segments.slices.last().is_some_and(|last| last.ends_with(end)),
         }
     }
 
-    /// All of it in one piece.
+    /// The bytes joined.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn into_bytes(self) -> Bytes {
         match self {
             Self::One(bytes) => bytes,
-            Self::Many(row) => row.pieces[row.gone..].concat().into(),
+            Self::Many(segments) => segments.slices[segments.consumed..].concat().into(),
         }
     }
 }
@@ -81,10 +99,10 @@ impl From<Bytes> for SegmentedBytes {
 }
 
 impl From<Segments> for SegmentedBytes {
-    fn from(mut row: Segments) -> Self {
-        match row.pieces.len() {
-            0 | 1 => Self::One(row.pieces.pop().unwrap_or_default()),
-            _ => Self::Many(Box::new(row)),
+    fn from(mut segments: Segments) -> Self {
+        match segments.slices.len() {
+            0 | 1 => Self::One(segments.slices.pop().unwrap_or_default()),
+            _ => Self::Many(Box::new(segments)),
         }
     }
 }
@@ -97,19 +115,21 @@ impl Buf for SegmentedBytes {
     fn chunk(&self) -> &[u8] {
         match self {
             Self::One(bytes) => bytes,
-            Self::Many(row) => row.pieces.get(row.gone).map_or(&[], |piece| piece),
+            // Empty only once all slices are consumed.
+            Self::Many(segments) => segments.slices.get(segments.consumed).map_or(&[], |slice| slice),
         }
     }
 
+    // The default returns the first slice only, and each further one would be a system call.
     fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         match self {
             Self::One(bytes) => bytes.chunks_vectored(slices),
-            Self::Many(row) => {
-                let left = &row.pieces[row.gone..];
-                for (slice, piece) in slices.iter_mut().zip(left) {
-                    *slice = IoSlice::new(piece);
+            Self::Many(segments) => {
+                let unsent = &segments.slices[segments.consumed..];
+                for (slice, bytes) in slices.iter_mut().zip(unsent) {
+                    *slice = IoSlice::new(bytes);
                 }
-                slices.len().min(left.len())
+                slices.len().min(unsent.len())
             }
         }
     }
@@ -117,23 +137,7 @@ impl Buf for SegmentedBytes {
     fn advance(&mut self, count: usize) {
         match self {
             Self::One(bytes) => bytes.advance(count),
-            Self::Many(row) => row.advance(count),
-        }
-    }
-}
-
-impl Segments {
-    fn advance(&mut self, mut count: usize) {
-        self.left -= count;
-        while count > 0 {
-            let piece = &mut self.pieces[self.gone];
-            if count < piece.len() {
-                return piece.advance(count);
-            }
-            count -= piece.len();
-            // What is gone is held no longer.
-            *piece = Bytes::new();
-            self.gone += 1;
+            Self::Many(segments) => segments.advance(count),
         }
     }
 }
@@ -142,43 +146,43 @@ impl Segments {
 mod tests {
     use super::*;
 
-    fn row(pieces: &[&'static str]) -> SegmentedBytes {
-        let mut row = Segments::default();
-        pieces.iter().for_each(|piece| row.push(Bytes::from_static(piece.as_bytes())));
-        row.into()
+    fn segmented(slices: &[&'static str]) -> SegmentedBytes {
+        let mut segments = Segments::default();
+        slices.iter().for_each(|slice| segments.push(Bytes::from_static(slice.as_bytes())));
+        segments.into()
     }
 
     #[test]
-    fn many_pieces_read_as_one_however_far_each_step_goes() {
+    fn segments_read_as_one_buffer_in_steps_of_any_size() {
         for step in 1..=7 {
-            let mut pieces = row(&["ab", "", "c", "defg"]);
+            let mut bytes = segmented(&["ab", "", "c", "defg"]);
             let mut read = Vec::new();
-            while pieces.has_remaining() {
+            while bytes.has_remaining() {
                 let mut slices = [IoSlice::new(&[]); 2];
-                let count = pieces.chunks_vectored(&mut slices);
-                let seen = slices[..count].iter().flat_map(|slice| slice.iter().copied());
-                assert_eq!(slices[0][..], *pieces.chunk());
-                let taken: Vec<u8> = seen.take(step).collect();
-                read.extend_from_slice(&taken);
-                pieces.advance(taken.len());
-                assert_eq!(read.len() + pieces.remaining(), 7);
+                let count = bytes.chunks_vectored(&mut slices);
+                let visible = slices[..count].iter().flat_map(|slice| slice.iter().copied());
+                assert_eq!(slices[0][..], *bytes.chunk());
+                let read_now: Vec<u8> = visible.take(step).collect();
+                read.extend_from_slice(&read_now);
+                bytes.advance(read_now.len());
+                assert_eq!(read.len() + bytes.remaining(), 7);
             }
             assert_eq!(read, b"abcdefg");
-            assert_eq!(pieces.chunk(), b"");
+            assert_eq!(bytes.chunk(), b"");
         }
-        assert_eq!(row(&["ab", "c"]).into_bytes(), "abc");
+        assert_eq!(segmented(&["ab", "c"]).into_bytes(), "abc");
     }
 
     #[test]
-    fn a_single_piece_is_no_row() {
-        assert!(matches!(row(&["", "a", ""]), SegmentedBytes::One(one) if one == "a"));
-        assert!(row(&[""]).is_empty());
+    fn a_single_segment_is_not_boxed() {
+        assert!(matches!(segmented(&["", "a", ""]), SegmentedBytes::One(one) if one == "a"));
+        assert!(segmented(&[""]).is_empty());
         assert_eq!(size_of::<SegmentedBytes>(), size_of::<Bytes>());
     }
 
     #[test]
-    fn the_end_is_that_of_the_last_piece() {
-        assert!(row(&["a", "b\n\n"]).ends_with(b"\n\n"));
-        assert!(!row(&["a\n\n", "b"]).ends_with(b"\n\n"));
+    fn ends_with_looks_at_the_last_segment() {
+        assert!(segmented(&["a", "b\n\n"]).ends_with(b"\n\n"));
+        assert!(!segmented(&["a\n\n", "b"]).ends_with(b"\n\n"));
     }
 }

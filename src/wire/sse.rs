@@ -1,7 +1,7 @@
-//! Server-sent events: where one ends and the next begins.
+//! Server-sent events: where one ends and the next starts.
 //!
-//! The bytes of an event are handed on as they came, blank line included. What an event means is not known
-//! here.
+//! Events are returned as they were sent, blank line included. What an event means is not this module's
+//! business.
 
 use std::fmt;
 use std::mem;
@@ -9,16 +9,17 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-/// Cuts a stream of frames into events, wherever the frames were cut.
+/// Splits a stream into events, wherever its frames begin and end.
 ///
 /// Lines end with LF, CR LF or CR, and a blank line ends an event (WHATWG HTML, section 9.2.5). So an event
-/// ends with the first LF LF, LF CR LF or CR CR, and each of these can be spread over frames.
-pub(crate) struct Events {
-    /// The start of an event whose end is not there yet: what came in earlier frames.
-    begun: Vec<u8>,
-    /// What is left of the latest frame.
+/// ends with the first LF LF, LF CR LF or CR CR, and each of these can be spread over several frames.
+pub(crate) struct EventSplitter {
+    /// The start of an incomplete event, from earlier frames.
+    partial: Vec<u8>,
+    /// What is unread of the latest frame.
     frame: Bytes,
-    /// How much of `frame` was searched. No byte is looked at twice, so small frames do not cost more.
+    /// How much of `frame` was searched. No byte is searched twice, so that an event of many small frames
+    /// takes linear time.
     searched: usize,
     line_end: LineEnd,
     limit: usize,
@@ -48,61 +49,65 @@ impl fmt::Display for EventTooLarge {
 
 impl std::error::Error for EventTooLarge {}
 
-impl Events {
-    /// Events of at most `limit` bytes each.
+impl EventSplitter {
+    /// A splitter for events of at most `limit` bytes each.
     pub(crate) fn new(limit: usize) -> Self {
-        Self { begun: Vec::new(), frame: Bytes::new(), searched: 0, line_end: LineEnd::None, limit }
+        Self { partial: Vec::new(), frame: Bytes::new(), searched: 0, line_end: LineEnd::None, limit }
     }
 
-    /// Takes the next bytes of the stream. [`Self::next`] tells the events in them.
+    /// Appends the next bytes of the stream. [`Self::next`] returns the events in them.
     pub(crate) fn push(&mut self, frame: Bytes) {
         if !self.frame.is_empty() {
-            // The caller did not ask for all events of the last frame.
+            // The caller did not read all events of the last frame. The relay always does.
             self.frame = [&self.frame[..], &frame[..]].concat().into();
         } else {
             self.frame = frame;
         }
     }
 
-    /// Whether the next event began in an earlier frame than its end will be in.
-    pub(crate) fn has_begun(&self) -> bool {
-        !self.begun.is_empty()
+    /// Whether the next event starts in an earlier frame than it ends in.
+    pub(crate) fn has_partial_event(&self) -> bool {
+        !self.partial.is_empty()
     }
 
-    /// What is left of the latest frame. If nothing [has begun](Self::has_begun), its events follow one another from
-    /// its first byte on.
-    pub(crate) fn frame(&self) -> &Bytes {
+    /// What is unread of the latest frame. Without a [partial event](Self::has_partial_event), its first
+    /// byte is the next event's.
+    pub(crate) fn unread_frame(&self) -> &Bytes {
         &self.frame
     }
 
-    /// The next complete event, its blank line included: a slice of the frame when it lies within one.
+    /// The next complete event with its blank line: a slice of the frame if it lies within one.
     ///
-    /// After an error there are no more events, only that error again; [`Self::take_rest`] has the bytes.
+    /// After an error there are no more events, only the same error again; [`Self::take_remaining`] returns
+    /// the bytes.
     pub(crate) fn next(&mut self) -> Option<Result<Bytes, EventTooLarge>> {
-        let end = self.find_end();
-        if self.begun.len() + self.searched > self.limit {
+        let is_complete = self.find_end();
+        // Before anything is taken, so that the next call comes to the same error.
+        if self.partial.len() + self.searched > self.limit {
             return Some(Err(EventTooLarge { limit: self.limit }));
         }
         let last_part = self.frame.split_to(mem::take(&mut self.searched));
-        if self.begun.is_empty() && end {
+        if self.partial.is_empty() && is_complete {
             return Some(Ok(last_part));
         }
-        self.begun.extend_from_slice(&last_part);
-        end.then(|| Ok(mem::take(&mut self.begun).into()))
+        self.partial.extend_from_slice(&last_part);
+        is_complete.then(|| Ok(mem::take(&mut self.partial).into()))
     }
 
-    /// All bytes that no event was made of so far, in at most two parts.
-    pub(crate) fn take_rest(&mut self) -> Option<Bytes> {
+    /// Takes the bytes that no event was returned of, in at most two calls.
+    pub(crate) fn take_remaining(&mut self) -> Option<Bytes> {
         self.searched = 0;
         self.line_end = LineEnd::None;
-        let begun = Bytes::from(mem::take(&mut self.begun));
-        let rest = if begun.is_empty() { mem::take(&mut self.frame) } else { begun };
+        let partial = Bytes::from(mem::take(&mut self.partial));
+        // In two parts instead of a copy of both: a stream with nothing left to splice comes this way.
+        let rest = if partial.is_empty() { mem::take(&mut self.frame) } else { partial };
         (!rest.is_empty()).then_some(rest)
     }
 
-    /// Searches on from where the last search stopped: behind the event's end, or behind the frame.
+    /// Continues the last search, up to the event's end or the frame's. Returns whether the event ends.
     fn find_end(&mut self) -> bool {
         while self.searched < self.frame.len() {
+            // Behind a line end the next byte decides, else only a line end matters.
             if self.line_end == LineEnd::None {
                 let Some(offset) = memchr::memchr2(b'\n', b'\r', &self.frame[self.searched..]) else {
                     self.searched = self.frame.len();
@@ -117,6 +122,7 @@ impl Events {
                     self.line_end = LineEnd::None;
                     return true;
                 }
+                // Also after CR: CR LF is one line end, not two.
                 (_, b'\n') => LineEnd::Lf,
                 (LineEnd::Lf, b'\r') => LineEnd::LfCr,
                 (_, b'\r') => LineEnd::Cr,
@@ -127,13 +133,15 @@ impl Events {
     }
 }
 
-/// Where in the event its data is, if the event is one `data:` line and nothing else.
-pub(crate) fn only_data(event: &[u8]) -> Option<Range<usize>> {
+/// The data of an event that is a single `data:` line and nothing else: all that SGLang sends on the routes
+/// whose events are read here (other fields and comments only occur on `/v1/messages` and `/v1/responses`).
+pub(crate) fn single_data_line(event: &[u8]) -> Option<Range<usize>> {
     let is_line_end = |&byte: &u8| matches!(byte, b'\n' | b'\r');
-    // The LF of a CR LF may be left over from the event before.
+    // An event before that ended with CR CR may have left the LF of a CR LF.
     let line = event.iter().position(|byte| !is_line_end(byte))?;
     let data = line + event[line..].strip_prefix(b"data:").map(|_| b"data:".len())?;
     let end = memchr::memchr2(b'\n', b'\r', &event[data..]).map_or(event.len(), |length| data + length);
+    // One space after the colon is not part of the data (WHATWG HTML, section 9.2.6).
     let start = if event[data..end].starts_with(b" ") { data + 1 } else { data };
     event[end..].iter().all(is_line_end).then_some(start..end)
 }
@@ -144,22 +152,22 @@ mod tests {
 
     use super::*;
 
-    /// All events of a stream that comes in these pieces, and what is left.
-    fn split<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Bytes>, Vec<u8>) {
-        let mut events = Events::new(usize::MAX);
+    /// All events of a stream that arrives in these frames, and the remaining bytes.
+    fn split<'a>(frames: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Bytes>, Vec<u8>) {
+        let mut events = EventSplitter::new(usize::MAX);
         let mut complete = Vec::new();
-        for piece in pieces {
-            events.push(Bytes::copy_from_slice(piece));
+        for frame in frames {
+            events.push(Bytes::copy_from_slice(frame));
             while let Some(event) = events.next() {
                 complete.push(event.unwrap());
             }
         }
-        let rest = [events.take_rest(), events.take_rest()];
+        let rest = [events.take_remaining(), events.take_remaining()];
         (complete, rest.into_iter().flatten().collect::<Vec<_>>().concat())
     }
 
     #[test]
-    fn a_blank_line_ends_an_event_whatever_its_line_ends_are() {
+    fn a_blank_line_ends_an_event_with_any_kind_of_line_end() {
         for end in ["\n\n", "\r\n\r\n", "\r\r", "\n\r\n", "\r\n\n"] {
             let stream = format!("data: a{end}: comment{end}event: b\ndata: c{end}data: [DO");
             let (events, rest) = split([stream.as_bytes()]);
@@ -170,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_line_end_ends_no_event() {
+    fn a_single_line_end_does_not_end_an_event() {
         for end in ["\n", "\r\n", "\r"] {
             let stream = format!("event: a{end}data: b{end}");
             assert_eq!(split([stream.as_bytes()]), (vec![], stream.into_bytes()));
@@ -180,7 +188,7 @@ mod tests {
     #[test]
     fn an_event_within_one_frame_is_a_slice_of_it() {
         let frame = Bytes::from_static(b"data: a\n\ndata: b\n\ndata: c");
-        let mut events = Events::new(usize::MAX);
+        let mut events = EventSplitter::new(usize::MAX);
         events.push(frame.clone());
         assert_eq!(events.next().unwrap().unwrap().as_ptr(), frame.as_ptr());
         assert_eq!(events.next().unwrap().unwrap().as_ptr(), frame[9..].as_ptr());
@@ -188,8 +196,8 @@ mod tests {
     }
 
     #[test]
-    fn frames_may_be_given_faster_than_events_are_asked_for() {
-        let mut events = Events::new(usize::MAX);
+    fn several_frames_may_be_pushed_before_events_are_read() {
+        let mut events = EventSplitter::new(usize::MAX);
         for frame in ["data: a\n\nda", "ta: b\n", "\ndata: c\n\n"] {
             events.push(Bytes::from(frame));
         }
@@ -199,8 +207,8 @@ mod tests {
 
     #[test]
     fn an_event_of_many_small_frames_takes_linear_time() {
-        // 1 MB byte by byte: looking at every byte anew for each frame would be 500 billion looks. This takes
-        // 0.1 s in a debug build; copying anew for each frame took 50 s.
+        // 1 MB in frames of one byte: searching from the start for each frame would compare 500 billion
+        // bytes. This takes 0.1 s in a debug build; copying the event for each frame took 50 s.
         let start = std::time::Instant::now();
         let event = ["data: ".as_bytes(), &[b'x'; 1_000_000], b"\n\n"].concat();
         let (events, rest) = split(event.chunks(1));
@@ -210,35 +218,38 @@ mod tests {
     }
 
     #[test]
-    fn an_event_larger_than_the_limit_is_an_error_wherever_it_is_cut() {
+    fn an_event_over_the_limit_is_an_error_in_frames_of_any_size() {
         let stream = b"data: ok\n\ndata: larger\n\n";
         for size in 1..=stream.len() {
-            let mut events = Events::new(10);
+            let mut events = EventSplitter::new(10);
             let mut all = Vec::new();
-            for piece in stream.chunks(size) {
-                events.push(Bytes::copy_from_slice(piece));
+            for frame in stream.chunks(size) {
+                events.push(Bytes::copy_from_slice(frame));
                 while let Some(Ok(event)) = events.next() {
                     all.push(event);
                 }
             }
             assert_eq!(all, ["data: ok\n\n"]);
-            assert_eq!(events.next(), Some(Err(EventTooLarge { limit: 10 })), "pieces of {size}");
-            let rest =
-                [events.take_rest(), events.take_rest()].into_iter().flatten().collect::<Vec<_>>().concat();
+            assert_eq!(events.next(), Some(Err(EventTooLarge { limit: 10 })), "frames of {size}");
+            let rest = [events.take_remaining(), events.take_remaining()]
+                .into_iter()
+                .flatten()
+                .collect::<Vec<_>>()
+                .concat();
             assert_eq!(rest, b"data: larger\n\n");
         }
     }
 
     #[test]
-    fn an_event_as_large_as_the_limit_passes() {
-        let mut events = Events::new(10);
+    fn an_event_of_exactly_the_limit_is_accepted() {
+        let mut events = EventSplitter::new(10);
         events.push(Bytes::from_static(b"data: ok\n\n"));
         assert_eq!(events.next(), Some(Ok(Bytes::from_static(b"data: ok\n\n"))));
     }
 
     #[test]
-    fn data_is_told_only_if_it_is_all_there_is() {
-        let data = |event: &'static str| only_data(event.as_bytes()).map(|data| &event[data]);
+    fn single_data_line_ignores_events_with_anything_else() {
+        let data = |event: &'static str| single_data_line(event.as_bytes()).map(|data| &event[data]);
         assert_eq!(data("data: {}\n\n"), Some("{}"));
         assert_eq!(data("data:{}\r\n\r\n"), Some("{}"));
         assert_eq!(data("\ndata:  {}\r\r"), Some(" {}"));
@@ -260,20 +271,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn cuts_change_nothing(
+        fn frame_boundaries_do_not_change_the_events(
             stream in "(data|[\n\r]|\r\n|\n\n){0,30}",
             sizes in prop::collection::vec(1_usize..9, 0..40),
         ) {
             let whole = split([stream.as_bytes()]);
             let mut rest = stream.as_bytes();
-            let mut pieces = Vec::new();
+            let mut frames = Vec::new();
             for size in sizes {
-                let (piece, others) = rest.split_at(size.min(rest.len()));
-                pieces.push(piece);
+                let (frame, others) = rest.split_at(size.min(rest.len()));
+                frames.push(frame);
                 rest = others;
             }
-            pieces.push(rest);
-            prop_assert_eq!(&split(pieces), &whole);
+            frames.push(rest);
+            prop_assert_eq!(&split(frames), &whole);
             prop_assert_eq!(&split(stream.as_bytes().chunks(1)), &whole);
             let (events, rest) = whole;
             prop_assert_eq!([events.concat(), rest].concat(), stream.as_bytes());

@@ -1,45 +1,46 @@
-//! A server's "no" that hides in a 200.
+//! Errors within a response that has status 200.
 //!
-//! SGLang answers a `/generate` stream with 200 before it has done any work, so
-//! that what goes wrong later is an event: an error object, or a last chunk whose
-//! finish reason is an abort. What is done about it is not known here.
+//! SGLang sends the head of a `/generate` stream, with status 200, before it does any work. What fails after
+//! that is an event: an error object, or a last chunk whose finish reason is an abort, such as a failed KV
+//! transfer. What follows from an error is decided in `proxy`.
 
 use std::ops::Range;
 
 use memchr::memmem;
 
-use super::json::Value;
-use super::sse::only_data;
+use super::json::JsonValue;
+use super::sse::single_data_line;
 
-/// What an event that refuses says.
+/// An error that a server reports in an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct StreamError {
-    /// The status that the server would have answered with, 400 to 599.
+    /// The status that the server would have sent without a stream, 400 to 599.
     pub(crate) status: u16,
-    /// Where in the event its JSON is.
+    /// The position of the error's JSON in the event.
     pub(crate) json: Range<usize>,
 }
 
-/// What a refusal counts as that names no status.
+/// The status of an error that names none.
 const DEFAULT_STATUS: u16 = 500;
 
-/// Whether an event of a stream is a refusal.
+/// The error that an event reports, if it reports one.
 pub(crate) fn in_event(event: &[u8]) -> Option<StreamError> {
-    let json = only_data(event)?;
+    let json = single_data_line(event)?;
     let text = &event[json.clone()];
-    // One search spares nearly every event the walk: only refusals, and texts about them, have these names.
+    // Nearly every event skips the walk below by these searches: only errors have these names, and text
+    // that was generated about them, whose quotes are escaped.
     let names = [&b"\"error\""[..], b"\"abort\""];
     if !names.iter().any(|name| memmem::find(text, name).is_some()) {
         return None;
     }
-    let answer = Value::root(text).ok()?;
-    let status = error_status(answer).or_else(|| abort_status(answer))?;
+    let root = JsonValue::root(text).ok()?;
+    let status = error_status(root).or_else(|| abort_status(root))?;
     Some(StreamError { status, json })
 }
 
-/// `{"error":{"message":…,"code":400}}`, also with the error as a text.
-fn error_status(answer: Value<'_>) -> Option<u16> {
-    let error = answer.member("error").ok()??;
+/// `{"error":{"message":…,"code":400}}`, or the error as a string.
+fn error_status(root: JsonValue<'_>) -> Option<u16> {
+    let error = root.member("error").ok()??;
     if error.raw() == b"null" {
         return None;
     }
@@ -47,14 +48,14 @@ fn error_status(answer: Value<'_>) -> Option<u16> {
 }
 
 /// `{"meta_info":{"finish_reason":{"type":"abort","status_code":500,…}}}`
-fn abort_status(answer: Value<'_>) -> Option<u16> {
-    let reason = answer.member("meta_info").ok()??.member("finish_reason").ok()??;
+fn abort_status(root: JsonValue<'_>) -> Option<u16> {
+    let reason = root.member("meta_info").ok()??.member("finish_reason").ok()??;
     let kind = reason.member("type").ok()??;
     (kind.raw() == b"\"abort\"").then(|| status(reason, "status_code"))
 }
 
-fn status(object: Value<'_>, name: &str) -> u16 {
-    let named = object.member(name).ok().flatten().and_then(Value::as_u64);
+fn status(object: JsonValue<'_>, name: &str) -> u16 {
+    let named = object.member(name).ok().flatten().and_then(JsonValue::as_u64);
     let status = named.and_then(|status| u16::try_from(status).ok());
     status.filter(|status| (400..600).contains(status)).unwrap_or(DEFAULT_STATUS)
 }
@@ -63,12 +64,12 @@ fn status(object: Value<'_>, name: &str) -> u16 {
 mod tests {
     use super::*;
 
-    fn refused(event: &str) -> Option<(u16, &str)> {
-        in_event(event.as_bytes()).map(|refusal| (refusal.status, &event[refusal.json]))
+    fn found(event: &str) -> Option<(u16, &str)> {
+        in_event(event.as_bytes()).map(|error| (error.status, &event[error.json]))
     }
 
     #[test]
-    fn errors_and_aborts_are_refusals_with_their_status() {
+    fn errors_and_aborts_are_found_with_their_status() {
         for (json, status) in [
             (r#"{"error":{"message":"too long","type":"invalid_request_error","code":400}}"#, 400),
             (r#"{"error":{"object":"error","code":503}}"#, 503),
@@ -78,12 +79,12 @@ mod tests {
             (r#"{"meta_info":{"finish_reason":{"type":"abort","status_code":null}}}"#, 500),
             (r#"{"meta_info":{"finish_reason":{"type":"abort","status_code":400}},"index":1}"#, 400),
         ] {
-            assert_eq!(refused(&format!("data: {json}\n\n")), Some((status, json)));
+            assert_eq!(found(&format!("data: {json}\n\n")), Some((status, json)));
         }
     }
 
     #[test]
-    fn what_a_model_writes_is_no_refusal() {
+    fn generated_text_is_not_an_error() {
         for event in [
             "data: [DONE]\n\n",
             ": ping\n\n",
@@ -94,7 +95,7 @@ mod tests {
             "data: {\"meta_info\":{\"error\":\"nested\",\"finish_reason\":{\"type\":\"length\"}}}\n\n",
             "data: {\"error\"\n\n",
         ] {
-            assert_eq!(refused(event), None, "{event}");
+            assert_eq!(found(event), None, "{event}");
         }
     }
 }

@@ -1,7 +1,7 @@
-//! A request as it goes to a server, byte for byte.
+//! A request as it is sent to a backend, byte for byte.
 //!
-//! The head is written out once for all servers that get the request; what
-//! differs between them is the host and the body's length.
+//! The head is rendered once for all backends that get the request. What differs between them is the host,
+//! the body's length, and header lines of one leg only.
 
 use hyper::Method;
 use hyper::header::HeaderValue;
@@ -10,20 +10,21 @@ use super::body::COPY_UP_TO;
 use super::headers;
 use crate::http1::{OutgoingBody, OutgoingRequest, RawHeaders};
 
-/// What a request says to every server.
+/// The part of a request's head that is the same for every backend.
 pub(crate) struct UpstreamHead {
-    /// The request line, the host's name, all other header lines, and the empty line.
+    /// The request line, `host: `, all other header lines, and the empty line.
     text: Vec<u8>,
-    /// Where in it the host itself goes, and the lines that not all servers get.
+    /// Where in the text the host belongs, and after it the lines that differ between backends.
     host_at: usize,
-    /// Without a length the method would say that there is no body.
-    says_length: bool,
+    /// An empty body needs `content-length: 0`: the method implies that there may be a body.
+    always_has_length: bool,
 }
 
 impl UpstreamHead {
-    /// A request with those of a client's headers that pass. One with a JSON body gets a content type if it has none. The
-    /// target is path and query (RFC 9112, section 3.2.1).
+    /// A request with the end-to-end headers of a client's. A JSON body gets a content type if it has none.
+    /// `target` is path and query (RFC 9112, section 3.2.1).
     pub(crate) fn new(method: &Method, target: &str, fields: &RawHeaders, is_json: bool) -> Self {
+        // Enough for the heads of the usual clients, so that the text is not reallocated as it grows.
         let mut text = Vec::with_capacity(512);
         for part in [method.as_str(), " ", target, " HTTP/1.1\r\nhost: "] {
             text.extend_from_slice(part.as_bytes());
@@ -31,23 +32,30 @@ impl UpstreamHead {
         let host_at = text.len();
         headers::write_for_backend(fields, is_json, &mut text);
         text.extend_from_slice(b"\r\n");
-        // RFC 9110, section 8.6.
-        let says_length = [Method::POST, Method::PUT, Method::PATCH].contains(method);
-        Self { text, host_at, says_length }
+        // RFC 9110, section 8.6: a user agent should send a length if the method anticipates content.
+        let always_has_length = [Method::POST, Method::PUT, Method::PATCH].contains(method);
+        Self { text, host_at, always_has_length }
     }
 
-    /// The request to one server; `lines` are header lines, each with its end, that no other one gets. A small body is
-    /// copied behind the head, so that both are handed over as one.
-    pub(crate) fn to(&self, host: &HeaderValue, lines: &[u8], body: &OutgoingBody) -> OutgoingRequest {
+    /// The request to one backend. `lines` are header lines, each with its CR LF, for this backend only.
+    ///
+    /// A body of up to [`COPY_UP_TO`] bytes is copied behind the head, so that one buffer is written.
+    pub(crate) fn for_backend(
+        &self,
+        host: &HeaderValue,
+        lines: &[u8],
+        body: &OutgoingBody,
+    ) -> OutgoingRequest {
         const LENGTH: &[u8] = b"\r\ncontent-length: ";
         let mut digits = itoa::Buffer::new();
         let length = digits.format(body.len()).as_bytes();
-        let has_length = self.says_length || !body.is_empty();
+        let has_length = self.always_has_length || !body.is_empty();
         let (name, length) = if has_length { (LENGTH, length) } else { (&b""[..], &b""[..]) };
-        let (begin, end) = self.text.split_at(self.host_at);
-        let head = [begin, host.as_bytes(), name, length, b"\r\n", lines, end];
+        let (before_host, after_host) = self.text.split_at(self.host_at);
+        let head = [before_host, host.as_bytes(), name, length, b"\r\n", lines, after_host];
         let copied = if body.len() <= COPY_UP_TO { body.pieces() } else { &[] };
-        let parts = || head.into_iter().chain(copied.iter().map(|piece| &piece[..]));
+        let parts = || head.into_iter().chain(copied.iter().map(|chunk| &chunk[..]));
+        // Summed first: one allocation of the exact size.
         let mut text = Vec::with_capacity(parts().map(<[u8]>::len).sum());
         parts().for_each(|part| text.extend_from_slice(part));
         let body = if copied.is_empty() { body.clone() } else { OutgoingBody::default() };
@@ -64,12 +72,14 @@ mod tests {
     fn written(method: &Method, target: &'static str, body: OutgoingBody) -> String {
         let fields = [("x-a", &b"1"[..]), ("host", b"router")].into_iter().collect();
         let head = UpstreamHead::new(method, target, &fields, false);
-        String::from_utf8(head.to(&HeaderValue::from_static("h:1"), b"", &body).into_parts().0.to_vec())
-            .unwrap()
+        String::from_utf8(
+            head.for_backend(&HeaderValue::from_static("h:1"), b"", &body).into_parts().0.to_vec(),
+        )
+        .unwrap()
     }
 
     #[test]
-    fn a_request_says_its_length_unless_its_method_says_that_there_is_none() {
+    fn an_empty_body_has_a_length_if_the_method_anticipates_content() {
         let empty = OutgoingBody::default;
         assert_eq!(
             written(&Method::GET, "/a?b=%20", empty()),

@@ -3,16 +3,17 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::wire::sse::EventTooLarge;
 
 const INPUT_LISTS: [&str; 3] = ["input_token_logprobs", "input_top_logprobs", "input_token_ids_logprobs"];
 const ECHO_LISTS: [&str; 4] = ["text_offset", "token_logprobs", "tokens", "top_logprobs"];
 
-/// The recorded answer's body as the pieces it came in: its chunks, or the whole.
-fn pieces(name: &str) -> Vec<Bytes> {
+/// A recorded response's body as the frames it arrived in: its chunks, or all of it.
+fn frames(name: &str) -> Vec<Bytes> {
     let path = format!("{}/tests/fixtures/{name}.resp", env!("CARGO_MANIFEST_DIR"));
-    let answer = std::fs::read(&path).expect(&path);
-    let head = answer.windows(4).position(|at| at == b"\r\n\r\n").unwrap() + 4;
-    let mut body = Bytes::from(answer).split_off(head);
+    let response = std::fs::read(&path).expect(&path);
+    let head = response.windows(4).position(|at| at == b"\r\n\r\n").unwrap() + 4;
+    let mut body = Bytes::from(response).split_off(head);
     if body.starts_with(b"{") || body.starts_with(b"[") {
         return vec![body];
     }
@@ -31,7 +32,7 @@ fn pieces(name: &str) -> Vec<Bytes> {
 }
 
 fn body(name: &str) -> Bytes {
-    pieces(name).concat().into()
+    frames(name).concat().into()
 }
 
 fn text(bytes: impl Into<Bytes>) -> String {
@@ -46,12 +47,12 @@ fn splice(merge: Merge, prefill: &[u8], decode: &[u8]) -> String {
     text(read(merge, prefill).splice_body(&Bytes::copy_from_slice(decode)).into_bytes())
 }
 
-/// What the client gets of a stream that comes in these pieces.
+/// What the client receives of a stream that arrives in these frames.
 fn splice_stream<'a>(merge: Merge, prefill: &[u8], decode: impl IntoIterator<Item = &'a [u8]>) -> String {
     let mut splicer = read(merge, prefill).into_splicer(usize::MAX);
     let mut sent = Vec::new();
-    for piece in decode {
-        splicer.push(Bytes::copy_from_slice(piece));
+    for frame in decode {
+        splicer.push(Bytes::copy_from_slice(frame));
         while let Some(event) = splicer.next() {
             sent.extend_from_slice(&event.unwrap().into_bytes());
         }
@@ -64,22 +65,21 @@ fn parse(json: impl AsRef<[u8]>) -> Value {
     serde_json::from_slice(json.as_ref()).unwrap()
 }
 
-/// The JSON data of a stream's events. None of the streams here has line ends other than LF.
+/// The JSON data of a stream's events, whose line ends must be LF.
 fn parse_events(stream: &str) -> Vec<Value> {
     let data = |event: &str| event.strip_prefix("data: ").filter(|data| *data != "[DONE]").map(parse);
     stream.split("\n\n").filter_map(data).collect()
 }
 
-/// The items of an answer, by whatever shape.
-fn items(answer: &mut Value) -> Vec<&mut Value> {
-    match answer {
+/// The items of a response, single or a batch.
+fn items(response: &mut Value) -> Vec<&mut Value> {
+    match response {
         Value::Array(items) => items.iter_mut().collect(),
         item => vec![item],
     }
 }
 
-/// What the merged answer must be, by parsed values: `meta_info` of each item of `decode` with prefill's
-/// lists.
+/// The expected merge, computed on parsed values: `decode`, each `meta_info` with prefill's lists.
 fn merged(mut prefill: Value, mut decode: Value) -> Value {
     for (prefill, decode) in items(&mut prefill).into_iter().zip(items(&mut decode)) {
         for list in INPUT_LISTS {
@@ -95,25 +95,25 @@ fn merged(mut prefill: Value, mut decode: Value) -> Value {
     decode
 }
 
-/// The text with the prompt's lists emptied. In what SGLang writes an `output_` list comes behind each.
-fn emptied(answer: &str) -> String {
-    let mut answer = answer.to_owned();
+/// The text with the prompt's lists emptied. SGLang writes an `output_` list after each of them.
+fn emptied(response: &str) -> String {
+    let mut response = response.to_owned();
     for name in INPUT_LISTS {
         let mut at = 0;
-        while let Some(key) = answer[at..].find(&format!("\"{name}\":")) {
+        while let Some(key) = response[at..].find(&format!("\"{name}\":")) {
             let start = at + key + name.len() + 3;
-            let end = start + answer[start..].find(",\"output_").unwrap();
-            answer.replace_range(start..end, "[]");
+            let end = start + response[start..].find(",\"output_").unwrap();
+            response.replace_range(start..end, "[]");
             at = start;
         }
     }
-    answer
+    response
 }
 
 // Recordings of `/generate`.
 
 #[test]
-fn a_recorded_answer_gets_prefills_lists_and_is_else_the_same() {
+fn a_recorded_response_changes_in_prefills_lists_only() {
     for name in ["gen_logprob", "gen_logprob_default", "gen_logprob_text", "gen_batch_lists_logprob"] {
         let (prefill, decode) = (body(&format!("pd/{name}.prefill")), body(&format!("pd/{name}.decode")));
         let spliced = splice(Merge::Generate, &prefill, &decode);
@@ -123,7 +123,7 @@ fn a_recorded_answer_gets_prefills_lists_and_is_else_the_same() {
 }
 
 #[test]
-fn a_recorded_stream_gets_prefills_lists_in_every_event_and_is_else_the_same() {
+fn a_recorded_stream_changes_in_prefills_lists_in_every_event_only() {
     let (prefill, decode) = (body("pd/gen_logprob_stream.prefill"), body("pd/gen_logprob_stream.decode"));
     let spliced = splice_stream(Merge::Generate, &prefill, [&decode[..]]);
     let full = parse_events(&text(prefill)).remove(0);
@@ -135,7 +135,7 @@ fn a_recorded_stream_gets_prefills_lists_in_every_event_and_is_else_the_same() {
 }
 
 #[test]
-fn the_lists_are_those_of_a_regular_server() {
+fn spliced_lists_equal_those_of_a_server_without_disaggregation() {
     let regular = parse_events(&text(body("reg/gen_stream_logprob")));
     let decode = body("pd/gen_logprob_stream.decode");
     let spliced =
@@ -153,8 +153,8 @@ fn the_lists_are_those_of_a_regular_server() {
 }
 
 #[test]
-fn an_answer_of_a_regular_server_stays_as_it_is() {
-    // All its lists are full: what a decode server would send if SGLang handed prefill's lists over.
+fn a_response_with_complete_lists_is_not_changed() {
+    // A decode server would send this if SGLang transferred prefill's lists to it.
     let prefill = body("pd/gen_logprob.prefill");
     for name in ["reg/gen_logprob_full", "reg/gen_batch_logprob"] {
         assert_eq!(splice(Merge::Generate, &prefill, &body(name)), text(body(name)));
@@ -164,7 +164,7 @@ fn an_answer_of_a_regular_server_stays_as_it_is() {
 }
 
 #[test]
-fn chat_has_no_prompt_logprobs_to_splice() {
+fn chat_responses_have_no_prompt_logprobs() {
     for merge in [Merge::Generate, Merge::Echo] {
         let decode = body("pd/chat_logprobs.decode");
         let prefill = read(merge, &body("pd/chat_logprobs.prefill"));
@@ -177,7 +177,7 @@ fn chat_has_no_prompt_logprobs_to_splice() {
 }
 
 #[test]
-fn a_stream_may_be_cut_anywhere() {
+fn frame_boundaries_do_not_change_a_spliced_stream() {
     let echo = echo_stream_of_decode();
     let cases = [
         (Merge::Generate, body("pd/gen_logprob_stream.prefill"), body("pd/gen_logprob_stream.decode")),
@@ -194,16 +194,16 @@ fn a_stream_may_be_cut_anywhere() {
     }
 }
 
-// `/generate` made up.
+// `/generate`, constructed.
 
-/// One item as SGLang writes it: compact, with output lists in between, and `index` last.
+/// An item as SGLang writes it: compact, with output lists between the others, and `index` last.
 fn item(id: &str, lists: &str, index: &str) -> String {
     let output = r#""output_token_logprobs":[[-0.5,7,null]],"completion_tokens":1"#;
     format!(r#"{{"text":"t {id}","output_ids":[7],"meta_info":{{"id":"{id}",{lists}{output}}}{index}}}"#)
 }
 
-fn list(of: &str) -> String {
-    format!(r#""input_token_logprobs":{of},"#)
+fn list(elements: &str) -> String {
+    format!(r#""input_token_logprobs":{elements},"#)
 }
 
 fn event(data: impl AsRef<str>) -> String {
@@ -212,7 +212,7 @@ fn event(data: impl AsRef<str>) -> String {
 
 #[test]
 fn items_of_a_batch_are_matched_by_position() {
-    // `return_logprob` can be a list: an item without it has no lists on either side.
+    // `return_logprob` can be a list: an item for which it is false has no lists on either side.
     let prefill = format!(
         "[{},{},{}]",
         item("p0", &list("[[0]]"), r#","index":2"#),
@@ -231,7 +231,7 @@ fn items_of_a_batch_are_matched_by_position() {
         splice(Merge::Generate, prefill.as_bytes(), decode(["[]"; 2]).as_bytes()),
         decode(["[[0]]", "[[2]]"])
     );
-    // An item too many, as nobody sends it, gets nothing.
+    // An item that prefill's batch does not have stays unchanged.
     let short = format!("[{}]", item("p0", &list("[[0]]"), ""));
     assert_eq!(
         splice(Merge::Generate, short.as_bytes(), decode(["[]"; 2]).as_bytes()),
@@ -240,7 +240,7 @@ fn items_of_a_batch_are_matched_by_position() {
 }
 
 #[test]
-fn a_key_on_one_side_only_changes_nothing() {
+fn a_list_on_one_side_only_changes_nothing() {
     let (with, without) = (item("x", &list("[]"), ""), item("x", "", ""));
     let full = item("p", &list("[[1]]"), "");
     assert_eq!(splice(Merge::Generate, full.as_bytes(), without.as_bytes()), without);
@@ -250,28 +250,28 @@ fn a_key_on_one_side_only_changes_nothing() {
 }
 
 #[test]
-fn a_list_of_decode_that_is_not_empty_stays() {
+fn a_list_of_decode_that_is_not_empty_is_kept() {
     let prefill = item("p", r#""input_token_logprobs":[[1]],"input_top_logprobs":[[2]],"#, "");
-    for theirs in ["[[9]]", "null", r#""""#, "{}", "0"] {
+    for value in ["[[9]]", "null", r#""""#, "{}", "0"] {
         let decode = |top: &str| {
-            item("d", &format!(r#""input_token_logprobs":{theirs},"input_top_logprobs":{top},"#), "")
+            item("d", &format!(r#""input_token_logprobs":{value},"input_top_logprobs":{top},"#), "")
         };
         assert_eq!(splice(Merge::Generate, prefill.as_bytes(), decode("[]").as_bytes()), decode("[[2]]"));
     }
 }
 
 #[test]
-fn output_lists_stay_even_if_they_are_empty() {
-    let lists = |of: &str| {
+fn empty_output_lists_are_kept() {
+    let lists = |elements: &str| {
         let names = ["output_token_ids_logprobs", "output_top_logprobs", "not_input_token_logprobs"];
-        names.map(|name| format!(r#""{name}":{of},"#)).concat()
+        names.map(|name| format!(r#""{name}":{elements},"#)).concat()
     };
     let (prefill, decode) = (item("p", &lists("[[1]]"), ""), item("d", &lists("[]"), ""));
     assert_eq!(splice(Merge::Generate, prefill.as_bytes(), decode.as_bytes()), decode);
 }
 
 #[test]
-fn the_flat_forms_are_replaced_whatever_decode_sends() {
+fn flat_lists_replace_any_value_of_decode() {
     let values = [
         ("input_top_logprobs_val_flat", "[]", "[-1.5,-2]"),
         ("input_top_logprobs_idx_flat", "[]", "[3,4]"),
@@ -289,7 +289,7 @@ fn the_flat_forms_are_replaced_whatever_decode_sends() {
 }
 
 #[test]
-fn white_space_does_not_matter() {
+fn white_space_does_not_prevent_a_splice() {
     let prefill = "\n{ \"meta_info\" : {\"input_token_logprobs\" : [ [1, 2] ] } , \"index\" : 1 }";
     let decode = "{\"a\": 1,\t\"meta_info\": {\"input_token_logprobs\"\n:\t[ \r\n] },\n\"index\" : 1 } ";
     let expected = decode.replace("[ \r\n]", "[ [1, 2] ]");
@@ -304,9 +304,9 @@ fn white_space_does_not_matter() {
 }
 
 #[test]
-fn what_a_model_writes_is_text() {
+fn generated_text_that_looks_like_a_list_is_not_changed() {
     let prefill = item("p", &list("[[1]]"), "");
-    let written = [
+    let texts = [
         r#""input_token_logprobs":[]"#,
         r#"{"meta_info":{"input_token_logprobs":[],"input_token_logprobs":[]}}"#,
         r#","input_token_logprobs":[],"#,
@@ -316,7 +316,7 @@ fn what_a_model_writes_is_text() {
         "\\",
         r#"\"input_token_logprobs":[]"#,
     ];
-    for text in written {
+    for text in texts {
         let decode = |lists: &str| item("d", lists, "").replace(r#""t d""#, &json!(text).to_string());
         assert!(parse(decode(&list("[]")))["text"] == text);
         assert_eq!(
@@ -332,7 +332,7 @@ fn what_a_model_writes_is_text() {
 }
 
 #[test]
-fn a_string_or_an_escaped_key_that_looks_like_the_key_is_not_it() {
+fn strings_and_names_that_resemble_a_lists_name_are_not_matched() {
     let prefill = item("p", &list("[[1]]"), "");
     for alike in [
         r#""strings":[0,"input_token_logprobs",[]],"#,
@@ -349,15 +349,15 @@ fn a_string_or_an_escaped_key_that_looks_like_the_key_is_not_it() {
 #[test]
 fn events_of_a_batch_are_matched_by_index() {
     let index = |index: u64| format!(r#","index":{index}"#);
-    // The order in which prefill finishes is its own.
+    // Prefill and decode finish a batch's items in different orders.
     let prefill: String =
         [2, 0, 10].map(|i| event(item("p", &list(&format!("[[{i}]]")), &index(i)))).concat();
     let decode = |full: bool| {
-        let of = |i: u64| if full && i != 1 { format!("[[{i}]]") } else { "[]".to_owned() };
-        let events = [0, 2, 1, 10, 2, 0].map(|i| event(item("d", &list(&of(i)), &index(i)))).concat();
-        // The index may be elsewhere, by which servers do not put it today.
-        let early =
-            [10, 0].map(|i| event(format!(r#"{{"index": {i} ,{}"#, &item("d", &list(&of(i)), "")[1..])));
+        let elements = |i: u64| if full && i != 1 { format!("[[{i}]]") } else { "[]".to_owned() };
+        let events = [0, 2, 1, 10, 2, 0].map(|i| event(item("d", &list(&elements(i)), &index(i)))).concat();
+        // SGLang writes the index last; elsewhere it must be found too.
+        let early = [10, 0]
+            .map(|i| event(format!(r#"{{"index": {i} ,{}"#, &item("d", &list(&elements(i)), "")[1..])));
         events + &early.concat() + &event("[DONE]")
     };
     assert_eq!(
@@ -367,7 +367,7 @@ fn events_of_a_batch_are_matched_by_index() {
 }
 
 #[test]
-fn an_index_that_is_not_the_items_own_is_not_taken() {
+fn an_index_that_is_not_a_member_of_the_item_is_ignored() {
     let prefill = format!("[{},{}]", item("p0", &list("[[0]]"), ""), item("p1", &list("[[1]]"), ""));
     for tail in [
         r#","\"index":0"#,
@@ -391,7 +391,7 @@ fn an_index_that_is_not_the_items_own_is_not_taken() {
 }
 
 #[test]
-fn prefill_may_answer_a_stream_with_json() {
+fn a_json_response_of_prefill_is_spliced_into_a_stream() {
     let single = item("p", &list("[[0]]"), "");
     let decode = |of: &str| event(item("d", &list(of), ""));
     assert_eq!(splice_stream(Merge::Generate, single.as_bytes(), [decode("[]").as_bytes()]), decode("[[0]]"));
@@ -401,12 +401,12 @@ fn prefill_may_answer_a_stream_with_json() {
 }
 
 #[test]
-fn the_last_of_prefills_events_with_a_list_wins() {
+fn prefills_last_event_with_a_list_counts() {
     let prefill = ["[[1]]", "[[1],[2]]"].map(|of| event(item("p", &list(of), ""))).concat()
         + ": keep-alive\n\n"
         + &event(item("p", "", ""))
         + &event(r#"{"error":{"message":"late"}}"#)
-        // Without the blank line, as a server that was stopped would leave it.
+        // A server that is stopped may leave out the blank line.
         + "data: [DONE]";
     let decode = item("d", &list("[]"), "");
     assert_eq!(
@@ -416,7 +416,7 @@ fn the_last_of_prefills_events_with_a_list_wins() {
 }
 
 #[test]
-fn events_without_an_item_pass_untouched() {
+fn events_without_an_item_are_not_changed() {
     let others = [
         "data: [DONE]\n\n",
         ": ping\n\n",
@@ -438,7 +438,7 @@ fn events_without_an_item_pass_untouched() {
 }
 
 #[test]
-fn an_answer_of_decode_that_cannot_be_read_passes_untouched() {
+fn a_malformed_response_of_decode_is_not_changed() {
     for (merge, name) in [(Merge::Generate, "gen_batch_lists_logprob"), (Merge::Echo, "cmpl_logprobs_echo")] {
         let lists = read(merge, &body(&format!("pd/{name}.prefill")));
         let decode = body(&format!("pd/{name}.decode"));
@@ -454,9 +454,9 @@ fn an_answer_of_decode_that_cannot_be_read_passes_untouched() {
 }
 
 #[test]
-fn an_answer_of_prefill_that_cannot_be_read_is_an_error() {
+fn a_malformed_response_of_prefill_is_an_error() {
     for merge in [Merge::Generate, Merge::Echo] {
-        for answer in [
+        for response in [
             "",
             " ",
             "Internal Server Error",
@@ -467,65 +467,67 @@ fn an_answer_of_prefill_that_cannot_be_read_is_an_error() {
             ": only\n\n",
             "data: {\n\n",
         ] {
-            let error = PromptLogprobs::read(merge, &Bytes::from(answer)).err();
-            assert!(error.is_some_and(|error| error.to_string().starts_with("malformed: ")), "{answer:?}");
+            let error = PromptLogprobs::read(merge, &Bytes::from(response)).err();
+            assert!(
+                error.is_some_and(|error| error.to_string().starts_with("malformed JSON: ")),
+                "{response:?}"
+            );
         }
     }
     for (merge, name) in [(Merge::Generate, "gen_batch_lists_logprob"), (Merge::Echo, "cmpl_logprobs_echo")] {
-        let answer = body(&format!("pd/{name}.prefill"));
-        for end in 0..answer.len() {
-            assert!(PromptLogprobs::read(merge, &answer.slice(..end)).is_err());
+        let response = body(&format!("pd/{name}.prefill"));
+        for end in 0..response.len() {
+            assert!(PromptLogprobs::read(merge, &response.slice(..end)).is_err());
         }
     }
     let stream = body("pd/gen_logprob_stream.prefill");
     for end in 0..stream.len() {
-        // The first event without its end, or what came before it, is no answer. Later only `[DONE]` is
-        // missing.
+        // A truncated first event is an error. After it only `[DONE]` can be missing.
         let first = stream.windows(2).position(|at| at == b"\n\n").unwrap();
         let read = PromptLogprobs::read(Merge::Generate, &stream.slice(..end));
         assert_eq!(read.is_ok_and(|lists| !lists.is_empty()), !read_fails(end, first), "{end}");
     }
 }
 
-/// Whether a stream that is cut at `end` has no complete first event, or the start of another's data.
+/// Whether a stream truncated at `end` lacks a complete first event, or has part of the second's data.
 fn read_fails(end: usize, first: usize) -> bool {
     let second = first + 2;
     end < first || (second + "data:".len()..second + "data: [DONE]".len()).contains(&end)
 }
 
 #[test]
-fn prefills_errors_have_no_lists() {
-    for answer in [
+fn error_responses_of_prefill_have_no_lists() {
+    for response in [
         r#"{"error":{"message":"x"}}"#,
         "[]",
         r#"{"meta_info":null}"#,
         r#"{"meta_info":{"input_token_logprobs":null}}"#,
     ] {
-        assert!(read(Merge::Generate, answer.as_bytes()).is_empty(), "{answer}");
-        assert!(read(Merge::Generate, event(answer).as_bytes()).is_empty(), "{answer}");
+        assert!(read(Merge::Generate, response.as_bytes()).is_empty(), "{response}");
+        assert!(read(Merge::Generate, event(response).as_bytes()).is_empty(), "{response}");
     }
 }
 
 #[test]
-fn an_echo_of_prefill_is_an_object() {
+fn a_completions_response_of_prefill_must_be_an_object() {
     assert!(read(Merge::Echo, br#"{"error":{"message":"x"}}"#).is_empty());
     assert!(PromptLogprobs::read(Merge::Echo, &Bytes::from("[]")).is_err());
 }
 
 #[test]
-fn no_list_of_prefills_is_copied_to_be_kept() {
-    let answer = body("pd/gen_logprob_stream.prefill");
-    let Lists::Generate(items) = PromptLogprobs::read(Merge::Generate, &answer).unwrap().lists else {
+fn prefills_lists_are_slices_of_its_response() {
+    let response = body("pd/gen_logprob_stream.prefill");
+    let Lists::Generate(items) = PromptLogprobs::read(Merge::Generate, &response).unwrap().lists else {
         panic!()
     };
-    let range = answer.as_ptr_range();
-    let kept: Vec<_> = items.lists().collect();
-    assert_eq!(kept.len(), 3);
-    assert!(kept.iter().all(|list| range.contains(&list.as_ptr())));
+    let range = response.as_ptr_range();
+    let lists: Vec<_> = items.iter().collect();
+    assert_eq!(lists.len(), 3);
+    assert!(lists.iter().all(|list| range.contains(&list.as_ptr())));
 }
 
 #[test]
-fn events_that_stay_as_they_are_are_not_copied() {
+fn unchanged_events_are_not_copied() {
     let mut splicer = read(Merge::Generate, &body("pd/gen_logprob.prefill")).into_splicer(usize::MAX);
     let frame = Bytes::from(event(item("d", "", "")) + &event("[DONE]"));
     splicer.push(frame.clone());
@@ -535,12 +537,12 @@ fn events_that_stay_as_they_are_are_not_copied() {
 }
 
 #[test]
-fn events_that_come_together_go_together_and_share_the_list() {
+fn events_of_one_frame_are_sent_together_and_share_the_list() {
     let prefill = Bytes::from(item("p", &list("[[-1.5,7,null]]"), ""));
     let mut splicer = PromptLogprobs::read(Merge::Generate, &prefill).unwrap().into_splicer(usize::MAX);
     let decode = event(item("d", &list("[]"), ""));
     let cut = decode.len() / 2;
-    // The first one is begun in a frame before.
+    // The first event starts in an earlier frame.
     splicer.push(Bytes::from(decode[..cut].to_owned()));
     assert!(splicer.next().is_none());
     splicer.push(Bytes::from([&decode[cut..], &decode, &decode, "data: {"].concat()));
@@ -557,7 +559,7 @@ fn events_that_come_together_go_together_and_share_the_list() {
 }
 
 #[test]
-fn a_stream_with_nothing_to_splice_is_not_even_cut_into_events() {
+fn a_stream_with_nothing_to_splice_is_not_split_into_events() {
     let mut splicer = read(Merge::Generate, &body("pd/gen_logprob_default.prefill")).into_splicer(1);
     let frame = Bytes::from_static(b"data: {} half an ev");
     splicer.push(frame.clone());
@@ -567,7 +569,7 @@ fn a_stream_with_nothing_to_splice_is_not_even_cut_into_events() {
 }
 
 #[test]
-fn an_event_that_is_too_large_is_an_error() {
+fn an_event_over_the_limit_is_an_error_after_the_events_before_it() {
     let mut splicer = read(Merge::Generate, &body("pd/gen_logprob.prefill")).into_splicer(100);
     let before = event("[DONE]");
     splicer.push(Bytes::from(before.clone() + &"x".repeat(101)));
@@ -578,7 +580,7 @@ fn an_event_that_is_too_large_is_an_error() {
 }
 
 #[test]
-fn an_event_that_never_ended_passes_as_it_is() {
+fn an_event_that_does_not_end_is_not_changed() {
     let mut splicer = read(Merge::Generate, &body("pd/gen_logprob.prefill")).into_splicer(usize::MAX);
     let decode = item("d", &list("[]"), "");
     splicer.push(Bytes::from("data: "));
@@ -590,7 +592,7 @@ fn an_event_that_never_ended_passes_as_it_is() {
 
 // `/v1/completions` with `echo` and `logprobs`.
 
-/// The regular server's stream, with the prompt taken out of the first event: what a decode server sends.
+/// What a decode server sends: the stream of a server without disaggregation, less the first event's prompt.
 fn echo_stream_of_decode() -> String {
     let mut stream = text(body("reg/cmpl_logprobs_echo_stream"));
     let prompt = [
@@ -636,20 +638,20 @@ fn choices(choices: &[(u64, &str)]) -> String {
 }
 
 #[test]
-fn a_recorded_echo_gets_the_lists_of_a_regular_server() {
+fn a_recorded_echo_equals_that_of_a_server_without_disaggregation() {
     let (prefill, decode) = (body("pd/cmpl_logprobs_echo.prefill"), body("pd/cmpl_logprobs_echo.decode"));
     let regular = body("reg/cmpl_logprobs_echo");
     let spliced = splice(Merge::Echo, &prefill, &decode);
     assert_eq!(parse(&spliced)["choices"], parse(&regular)["choices"]);
-    // Byte for byte: all but the id and the time, in the same order.
-    let choices = |answer: &str| answer[answer.find("\"choices\"").unwrap()..].to_owned();
+    // The same bytes from the choices on: what differs before them is the id and the time.
+    let choices = |body: &str| body[body.find("\"choices\"").unwrap()..].to_owned();
     assert_eq!(choices(&spliced), choices(&text(regular)));
     let head = text(decode);
     assert_eq!(spliced[..spliced.find("\"choices\"").unwrap()], head[..head.find("\"choices\"").unwrap()]);
 }
 
 #[test]
-fn an_echo_stream_becomes_that_of_a_regular_server() {
+fn a_recorded_echo_stream_equals_that_of_a_server_without_disaggregation() {
     let decode = echo_stream_of_decode();
     let prefill = body("pd/cmpl_logprobs_echo.prefill");
     let regular = text(body("reg/cmpl_logprobs_echo_stream"));
@@ -659,9 +661,9 @@ fn an_echo_stream_becomes_that_of_a_regular_server() {
 }
 
 #[test]
-fn an_echo_stream_gets_each_prompt_once() {
+fn an_echo_stream_has_each_prompt_once() {
     let prefill = [echo(1, &["first", "b", "out"]), echo(0, &["first", "a", "out"])].map(event).concat()
-        // Later lists are output, of which prefill makes no more than one token.
+        // Later lists are output. Prefill generates one token only, so this is constructed.
         + &event(echo(0, &["more", "out"]));
     let null = event(choices(&[(0, "null")]));
     let usage = event(r#"{"choices":[],"usage":{"prompt_tokens":2}}"#);
@@ -691,7 +693,7 @@ fn choices_are_matched_by_index_not_by_position() {
 }
 
 #[test]
-fn a_choice_without_logprobs_does_not_keep_them_from_others() {
+fn a_choice_without_logprobs_does_not_affect_other_choices() {
     let lists = r#"{"tokens":["a","o"]}"#;
     let prefill = choices(&[(0, lists), (1, lists)]);
     let decode = |tokens: &str| choices(&[(0, "null"), (1, &format!(r#"{{"tokens":{tokens}}}"#))]);
@@ -700,8 +702,8 @@ fn a_choice_without_logprobs_does_not_keep_them_from_others() {
 }
 
 #[test]
-fn an_empty_list_of_decode_gets_the_prompt_without_a_comma_too_many() {
-    // `max_tokens` 0: prefill makes its token all the same.
+fn an_empty_list_of_decode_gets_no_trailing_comma() {
+    // With `max_tokens` 0 prefill generates its token nevertheless.
     let prefill = echo(0, &["first", "a", "out"]);
     let decode = echo(0, &[]);
     assert_eq!(splice(Merge::Echo, prefill.as_bytes(), decode.as_bytes()), echo(0, &["first", "a"]));
@@ -714,7 +716,7 @@ fn an_empty_list_of_decode_gets_the_prompt_without_a_comma_too_many() {
 }
 
 #[test]
-fn a_prompt_of_no_tokens_adds_nothing() {
+fn a_prompt_without_tokens_adds_nothing() {
     for prefill in
         [echo(0, &["out"]), echo(0, &[]), choices(&[(0, "null")]), choices(&[(0, "{}")]), choices(&[])]
     {
@@ -725,7 +727,7 @@ fn a_prompt_of_no_tokens_adds_nothing() {
 }
 
 #[test]
-fn an_echo_that_has_its_prompt_already_stays_as_it_is() {
+fn an_echo_that_has_its_prompt_is_not_changed() {
     let prefill = body("pd/cmpl_logprobs_echo.prefill");
     let regular = body("reg/cmpl_logprobs_echo");
     assert_eq!(splice(Merge::Echo, &prefill, &regular), text(regular));
@@ -745,9 +747,9 @@ fn a_list_of_another_type_on_either_side_changes_nothing() {
     );
 }
 
-// Everything, at random.
+// Generated inputs.
 
-/// A token's text with what could be mistaken for something else.
+/// A token's text, often one that resembles something else.
 fn any_text() -> impl Strategy<Value = String> {
     prop_oneof![
         any::<String>(),
@@ -759,13 +761,13 @@ fn any_text() -> impl Strategy<Value = String> {
 
 /// One list of logprobs, by token.
 fn any_list() -> impl Strategy<Value = Value> {
-    // serde_json reads eighths exactly, and not every number.
+    // Multiples of 1/8 are exact in binary: serde_json is off by one bit for some other numbers.
     let entry = (any::<i16>(), any::<u16>(), prop::option::of(any_text()))
         .prop_map(|(eighths, token, text)| json!([f64::from(eighths) / 8.0, token, text]));
     prop::collection::vec(prop_oneof![Just(Value::Null), entry], 0..6).prop_map(Value::from)
 }
 
-/// Prefill's and decode's answer for one prompt. Every list may be missing on either side.
+/// Prefill's and decode's item for one prompt. Every list may be missing on either side.
 fn any_item() -> impl Strategy<Value = (Value, Value)> {
     let lists = || prop::array::uniform3(prop::option::of(any_list()));
     let decodes = prop::array::uniform3(any::<bool>());
@@ -794,42 +796,42 @@ fn write_event(value: &Value) -> String {
     event(value.to_string())
 }
 
-/// A recording of each kind.
-const NAMES: [&str; 3] = ["gen_batch_lists_logprob", "gen_logprob_stream", "cmpl_logprobs_echo"];
+/// A recording of each kind: a batch, a stream and an echo.
+const RECORDINGS: [&str; 3] = ["gen_batch_lists_logprob", "gen_logprob_stream", "cmpl_logprobs_echo"];
 
 fn any_prompt_and_output() -> impl Strategy<Value = [Vec<String>; 2]> {
     prop::array::uniform2(prop::collection::vec(any_text(), 0..5))
 }
 
-/// Any byte, and more often than by chance one that JSON is made of.
+/// Any byte, often one of JSON's syntax.
 fn any_byte() -> impl Strategy<Value = u8> {
     prop_oneof![any::<u8>(), prop::sample::select(&b"[]{}\",:\\\n"[..])]
 }
 
-/// Any split of the bytes.
-fn cut<'a>(mut bytes: &'a [u8], sizes: &[usize]) -> Vec<&'a [u8]> {
-    let mut pieces = Vec::new();
+/// The bytes in frames of these sizes, repeated as needed.
+fn split_into<'a>(mut bytes: &'a [u8], sizes: &[usize]) -> Vec<&'a [u8]> {
+    let mut frames = Vec::new();
     for size in sizes.iter().cycle() {
-        let (piece, rest) = bytes.split_at((*size).min(bytes.len()));
-        pieces.push(piece);
+        let (frame, rest) = bytes.split_at((*size).min(bytes.len()));
+        frames.push(frame);
         bytes = rest;
         if bytes.is_empty() {
             break;
         }
     }
-    pieces
+    frames
 }
 
 proptest! {
     #[test]
-    fn any_recorded_stream_may_be_cut_anywhere(sizes in prop::collection::vec(1_usize..3000, 1..20)) {
+    fn frames_of_any_sizes_do_not_change_a_spliced_stream(sizes in prop::collection::vec(1_usize..3000, 1..20)) {
         let (prefill, decode) = (body("pd/gen_logprob_stream.prefill"), body("pd/gen_logprob_stream.decode"));
         let whole = splice_stream(Merge::Generate, &prefill, [&decode[..]]);
-        prop_assert_eq!(splice_stream(Merge::Generate, &prefill, cut(&decode, &sizes)), whole);
+        prop_assert_eq!(splice_stream(Merge::Generate, &prefill, split_into(&decode, &sizes)), whole);
     }
 
     #[test]
-    fn any_answer_is_merged_as_its_parsed_values_are(
+    fn spliced_responses_equal_merged_parsed_values(
         items in prop::collection::vec(any_item(), 0..4),
         pretty in prop::array::uniform2(any::<bool>()),
     ) {
@@ -844,7 +846,7 @@ proptest! {
     }
 
     #[test]
-    fn any_batch_stream_is_merged_as_its_parsed_values_are(
+    fn spliced_batch_streams_equal_merged_parsed_values(
         items in prop::collection::vec(any_item(), 1..5),
         order in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
         sizes in prop::collection::vec(1_usize..200, 1..9),
@@ -864,16 +866,16 @@ proptest! {
         let decode: String = order.iter().map(|(_, decode)| write_event(decode)).collect();
         let merged = |(prefill, decode): &&(Value, Value)| merged(prefill.clone(), decode.clone());
         let expected: String = order.iter().map(merged).map(|event| write_event(&event)).collect();
-        let pieces = cut(decode.as_bytes(), &sizes);
-        prop_assert_eq!(splice_stream(Merge::Generate, prefill.as_bytes(), pieces), expected);
+        let frames = split_into(decode.as_bytes(), &sizes);
+        prop_assert_eq!(splice_stream(Merge::Generate, prefill.as_bytes(), frames), expected);
     }
 
     #[test]
-    fn any_echo_is_the_prompt_and_then_the_output(
+    fn a_spliced_echo_is_the_prompt_followed_by_the_output(
         prompts in prop::collection::vec(any_prompt_and_output(), 1..4),
         pretty in prop::array::uniform2(any::<bool>()),
     ) {
-        let answer = |tokens: Vec<Vec<String>>| {
+        let response = |tokens: Vec<Vec<String>>| {
             let choice = |(index, tokens): (usize, &Vec<String>)| json!({"index": index, "logprobs": {
                 "text_offset": vec![-1; tokens.len()],
                 "token_logprobs": vec![-0.5; tokens.len()],
@@ -883,32 +885,32 @@ proptest! {
             json!({"choices": tokens.iter().enumerate().map(choice).collect::<Vec<_>>()})
         };
         let output = vec!["output".to_owned()];
-        let prefill = answer(prompts.iter().map(|[prompt, _]| [&prompt[..], &output].concat()).collect());
-        let decode = answer(prompts.iter().map(|[_, output]| output.clone()).collect());
-        let expected = answer(prompts.iter().map(|prompt_and_output| prompt_and_output.concat()).collect());
+        let prefill = response(prompts.iter().map(|[prompt, _]| [&prompt[..], &output].concat()).collect());
+        let decode = response(prompts.iter().map(|[_, output]| output.clone()).collect());
+        let expected = response(prompts.iter().map(|prompt_and_output| prompt_and_output.concat()).collect());
         let spliced = splice(Merge::Echo, &write(&prefill, pretty[0]), &write(&decode, pretty[1]));
         prop_assert_eq!(parse(spliced), expected);
     }
 
     #[test]
-    fn no_bytes_panic(
-        name in prop::sample::select(&NAMES[..]),
+    fn no_input_panics(
+        name in prop::sample::select(&RECORDINGS[..]),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any_byte()), 1..9),
         end: prop::sample::Index,
         noise: Vec<u8>,
     ) {
         let (prefill, decode) = (body(&format!("pd/{name}.prefill")), body(&format!("pd/{name}.decode")));
-        let spoil = |bytes: &Bytes| {
-            let mut spoilt = bytes[..=end.index(bytes.len())].to_vec();
+        let corrupt = |bytes: &Bytes| {
+            let mut corrupted = bytes[..=end.index(bytes.len())].to_vec();
             for (at, byte) in &changes {
-                let at = at.index(spoilt.len());
-                spoilt[at] = *byte;
+                let at = at.index(corrupted.len());
+                corrupted[at] = *byte;
             }
-            spoilt
+            corrupted
         };
         for merge in [Merge::Generate, Merge::Echo] {
-            for decode in [spoil(&decode), noise.clone()] {
-                for prefill in [prefill.to_vec(), spoil(&prefill), noise.clone()] {
+            for decode in [corrupt(&decode), noise.clone()] {
+                for prefill in [prefill.to_vec(), corrupt(&prefill), noise.clone()] {
                     let Ok(lists) = PromptLogprobs::read(merge, &prefill.into()) else {
                         continue;
                     };

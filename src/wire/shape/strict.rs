@@ -1,29 +1,27 @@
-//! What keeps the inspector from reading another text than a strict parser:
-//! brackets that match, UTF-8, escapes, and values that are JSON.
+//! The checks that keep the inspector from reading another text than a strict parser does: matching brackets,
+//! UTF-8, escapes, and scalars that are JSON.
 
 use serde_json::value::RawValue;
 use simd_json::prelude::ValueAsScalar;
 
-use super::BodyError;
+use super::error::{BodyError, MAX_DEPTH};
 
-/// Deepest nesting. orjson, with which SGLang reads its requests, stops at 1,024 too.
-pub(super) const MAX_DEPTH: usize = 1_024;
-
-/// Is all of this JSON? Nothing is built of it, and depth costs no stack.
+/// Whether all of the text is one JSON value. A `RawValue` builds nothing and does not recurse, so that no
+/// depth overflows the stack.
 pub(super) fn is_json(text: &[u8]) -> bool {
-    is_usual_scalar(text) || serde_json::from_slice::<&RawValue>(text).is_ok()
+    is_common_scalar(text) || serde_json::from_slice::<&RawValue>(text).is_ok()
 }
 
-/// A literal, or a number without an exponent: they need no parser.
-fn is_usual_scalar(text: &[u8]) -> bool {
+/// Whether this is a literal or a number without an exponent: nearly all scalars, checked without a parser.
+fn is_common_scalar(text: &[u8]) -> bool {
     if matches!(text, b"true" | b"false" | b"null") {
         return true;
     }
     let number = text.strip_prefix(b"-").unwrap_or(text);
-    let whole = number.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    let (whole, rest) = number.split_at(whole);
-    let is_whole = matches!(whole, [b'0'] | [b'1'..=b'9', ..]);
-    is_whole
+    let length = number.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let (integer, rest) = number.split_at(length);
+    // JSON has no leading zeros.
+    matches!(integer, [b'0'] | [b'1'..=b'9', ..])
         && match rest {
             [] => true,
             [b'.', fraction @ ..] => !fraction.is_empty() && fraction.iter().all(u8::is_ascii_digit),
@@ -31,28 +29,29 @@ fn is_usual_scalar(text: &[u8]) -> bool {
         }
 }
 
-/// A name as a strict parser reads it; `None` if an escape is not one.
+/// A name with its escapes resolved by a strict parser; `None` if one is invalid, such as a lone surrogate.
 pub(super) fn unescape(name: &[u8]) -> Option<String> {
     let mut quoted = [b"\"", name, b"\""].concat();
     simd_json::to_borrowed_value(&mut quoted).ok()?.as_str().map(str::to_owned)
 }
 
-/// The brackets open inside one value, a bit each: set for `{`.
+/// The open brackets within one value, one bit each: 1 for `{`, 0 for `[`. At 128 bytes for the deepest body
+/// nothing is allocated.
 #[derive(Debug)]
-pub(super) struct Brackets {
+pub(super) struct Nesting {
     pub(super) depth: usize,
     braces: [u64; MAX_DEPTH / 64],
 }
 
-impl Default for Brackets {
+impl Default for Nesting {
     fn default() -> Self {
         Self { depth: 0, braces: [0; MAX_DEPTH / 64] }
     }
 }
 
-impl Brackets {
+impl Nesting {
     pub(super) fn open(&mut self, byte: u8, at: usize) -> Result<(), BodyError> {
-        // The object around the value is a level too.
+        // The object around the value is a level, too.
         if self.depth + 1 >= MAX_DEPTH {
             return Err(BodyError::TooDeep { at });
         }
@@ -65,7 +64,7 @@ impl Brackets {
         Ok(())
     }
 
-    /// Returns whether the outermost bracket was closed.
+    /// Returns whether this closes the outermost bracket. There must be an open one.
     pub(super) fn close(&mut self, byte: u8, at: usize) -> Result<bool, BodyError> {
         self.depth -= 1;
         let brace = self.braces[self.depth / 64] & (1 << (self.depth % 64)) != 0;
@@ -77,33 +76,35 @@ impl Brackets {
     }
 }
 
-/// Validates UTF-8 across pieces.
+/// Validates UTF-8 in chunks.
 #[derive(Debug, Default)]
-pub(super) struct Utf8 {
-    /// The beginning of a character that the last piece cut.
+pub(super) struct Utf8Validator {
+    /// The start of a character that continues in the next chunk.
     partial: [u8; 4],
     length: usize,
 }
 
-impl Utf8 {
-    pub(super) fn feed(&mut self, mut piece: &[u8], base: usize) -> Result<(), BodyError> {
+impl Utf8Validator {
+    pub(super) fn feed(&mut self, mut chunk: &[u8], base: usize) -> Result<(), BodyError> {
         let mut base = base;
-        while self.length > 0 && !piece.is_empty() {
-            self.partial[self.length] = piece[0];
+        while self.length > 0 && !chunk.is_empty() {
+            self.partial[self.length] = chunk[0];
             self.length += 1;
-            (piece, base) = (&piece[1..], base + 1);
+            (chunk, base) = (&chunk[1..], base + 1);
             match simdutf8::compat::from_utf8(&self.partial[..self.length]) {
                 Ok(_) => self.length = 0,
+                // Still incomplete.
                 Err(error) if error.error_len().is_none() => {}
                 Err(_) => return Err(BodyError::NotUtf8 { at: base - self.length }),
             }
         }
-        let Err(error) = simdutf8::compat::from_utf8(piece) else { return Ok(()) };
+        let Err(error) = simdutf8::compat::from_utf8(chunk) else { return Ok(()) };
         let valid = error.valid_up_to();
         if error.error_len().is_some() {
             return Err(BodyError::NotUtf8 { at: base + valid });
         }
-        let rest = &piece[valid..];
+        // The chunk ends within a character: of at most 3 bytes, as 4 would complete it.
+        let rest = &chunk[valid..];
         self.partial[..rest.len()].copy_from_slice(rest);
         self.length = rest.len();
         Ok(())

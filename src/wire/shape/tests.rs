@@ -1,4 +1,4 @@
-//! What is read of a body, what is cut from it, and what is said of a bad one.
+//! What is read of a body, what is removed from it, and the error for a bad one.
 
 use bytes::Bytes;
 
@@ -12,49 +12,49 @@ mod texts;
 const FIELDS: &str = r#""bootstrap_host":"h","bootstrap_port":1,"bootstrap_room":2"#;
 const DIALECTS: [Dialect; 3] = [Dialect::Generate, Dialect::Chat, Dialect::Completions];
 
-/// What was asked for: a stream, more than one sample, prompt logprobs.
-type Wishes = (bool, bool, Option<Merge>);
+/// What a body requests: a stream, more than one sample, prompt logprobs.
+type Features = (bool, bool, Option<Merge>);
 
-/// `text` in pieces of these lengths, over and over.
-fn pieces<'a>(mut text: &'a [u8], lengths: &'a [usize]) -> impl Iterator<Item = &'a [u8]> {
+/// `text` in chunks of these lengths, repeated as needed.
+fn chunks<'a>(mut text: &'a [u8], lengths: &'a [usize]) -> impl Iterator<Item = &'a [u8]> {
     lengths.iter().cycle().map_while(move |length| {
-        let (piece, rest) = text.split_at((*length).max(1).min(text.len()));
+        let (chunk, rest) = text.split_at((*length).max(1).min(text.len()));
         text = rest;
-        (!piece.is_empty()).then_some(piece)
+        (!chunk.is_empty()).then_some(chunk)
     })
 }
 
 fn inspect(dialect: Dialect, text: &[u8], lengths: &[usize]) -> Result<BodyShape, BodyError> {
-    let mut inspector = Inspector::new(dialect);
-    pieces(text, lengths).try_for_each(|piece| inspector.feed(piece))?;
+    let mut inspector = BodyInspector::new(dialect);
+    chunks(text, lengths).try_for_each(|chunk| inspector.feed(chunk))?;
     inspector.finish()
 }
 
-/// What the servers get.
-fn rewrite(text: &[u8], edit: &Edit, lengths: &[usize]) -> Vec<u8> {
+/// The body that both legs get.
+fn rewrite(text: &[u8], edit: &BodyEdit, lengths: &[usize]) -> Vec<u8> {
     let mut client = ClientBody::default();
-    pieces(text, lengths).for_each(|piece| client.push(Bytes::copy_from_slice(piece)));
-    client.with_fields(edit, &BootstrapFields::new("h".into(), Some(1)), 2).pieces().concat()
+    chunks(text, lengths).for_each(|chunk| client.push(Bytes::copy_from_slice(chunk)));
+    client.with_bootstrap(edit, &BootstrapFields::new("h".into(), Some(1)), 2).pieces().concat()
 }
 
-/// Reads a body that is as good in one piece as it is byte by byte.
+/// The shape of a good body. It must be the same in one chunk and in chunks of one byte.
 fn accepted(dialect: Dialect, text: &str) -> BodyShape {
     let shape = inspect(dialect, text.as_bytes(), &[text.len()]).unwrap();
     assert_eq!(inspect(dialect, text.as_bytes(), &[1]).as_ref(), Ok(&shape), "{text}");
     shape
 }
 
-/// What the client is told of a body that is as bad in one piece as it is byte by byte.
+/// The error for a bad body, which must be rejected in one chunk and in chunks of one byte.
 #[track_caller]
-fn refused(text: impl AsRef<[u8]>) -> String {
+fn rejected(text: impl AsRef<[u8]>) -> String {
     let text = text.as_ref();
     let error = inspect(Dialect::Chat, text, &[text.len()]).unwrap_err();
     assert!(inspect(Dialect::Chat, text, &[1]).is_err());
     error.to_string()
 }
 
-fn wished(shape: &BodyShape) -> Wishes {
-    (shape.stream, shape.many_samples, shape.merge)
+fn features(shape: &BodyShape) -> Features {
+    (shape.stream, shape.parallel_sampling, shape.merge)
 }
 
 fn rewritten(text: &str) -> String {
@@ -63,24 +63,24 @@ fn rewritten(text: &str) -> String {
 }
 
 #[test]
-fn a_body_without_a_value_is_empty() {
+fn a_body_of_white_space_is_empty() {
     for text in ["", " ", "\n\r\n\t "] {
-        assert_eq!(refused(text), "the body is empty; a JSON object is expected");
+        assert_eq!(rejected(text), "the body is empty; a JSON object is expected");
     }
 }
 
 #[test]
-fn a_byte_order_mark_is_called_by_its_name() {
+fn a_byte_order_mark_has_its_own_error() {
     let text = b"\xEF\xBB\xBF{}";
     for lengths in [&[6][..], &[1], &[2], &[1, 2], &[3]] {
         let error = inspect(Dialect::Chat, text, lengths).unwrap_err();
         assert_eq!(error.to_string(), "the body begins with a byte order mark, which JSON does not allow");
     }
-    assert_eq!(refused(b" \xEF\xBB\xBF{}"), "the body is not JSON: expected '{' at byte 1");
+    assert_eq!(rejected(b" \xEF\xBB\xBF{}"), "the body is not JSON: expected '{' at byte 1");
 }
 
 #[test]
-fn what_is_not_an_object_is_called_by_its_name() {
+fn the_error_for_another_type_names_the_type() {
     for (text, found) in [
         ("[]", "an array"),
         ("[{\"stream\":true}]", "an array"),
@@ -91,12 +91,12 @@ fn what_is_not_an_object_is_called_by_its_name() {
         ("false", "true or false"),
         ("null", "null"),
     ] {
-        assert_eq!(refused(text), format!("the body must be a JSON object, not {found}"), "{text}");
+        assert_eq!(rejected(text), format!("the body must be a JSON object, not {found}"), "{text}");
     }
 }
 
 #[test]
-fn text_that_is_not_json_is_refused_where_it_goes_wrong() {
+fn a_syntax_error_has_its_position() {
     for (text, expected, at) in [
         ("}", "'{'", 0),
         (" <html>", "'{'", 1),
@@ -128,7 +128,7 @@ fn text_that_is_not_json_is_refused_where_it_goes_wrong() {
         ("{\u{a0}}", "a field's name or '}'", 1),
     ] {
         assert_eq!(
-            refused(text),
+            rejected(text),
             format!("the body is not JSON: expected {expected} at byte {at}"),
             "{text}"
         );
@@ -136,7 +136,7 @@ fn text_that_is_not_json_is_refused_where_it_goes_wrong() {
 }
 
 #[test]
-fn a_scalar_must_be_one_of_json() {
+fn a_scalar_must_be_json() {
     for good in
         ["true", "false", "null", "0", "-0", "10", "1.0", "0.10", "1e5", "1E+05", "-1.5e-300", "1E400"]
     {
@@ -173,26 +173,26 @@ fn a_scalar_must_be_one_of_json() {
         "undefined",
     ] {
         for text in [format!("{{\"a\":{bad}}}"), format!("{{\"bootstrap_room\":{bad} ,\"b\":1}}")] {
-            assert!(refused(&text).starts_with("the body is not JSON: expected "), "{text}");
+            assert!(rejected(&text).starts_with("the body is not JSON: expected "), "{text}");
         }
     }
 }
 
 #[test]
-fn a_body_that_ends_early_is_refused_wherever_it_ends() {
+fn a_truncated_body_is_rejected() {
     let text =
         r#" {"a\"é" : [{"b":"\"\u00e9é]"}, null] , "bootstrap_host":{}, "c":1.5,"d":"\\" }"#.as_bytes();
     for end in 0..text.len() {
-        refused(&text[..end]);
+        rejected(&text[..end]);
     }
     assert!(inspect(Dialect::Chat, text, &[1]).is_ok());
-    assert_eq!(refused("{\"a\":\"b"), "the body is not JSON: it ends at byte 7 inside the object");
-    assert_eq!(refused("{\"a\":[[]"), "the body is not JSON: it ends at byte 8 inside the object");
-    assert_eq!(refused("{\"a\":1"), "the body is not JSON: it ends at byte 6 inside the object");
+    assert_eq!(rejected("{\"a\":\"b"), "the body is not JSON: it ends at byte 7 inside the object");
+    assert_eq!(rejected("{\"a\":[[]"), "the body is not JSON: it ends at byte 8 inside the object");
+    assert_eq!(rejected("{\"a\":1"), "the body is not JSON: it ends at byte 6 inside the object");
 }
 
 #[test]
-fn a_name_must_be_a_string_of_json() {
+fn a_name_must_be_a_valid_string() {
     for name in [
         r"\ud800",
         r"\udc00\ud800",
@@ -205,7 +205,7 @@ fn a_name_must_be_a_string_of_json() {
         "bootstrap_\0",
     ] {
         let message = "the body is not JSON: expected a valid string at byte 2";
-        assert_eq!(refused(format!("{{ \"{name}\":1}}")), message);
+        assert_eq!(rejected(format!("{{ \"{name}\":1}}")), message);
     }
     for name in [r"\ud83d\ude00", r"\/\b\f\n\r\t\\", r#"\""#, "\u{7f}\u{80}", r"\u0000"] {
         accepted(Dialect::Chat, &format!("{{\"{name}\":1}}"));
@@ -213,8 +213,8 @@ fn a_name_must_be_a_string_of_json() {
 }
 
 #[test]
-fn bytes_that_are_no_characters_are_refused_wherever_they_stand() {
-    // Unfinished, without a beginning, overlong, a surrogate, beyond the last character, never used.
+fn invalid_utf8_is_rejected_at_any_position() {
+    // Truncated (3), a lone continuation byte, overlong (2), a surrogate, above U+10FFFF, an unused byte.
     let bad: [&[u8]; 9] = [
         b"\xC3",
         b"\xE2\x82",
@@ -246,16 +246,16 @@ fn bytes_that_are_no_characters_are_refused_wherever_they_stand() {
             let message = format!("the body is not UTF-8 at byte {}", before.len());
             for first in 1..=text.len() {
                 let error = inspect(Dialect::Chat, &text, &[first, text.len()]).unwrap_err();
-                let known_before = matches!(error, BodyError::Syntax { .. } | BodyError::Truncated { .. });
-                assert!(known_before || error.to_string() == message, "{error}: {}", text.escape_ascii());
+                let is_found_before = matches!(error, BodyError::Syntax { .. } | BodyError::Truncated { .. });
+                assert!(is_found_before || error.to_string() == message, "{error}: {}", text.escape_ascii());
             }
         }
     }
-    assert_eq!(refused(b"{\"a\":\"\xC3\"}"), "the body is not UTF-8 at byte 6");
+    assert_eq!(rejected(b"{\"a\":\"\xC3\"}"), "the body is not UTF-8 at byte 6");
 }
 
 #[test]
-fn a_character_may_be_cut_anywhere() {
+fn a_character_may_span_chunks() {
     let text = "{\"é€😀\":\"é€😀\",\"b\":[\"é€😀\"],\"stream\":true}";
     for first in 1..text.len() {
         for second in 1..5 {
@@ -270,7 +270,7 @@ fn nested(name: &str, open: &str, close: &str, levels: usize) -> String {
 }
 
 #[test]
-fn the_object_is_the_first_of_1024_levels() {
+fn the_object_itself_counts_as_one_of_1024_levels() {
     for name in ["a", "sampling_params", "token_ids_logprob", "stream", "bootstrap_host"] {
         for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
             for levels in [1, 63, 64, 65, 1_000, 1_023] {
@@ -278,85 +278,86 @@ fn the_object_is_the_first_of_1024_levels() {
             }
             let at = name.len() + 4 + 1_023 * open.len();
             let message = format!("the body is nested deeper than 1024 levels at byte {at}");
-            assert_eq!(refused(nested(name, open, close, 1_024)), message);
+            assert_eq!(rejected(nested(name, open, close, 1_024)), message);
         }
     }
-    // Levels do not add up from one field to the next.
+    // Each field's value starts at level 1 again.
     let field = "[".repeat(1_000) + &"]".repeat(1_000);
     accepted(Dialect::Chat, &format!("{{\"a\":{field},\"b\":{field}}}"));
 }
 
 #[test]
-fn one_hundred_thousand_brackets_are_refused_at_the_first_too_many() {
+fn a_body_nested_too_deeply_is_rejected_before_it_ends() {
     for brackets in ["[".repeat(100_000), "{\"a\":".repeat(100_000), "[{\"a\":".repeat(50_000)] {
         let text = format!("{{\"a\":{brackets}");
-        assert!(refused(&text).starts_with("the body is nested deeper than 1024 levels"));
-        // What comes later has not been waited for.
-        refused(&text[..5 + 1_024 * 5]);
+        assert!(rejected(&text).starts_with("the body is nested deeper than 1024 levels"));
+        // The first level too many is enough.
+        rejected(&text[..5 + 1_024 * 5]);
     }
-    assert_eq!(refused("[".repeat(100_000)), "the body must be a JSON object, not an array");
+    assert_eq!(rejected("[".repeat(100_000)), "the body must be a JSON object, not an array");
     assert_eq!(
-        refused("{".repeat(100_000)),
+        rejected("{".repeat(100_000)),
         "the body is not JSON: expected a field's name or '}' at byte 1"
     );
 }
 
 #[test]
-fn own_fields_may_be_in_64_places() {
-    let own = "\"bootstrap_room\":1,".repeat(10);
-    let places = |count: usize, end: &str| format!("{{{}{end}}}", format!("{own}\"a\":1,").repeat(count));
+fn bootstrap_fields_in_up_to_64_places_are_removed() {
+    let run = "\"bootstrap_room\":1,".repeat(10);
+    let places = |count: usize, end: &str| format!("{{{}{end}}}", format!("{run}\"a\":1,").repeat(count));
     for good in [places(64, "\"b\":1"), places(63, "\"bootstrap_host\":\"x\"")] {
-        assert_eq!(accepted(Dialect::Chat, &good).edit.cuts.len(), 64);
+        assert_eq!(accepted(Dialect::Chat, &good).edit.removed.len(), 64);
         assert!(!rewritten(&good).contains("room\":1,"));
     }
     for bad in [places(65, "\"b\":1"), places(64, "\"bootstrap_host\":\"x\"")] {
-        assert_eq!(refused(bad), "the body has bootstrap_* fields in over 64 places");
+        assert_eq!(rejected(bad), "the body has bootstrap_* fields in over 64 places");
     }
 }
 
 #[test]
-fn fields_side_by_side_are_one_place() {
-    let own = "\"bootstrap_room\" : 1 ,".repeat(5_000);
-    assert_eq!(rewritten(&format!("{{{own}\"a\":1}}")), format!("{{\"a\":1,{FIELDS}}}"));
+fn adjacent_bootstrap_fields_count_as_one_place() {
+    let run = "\"bootstrap_room\" : 1 ,".repeat(5_000);
+    assert_eq!(rewritten(&format!("{{{run}\"a\":1}}")), format!("{{\"a\":1,{FIELDS}}}"));
 }
 
 #[test]
-fn a_name_of_ours_is_known_however_it_is_spelled() {
-    let spelled = |name: &str| name.chars().map(|it| format!("\\u{:04X}", u32::from(it))).collect::<String>();
-    let (own, stream) = (spelled("bootstrap_pair_key"), spelled("stream"));
-    let text = format!("{{\"{own}\":1,\"{stream}\":true,\"\\u0062ootstrap_room\":1,\"bootstrap\\u005f\":1}}");
+fn an_escaped_name_is_recognised() {
+    let escaped = |name: &str| name.chars().map(|it| format!("\\u{:04X}", u32::from(it))).collect::<String>();
+    let (bootstrap, stream) = (escaped("bootstrap_pair_key"), escaped("stream"));
+    let text =
+        format!("{{\"{bootstrap}\":1,\"{stream}\":true,\"\\u0062ootstrap_room\":1,\"bootstrap\\u005f\":1}}");
     assert_eq!(rewritten(&text), format!("{{\"{stream}\":true,{FIELDS}}}"));
     assert!(accepted(Dialect::Chat, &text).stream);
-    // An escaped backslash begins no escape.
+    // An escaped backslash does not start another escape.
     let text = r#"{"\\u0062ootstrap_room":1,"s\\u0074ream":true}"#;
     assert_eq!(rewritten(text), format!("{},{FIELDS}}}", text.strip_suffix('}').unwrap()));
     assert!(!accepted(Dialect::Chat, text).stream);
 }
 
 #[test]
-fn a_name_too_long_to_be_ours_stays() {
+fn a_name_longer_than_any_that_matters_is_not_removed() {
     let fill = "x".repeat(300);
     for name in [fill.clone(), format!("stream{fill}"), format!("bootstrap_{fill}"), format!("\\u0062{fill}")]
     {
         assert_eq!(rewritten(&format!("{{\"{name}\":1}}")), format!("{{\"{name}\":1,{FIELDS}}}"));
     }
     let longest = |length: usize| format!("{{\"bootstrap_{}\":1}}", "x".repeat(length - "bootstrap_".len()));
-    assert_eq!(rewritten(&longest(MAX_NAME - 1)), format!("{{{FIELDS}}}"));
-    assert!(rewritten(&longest(MAX_NAME)).starts_with("{\"bootstrap_x"));
+    assert_eq!(rewritten(&longest(inspector::MAX_NAME - 1)), format!("{{{FIELDS}}}"));
+    assert!(rewritten(&longest(inspector::MAX_NAME)).starts_with("{\"bootstrap_x"));
 }
 
 #[test]
-fn the_inside_of_what_is_kept_is_not_read() {
+fn values_that_are_forwarded_are_not_validated() {
     for value in [r#"[1 2 nope]"#, r#"{"a" "b"}"#, "\"\t\"", r#""\x\ud800""#, r#"[{"bootstrap_room":1}]"#] {
         assert_eq!(rewritten(&format!("{{\"a\":{value}}}")), format!("{{\"a\":{value},{FIELDS}}}"));
     }
 }
 
 #[test]
-fn what_is_cut_must_be_json_because_no_server_sees_it() {
+fn values_that_are_removed_must_be_json() {
     for value in ["[1 2]", "[nope]", "{\"a\" 1}", "[1,]", "\"\t\"", r#""\x""#, r#"["\u12"]"#] {
         let message = "the body is not JSON: expected a JSON value at byte 18";
-        assert_eq!(refused(format!("{{\"bootstrap_host\":{value},\"a\":1}}")), message);
+        assert_eq!(rejected(format!("{{\"bootstrap_host\":{value},\"a\":1}}")), message);
     }
     for value in ["[1, [\"x\", null] , {}]", "\"\\u0000\"", "[123456789012345678901234567890, 1E+400]"] {
         assert_eq!(rewritten(&format!("{{\"bootstrap_host\":{value}}}")), format!("{{{FIELDS}}}"));
@@ -364,50 +365,50 @@ fn what_is_cut_must_be_json_because_no_server_sees_it() {
 }
 
 #[test]
-fn a_number_may_be_long() {
+fn a_number_of_100000_digits_is_accepted() {
     let digits = "9".repeat(100_000);
     for number in [digits.clone(), format!("-{digits}.{digits}e-{digits}")] {
         let text = format!("{{\"a\":{number}}}");
         assert_eq!(rewritten(&text), format!("{{\"a\":{number},{FIELDS}}}"));
-        assert!(refused(format!("{{\"a\":{number}x}}")).ends_with("expected a JSON value at byte 5"));
+        assert!(rejected(format!("{{\"a\":{number}x}}")).ends_with("expected a JSON value at byte 5"));
     }
-    assert!(accepted(Dialect::Chat, &format!("{{\"n\":{digits}}}")).many_samples);
+    assert!(accepted(Dialect::Chat, &format!("{{\"n\":{digits}}}")).parallel_sampling);
 }
 
 #[test]
-fn a_value_too_long_to_keep_may_ask_for_logprobs_and_for_nothing_else() {
-    let long = format!("[{}1]", "1,".repeat(facts::MAX_VALUE / 2));
-    let wishes = |text: &str| {
+fn a_value_too_long_to_keep_counts_as_a_request_for_logprobs_only() {
+    let long = format!("[{}1]", "1,".repeat(fields::MAX_VALUE / 2));
+    let requested = |text: &str| {
         let whole = inspect(Dialect::Generate, text.as_bytes(), &[text.len()]).unwrap();
         assert_eq!(inspect(Dialect::Generate, text.as_bytes(), &[1_000]).as_ref(), Ok(&whole));
-        wished(&whole)
+        features(&whole)
     };
     let merge = Some(Merge::Generate);
     assert_eq!(
-        wishes(&format!("{{\"return_logprob\":true,\"token_ids_logprob\":{long}}}")),
+        requested(&format!("{{\"return_logprob\":true,\"token_ids_logprob\":{long}}}")),
         (false, false, merge)
     );
     assert_eq!(
-        wishes(&format!("{{\"return_logprob\":{long},\"logprob_start_len\":0}}")),
+        requested(&format!("{{\"return_logprob\":{long},\"logprob_start_len\":0}}")),
         (false, false, merge)
     );
     assert_eq!(
-        wishes(&format!("{{\"logprob_start_len\":{long},\"return_logprob\":1}}")),
+        requested(&format!("{{\"logprob_start_len\":{long},\"return_logprob\":1}}")),
         (false, false, merge)
     );
-    assert_eq!(wishes(&format!("{{\"token_ids_logprob\":{long}}}")), (false, false, None));
-    assert_eq!(wishes(&format!("{{\"stream\":{long},\"sampling_params\":{long}}}")), (false, false, None));
-    assert_eq!(wishes(&format!("{{\"stream\":{long},\"stream\":true}}")), (true, false, None));
+    assert_eq!(requested(&format!("{{\"token_ids_logprob\":{long}}}")), (false, false, None));
+    assert_eq!(requested(&format!("{{\"stream\":{long},\"sampling_params\":{long}}}")), (false, false, None));
+    assert_eq!(requested(&format!("{{\"stream\":{long},\"stream\":true}}")), (true, false, None));
     assert_eq!(rewritten(&format!("{{\"bootstrap_room\":{long}}}")), format!("{{{FIELDS}}}"));
 }
 
 #[test]
-fn a_stream_is_what_pydantic_takes_for_true() {
+fn stream_accepts_what_pydantic_accepts_as_true() {
     let stream = |value: &str| {
         let text = format!("{{\"stream\":{value}}}");
-        let wished = DIALECTS.map(|dialect| accepted(dialect, &text).stream);
-        assert!(wished.iter().all(|it| *it == wished[0]));
-        wished[0]
+        let streams = DIALECTS.map(|dialect| accepted(dialect, &text).stream);
+        assert!(streams.iter().all(|it| *it == streams[0]));
+        streams[0]
     };
     for value in ["true", "1", "1.0", "-1", "1e0", "\"true\"", "\"Yes\"", "\"1\""] {
         assert!(stream(value), "{value}");
@@ -420,8 +421,8 @@ fn a_stream_is_what_pydantic_takes_for_true() {
 }
 
 #[test]
-fn of_a_field_that_comes_twice_the_last_counts() {
-    let generate = |text: &str| wished(&accepted(Dialect::Generate, text));
+fn the_last_of_duplicate_fields_counts() {
+    let generate = |text: &str| features(&accepted(Dialect::Generate, text));
     assert_eq!(generate(r#"{"stream":true,"stream":false}"#), (false, false, None));
     assert_eq!(generate(r#"{"stream":false,"\u0073tream":true}"#), (true, false, None));
     assert_eq!(generate(r#"{"sampling_params":{"n":2},"sampling_params":null}"#), (false, false, None));
@@ -435,8 +436,8 @@ fn of_a_field_that_comes_twice_the_last_counts() {
 }
 
 #[test]
-fn more_than_one_sample_is_asked_for_by_a_number_over_one() {
-    for (value, many) in [
+fn an_n_over_one_requests_parallel_sampling() {
+    for (value, expected) in [
         ("2", true),
         ("1.5", true),
         ("1E+400", true),
@@ -450,11 +451,15 @@ fn more_than_one_sample_is_asked_for_by_a_number_over_one() {
         ("true", false),
     ] {
         for dialect in [Dialect::Chat, Dialect::Completions] {
-            assert_eq!(accepted(dialect, &format!("{{\"n\":{value}}}")).many_samples, many, "{value}");
+            assert_eq!(
+                accepted(dialect, &format!("{{\"n\":{value}}}")).parallel_sampling,
+                expected,
+                "{value}"
+            );
         }
-        assert!(!accepted(Dialect::Generate, &format!("{{\"n\":{value}}}")).many_samples);
+        assert!(!accepted(Dialect::Generate, &format!("{{\"n\":{value}}}")).parallel_sampling);
     }
-    for (params, many) in [
+    for (params, expected) in [
         ("{\"n\":2}", true),
         ("{\"a\":{\"n\":2}}", false),
         ("[{\"n\":1},{},null,{ \"n\" : 3 }]", true),
@@ -464,13 +469,13 @@ fn more_than_one_sample_is_asked_for_by_a_number_over_one() {
         ("{\"n\":2,\"a\":nope}", false),
     ] {
         let text = format!("{{\"sampling_params\":{params}}}");
-        assert_eq!(accepted(Dialect::Generate, &text).many_samples, many, "{text}");
-        assert!(!accepted(Dialect::Chat, &text).many_samples);
+        assert_eq!(accepted(Dialect::Generate, &text).parallel_sampling, expected, "{text}");
+        assert!(!accepted(Dialect::Chat, &text).parallel_sampling);
     }
 }
 
 #[test]
-fn prompt_logprobs_are_merged_where_prefill_alone_has_them() {
+fn a_merge_is_needed_for_prompt_logprobs_only() {
     for (dialect, text, merge) in [
         (Dialect::Generate, r#"{"return_logprob":true}"#, None),
         (Dialect::Generate, r#"{"return_logprob":true,"logprob_start_len":-1}"#, None),
@@ -503,7 +508,7 @@ fn prompt_logprobs_are_merged_where_prefill_alone_has_them() {
 }
 
 #[test]
-fn a_number_over_64_bits_does_not_hide_its_neighbours() {
+fn a_number_over_64_bits_does_not_hide_other_fields() {
     let params = r#"{"sampling_params":{"n":2,"a":123456789012345678901234567890}}"#;
-    assert!(accepted(Dialect::Generate, params).many_samples);
+    assert!(accepted(Dialect::Generate, params).parallel_sampling);
 }

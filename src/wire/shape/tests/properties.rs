@@ -1,4 +1,4 @@
-//! What holds for every body, in whatever pieces it comes.
+//! Properties of every body, in chunks of any lengths.
 
 use std::collections::BTreeMap;
 
@@ -13,79 +13,84 @@ use simd_json::prelude::{ValueAsArray, ValueAsObject, ValueAsScalar};
 use super::texts::{deep, object, steering_object};
 use super::*;
 use crate::wire::json;
+use crate::wire::shape::strict::Utf8Validator;
 
 fn dialect() -> impl Strategy<Value = Dialect> {
     select(&DIALECTS[..])
 }
 
-/// The lengths of the pieces that a body comes in, over and over.
+/// The lengths of a body's chunks, repeated as needed.
 fn lengths() -> impl Strategy<Value = Vec<usize>> {
     prop_oneof![Just(vec![1]), vec(1_usize..40, 1..6)]
 }
 
-/// The top level as a strict parser reads it, with the values as they are written; of a name that comes twice,
-/// the last. Every byte is looked at, but not how large a number is or which characters escapes stand for.
+/// The top level as a strict parser reads it, with raw values; of duplicate names the last. Every byte is
+/// validated, but not the size of numbers or the characters of escapes.
 fn strict(text: &[u8]) -> Option<BTreeMap<String, String>> {
     let fields: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(text).ok()?;
     Some(fields.into_iter().map(|(name, value)| (name, value.get().to_owned())).collect())
 }
 
 /// What a strict parser must read in the rewritten body.
-fn with_ours<V: From<String>>(
+fn with_bootstrap<V: From<String>>(
     mut fields: BTreeMap<String, V>,
     parse: impl Fn(&str) -> V,
 ) -> BTreeMap<String, V> {
     fields.retain(|name, _| !name.starts_with("bootstrap_"));
-    let ours = [("host", "\"h\""), ("port", "1"), ("room", "2")];
-    fields.extend(ours.map(|(name, value)| (format!("bootstrap_{name}"), parse(value))));
+    let added = [("host", "\"h\""), ("port", "1"), ("room", "2")];
+    fields.extend(added.map(|(name, value)| (format!("bootstrap_{name}"), parse(value))));
     fields
 }
 
-/// What the fields ask for, by another reading than the inspector's. `None` if the parsers cannot read one of
-/// them, which is the case for large numbers within lists and objects.
-fn wishes(fields: &BTreeMap<String, String>, dialect: Dialect) -> Option<Wishes> {
+/// What the fields request, computed independently of the inspector. `None` if the parsers cannot read one
+/// of them, which is the case for large numbers within lists and objects.
+fn expected_features(fields: &BTreeMap<String, String>, dialect: Dialect) -> Option<Features> {
     let read = |name: &str| fields.get(name).map_or(Some(Value::Null), |raw| value(raw));
-    let wants = |name: &str, test: fn(&Value) -> bool| {
+    let any = |name: &str, test: fn(&Value) -> bool| {
         let value = read(name)?;
         Some(value.as_array().map_or_else(|| test(&value), |items| items.iter().any(test)))
     };
-    let stream = wants("stream", on)?;
+    let stream = any("stream", is_true)?;
     Some(match dialect {
         Dialect::Generate => {
-            let start = wants("logprob_start_len", |from| number(from) >= Some(0.0))?;
-            let ids = wants("token_ids_logprob", |ids| !ids.is_null())?;
-            let merge = wants("return_logprob", on)? && (start || ids);
-            (stream, wants("sampling_params", |params| many(&params["n"]))?, merge.then_some(Merge::Generate))
+            let start = any("logprob_start_len", |from| number(from) >= Some(0.0))?;
+            let ids = any("token_ids_logprob", |ids| !ids.is_null())?;
+            let merge = any("return_logprob", is_true)? && (start || ids);
+            (
+                stream,
+                any("sampling_params", |params| is_over_one(&params["n"]))?,
+                merge.then_some(Merge::Generate),
+            )
         }
-        Dialect::Chat => (stream, wants("n", many)?, None),
+        Dialect::Chat => (stream, any("n", is_over_one)?, None),
         Dialect::Completions => {
-            let merge = wants("echo", on)? & wants("logprobs", |count| number(count) > Some(0.0))?;
-            (stream, wants("n", many)?, merge.then_some(Merge::Echo))
+            let merge = any("echo", is_true)? & any("logprobs", |count| number(count) > Some(0.0))?;
+            (stream, any("n", is_over_one)?, merge.then_some(Merge::Echo))
         }
     })
 }
 
-fn on(value: &Value) -> bool {
+fn is_true(value: &Value) -> bool {
     match value {
-        Value::String(word) if ["true", "t", "yes", "y", "on"].contains(&&*word.to_lowercase()) => true,
+        Value::String(text) if ["true", "t", "yes", "y", "on"].contains(&&*text.to_lowercase()) => true,
         value => number(value).is_some_and(|number| number != 0.0),
     }
 }
 
-fn many(value: &Value) -> bool {
+fn is_over_one(value: &Value) -> bool {
     number(value) > Some(1.0)
 }
 
-/// As pydantic takes numbers: also from strings and from true and false.
+/// A number, also from a string or a boolean, as pydantic accepts them.
 fn number(value: &Value) -> Option<f64> {
     match value {
-        Value::Bool(yes) => Some(if *yes { 1.0 } else { 0.0 }),
+        Value::Bool(value) => Some(if *value { 1.0 } else { 0.0 }),
         Value::String(digits) => digits.trim().parse().ok(),
         value => value.as_f64(),
     }
 }
 
-/// A value that steers, which two parsers read the same.
+/// A value that two parsers must read alike.
 fn value(raw: &str) -> Option<Value> {
     if let Ok(number) = raw.parse::<f64>() {
         return Some(number.clamp(f64::MIN, f64::MAX).into());
@@ -102,7 +107,7 @@ fn agree(one: &Value, other: &OwnedValue) -> bool {
         Value::Bool(one) => other.as_bool() == Some(*one),
         Value::String(one) => other.as_str() == Some(one),
         Value::Number(one) => {
-            // serde_json does not round the last bit of every number.
+            // serde_json is off by one bit for some numbers.
             let (one, other) = (one.as_f64().unwrap(), other.cast_f64().unwrap());
             (one - other).abs() <= one.abs() * 1e-15
         }
@@ -117,32 +122,36 @@ fn agree(one: &Value, other: &OwnedValue) -> bool {
     }
 }
 
-/// Holds for any bytes: no two splits are read differently, a body that is refused is bad, and one that is not
-/// stays what it was, good or bad. Bad it can be inside of its values only.
+/// Holds for any bytes: chunks do not change the result, a body that is rejected is malformed, and one that
+/// is accepted stays what it is when rewritten. If that is malformed, then within its values only.
 fn assert_consistent(text: &[u8], dialect: Dialect, lengths: &[usize]) -> Result<(), TestCaseError> {
     let shape = match (inspect(dialect, text, &[text.len()]), inspect(dialect, text, lengths)) {
-        (Ok(whole), Ok(pieces)) if whole == pieces => whole,
+        (Ok(whole), Ok(chunked)) if whole == chunked => whole,
         (Err(_), Err(_)) => {
-            prop_assert!(strict(text).is_none(), "a good body is refused");
+            prop_assert!(strict(text).is_none(), "a well-formed body is rejected");
             return Ok(());
         }
-        (whole, pieces) => return Err(TestCaseError::fail(format!("{whole:?} {pieces:?}"))),
+        (whole, chunked) => return Err(TestCaseError::fail(format!("{whole:?} {chunked:?}"))),
     };
-    let walked = json::Value::root(text).map(|body| body.members().all(|field| field.is_ok()));
-    prop_assert_eq!(walked, Ok(true), "the top level is bad");
+    let walked = json::JsonValue::root(text).map(|body| body.members().all(|field| field.is_ok()));
+    prop_assert_eq!(walked, Ok(true), "the top level is malformed");
     let after = rewrite(text, &shape.edit, lengths);
     let Some(before) = strict(text) else {
-        prop_assert!(strict(&after).is_none(), "a bad body became a good one: {}", after.escape_ascii());
+        prop_assert!(
+            strict(&after).is_none(),
+            "a malformed body became well-formed: {}",
+            after.escape_ascii()
+        );
         return Ok(());
     };
-    if let Some(wishes) = wishes(&before, dialect) {
-        prop_assert_eq!(wishes, wished(&shape));
+    if let Some(expected) = expected_features(&before, dialect) {
+        prop_assert_eq!(expected, features(&shape));
     }
-    prop_assert_eq!(strict(&after), Some(with_ours(before, str::to_owned)));
+    prop_assert_eq!(strict(&after), Some(with_bootstrap(before, str::to_owned)));
     Ok(())
 }
 
-/// Bytes of which much is JSON.
+/// Tokens of JSON, in any order.
 fn nearly_json() -> impl Strategy<Value = Vec<u8>> {
     let token = select(
         &[
@@ -171,7 +180,7 @@ fn nearly_json() -> impl Strategy<Value = Vec<u8>> {
     vec(token, 0..24).prop_map(|tokens| tokens.concat().into_bytes())
 }
 
-/// Characters, their beginnings, and bytes that are in none.
+/// Characters, some truncated, and a few other bytes.
 fn nearly_utf8() -> impl Strategy<Value = Vec<u8>> {
     let character = (any::<char>(), 1..=4_usize, 0..8).prop_map(|(character, length, whole)| {
         let mut bytes = character.to_string().into_bytes();
@@ -182,7 +191,7 @@ fn nearly_utf8() -> impl Strategy<Value = Vec<u8>> {
         .prop_map(|characters| characters.concat())
 }
 
-/// A byte, or one that means something in JSON.
+/// Any byte, often one of JSON's syntax.
 fn byte() -> impl Strategy<Value = u8> {
     prop_oneof![any::<u8>(), select(&b"{}[]\",:\\/u0e-+.1tn \n\x00\x1f\xef\xc3"[..])]
 }
@@ -204,7 +213,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn a_body_is_read_the_same_in_whatever_pieces_it_comes(
+    fn chunk_boundaries_do_not_change_the_shape(
         body in object(), dialect in dialect(), lengths in lengths(),
     ) {
         let text = body.text();
@@ -215,7 +224,7 @@ proptest! {
     }
 
     #[test]
-    fn a_rewritten_body_is_the_same_bytes_but_for_the_fields_of_the_bootstrap(
+    fn a_rewritten_body_differs_in_the_bootstrap_fields_only(
         body in object(), dialect in dialect(), lengths in lengths(),
     ) {
         let text = body.text();
@@ -227,32 +236,32 @@ proptest! {
     }
 
     #[test]
-    fn parsers_see_the_same_fields_in_the_rewritten_body(body in object(), lengths in lengths()) {
+    fn parsers_read_the_same_fields_in_the_rewritten_body(body in object(), lengths in lengths()) {
         let text = body.text();
         let edit = inspect(Dialect::Chat, text.as_bytes(), &lengths).unwrap().edit;
         let after = rewrite(text.as_bytes(), &edit, &lengths);
-        prop_assert_eq!(strict(&after), Some(with_ours(strict(text.as_bytes()).unwrap(), str::to_owned)));
-        // Where a number in it is too large for serde_json, reading how the values are written has to do.
+        prop_assert_eq!(strict(&after), Some(with_bootstrap(strict(text.as_bytes()).unwrap(), str::to_owned)));
+        // If serde_json cannot read a number, comparing the raw values above must do.
         if let Ok(before) = serde_json::from_str::<BTreeMap<String, Value>>(&text) {
             let after: BTreeMap<String, Value> = serde_json::from_slice(&after).unwrap();
-            prop_assert_eq!(after, with_ours(before, |value| serde_json::from_str(value).unwrap()));
+            prop_assert_eq!(after, with_bootstrap(before, |value| serde_json::from_str(value).unwrap()));
         }
     }
 
     #[test]
-    fn what_steers_the_router_is_what_parsers_read(
+    fn the_router_reads_the_same_features_as_parsers(
         body in prop_oneof![object().boxed(), steering_object().boxed()], lengths in lengths(),
     ) {
         let text = body.text();
         for dialect in DIALECTS {
             let shape = inspect(dialect, text.as_bytes(), &lengths).unwrap();
-            let wishes = wishes(&strict(text.as_bytes()).unwrap(), dialect);
-            prop_assert_eq!(Some(wished(&shape)), wishes);
+            let expected = expected_features(&strict(text.as_bytes()).unwrap(), dialect);
+            prop_assert_eq!(Some(features(&shape)), expected);
         }
     }
 
     #[test]
-    fn a_broken_body_is_refused_or_stays_broken(
+    fn a_malformed_body_is_rejected_or_stays_malformed(
         body in object(),
         mutations in vec((0..13_u8, any::<Index>(), byte()), 1..4),
         dialect in dialect(),
@@ -266,7 +275,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_read_or_refused_as_parsers_do(
+    fn any_bytes_are_accepted_or_rejected_as_parsers_do(
         random in vec(byte(), 0..80), nearly in nearly_json(), dialect in dialect(), lengths in lengths(),
     ) {
         assert_consistent(&random, dialect, &lengths)?;
@@ -275,14 +284,14 @@ proptest! {
     }
 
     #[test]
-    fn bytes_are_utf8_if_the_standard_library_says_so(
+    fn utf8_validation_agrees_with_the_standard_library(
         bytes in prop_oneof![nearly_utf8(), any::<Vec<u8>>()], lengths in lengths(),
     ) {
-        let mut utf8 = Utf8::default();
+        let mut utf8 = Utf8Validator::default();
         let mut at = 0;
-        let fed = pieces(&bytes, &lengths).try_for_each(|piece| {
-            utf8.feed(piece, at)?;
-            at += piece.len();
+        let fed = chunks(&bytes, &lengths).try_for_each(|chunk| {
+            utf8.feed(chunk, at)?;
+            at += chunk.len();
             Ok(())
         });
         let expected = std::str::from_utf8(&bytes).map(|_| ());
@@ -300,11 +309,11 @@ proptest! {
     }
 
     #[test]
-    fn a_thousand_levels_are_nothing_special(text in deep(0..=1_000), lengths in lengths(), dialect in dialect()) {
+    fn a_body_of_up_to_1000_levels_is_accepted(text in deep(0..=1_000), lengths in lengths(), dialect in dialect()) {
         assert_consistent(text.as_bytes(), dialect, &lengths)?;
         let edit = inspect(dialect, text.as_bytes(), &lengths).unwrap().edit;
         let mut after = rewrite(text.as_bytes(), &edit, &lengths);
-        if edit.cuts.is_empty() {
+        if edit.removed.is_empty() {
             let kept = text.strip_suffix("}").unwrap();
             prop_assert_eq!(std::str::from_utf8(&after).unwrap(), format!("{kept},{FIELDS}}}"));
         }

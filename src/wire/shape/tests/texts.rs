@@ -1,4 +1,4 @@
-//! Strategies that write JSON as text: how a value is spelled is what a router must not depend on.
+//! Strategies that generate JSON as text: the router must not depend on how a value is written.
 
 use std::fmt::Write;
 
@@ -6,7 +6,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-/// Names that steer the router on one route or another.
+/// Names that steer the router on one API or another.
 const STEERING: [&str; 8] = [
     "stream",
     "n",
@@ -18,8 +18,8 @@ const STEERING: [&str; 8] = [
     "logprobs",
 ];
 
-/// Names to be cut.
-const OWN: [&str; 6] = [
+/// Names of fields that are removed.
+const BOOTSTRAP: [&str; 6] = [
     "bootstrap_host",
     "bootstrap_port",
     "bootstrap_room",
@@ -28,8 +28,8 @@ const OWN: [&str; 6] = [
     "bootstrap_\u{e9}\"\u{1f600}",
 ];
 
-/// Names that must not be taken for one of the others.
-const NEAR: [&str; 14] = [
+/// Names that resemble the others and mean nothing.
+const SIMILAR: [&str; 14] = [
     "",
     "bootstrap",
     "bootstrap-room",
@@ -48,13 +48,13 @@ const NEAR: [&str; 14] = [
 
 const NUMBERS: [&str; 12] = ["0", "-0", "1", "2", "-1", "1.0", "0.50", "1e0", "10E-1", "1E+2", "3", "1e-5"];
 
-/// Numbers of which some are more than 64 bits hold, of which serde_json and simd-json make different things.
+/// Numbers over 64 bits, which serde_json and simd-json read differently.
 const LARGE_NUMBERS: [&str; 4] =
     ["123456789012345678901234567890", "1E+400", "-1e400", "-18446744073709551616"];
 
-/// One field of the object, piece by piece as it is written.
+/// One field of the object: its parts, as they are written.
 #[derive(Debug, Clone)]
-pub(super) struct Field {
+pub(super) struct WrittenField {
     name: String,
     before: String,
     quoted: String,
@@ -63,8 +63,8 @@ pub(super) struct Field {
     after: String,
 }
 
-impl Field {
-    pub(super) fn is_cut(&self) -> bool {
+impl WrittenField {
+    pub(super) fn is_removed(&self) -> bool {
         self.name.starts_with("bootstrap_")
     }
 
@@ -74,17 +74,17 @@ impl Field {
     }
 }
 
-/// A body, of which it is known what it is made of.
+/// A body and its parts.
 #[derive(Debug, Clone)]
-pub(super) struct Object {
+pub(super) struct WrittenObject {
     before: String,
-    fields: Vec<Field>,
+    fields: Vec<WrittenField>,
     /// White space of an object without fields.
     inside: String,
     after: String,
 }
 
-impl Object {
+impl WrittenObject {
     pub(super) fn text(&self) -> String {
         let fields: Vec<_> =
             self.fields.iter().map(|field| [&*field.before, &field.bare(), &field.after].concat()).collect();
@@ -92,10 +92,10 @@ impl Object {
         format!("{}{{{inside}}}{}", self.before, self.after)
     }
 
-    /// What must become of it when `added` is added. White space before the first of a run of cut fields stays,
-    /// and so does that before the closing brace; what is between goes, with one comma a field.
+    /// The expected body once `added` is added. White space before a run of removed fields stays, and so does
+    /// that before the closing brace; what is between is removed, with one comma a field.
     pub(super) fn rewritten(&self, added: &str) -> String {
-        let kept: Vec<_> = (0..self.fields.len()).filter(|&at| !self.fields[at].is_cut()).collect();
+        let kept: Vec<_> = (0..self.fields.len()).filter(|&at| !self.fields[at].is_removed()).collect();
         let mut inside = String::new();
         let mut next = 0;
         for &at in &kept {
@@ -116,41 +116,37 @@ impl Object {
     }
 }
 
-pub(super) fn object() -> impl Strategy<Value = Object> {
+pub(super) fn object() -> impl Strategy<Value = WrittenObject> {
     let any_value = value(any_number().boxed());
-    let other = characters().prop_filter("a name that steers", |name| !STEERING.contains(&&**name));
+    let other = characters().prop_filter("a steering name", |name| !STEERING.contains(&&**name));
     object_of(prop_oneof![
         3 => steering(),
-        3 => (select(&OWN[..]).prop_map(str::to_owned), any_value.clone()),
-        1 => (select(&NEAR[..]).prop_map(str::to_owned), any_value.clone()),
+        3 => (select(&BOOTSTRAP[..]).prop_map(str::to_owned), any_value.clone()),
+        1 => (select(&SIMILAR[..]).prop_map(str::to_owned), any_value.clone()),
         2 => (other, any_value),
     ])
 }
 
-/// An object whose fields all steer the router; some come more than once.
-pub(super) fn steering_object() -> impl Strategy<Value = Object> {
+/// An object whose fields all steer the router; some are duplicates.
+pub(super) fn steering_object() -> impl Strategy<Value = WrittenObject> {
     object_of(steering())
 }
 
-/// An object with such names and values.
-fn object_of(named: impl Strategy<Value = (String, String)>) -> impl Strategy<Value = Object> {
-    let field = (white_space(), named, spelling(), colon(), white_space()).prop_map(
-        |(before, (name, value), spelling, colon, after)| {
-            let quoted = spelled(&name, &spelling);
-            Field { name, before, quoted, colon, value, after }
+/// An object of fields with these names and values.
+fn object_of(named: impl Strategy<Value = (String, String)>) -> impl Strategy<Value = WrittenObject> {
+    let field = (white_space(), named, escaping(), colon(), white_space()).prop_map(
+        |(before, (name, value), escaping, colon, after)| {
+            let quoted = escaped(&name, &escaping);
+            WrittenField { name, before, quoted, colon, value, after }
         },
     );
-    (around(), vec(field, 0..8), white_space(), around()).prop_map(|(before, fields, inside, after)| Object {
-        before,
-        fields,
-        inside,
-        after,
-    })
+    (around(), vec(field, 0..8), white_space(), around())
+        .prop_map(|(before, fields, inside, after)| WrittenObject { before, fields, inside, after })
 }
 
-/// An object whose only value is nested this deep, with the brackets in any order.
+/// An object whose only value is nested this deeply, with brackets of both kinds.
 pub(super) fn deep(levels: std::ops::RangeInclusive<usize>) -> impl Strategy<Value = String> {
-    let name = prop_oneof![select(&STEERING[..]), select(&OWN[..2]), Just("a")];
+    let name = prop_oneof![select(&STEERING[..]), select(&BOOTSTRAP[..2]), Just("a")];
     let level = any::<u8>().prop_map(|bits| (bits & 1 == 0, ["", "", " ", "\r\n\t"][usize::from(bits >> 6)]));
     (name, vec(level, levels)).prop_map(|(name, levels)| {
         let mut text = format!("{{\"{name}\":");
@@ -167,7 +163,7 @@ pub(super) fn deep(levels: std::ops::RangeInclusive<usize>) -> impl Strategy<Val
     })
 }
 
-/// White space around the object; sometimes so much that the body is not small any more.
+/// White space around the object; sometimes so much that the body is too large to be copied.
 fn around() -> impl Strategy<Value = String> {
     prop_oneof![12 => white_space(), 1 => (1_000_usize..5_000).prop_map(|length| " ".repeat(length))]
 }
@@ -180,7 +176,7 @@ fn colon() -> impl Strategy<Value = String> {
     (white_space(), white_space()).prop_map(|(before, after)| [&*before, ":", &after].concat())
 }
 
-/// Names that steer, with values of every kind, in which all parsers can read the numbers.
+/// Steering names, with values of every kind whose numbers all parsers can read.
 fn steering() -> impl Strategy<Value = (String, String)> {
     let any_value = prop_oneof![
         4 => small_scalar(),
@@ -216,7 +212,7 @@ fn value(number: BoxedStrategy<String>) -> BoxedStrategy<String> {
     let nested = scalar.prop_recursive(5, 32, 5, |inner| {
         let item = (white_space(), inner.clone(), white_space());
         let items = vec(item.prop_map(|(before, item, after)| before + &item + &after), 0..5);
-        let name = prop_oneof![string(), select(&OWN[..]).prop_map(|name| spelled(name, &[0]))];
+        let name = prop_oneof![string(), select(&BOOTSTRAP[..]).prop_map(|name| escaped(name, &[0]))];
         let field = (white_space(), name, colon(), inner, white_space());
         let fields = vec(
             field.prop_map(|(before, name, colon, value, after)| before + &name + &colon + &value + &after),
@@ -248,7 +244,7 @@ fn any_number() -> impl Strategy<Value = String> {
 }
 
 fn string() -> impl Strategy<Value = String> {
-    (characters(), spelling()).prop_map(|(text, spelling)| spelled(&text, &spelling))
+    (characters(), escaping()).prop_map(|(text, escaping)| escaped(&text, &escaping))
 }
 
 fn characters() -> impl Strategy<Value = String> {
@@ -260,20 +256,20 @@ fn characters() -> impl Strategy<Value = String> {
     ]
 }
 
-/// How the characters of a string are spelled, in turn; often plainly.
-fn spelling() -> impl Strategy<Value = Vec<u8>> {
+/// How the characters of a string are written, in turn; often without escapes.
+fn escaping() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![Just(vec![0]), vec(any::<u8>(), 1..6)]
 }
 
-fn spelled(text: &str, spelling: &[u8]) -> String {
+fn escaped(text: &str, escaping: &[u8]) -> String {
     let mut out = String::from("\"");
-    for (character, choice) in text.chars().zip(spelling.iter().cycle()) {
-        spell(&mut out, character, *choice);
+    for (character, choice) in text.chars().zip(escaping.iter().cycle()) {
+        write_character(&mut out, character, *choice);
     }
     out + "\""
 }
 
-fn spell(out: &mut String, character: char, choice: u8) {
+fn write_character(out: &mut String, character: char, choice: u8) {
     let short = match character {
         '"' | '\\' | '/' => Some(character),
         '\u{8}' => Some('b'),

@@ -1,12 +1,11 @@
-//! Servers' answers: taken out of their framing, split into events, and given the
-//! prompt's logprobs.
+//! Backends' responses: decoded from their framing, split into events, and merged with prompt logprobs.
 
 use bytes::Bytes;
 use divan::Bencher;
 use divan::counter::BytesCount;
 use mini_lb::internals;
 
-/// A stream as a decode server sends it, an event a frame.
+/// A chat stream as a decode server sends it: one event per token, and `[DONE]`.
 fn events(count: usize) -> Vec<Bytes> {
     let event = |number| {
         format!(
@@ -22,7 +21,7 @@ fn length(frames: &[Bytes]) -> BytesCount {
     BytesCount::new(frames.iter().map(Bytes::len).sum::<usize>())
 }
 
-fn answer(headers: &str, body: &[u8]) -> Bytes {
+fn response(headers: &str, body: &[u8]) -> Bytes {
     let head =
         format!("HTTP/1.1 200 OK\r\ndate: Sun, 22 Nov 2026 00:00:00 GMT\r\nserver: uvicorn\r\n{headers}");
     [head.as_bytes(), b"\r\n\r\n", body].concat().into()
@@ -33,33 +32,33 @@ fn chunk(event: &Bytes) -> Bytes {
 }
 
 #[divan::bench]
-fn read_answer_300b(bencher: Bencher<'_, '_>) {
+fn decode_response_300b(bencher: Bencher<'_, '_>) {
     let headers = "content-length: 300\r\ncontent-type: application/json";
-    let answer = [answer(headers, &[b'x'; 300])];
-    bencher.bench_local(|| internals::read_answer(&answer));
+    let reads = [response(headers, &[b'x'; 300])];
+    bencher.bench_local(|| internals::decode_response(&reads));
 }
 
-/// Each event is a chunk, and is read by itself.
+/// Each event is a chunk of its own read, as when tokens are generated one at a time.
 #[divan::bench]
-fn read_answer_of_64_events(bencher: Bencher<'_, '_>) {
+fn decode_response_64_events(bencher: Bencher<'_, '_>) {
     let headers = "content-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked";
-    let mut pieces = vec![answer(headers, b"")];
-    pieces.extend(events(64).iter().map(chunk));
-    pieces.push(Bytes::from_static(b"0\r\n\r\n"));
-    bencher.counter(length(&pieces)).bench_local(|| internals::read_answer(&pieces));
+    let mut reads = vec![response(headers, b"")];
+    reads.extend(events(64).iter().map(chunk));
+    reads.push(Bytes::from_static(b"0\r\n\r\n"));
+    bencher.counter(length(&reads)).bench_local(|| internals::decode_response(&reads));
 }
 
-/// Each event is a frame.
+/// Each event is a frame of its own.
 #[divan::bench]
-fn split_events_of_64_tokens(bencher: Bencher<'_, '_>) {
+fn split_64_events(bencher: Bencher<'_, '_>) {
     let frames = events(64);
     assert_eq!(internals::split_events(&frames), 65);
     bencher.counter(length(&frames)).bench_local(|| internals::split_events(&frames));
 }
 
-/// As it comes when nobody waits for it: in frames of 64 KiB.
+/// In frames of 64 KiB, as a connection reads a stream that was buffered.
 #[divan::bench]
-fn split_events_of_16k_tokens(bencher: Bencher<'_, '_>) {
+fn split_16k_events(bencher: Bencher<'_, '_>) {
     let stream = Bytes::from(events(16 << 10).concat());
     let starts = (0..stream.len()).step_by(64 << 10);
     let frames: Vec<_> =
@@ -68,14 +67,14 @@ fn split_events_of_16k_tokens(bencher: Bencher<'_, '_>) {
     bencher.counter(length(&frames)).bench_local(|| internals::split_events(&frames));
 }
 
-/// Logprobs of so many tokens.
+/// The list of logprobs of `tokens` tokens, each with the digits of a 64-bit float.
 fn logprobs(tokens: usize) -> String {
     let token = |number: usize| format!("[-{}.{:015},{},null]", number % 9, number * 7_919, number * 31);
     format!("[{}]", (0..tokens).map(token).collect::<Vec<_>>().join(","))
 }
 
-/// An answer to `/generate`, with the lists of the prompt's logprobs that prefill has, and decode has not.
-fn generated(prompt: &str, output: &str) -> String {
+/// A response to `/generate` with these lists; the prompt's is empty in decode's.
+fn generate_response(prompt: &str, output: &str) -> String {
     format!(
         "{{\"text\":\" a token\",\"output_ids\":[264,4037],\"meta_info\":{{\"id\":\"7c1e\",\"finish_reason\":null,\
          \"prompt_tokens\":512,\"input_token_logprobs\":{prompt},\"output_token_logprobs\":{output},\
@@ -84,10 +83,10 @@ fn generated(prompt: &str, output: &str) -> String {
 }
 
 #[divan::bench]
-fn splice_512_tokens(bencher: Bencher<'_, '_>) {
+fn splice_512_logprobs(bencher: Bencher<'_, '_>) {
     let (prompt, output) = (logprobs(512), logprobs(16));
-    let prefill = Bytes::from(generated(&prompt, "[]"));
-    let decode = Bytes::from(generated("[]", &output));
+    let prefill = Bytes::from(generate_response(&prompt, "[]"));
+    let decode = Bytes::from(generate_response("[]", &output));
     assert!(internals::splice_body(&prefill, &decode) > prompt.len() + output.len());
     bencher
         .counter(BytesCount::new(prefill.len() + decode.len()))
@@ -95,15 +94,17 @@ fn splice_512_tokens(bencher: Bencher<'_, '_>) {
 }
 
 #[divan::bench]
-fn splice_512_tokens_into_16_events(bencher: Bencher<'_, '_>) {
-    let event = |prompt: &str, tokens| format!("data: {}\n\n", generated(prompt, &logprobs(tokens)));
+fn splice_512_logprobs_into_16_events(bencher: Bencher<'_, '_>) {
+    let event = |prompt: &str, tokens| format!("data: {}\n\n", generate_response(prompt, &logprobs(tokens)));
     let done = "data: [DONE]\n\n".to_owned();
     let prompt = logprobs(512);
     let prefill = Bytes::from(event(&prompt, 1) + &done);
     let frames: Vec<_> = (1..=16).map(|tokens| event("[]", tokens)).chain([done]).map(Bytes::from).collect();
-    let decodes = frames.iter().map(Bytes::len).sum::<usize>();
-    assert!(internals::splice_stream(&prefill, &frames) > decodes + prompt.len() - 10);
+    let decode_length = frames.iter().map(Bytes::len).sum::<usize>();
+    // Every event gets the list in place of its `[]`.
+    let expected = decode_length + 16 * (prompt.len() - "[]".len());
+    assert_eq!(internals::splice_stream(&prefill, &frames), expected);
     bencher
-        .counter(BytesCount::new(prefill.len() + decodes))
+        .counter(BytesCount::new(prefill.len() + decode_length))
         .bench_local(|| internals::splice_stream(&prefill, &frames));
 }

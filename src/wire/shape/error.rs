@@ -1,0 +1,62 @@
+//! Why a body is rejected, and the limits that the errors name.
+
+use std::fmt;
+
+/// The deepest nesting that is accepted: the limit of orjson, with which SGLang parses requests.
+pub(super) const MAX_DEPTH: usize = 1_024;
+/// Separate runs of `bootstrap_*` fields that are removed from one body. Clients send one run, if any; the
+/// bound keeps a hostile body from costing two slices a field on each leg.
+pub(super) const MAX_REMOVED_RANGES: usize = 64;
+
+/// Why a body is rejected. `at` is an offset in bytes from the body's start.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum BodyError {
+    Empty,
+    ByteOrderMark,
+    NotUtf8 { at: usize },
+    NotAnObject { found: &'static str },
+    Syntax { expected: &'static str, at: usize },
+    TooDeep { at: usize },
+    TooManyRemovedRanges,
+    Truncated { at: usize },
+}
+
+impl BodyError {
+    /// The error for a body that does not start with `{`, as far as its first chunk shows what it is instead.
+    pub(super) fn not_an_object(text: &[u8], at: usize) -> Self {
+        let found = match text {
+            [b'[', ..] => "an array",
+            [b'"', ..] => "a string",
+            [b'0'..=b'9' | b'-', ..] => "a number",
+            _ if text.starts_with(b"true") || text.starts_with(b"false") => "true or false",
+            _ if text.starts_with(b"null") => "null",
+            _ => return Self::Syntax { expected: "'{'", at },
+        };
+        Self::NotAnObject { found }
+    }
+}
+
+impl fmt::Display for BodyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("the body is empty; a JSON object is expected"),
+            Self::ByteOrderMark => {
+                f.write_str("the body begins with a byte order mark, which JSON does not allow")
+            }
+            Self::NotUtf8 { at } => write!(f, "the body is not UTF-8 at byte {at}"),
+            Self::NotAnObject { found } => write!(f, "the body must be a JSON object, not {found}"),
+            Self::Syntax { expected, at } => {
+                write!(f, "the body is not JSON: expected {expected} at byte {at}")
+            }
+            Self::TooDeep { at } => {
+                write!(f, "the body is nested deeper than {MAX_DEPTH} levels at byte {at}")
+            }
+            Self::TooManyRemovedRanges => {
+                write!(f, "the body has bootstrap_* fields in over {MAX_REMOVED_RANGES} places")
+            }
+            Self::Truncated { at } => {
+                write!(f, "the body is not JSON: it ends at byte {at} inside the object")
+            }
+        }
+    }
+}

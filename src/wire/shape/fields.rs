@@ -1,0 +1,174 @@
+//! The top-level fields that matter to the router, and what their values request.
+
+use simd_json::BorrowedValue;
+use simd_json::prelude::{ValueAsArray, ValueAsObject, ValueAsScalar};
+
+use super::{BodyEdit, BodyShape, Dialect};
+use crate::wire::logprobs::Merge;
+
+/// The most bytes that are kept of a value that steers the router or is removed. A longer one is forwarded or
+/// removed unread.
+pub(super) const MAX_VALUE: usize = 1 << 20;
+
+/// A field of the body's top level, by what it means to the router.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TopLevelField {
+    /// Any `bootstrap_*`, not only those that the router sets: SGLang's others are for its own use.
+    Bootstrap,
+    Stream,
+    N,
+    SamplingParams,
+    ReturnLogprob,
+    LogprobStartLen,
+    TokenIdsLogprob,
+    Echo,
+    Logprobs,
+    Other,
+}
+
+impl TopLevelField {
+    /// The field of this name, without escapes. The same name means nothing on another API: chat's
+    /// `logprobs`, for one, is about output only.
+    pub(super) fn of(name: &[u8], dialect: Dialect) -> Self {
+        match (name, dialect) {
+            (b"stream", _) => Self::Stream,
+            (b"n", Dialect::Chat | Dialect::Completions) => Self::N,
+            (b"sampling_params", Dialect::Generate) => Self::SamplingParams,
+            (b"return_logprob", Dialect::Generate) => Self::ReturnLogprob,
+            (b"logprob_start_len", Dialect::Generate) => Self::LogprobStartLen,
+            (b"token_ids_logprob", Dialect::Generate) => Self::TokenIdsLogprob,
+            (b"echo", Dialect::Completions) => Self::Echo,
+            (b"logprobs", Dialect::Completions) => Self::Logprobs,
+            _ if name.starts_with(b"bootstrap_") => Self::Bootstrap,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// The text of one value, of up to [`MAX_VALUE`] bytes.
+#[derive(Debug, Default)]
+pub(super) struct ValueBuffer {
+    is_kept: bool,
+    pub(super) bytes: Vec<u8>,
+    pub(super) is_too_long: bool,
+}
+
+impl ValueBuffer {
+    /// Starts a value, of which nothing is kept unless `is_kept`. The memory of the last one is reused.
+    pub(super) fn start(&mut self, is_kept: bool) {
+        self.is_kept = is_kept;
+        self.is_too_long = false;
+        self.bytes.clear();
+    }
+
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        if !self.is_kept || self.is_too_long {
+            return;
+        }
+        self.is_too_long = self.bytes.len() + bytes.len() > MAX_VALUE;
+        if !self.is_too_long {
+            self.bytes.extend_from_slice(bytes);
+        }
+    }
+}
+
+/// What the values that matter request. The last of duplicate fields counts, as in every JSON parser that
+/// SGLang uses (json, orjson and msgspec).
+#[derive(Debug, Default)]
+pub(super) struct RequestedFeatures {
+    stream: bool,
+    parallel_sampling: bool,
+    return_logprob: bool,
+    has_logprob_start: bool,
+    token_ids_logprob: bool,
+    echo: bool,
+    logprobs: bool,
+}
+
+impl RequestedFeatures {
+    /// Reads a field's value. Batches have lists: one element that requests something is enough.
+    pub(super) fn set(&mut self, field: TopLevelField, value: &mut ValueBuffer) {
+        // A value too long to keep is a long list or object, which may request logprobs. Merging if it does
+        // not is harmless: the lists are empty on both legs. Rejecting it for an `n` it may not have is not.
+        let is_too_long = value.is_too_long;
+        let value = parse(&mut value.bytes);
+        let any = |test: fn(&BorrowedValue<'_>) -> bool| {
+            value.as_ref().is_some_and(|value| match value.as_array() {
+                Some(items) => items.iter().any(test),
+                None => test(value),
+            })
+        };
+        match field {
+            TopLevelField::Stream => self.stream = any(is_true),
+            TopLevelField::N => self.parallel_sampling = any(is_over_one),
+            TopLevelField::SamplingParams => {
+                self.parallel_sampling = any(|params| last_field(params, "n").is_some_and(is_over_one));
+            }
+            TopLevelField::ReturnLogprob => self.return_logprob = is_too_long || any(is_true),
+            TopLevelField::LogprobStartLen => {
+                // Negative is the default: no prompt logprobs.
+                self.has_logprob_start =
+                    is_too_long || any(|start| number(start).is_some_and(|start| start >= 0.0));
+            }
+            TopLevelField::TokenIdsLogprob => {
+                self.token_ids_logprob = is_too_long || any(|ids| ids.as_null().is_none());
+            }
+            TopLevelField::Echo => self.echo = any(is_true),
+            TopLevelField::Logprobs => {
+                self.logprobs = any(|count| number(count).is_some_and(|count| count > 0.0))
+            }
+            TopLevelField::Bootstrap | TopLevelField::Other => {}
+        }
+    }
+
+    pub(super) fn into_shape(self, dialect: Dialect, edit: BodyEdit) -> BodyShape {
+        let merge = match dialect {
+            // With the default start of -1 prefill's lists are empty, too, so that the common
+            // `return_logprob: true` alone needs no merge.
+            Dialect::Generate
+                if self.return_logprob && (self.has_logprob_start || self.token_ids_logprob) =>
+            {
+                Some(Merge::Generate)
+            }
+            // The only request for prompt logprobs on this route.
+            Dialect::Completions if self.echo && self.logprobs => Some(Merge::Echo),
+            // SGLang never computes prompt logprobs for chat: it sets the start to -1.
+            _ => None,
+        };
+        BodyShape { stream: self.stream, merge, parallel_sampling: self.parallel_sampling, edit }
+    }
+}
+
+/// Parses a value. One that is malformed requests nothing: SGLang will reject it. Literals and numbers, the
+/// usual case, are read without the parser, which allocates buffers.
+fn parse(text: &mut [u8]) -> Option<BorrowedValue<'_>> {
+    match &*text {
+        b"true" => Some(true.into()),
+        b"false" => Some(false.into()),
+        b"null" => Some(().into()),
+        [b'-' | b'0'..=b'9', ..] => str::from_utf8(text).ok()?.parse::<f64>().ok().map(Into::into),
+        _ => simd_json::to_borrowed_value(text).ok(),
+    }
+}
+
+/// SGLang reads its flags with pydantic, which accepts more than `true`.
+fn is_true(value: &BorrowedValue<'_>) -> bool {
+    let is_yes =
+        |text: &str| ["true", "t", "yes", "y", "on"].iter().any(|yes| text.eq_ignore_ascii_case(yes));
+    value.as_str().is_some_and(is_yes) || number(value).is_some_and(|number| number != 0.0)
+}
+
+fn is_over_one(value: &BorrowedValue<'_>) -> bool {
+    number(value).is_some_and(|number| number > 1.0)
+}
+
+/// A number, also from a string or a boolean, as pydantic accepts them.
+fn number(value: &BorrowedValue<'_>) -> Option<f64> {
+    let from_str = || value.as_str()?.trim().parse().ok();
+    value.cast_f64().or_else(|| value.as_bool().map(f64::from)).or_else(from_str)
+}
+
+/// The last field of this name, as Python's parsers read duplicates; simd-json's `get` finds the first.
+fn last_field<'a>(object: &'a BorrowedValue<'_>, name: &str) -> Option<&'a BorrowedValue<'a>> {
+    object.as_object()?.iter().filter(|(other, _)| *other == name).last().map(|(_, value)| value)
+}

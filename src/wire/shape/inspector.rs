@@ -1,0 +1,305 @@
+//! The scanner: reads a body in chunks, as a state machine over the top level of a JSON object.
+
+use super::edit::EditBuilder;
+use super::fields::{RequestedFeatures, TopLevelField, ValueBuffer};
+use super::strict::{Nesting, Utf8Validator, is_json, unescape};
+use super::{BodyError, BodyShape, Dialect};
+use crate::wire::json::{find_string_special, find_structural, is_whitespace};
+
+/// The most bytes that are kept of a name. None that matters is longer: `bootstrap_pair_key` with all its
+/// characters written as `\u` escapes has 108.
+pub(super) const MAX_NAME: usize = 256;
+
+/// What the scanner expects next, or is within.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ScanState {
+    Start,
+    NameOrEnd,
+    NameStart,
+    InName { escaped: bool },
+    Colon,
+    ValueStart,
+    InString { escaped: bool },
+    Nested,
+    NestedString { escaped: bool },
+    Scalar,
+    CommaOrEnd,
+    End,
+}
+
+/// Reads a body in chunks. [Feed](Self::feed) it every byte in order, then call [`finish`](Self::finish).
+#[derive(Debug)]
+pub(crate) struct BodyInspector {
+    dialect: Dialect,
+    state: ScanState,
+    /// The body's length before the current chunk.
+    base: usize,
+    utf8: Utf8Validator,
+    nesting: Nesting,
+    /// The part of the current name that earlier chunks had, without quotes and still escaped.
+    name: Vec<u8>,
+    field: TopLevelField,
+    /// The current field's value, if it matters.
+    value: ValueBuffer,
+    edit: EditBuilder,
+    features: RequestedFeatures,
+}
+
+impl BodyInspector {
+    pub(crate) fn new(dialect: Dialect) -> Self {
+        Self {
+            dialect,
+            state: ScanState::Start,
+            base: 0,
+            utf8: Utf8Validator::default(),
+            nesting: Nesting::default(),
+            name: Vec::new(),
+            field: TopLevelField::Other,
+            value: ValueBuffer::default(),
+            edit: EditBuilder::default(),
+            features: RequestedFeatures::default(),
+        }
+    }
+
+    /// Reads the body's next chunk. An error is final.
+    pub(crate) fn feed(&mut self, chunk: &[u8]) -> Result<(), BodyError> {
+        // Named instead of reported as a syntax error: no editor shows it. One or two bytes of it will do,
+        // as nothing else that starts with them is JSON.
+        if self.base == 0 && (chunk.starts_with(&[0xEF, 0xBB]) || chunk == [0xEF]) {
+            return Err(BodyError::ByteOrderMark);
+        }
+        self.utf8.feed(chunk, self.base)?;
+        let mut at = 0;
+        while at < chunk.len() {
+            at = self.step(chunk, at)?;
+        }
+        self.base += chunk.len();
+        Ok(())
+    }
+
+    /// The body's shape, once all of it was fed.
+    pub(crate) fn finish(self) -> Result<BodyShape, BodyError> {
+        match self.state {
+            ScanState::Start => return Err(BodyError::Empty),
+            ScanState::End => {}
+            _ => return Err(BodyError::Truncated { at: self.base }),
+        }
+        self.utf8.finish(self.base)?;
+        Ok(self.features.into_shape(self.dialect, self.edit.finish()))
+    }
+
+    /// Advances from `chunk[at]` as far as the current state goes. Returns the new position.
+    fn step(&mut self, chunk: &[u8], at: usize) -> Result<usize, BodyError> {
+        match self.state {
+            ScanState::InName { escaped } => self.in_name(chunk, at, escaped),
+            ScanState::InString { escaped } => self.in_string(chunk, at, escaped),
+            ScanState::Nested => self.in_nested(chunk, at),
+            ScanState::NestedString { escaped } => Ok(self.in_nested_string(chunk, at, escaped)),
+            ScanState::Scalar => self.in_scalar(chunk, at),
+            _ if is_whitespace(chunk[at]) => Ok(at + 1),
+            _ => self.token(chunk, at),
+        }
+    }
+
+    /// A byte between names and values that is not white space.
+    fn token(&mut self, chunk: &[u8], at: usize) -> Result<usize, BodyError> {
+        let (byte, offset) = (chunk[at], self.base + at);
+        let expected = |expected| Err(BodyError::Syntax { expected, at: offset });
+        self.state = match (self.state, byte) {
+            (ScanState::Start, b'{') => ScanState::NameOrEnd,
+            (ScanState::Start, _) => return Err(BodyError::not_an_object(&chunk[at..], offset)),
+            (ScanState::NameOrEnd | ScanState::NameStart, b'"') => self.start_name(offset),
+            (ScanState::NameOrEnd, b'}') => self.close_object(offset)?,
+            (ScanState::NameOrEnd, _) => return expected("a field's name or '}'"),
+            (ScanState::NameStart, _) => return expected("a field's name"),
+            (ScanState::Colon, b':') => ScanState::ValueStart,
+            (ScanState::Colon, _) => return expected("':'"),
+            (ScanState::ValueStart, _) => return self.start_value(byte, at),
+            (ScanState::CommaOrEnd, b',') => ScanState::NameStart,
+            (ScanState::CommaOrEnd, b'}') => self.close_object(offset)?,
+            (ScanState::CommaOrEnd, _) => return expected("',' or '}'"),
+            (ScanState::End, _) => return expected("nothing after the object"),
+            _ => unreachable!("`step` handles the states within a name or value"),
+        };
+        Ok(at + 1)
+    }
+
+    fn close_object(&mut self, offset: usize) -> Result<ScanState, BodyError> {
+        self.edit.object_closed(offset)?;
+        Ok(ScanState::End)
+    }
+
+    fn start_name(&mut self, offset: usize) -> ScanState {
+        self.name.clear();
+        self.edit.name_started(offset);
+        ScanState::InName { escaped: false }
+    }
+
+    fn in_name(&mut self, chunk: &[u8], at: usize, escaped: bool) -> Result<usize, BodyError> {
+        let (end, unfinished) = skip_string(chunk, at, escaped);
+        if let Some(escaped) = unfinished {
+            self.keep_name(&chunk[at..end]);
+            self.state = ScanState::InName { escaped };
+            return Ok(end);
+        }
+        // A name within one chunk, the usual case, is not copied.
+        if self.name.is_empty() {
+            self.end_name(&chunk[at..end - 1])?;
+        } else {
+            self.keep_name(&chunk[at..end - 1]);
+            let name = std::mem::take(&mut self.name);
+            self.end_name(&name)?;
+        }
+        // The colon is nearly always the next byte: this saves a step.
+        let is_colon = chunk.get(end) == Some(&b':');
+        self.state = if is_colon { ScanState::ValueStart } else { ScanState::Colon };
+        Ok(end + usize::from(is_colon))
+    }
+
+    fn keep_name(&mut self, part: &[u8]) {
+        self.name.extend_from_slice(&part[..part.len().min(MAX_NAME.saturating_sub(self.name.len()))]);
+    }
+
+    /// All of a name was read: between its quotes, still escaped.
+    fn end_name(&mut self, name: &[u8]) -> Result<(), BodyError> {
+        let is_plain = |byte: &u8| !byte.is_ascii_control() & (*byte != b'\\');
+        self.field = if name.len() >= MAX_NAME {
+            TopLevelField::Other
+        // A fold instead of `all`, which would stop early and so not be vectorised.
+        } else if name.iter().fold(true, |plain, byte| plain & is_plain(byte)) {
+            TopLevelField::of(name, self.dialect)
+        } else {
+            let Some(name) = unescape(name) else {
+                let at = self.edit.name_start();
+                return Err(BodyError::Syntax { expected: "a valid string", at });
+            };
+            TopLevelField::of(name.as_bytes(), self.dialect)
+        };
+        self.edit.name_ended(self.field == TopLevelField::Bootstrap)
+    }
+
+    fn start_value(&mut self, byte: u8, at: usize) -> Result<usize, BodyError> {
+        // Scalars of other fields are kept, too, if they span chunks: they are checked as a whole.
+        self.value.start(self.field != TopLevelField::Other || !matches!(byte, b'"' | b'{' | b'['));
+        match byte {
+            b'"' => {
+                self.value.push(b"\"");
+                self.state = ScanState::InString { escaped: false };
+                Ok(at + 1)
+            }
+            b'{' | b'[' => {
+                self.nesting.depth = 0;
+                self.state = ScanState::Nested;
+                Ok(at)
+            }
+            _ => {
+                self.state = ScanState::Scalar;
+                Ok(at)
+            }
+        }
+    }
+
+    fn in_string(&mut self, chunk: &[u8], at: usize, escaped: bool) -> Result<usize, BodyError> {
+        let (end, unfinished) = skip_string(chunk, at, escaped);
+        self.value.push(&chunk[at..end]);
+        match unfinished {
+            Some(escaped) => self.state = ScanState::InString { escaped },
+            None => return self.end_value(chunk, end),
+        }
+        Ok(end)
+    }
+
+    fn in_nested(&mut self, chunk: &[u8], at: usize) -> Result<usize, BodyError> {
+        let Some(offset) = find_structural(&chunk[at..]) else {
+            self.value.push(&chunk[at..]);
+            return Ok(chunk.len());
+        };
+        let end = at + offset + 1;
+        self.value.push(&chunk[at..end]);
+        match chunk[end - 1] {
+            b'"' => self.state = ScanState::NestedString { escaped: false },
+            open @ (b'{' | b'[') => self.nesting.open(open, self.base + end - 1)?,
+            close => {
+                let is_outermost = self.nesting.close(close, self.base + end - 1)?;
+                if is_outermost {
+                    return self.end_value(chunk, end);
+                }
+            }
+        }
+        Ok(end)
+    }
+
+    fn in_nested_string(&mut self, chunk: &[u8], at: usize, escaped: bool) -> usize {
+        let (end, unfinished) = skip_string(chunk, at, escaped);
+        self.value.push(&chunk[at..end]);
+        self.state = match unfinished {
+            Some(escaped) => ScanState::NestedString { escaped },
+            None => ScanState::Nested,
+        };
+        end
+    }
+
+    fn in_scalar(&mut self, chunk: &[u8], at: usize) -> Result<usize, BodyError> {
+        let is_end = |byte: &u8| is_whitespace(*byte) || matches!(byte, b',' | b'}');
+        let Some(length) = chunk[at..].iter().position(is_end) else {
+            self.value.push(&chunk[at..]);
+            return Ok(chunk.len());
+        };
+        let end = at + length;
+        // A scalar within one chunk, the usual case, is checked where it is.
+        let is_whole = self.value.bytes.is_empty() && !self.value.is_too_long;
+        if is_whole && self.field == TopLevelField::Other && is_json(&chunk[at..end]) {
+            return self.end_value(chunk, end);
+        }
+        self.value.push(&chunk[at..end]);
+        self.check_value(end)?;
+        self.end_value(chunk, end)
+    }
+
+    /// The current field's value ends before `chunk[end]`. Returns the new position.
+    fn end_value(&mut self, chunk: &[u8], end: usize) -> Result<usize, BodyError> {
+        self.edit.value_ended(self.base + end);
+        match self.field {
+            TopLevelField::Other => {}
+            // No server sees what is removed, so none would reject it.
+            TopLevelField::Bootstrap => self.check_value(end)?,
+            field => self.features.set(field, &mut self.value),
+        }
+        // A comma and the next name's quote are often the next bytes: this saves two steps.
+        let (state, length) = match chunk[end..] {
+            [b',', b'"', ..] => (self.start_name(self.base + end + 1), 2),
+            [b',', ..] => (ScanState::NameStart, 1),
+            _ => (ScanState::CommaOrEnd, 0),
+        };
+        self.state = state;
+        Ok(end + length)
+    }
+
+    /// Rejects a value that ends before `chunk[end]` and is not JSON. One too long to keep is not checked.
+    fn check_value(&self, end: usize) -> Result<(), BodyError> {
+        if self.value.is_too_long || is_json(&self.value.bytes) {
+            return Ok(());
+        }
+        let at = self.base + end - self.value.bytes.len();
+        Err(BodyError::Syntax { expected: "a JSON value", at })
+    }
+}
+
+/// Skips a string's contents from `chunk[at]` on. Returns where it stopped, and `None` if the string ended;
+/// otherwise whether the chunk's last byte is a backslash that escapes the next chunk's first.
+fn skip_string(chunk: &[u8], mut at: usize, escaped: bool) -> (usize, Option<bool>) {
+    if escaped {
+        at += 1;
+    }
+    while let Some(offset) = find_string_special(&chunk[at..]) {
+        at += offset;
+        if chunk[at] == b'"' {
+            return (at + 1, None);
+        }
+        if at + 1 == chunk.len() {
+            return (chunk.len(), Some(true));
+        }
+        at += 2; // the backslash and the byte that it escapes
+    }
+    (chunk.len(), Some(false))
+}
