@@ -30,8 +30,6 @@ use crate::upstream::{Backend, DesiredFleet, ServerPair};
 /// # }
 /// ```
 pub struct MiniLoadBalancer {
-    host: String,
-    port: u16,
     members: Arc<DesiredFleet>,
     settings: Arc<LiveSettings>,
     admission: Admission,
@@ -51,12 +49,12 @@ impl MiniLoadBalancer {
     /// twice, a port or a limit of 0, an unreadable certificate file or key.
     pub fn new(config: MiniLbConfig) -> Result<Self, ConfigError> {
         let settings = config.settle()?;
-        let (started_with, last) = (ConfigSnapshot::of(&settings), Mutex::new(ConfigSnapshot::of(&settings)));
-        let Settings { host, port, wanted, names, access, options } = settings;
+        let Settings { wanted, names, access, options, snapshot } = settings;
+        let (started_with, last) = (snapshot.clone(), Mutex::new(snapshot));
         let members = Arc::new(DesiredFleet::new(wanted, names));
-        let live = Arc::new(LiveSettings::new(&options));
+        let settings = Arc::new(LiveSettings::new(&options));
         let admission = Admission::new(access, &options.gate);
-        Ok(Self { host, port, members, settings: live, admission, options, started_with, last })
+        Ok(Self { members, settings, admission, options, started_with, last })
     }
 
     /// Listens on the configured address and [serves](Self::serve) until SIGINT or SIGTERM starts the
@@ -82,7 +80,7 @@ impl MiniLoadBalancer {
     ///
     /// The address is in use, is not an address of this machine, or needs privileges. The message names it.
     pub async fn bind(&self) -> io::Result<TcpListener> {
-        server::listen(&self.host, self.port).await
+        server::listen(&self.options.host, self.options.port).await
     }
 
     /// Serves clients of `listener` until `shutdown` completes, and then shuts down: `/ready` answers 503 at
@@ -118,7 +116,6 @@ impl MiniLoadBalancer {
     /// As for [`new`](Self::new). Nothing has changed then.
     pub fn reload(&self, config: MiniLbConfig) -> Result<Reloaded, ConfigError> {
         let settings = config.settle()?;
-        let new = ConfigSnapshot::of(&settings);
         // Nothing below can fail, so a reload is applied completely or not at all.
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.servers();
@@ -131,10 +128,10 @@ impl MiniLoadBalancer {
         let reloaded = Reloaded {
             servers_added: missing(&after, &before),
             servers_removed: missing(&before, &after),
-            changed: last.changed_at_once(&new),
-            needs_restart: self.started_with.needs_restart(&new),
+            changed: last.changed_now(&settings.snapshot),
+            needs_restart: self.started_with.needs_restart(&settings.snapshot),
         };
-        *last = new;
+        *last = settings.snapshot;
         Ok(reloaded)
     }
 

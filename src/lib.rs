@@ -52,6 +52,7 @@ mod http1;
 #[doc(hidden)]
 pub mod internals;
 mod observe;
+mod options;
 mod proxy;
 mod server;
 mod timer;
@@ -72,6 +73,7 @@ pub use config::{
     DEFAULT_WORKER_STARTUP_TIMEOUT, MiniLbConfig, Reloaded,
 };
 pub use observe::report::{RequestFailure, RequestLine, RequestTimes};
+pub use options::{Bounds, OptionDefault, OptionSection, OptionSpec, Reload, Takes, option_sections};
 pub use transport::Http1Engine;
 pub use upstream::{Backend, Choice, Outcome, Policy, Random, Role, RoundRobin, ServerPair};
 

@@ -386,7 +386,7 @@ async fn the_program_reads_renewed_certificates_on_sighup_and_by_itself_and_keep
     let new_key = std::fs::read(&identity.key).unwrap();
     std::fs::write(&identity.key, old_key).unwrap();
     program.send("HUP");
-    let line = program.wait_for("not reloaded (SIGHUP)");
+    let line = program.wait_for("reload failed (SIGHUP)");
     assert!(line.contains("--tls-key-path"), "{line}");
     assert_eq!(shown().await, first);
     // The right key, and nobody says so.

@@ -14,7 +14,7 @@ use super::rate_limit::RateLimiter;
 use super::wait_queue::{Permit, WaitQueue, Waiter};
 
 /// What is limited. The default limits nothing.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct AdmissionOptions {
     /// Generation requests under way at a time.
     pub(crate) max_concurrent: Option<u32>,
@@ -26,25 +26,17 @@ pub(crate) struct AdmissionOptions {
     pub(crate) caps: BackendCaps,
 }
 
-impl AdmissionOptions {
-    /// The flag whose value is 0 and must not be.
-    pub(crate) fn zero(&self) -> Option<&'static str> {
-        let zero = [
-            ("--max-concurrent-requests", self.max_concurrent == Some(0)),
-            ("--queue-timeout-secs", self.queue_timeout.is_zero()),
-            ("--rate-limit-tokens-per-second", self.rate == Some(0)),
-            ("--max-in-flight-per-prefill", self.caps.prefill == 0),
-            ("--max-in-flight-per-decode", self.caps.decode == 0),
-        ];
-        zero.into_iter().find_map(|(flag, wrong)| wrong.then_some(flag))
-    }
-}
-
 /// Requests that one server has at a time, by role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BackendCaps {
     pub(crate) prefill: usize,
     pub(crate) decode: usize,
+}
+
+impl Default for BackendCaps {
+    fn default() -> Self {
+        Self::NONE
+    }
 }
 
 impl BackendCaps {

@@ -1,30 +1,49 @@
-//! Who may ask.
+//! Keys and origins: who may send requests to the router, and what servers are shown.
+
+use std::fs;
+use std::path::Path;
 
 use super::{ConfigError, MiniLbConfig};
 use crate::admission::{AccessOptions, Origins, Secret};
-
-/// Keys and origins as they were given. `Debug` shows no key.
-#[derive(Clone, Default)]
-pub(crate) struct Keys {
-    client: Vec<String>,
-    admin: Option<String>,
-    worker: Option<String>,
-    worker_replaces: bool,
-    origins: Vec<String>,
-}
+use crate::options::Keys;
 
 impl Keys {
-    /// The rules, if the keys can be keys and the origins are some.
-    pub(crate) fn settle(&self) -> Result<AccessOptions, ConfigError> {
+    /// Adds the keys in files to those that were given.
+    pub(super) fn read_files(&mut self) -> Result<(), ConfigError> {
+        if let Some(path) = self.client_file.take() {
+            self.client.extend(keys_in("--api-key-file", &path)?);
+        }
+        let Self { admin, admin_file, worker, worker_file, .. } = self;
+        for (flag, key, file) in
+            [("--admin-api-key", admin, admin_file), ("--worker-api-key", worker, worker_file)]
+        {
+            let Some(path) = file.take() else { continue };
+            let file_flag = format!("{flag}-file");
+            let refused = |why: &str| Err(ConfigError::new(format!("{file_flag} {}: {why}", path.display())));
+            if key.is_some() {
+                return refused(&format!("cannot be used together with {flag}"));
+            }
+            match <[String; 1]>::try_from(keys_in(&file_flag, &path)?) {
+                Ok([only]) => *key = Some(only),
+                Err(keys) => {
+                    return refused(&format!("the file must have one key, and it has {}", keys.len()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The rules, if every key can be sent as a header and every origin is one.
+    pub(super) fn settle(&self) -> Result<AccessOptions, ConfigError> {
         let secret = |flag: &str, key: &String| {
             Secret::new(key).map_err(|why| ConfigError::new(format!("{flag} ***: {why}")))
         };
         let one = |flag, key: &Option<String>| key.as_ref().map(|key| secret(flag, key)).transpose();
         let worker_key = one("--worker-api-key", &self.worker)?;
+        // Otherwise clients' requests would reach servers without any key, which cannot be meant.
         if self.worker_replaces && worker_key.is_none() {
-            return Err(ConfigError::new(
-                "--worker-api-key-replaces-authorization: there is no --worker-api-key".into(),
-            ));
+            let sentence = "--worker-api-key-replaces-authorization: there is no --worker-api-key";
+            return Err(ConfigError::new(sentence.into()));
         }
         let origins = Origins::new(self.origins.clone()).map_err(|bad| {
             ConfigError::new(format!(
@@ -42,47 +61,50 @@ impl Keys {
     }
 }
 
-impl std::fmt::Debug for Keys {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Keys").finish_non_exhaustive()
-    }
+/// The lines of a file that are not empty. A file without any would turn the check off, and is refused.
+fn keys_in(flag: &str, path: &Path) -> Result<Vec<String>, ConfigError> {
+    let refused = |why: String| ConfigError::new(format!("{flag} {}: {why}", path.display()));
+    let text = fs::read_to_string(path).map_err(|error| refused(error.to_string()))?;
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let keys: Vec<String> = lines.map(str::to_owned).collect();
+    if keys.is_empty() { Err(refused("there is no key in the file".into())) } else { Ok(keys) }
 }
 
 impl MiniLbConfig {
-    /// Wants this key, as `Authorization: Bearer KEY`, of clients for everything but `/health` and `/ready`. May be
-    /// called again: each key is good, so that keys can be changed one client at a time. At most 256 bytes of printable
-    /// ASCII. Default: clients need no key.
+    /// Requires clients to send this key (`Authorization: Bearer KEY`) for everything but `/health` and
+    /// `/ready`. May be called again: each key is valid, so that keys can be changed one client at a time. At
+    /// most 256 bytes of printable ASCII. Default: clients need no key.
     #[must_use]
     pub fn api_key(mut self, key: impl Into<String>) -> Self {
         self.options.keys.client.push(key.into());
         self
     }
 
-    /// Wants this key of operators. Default: none, and they are answered on loopback only.
+    /// Requires operators to send this key. Default: none, and only operators on loopback are allowed.
     #[must_use]
     pub fn admin_api_key(mut self, key: impl Into<String>) -> Self {
         self.options.keys.admin = Some(key.into());
         self
     }
 
-    /// Shows this key to servers in what the router asks by itself. Default: none.
+    /// Sends this key to servers with the router's own requests, such as health checks. Default: none.
     #[must_use]
     pub fn worker_api_key(mut self, key: impl Into<String>) -> Self {
         self.options.keys.worker = Some(key.into());
         self
     }
 
-    /// Whether servers get the [`worker_api_key`](Self::worker_api_key) with clients' requests too, instead of what
-    /// clients sent as `Authorization`. Without an [`api_key`](Self::api_key) that lets everyone in who can reach the
-    /// router. Default: no, clients' own is passed on.
+    /// Whether servers get the [`worker_api_key`](Self::worker_api_key) with clients' requests too, instead
+    /// of the `Authorization` that the client sent. Without an [`api_key`](Self::api_key) that gives everyone
+    /// who can reach the router access to the servers. Default: no, the client's own is passed on.
     #[must_use]
     pub fn worker_api_key_replaces_authorization(mut self, replaces: bool) -> Self {
         self.options.keys.worker_replaces = replaces;
         self
     }
 
-    /// Lets pages of these origins read answers (CORS), and answers their browsers' `OPTIONS` requests; `*` is every
-    /// origin. Default: none, and what servers say about it is passed on.
+    /// Lets pages of these origins read responses (CORS), and responds to their browsers' preflight requests;
+    /// `*` is every origin. Default: none, and the servers' own CORS headers are passed on.
     #[must_use]
     pub fn cors_allowed_origins(mut self, origins: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.options.keys.origins = origins.into_iter().map(Into::into).collect();

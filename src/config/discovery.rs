@@ -1,77 +1,70 @@
-//! Servers that are found by name, and servers that have not come up yet.
+//! Servers that are found with DNS, and the time that servers have to start.
 
 use std::time::Duration;
 
-use super::{ConfigError, DEFAULT_DNS_INTERVAL, LONGEST_TIMEOUT, MiniLbConfig};
+use super::{ConfigError, LONGEST_TIMEOUT, MiniLbConfig};
+use crate::options::{BAD_BOOTSTRAP_PORT, DiscoveryOptions};
 use crate::upstream::{Address, DnsName, Role};
-
-/// Which names stand for servers.
-#[derive(Debug, Clone)]
-pub(crate) struct DiscoveryOptions {
-    /// As `host:port`, and the bootstrap port of those that are prefill servers.
-    names: Vec<(Role, String, Option<u16>)>,
-    pub(crate) interval: Duration,
-}
-
-impl Default for DiscoveryOptions {
-    fn default() -> Self {
-        Self { names: Vec::new(), interval: DEFAULT_DNS_INTERVAL }
-    }
-}
 
 impl DiscoveryOptions {
     /// The names, if each is a host and a port.
     pub(super) fn names(&self) -> Result<Vec<DnsName>, ConfigError> {
-        let name = |(role, name, bootstrap_port): &(Role, String, Option<u16>)| {
-            let bad = |why: &str| ConfigError(format!("--{role}-dns {}: {why}", name.escape_debug()));
-            if *bootstrap_port == Some(0) {
-                return Err(bad("the bootstrap port must be between 1 and 65535, or none"));
-            }
-            const NO_NAME: &str = "not a name and a port such as prefill.default.svc:30000";
-            // An IPv6 address needs no resolver, and a URL's path is none of a name.
-            let has_port = name.rsplit_once(':').is_some_and(|(host, _)| !host.contains(':'));
-            let address =
-                Address::parse(&format!("http://{name}")).ok().filter(|_| has_port && !name.contains('/'));
-            let Address { host, port, .. } = address.ok_or_else(|| bad(NO_NAME))?;
-            Ok(DnsName { role: *role, host, port, bootstrap_port: *bootstrap_port })
-        };
-        self.names.iter().map(name).collect()
+        let prefill = self.prefill.iter().map(|(name, port)| dns_name(Role::Prefill, name, *port));
+        prefill.chain(self.decode.iter().map(|name| dns_name(Role::Decode, name, None))).collect()
     }
 }
 
+fn dns_name(role: Role, name: &str, bootstrap_port: Option<u16>) -> Result<DnsName, ConfigError> {
+    let bad = |why: &str| ConfigError(format!("--{role}-dns {}: {why}", name.escape_debug()));
+    if bootstrap_port == Some(0) {
+        return Err(bad(BAD_BOOTSTRAP_PORT));
+    }
+    // An IPv6 address needs no resolver, and a URL's path is not a part of a name.
+    let has_port = name.rsplit_once(':').is_some_and(|(host, _)| !host.contains(':'));
+    let address = Address::parse(&format!("http://{name}")).ok();
+    let address = address.filter(|_| has_port && !name.contains('/'));
+    let Some(Address { host, port, .. }) = address else {
+        return Err(bad("not a name and a port such as prefill.default.svc:30000"));
+    };
+    Ok(DnsName { role, host, port, bootstrap_port })
+}
+
 impl MiniLbConfig {
-    /// Takes every address of a name for a prefill server, and follows its changes: a new address gets requests once its
-    /// server is up, and one that is gone gets no more. `name` is `host:port`; `bootstrap_port` is that of all of them,
-    /// and without one each is asked for its own. May be called for several names.
+    /// Treats every address of a DNS name as a prefill server, and follows changes: a new address gets
+    /// requests once its server is healthy, and one that is gone gets no more. `name` is `host:port`;
+    /// `bootstrap_port` is that of every address, and without one each server is asked for its own. May be
+    /// called for several names.
     #[must_use]
     pub fn prefill_dns(mut self, name: impl Into<String>, bootstrap_port: Option<u16>) -> Self {
-        self.options.discovery.names.push((Role::Prefill, name.into(), bootstrap_port));
+        self.options.discovery.prefill.push((name.into(), bootstrap_port));
         self
     }
 
-    /// Takes every address of a name (`host:port`) for a decode server, as [`prefill_dns`](Self::prefill_dns).
+    /// Treats every address of a DNS name (`host:port`) as a decode server, as
+    /// [`prefill_dns`](Self::prefill_dns).
     #[must_use]
     pub fn decode_dns(mut self, name: impl Into<String>) -> Self {
-        self.options.discovery.names.push((Role::Decode, name.into(), None));
+        self.options.discovery.decode.push(name.into());
         self
     }
 
-    /// Resolves names this often. Default: [`DEFAULT_DNS_INTERVAL`].
+    /// Looks DNS names up this often. Default: [`DEFAULT_DNS_INTERVAL`].
     #[must_use]
     pub fn dns_interval(mut self, interval: Duration) -> Self {
         self.options.discovery.interval = interval.min(LONGEST_TIMEOUT);
         self
     }
 
-    /// Asks a server that has not come up yet often for this long; then it is logged as late, and asked as seldom as a
-    /// healthy one. Default: [`DEFAULT_WORKER_STARTUP_TIMEOUT`](super::DEFAULT_WORKER_STARTUP_TIMEOUT).
+    /// The time that a server has to start. After it, a server that is still down is logged, and checked at
+    /// the [interval](Self::health_check_interval) of healthy ones. Default:
+    /// [`DEFAULT_WORKER_STARTUP_TIMEOUT`](super::DEFAULT_WORKER_STARTUP_TIMEOUT).
     #[must_use]
     pub fn worker_startup_timeout(mut self, timeout: Duration) -> Self {
         self.options.health.startup_timeout = timeout.min(LONGEST_TIMEOUT);
         self
     }
 
-    /// How often such a server is asked. Default:
+    /// Checks a server that has not started yet this often. Default:
     /// [`DEFAULT_WORKER_STARTUP_CHECK_INTERVAL`](super::DEFAULT_WORKER_STARTUP_CHECK_INTERVAL).
     #[must_use]
     pub fn worker_startup_check_interval(mut self, interval: Duration) -> Self {

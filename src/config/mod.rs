@@ -1,11 +1,10 @@
-//! What was asked for, and what it means.
+//! The configuration of a router as a user of the library writes it, and checked.
 //!
-//! [`MiniLbConfig`] is what a user typed; [`Settings`] exists only if that made
-//! sense, so nothing behind it checks again. No flag is read and no socket is
-//! opened here.
+//! [`MiniLbConfig`] holds what was asked for; [`Settings`] exists only if that makes
+//! sense, so nothing behind it checks again. Which options there are, and their
+//! defaults, is in `options`. No flag is read and no socket is opened here.
 
 mod access;
-mod defaults;
 mod discovery;
 mod gate;
 mod reload;
@@ -13,29 +12,27 @@ mod reports;
 mod settings;
 mod tls;
 
-use std::any::type_name;
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::admission::AdmissionOptions;
-use crate::observe::report::ReportOptions;
+use crate::options::{AdminPort, NamedPolicy};
 use crate::transport::Http1Engine;
-use crate::upstream::{HealthOptions, Policy, Random, SocketOptions};
+use crate::upstream::Policy;
 
-pub use defaults::*;
-pub(crate) use discovery::DiscoveryOptions;
-pub use gate::{DEFAULT_QUEUE_SIZE, DEFAULT_QUEUE_TIMEOUT};
+pub use crate::options::defaults::*;
+pub(crate) use crate::options::{AdminAddress, Options, TlsOptions};
 pub(crate) use reload::ConfigSnapshot;
 pub use reload::Reloaded;
 pub use settings::ConfigError;
 pub(crate) use settings::Settings;
-pub(crate) use tls::TlsOptions;
 
-/// 136 years: what a longer timeout is taken for, so that no deadline overflows the clock.
+/// The longest timeout, 136 years: a deadline that is later could overflow the clock.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(u32::MAX as u64);
 
-/// What the router is to do: its address, its servers, its limits.
+/// What a router is to do: its address, its servers, its limits.
+///
+/// The methods set one option each. [`set_option`](Self::set_option) sets any option by the name of its flag,
+/// and [`option_sections`](crate::option_sections) lists them.
 ///
 /// ```
 /// use mini_lb::{MiniLbConfig, RoundRobin};
@@ -53,64 +50,15 @@ const LONGEST_TIMEOUT: Duration = Duration::from_secs(u32::MAX as u64);
 /// ```
 #[derive(Clone)]
 pub struct MiniLbConfig {
-    host: String,
-    port: u16,
-    prefill: Vec<(String, Option<u16>)>,
-    decode: Vec<String>,
-    bootstrap_hosts: Vec<(String, String)>,
     options: Options,
-}
-
-/// The part of a configuration that is taken over as it is.
-#[derive(Clone)]
-pub(crate) struct Options {
-    pub(crate) prefill_policy: Arc<dyn Policy>,
-    /// The policy's type, to tell whether another one has come.
-    pub(crate) prefill_policy_kind: &'static str,
-    pub(crate) decode_policy: Arc<dyn Policy>,
-    pub(crate) decode_policy_kind: &'static str,
-    pub(crate) max_payload_size: usize,
-    pub(crate) max_merge_size: usize,
-    pub(crate) request_timeout: Duration,
-    pub(crate) stream_idle_timeout: Duration,
-    pub(crate) max_retries: u32,
-    /// Statuses, of which [`Settings`] has only what can be one.
-    pub(crate) retry_on: Vec<u16>,
-    pub(crate) request_head_timeout: Duration,
-    pub(crate) request_body_idle_timeout: Duration,
-    pub(crate) client_idle_timeout: Duration,
-    pub(crate) shutdown_lame_duck: Duration,
-    pub(crate) shutdown_grace_period: Duration,
-    pub(crate) health: HealthOptions,
-    pub(crate) sockets: SocketOptions,
-    pub(crate) discovery: DiscoveryOptions,
-    pub(crate) worker_threads: usize,
-    /// How many requests may be under way.
-    pub(crate) gate: AdmissionOptions,
-    /// Who may ask.
-    pub(crate) keys: access::Keys,
-    /// Where operators are answered.
-    pub(crate) admin: Option<AdminAddress>,
-    pub(crate) tls: TlsOptions,
-    /// What is told of requests.
-    pub(crate) report: ReportOptions,
-}
-
-/// Where the admin listener listens.
-#[derive(Debug, Clone)]
-pub(crate) struct AdminAddress {
-    pub(crate) host: String,
-    pub(crate) port: u16,
-    /// Whether the router does not start if the port is taken.
-    pub(crate) must: bool,
 }
 
 impl MiniLbConfig {
     /// A configuration with every option at its default.
     ///
-    /// `prefill` holds each prefill server's URL and its bootstrap port (SGLang's
-    /// `--disaggregation-bootstrap-port`); without a port, the server is asked for it, and `null` is sent
-    /// until it is known. `timeout_secs` is the longest a request may take, in seconds. Nothing is checked before
+    /// `prefill` has the URL and the bootstrap port (SGLang's `--disaggregation-bootstrap-port`) of each
+    /// prefill server. Without a port, the server is asked for it, and decode servers get `null` until it is
+    /// known. `timeout_secs` is the longest a request may take, in seconds. Nothing is checked before
     /// [`MiniLoadBalancer::new`](crate::MiniLoadBalancer::new).
     pub fn new(
         host: impl Into<String>,
@@ -119,105 +67,95 @@ impl MiniLbConfig {
         decode: Vec<String>,
         timeout_secs: u64,
     ) -> Self {
-        Self {
-            host: host.into(),
-            port,
-            prefill,
-            decode,
-            bootstrap_hosts: Vec::new(),
-            options: Options {
-                prefill_policy: Arc::new(Random),
-                prefill_policy_kind: type_name::<Random>(),
-                decode_policy: Arc::new(Random),
-                decode_policy_kind: type_name::<Random>(),
-                max_payload_size: DEFAULT_MAX_PAYLOAD_SIZE,
-                max_merge_size: DEFAULT_MAX_MERGE_SIZE,
-                request_timeout: Duration::from_secs(timeout_secs).min(LONGEST_TIMEOUT),
-                stream_idle_timeout: DEFAULT_STREAM_IDLE_TIMEOUT,
-                max_retries: DEFAULT_MAX_RETRIES,
-                retry_on: Vec::new(),
-                request_head_timeout: DEFAULT_REQUEST_HEAD_TIMEOUT,
-                request_body_idle_timeout: DEFAULT_REQUEST_BODY_IDLE_TIMEOUT,
-                client_idle_timeout: DEFAULT_CLIENT_IDLE_TIMEOUT,
-                shutdown_lame_duck: DEFAULT_SHUTDOWN_LAME_DUCK,
-                shutdown_grace_period: DEFAULT_SHUTDOWN_GRACE_PERIOD,
-                health: HealthOptions {
-                    enabled: true,
-                    interval: DEFAULT_HEALTH_CHECK_INTERVAL,
-                    timeout: DEFAULT_HEALTH_CHECK_TIMEOUT,
-                    failure_threshold: DEFAULT_HEALTH_FAILURE_THRESHOLD,
-                    success_threshold: DEFAULT_HEALTH_SUCCESS_THRESHOLD,
-                    startup_interval: DEFAULT_WORKER_STARTUP_CHECK_INTERVAL,
-                    startup_timeout: DEFAULT_WORKER_STARTUP_TIMEOUT,
-                },
-                discovery: DiscoveryOptions::default(),
-                sockets: SocketOptions {
-                    engine: Http1Engine::default(),
-                    connect_timeout: DEFAULT_CONNECT_TIMEOUT,
-                    idle_timeout: DEFAULT_BACKEND_IDLE_TIMEOUT,
-                    max_idle: DEFAULT_MAX_IDLE_PER_BACKEND,
-                    buffer_size: None,
-                    tls: Arc::default(),
-                },
-                gate: gate::no_limits(),
-                keys: access::Keys::default(),
-                admin: None,
-                tls: TlsOptions::default(),
-                report: ReportOptions::default(),
-                worker_threads: std::thread::available_parallelism().map_or(1, usize::from),
-            },
-        }
+        let mut options = Options::new();
+        options.host = host.into();
+        options.port = port;
+        options.prefill = prefill;
+        options.decode = decode;
+        options.request_timeout = Duration::from_secs(timeout_secs).min(LONGEST_TIMEOUT);
+        Self { options }
     }
 
-    /// Chooses servers of both roles by policies of one kind; `make` is called once a role, so that each keeps
-    /// its own state. Default: [`Random`].
+    /// Sets an option by name, as its flag does. `uses` has the values of each use of the flag, all of which
+    /// replace the option's present value; without any use, a switch is off and a list is empty.
+    ///
+    /// ```
+    /// # let config = mini_lb::MiniLbConfig::new("127.0.0.1", 30_000, vec![], vec![], 1_800);
+    /// let config = config
+    ///     .set_option("prefill", [vec!["http://10.0.0.1:30000", "8998"], vec!["http://10.0.0.2:30000"]])?
+    ///     .set_option("max-payload-size", [["1048576"]])?
+    ///     .set_option("http2", [["true"]])?;
+    /// assert!(config.set_option("queue-size", [["many"]]).is_err());
+    /// # Ok::<(), mini_lb::ConfigError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// There is no option of this name, or a value is not of its type. Its
+    /// [bounds](crate::OptionSpec::bounds) are checked with all else, by
+    /// [`MiniLoadBalancer::new`](crate::MiniLoadBalancer::new).
+    pub fn set_option<U, V>(
+        mut self,
+        name: &str,
+        uses: impl IntoIterator<Item = U>,
+    ) -> Result<Self, ConfigError>
+    where
+        U: IntoIterator<Item = V>,
+        V: Into<String>,
+    {
+        let values = |values: U| values.into_iter().map(Into::into).collect();
+        let uses: Vec<Vec<String>> = uses.into_iter().map(values).collect();
+        self.options.set(name, &uses).map_err(ConfigError::new)?;
+        Ok(self)
+    }
+
+    /// Chooses servers of both roles with policies of one type. `make` is called once for each role, so that
+    /// each has its own state. Default: [`Random`](crate::Random).
     #[must_use]
     pub fn policy<P: Policy>(self, make: impl Fn() -> P) -> Self {
         let prefill = make();
         self.prefill_policy(prefill).decode_policy(make())
     }
 
-    /// Chooses prefill servers. Default: [`Random`].
+    /// Chooses prefill servers. Default: [`Random`](crate::Random).
     #[must_use]
     pub fn prefill_policy<P: Policy>(mut self, policy: P) -> Self {
-        self.options.prefill_policy = Arc::new(policy);
-        self.options.prefill_policy_kind = type_name::<P>();
+        self.options.policies.prefill = NamedPolicy::new(policy);
         self
     }
 
-    /// Chooses decode servers. Default: [`Random`].
+    /// Chooses decode servers. Default: [`Random`](crate::Random).
     #[must_use]
     pub fn decode_policy<P: Policy>(mut self, policy: P) -> Self {
-        self.options.decode_policy = Arc::new(policy);
-        self.options.decode_policy_kind = type_name::<P>();
+        self.options.policies.decode = NamedPolicy::new(policy);
         self
     }
 
-    /// Sends `host` as `bootstrap_host` for the prefill server at `url`, when decode servers reach it by
+    /// Sends `host` as `bootstrap_host` for the prefill server at `url`, if decode servers reach it by
     /// another name than the router does. Default: the host in the URL. An IPv6 address may be given with or
     /// without brackets.
     #[must_use]
     pub fn bootstrap_host(mut self, url: impl Into<String>, host: impl Into<String>) -> Self {
-        self.bootstrap_hosts.push((url.into(), host.into()));
+        self.options.bootstrap_hosts.push((url.into(), host.into()));
         self
     }
 
-    /// Refuses request bodies over this many bytes with 413. Default: [`DEFAULT_MAX_PAYLOAD_SIZE`].
+    /// Rejects request bodies of more than this many bytes with 413. Default: [`DEFAULT_MAX_PAYLOAD_SIZE`].
     #[must_use]
     pub fn max_payload_size(mut self, bytes: usize) -> Self {
         self.options.max_payload_size = bytes;
         self
     }
 
-    /// Fails a request with 502 when one server's answer, or one event of a stream, must be held for a logprob
-    /// merge and exceeds this many bytes. Default: [`DEFAULT_MAX_MERGE_SIZE`].
+    /// Fails a request with 502 if a response, or an event of a stream, must be buffered to merge logprobs
+    /// and has more than this many bytes. Default: [`DEFAULT_MAX_MERGE_SIZE`].
     #[must_use]
     pub fn max_merge_size(mut self, bytes: usize) -> Self {
         self.options.max_merge_size = bytes;
         self
     }
 
-    /// Cuts a stream off, with an error event, when decode sends nothing for this long. Default:
+    /// Ends a stream with an error event if decode sends nothing for this long. Default:
     /// [`DEFAULT_STREAM_IDLE_TIMEOUT`].
     #[must_use]
     pub fn stream_idle_timeout(mut self, timeout: Duration) -> Self {
@@ -225,58 +163,58 @@ impl MiniLbConfig {
         self
     }
 
-    /// Sends a request again at most this often, in a new room and on another server where there is one, if no
-    /// server can have seen it: a connection could not be opened, or a kept one had been closed. Default:
-    /// [`DEFAULT_MAX_RETRIES`].
+    /// Retries a request at most this often if no server can have processed it: a connection could not be
+    /// opened, or an idle one had been closed. A retry has a new bootstrap room, and goes to another server
+    /// if there is one. Default: [`DEFAULT_MAX_RETRIES`].
     #[must_use]
     pub fn max_retries(mut self, retries: u32) -> Self {
+        self.options.disable_retries = false;
         self.options.max_retries = retries;
         self
     }
 
-    /// Sends a request again, within [`max_retries`](Self::max_retries), when a server has answered it with one of
-    /// these statuses, of 400 to 599, and the client has seen nothing yet. Each attempt may cost a server work, so
-    /// the default is none.
+    /// Retries a request, within [`max_retries`](Self::max_retries), if a server responds with one of these
+    /// statuses (400 to 599) and nothing has been sent to the client. Default: none, since each attempt may
+    /// cost the server work.
     #[must_use]
     pub fn retry_on_status(mut self, statuses: impl IntoIterator<Item = u16>) -> Self {
         self.options.retry_on = statuses.into_iter().collect();
         self
     }
 
-    /// Refuses a request with 408, and closes its connection, when the rest of its head has not come this long
-    /// after the first byte. Default: [`DEFAULT_REQUEST_HEAD_TIMEOUT`].
+    /// Rejects a request with 408, and closes its connection, if its head is not complete this long after the
+    /// head's first byte. Default: [`DEFAULT_REQUEST_HEAD_TIMEOUT`].
     #[must_use]
     pub fn request_head_timeout(mut self, timeout: Duration) -> Self {
         self.options.request_head_timeout = timeout.min(LONGEST_TIMEOUT);
         self
     }
 
-    /// Refuses a request with 408, and closes its connection, when nothing more of its body comes for this long.
-    /// A slow body may take any time in all. Default: [`DEFAULT_REQUEST_BODY_IDLE_TIMEOUT`].
+    /// Rejects a request with 408, and closes its connection, if nothing of its body arrives for this long. A
+    /// slow body may take any time in total. Default: [`DEFAULT_REQUEST_BODY_IDLE_TIMEOUT`].
     #[must_use]
     pub fn request_body_idle_timeout(mut self, timeout: Duration) -> Self {
         self.options.request_body_idle_timeout = timeout.min(LONGEST_TIMEOUT);
         self
     }
 
-    /// Closes a client's connection on which no request has begun for this long, or of whose answer the client has taken
-    /// nothing for this long. Default:
-    /// [`DEFAULT_CLIENT_IDLE_TIMEOUT`].
+    /// Closes a client's connection on which no request has begun, or whose response the client has not read
+    /// from, for this long. Default: [`DEFAULT_CLIENT_IDLE_TIMEOUT`].
     #[must_use]
     pub fn client_idle_timeout(mut self, timeout: Duration) -> Self {
         self.options.client_idle_timeout = timeout.min(LONGEST_TIMEOUT);
         self
     }
 
-    /// Goes on taking connections and requests for this long after a shutdown began, while `/ready` says 503.
-    /// Default: [`DEFAULT_SHUTDOWN_LAME_DUCK`].
+    /// Drain delay: accepts connections and requests for this long after a shutdown began, while `/ready`
+    /// says 503. Default: [`DEFAULT_SHUTDOWN_LAME_DUCK`].
     #[must_use]
     pub fn shutdown_lame_duck(mut self, time: Duration) -> Self {
         self.options.shutdown_lame_duck = time.min(LONGEST_TIMEOUT);
         self
     }
 
-    /// Lets open requests go on for this long after the lame-duck time. Default:
+    /// Lets open requests finish for this long after the drain delay. Default:
     /// [`DEFAULT_SHUTDOWN_GRACE_PERIOD`].
     #[must_use]
     pub fn shutdown_grace_period(mut self, period: Duration) -> Self {
@@ -284,23 +222,23 @@ impl MiniLbConfig {
         self
     }
 
-    /// Whether servers are probed and those that fail are left out. Default: yes. Without it every server counts as
-    /// healthy.
+    /// Whether servers are checked, and those that fail are taken out of rotation. Default: yes. Without
+    /// health checks every server counts as healthy.
     #[must_use]
     pub fn health_checks(mut self, enabled: bool) -> Self {
-        self.options.health.enabled = enabled;
+        self.options.disable_health_check = !enabled;
         self
     }
 
-    /// Asks each healthy server for `/ready` (`/health` where that is 404) this often. One that has failed is asked
-    /// once a second, if that is more often. Default: [`DEFAULT_HEALTH_CHECK_INTERVAL`].
+    /// Checks a healthy server this often, with `GET /ready` (`/health` where that is 404). One that has
+    /// failed is checked once a second, if that is more often. Default: [`DEFAULT_HEALTH_CHECK_INTERVAL`].
     #[must_use]
     pub fn health_check_interval(mut self, interval: Duration) -> Self {
         self.options.health.interval = interval.min(LONGEST_TIMEOUT);
         self
     }
 
-    /// Takes a probe that is not answered within this time for a failure. Default:
+    /// Counts a health check without a response within this time as failed. Default:
     /// [`DEFAULT_HEALTH_CHECK_TIMEOUT`].
     #[must_use]
     pub fn health_check_timeout(mut self, timeout: Duration) -> Self {
@@ -308,30 +246,32 @@ impl MiniLbConfig {
         self
     }
 
-    /// Gives a server no more requests after this many failures in a row, of probes and of requests. Default:
-    /// [`DEFAULT_HEALTH_FAILURE_THRESHOLD`].
+    /// Takes a server out of rotation after this many consecutive failures, of health checks and of requests.
+    /// Default: [`DEFAULT_HEALTH_FAILURE_THRESHOLD`].
     #[must_use]
     pub fn health_failure_threshold(mut self, failures: u32) -> Self {
         self.options.health.failure_threshold = failures;
         self
     }
 
-    /// Gives it requests again after this many successes in a row. Default: [`DEFAULT_HEALTH_SUCCESS_THRESHOLD`].
+    /// Puts it back into rotation after this many consecutive successes. Default:
+    /// [`DEFAULT_HEALTH_SUCCESS_THRESHOLD`].
     #[must_use]
     pub fn health_success_threshold(mut self, successes: u32) -> Self {
         self.options.health.success_threshold = successes;
         self
     }
 
-    /// Gives up on opening a connection to a server after this long. Default: [`DEFAULT_CONNECT_TIMEOUT`].
+    /// Fails to connect to a server if the connection is not open after this long. Default:
+    /// [`DEFAULT_CONNECT_TIMEOUT`].
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.options.sockets.connect_timeout = timeout;
         self
     }
 
-    /// Closes a connection to a server that was idle for this long; keep it below the server's own keep-alive
-    /// (5 s in SGLang). Default: [`DEFAULT_BACKEND_IDLE_TIMEOUT`].
+    /// Closes a connection to a server that was idle for this long. Keep it below the server's own keep-alive
+    /// timeout (5 s in SGLang). Default: [`DEFAULT_BACKEND_IDLE_TIMEOUT`].
     #[must_use]
     pub fn backend_idle_timeout(mut self, timeout: Duration) -> Self {
         self.options.sockets.idle_timeout = timeout;
@@ -346,6 +286,14 @@ impl MiniLbConfig {
         self
     }
 
+    /// Sets the kernel's send and receive buffer of every socket, in bytes. Default: unset, because a fixed
+    /// size turns the kernel's own tuning off.
+    #[must_use]
+    pub fn socket_buffer_size(mut self, bytes: usize) -> Self {
+        self.options.sockets.buffer_size = Some(bytes);
+        self
+    }
+
     /// Which HTTP/1.1 implementation serves clients and calls servers. Default: [`Http1Engine::Native`].
     #[must_use]
     pub fn http1_engine(mut self, engine: Http1Engine) -> Self {
@@ -353,33 +301,27 @@ impl MiniLbConfig {
         self
     }
 
-    /// Sets the kernel's send and receive buffer of every socket, in bytes. Default: unset, because a fixed size
-    /// switches the kernel's own tuning off.
-    #[must_use]
-    pub fn socket_buffer_size(mut self, bytes: usize) -> Self {
-        self.options.sockets.buffer_size = Some(bytes);
-        self
-    }
-
-    /// Serves with this many threads, each with its own runtime and connections. Default: one a core.
+    /// Serves with this many threads, each with its own runtime and connections. Default: one per core.
     #[must_use]
     pub fn worker_threads(mut self, threads: usize) -> Self {
         self.options.worker_threads = threads;
         self
     }
 
-    /// Answers operators (metrics, status) at this address, apart from clients. The router does not start if the port
-    /// is taken. Default: nowhere.
+    /// Serves metrics, the status page and the operators' endpoints at this address, apart from clients. The
+    /// router does not start if the port is in use. Default: no such listener.
     #[must_use]
     pub fn admin_address(mut self, host: impl Into<String>, port: u16) -> Self {
-        self.options.admin = Some(AdminAddress { host: host.into(), port, must: true });
+        self.options.admin.host = host.into();
+        self.options.admin.port = AdminPort::Required(port);
         self
     }
 
-    /// As [`admin_address`](Self::admin_address), but does without if the port is taken.
+    /// As [`admin_address`](Self::admin_address), but starts without the listener if the port is in use.
     #[must_use]
     pub fn admin_address_if_free(mut self, host: impl Into<String>, port: u16) -> Self {
-        self.options.admin = Some(AdminAddress { host: host.into(), port, must: false });
+        self.options.admin.host = host.into();
+        self.options.admin.port = AdminPort::IfFree(port);
         self
     }
 }
@@ -387,10 +329,10 @@ impl MiniLbConfig {
 impl fmt::Debug for MiniLbConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MiniLbConfig")
-            .field("host", &self.host)
-            .field("port", &self.port)
-            .field("prefill", &self.prefill)
-            .field("decode", &self.decode)
+            .field("host", &self.options.host)
+            .field("port", &self.options.port)
+            .field("prefill", &self.options.prefill)
+            .field("decode", &self.options.decode)
             .finish_non_exhaustive()
     }
 }

@@ -1,4 +1,4 @@
-//! What is told of requests, as a user of the library says it.
+//! Request lines, request ids and traces.
 
 use std::sync::Arc;
 
@@ -9,17 +9,17 @@ use super::{MiniLbConfig, Options};
 use crate::observe::report::{RequestLine, RequestLog, check_header};
 
 impl MiniLbConfig {
-    /// Logs a line at level info for every request that is over, not only for those that failed. Default: no.
+    /// Logs a line at level info for every finished request, not only for those that failed. Default: no.
     #[must_use]
     pub fn access_log(mut self, wanted: bool) -> Self {
         self.options.report.access_log = wanted;
         self
     }
 
-    /// Gives lines about requests, of this level or more severe, to this function, and emits no events about them. Where
-    /// each request has its line, an event of twenty fields costs more than all else that is told. The function is called
-    /// by the worker that had the request: it has to be quick, and must not wait. Default: events of the target
-    /// `mini_lb::request`.
+    /// Passes request lines of this level or more severe to this function, instead of emitting events. With a
+    /// line for every request, an event of twenty fields would cost more than the rest of the log. The
+    /// function is called by the worker thread that had the request: it must be quick and must not block.
+    /// Default: events of the target `mini_lb::request`.
     #[must_use]
     pub fn request_log(
         mut self,
@@ -30,17 +30,17 @@ impl MiniLbConfig {
         self
     }
 
-    /// Takes a request's id from the first of these headers that holds a good one: 1 to 128 printable ASCII characters,
-    /// without spaces and quotes. If none does, an id is made. Both servers and the client get it as `x-request-id`.
-    /// Default: `x-request-id`, `x-correlation-id`, `x-trace-id`, `request-id`.
+    /// Takes a request's id from the first of these headers that has a valid one: 1 to 128 printable ASCII
+    /// characters, without spaces and quotes. If none has, an id is generated. Both servers and the client
+    /// get it as `x-request-id`. Default: `x-request-id`, `x-correlation-id`, `x-trace-id`, `request-id`.
     #[must_use]
     pub fn request_id_headers<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.options.report.request_id_headers = names.into_iter().map(Into::into).collect();
         self
     }
 
-    /// Sends spans of requests to a collector that takes OTLP over HTTP as JSON: `http://host:port`, to which
-    /// `/v1/traces` is added unless it has a path. Default: nowhere.
+    /// Sends spans of requests to a collector that takes OTLP over HTTP as JSON. The URL is
+    /// `http://host:port`, to which `/v1/traces` is added unless it has a path. Default: no spans.
     #[cfg(feature = "otel")]
     #[must_use]
     pub fn otlp_traces_endpoint(mut self, url: impl Into<String>) -> Self {
@@ -49,7 +49,23 @@ impl MiniLbConfig {
     }
 }
 
+/// Where spans go if only `--enable-trace` is given: the default address of OpenTelemetry's collector.
+#[cfg(feature = "otel")]
+const DEFAULT_TRACES_ENDPOINT: &str = "http://localhost:4318";
+
 impl Options {
+    /// Settles what one option means for another.
+    #[cfg(feature = "otel")]
+    pub(super) fn settle_traces(&mut self) {
+        if self.enable_trace {
+            self.report.traces.get_or_insert_with(|| DEFAULT_TRACES_ENDPOINT.to_owned());
+        }
+    }
+
+    /// A build without traces has nothing to settle.
+    #[cfg(not(feature = "otel"))]
+    pub(super) fn settle_traces(&mut self) {}
+
     pub(super) fn check_reports(&self) -> Result<(), ConfigError> {
         for name in &self.report.request_id_headers {
             check_header(name).map_err(|why| {
@@ -58,7 +74,7 @@ impl Options {
         }
         #[cfg(feature = "otel")]
         if let Some(url) = &self.report.traces {
-            crate::observe::report::traces::CollectorEndpoint::parse(url).map_err(|why| {
+            crate::observe::report::traces::Endpoint::parse(url).map_err(|why| {
                 ConfigError::new(format!("--otlp-traces-endpoint {}: {why}", url.escape_debug()))
             })?;
         }

@@ -57,7 +57,7 @@ pub(crate) async fn serve(
 ) -> io::Result<()> {
     let draining = Draining::default();
     let metrics = Arc::new(Metrics::default());
-    let admin_listener = admin_listener::bind(options.admin.as_ref()).await?;
+    let admin_listener = admin_listener::bind(options.admin.address().as_ref()).await?;
     // One for both listeners, so that they see the same state.
     let workers_api = Arc::new(WorkersApi::new(
         Arc::clone(&members),

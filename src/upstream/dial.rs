@@ -28,7 +28,7 @@ pub(crate) enum DialError {
 }
 
 /// What can be set about sockets.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct SocketOptions {
     /// How long opening a connection may take.
     pub(crate) connect_timeout: Duration,

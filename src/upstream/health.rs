@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use super::Outcome;
 
 /// How servers are watched.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct HealthOptions {
     /// Without it every server counts as well.
     pub(crate) enabled: bool,

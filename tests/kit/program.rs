@@ -121,7 +121,7 @@ impl Program {
     /// Tells it to read its configuration again. Returns what it says of it.
     pub fn reload(&self) -> String {
         self.send("HUP");
-        self.wait_for("reloaded (SIGHUP)")
+        self.wait_for(" (SIGHUP)")
     }
 }
 
@@ -135,63 +135,6 @@ impl Drop for Program {
 pub fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("a bound address").port()
-}
-
-/// The flags of the help text that are about what the router does, without dashes.
-pub fn flags() -> Vec<String> {
-    let help = String::from_utf8(output(["--help"], &[]).stdout).expect("UTF-8");
-    let names = help.lines().filter_map(|line| line.trim().strip_prefix("--"));
-    let names = names.map(|rest| rest.split([' ', ',']).next().expect("a name").to_owned());
-    // Without the feature they are refused, in a file as well.
-    let traces: &[&str] =
-        if cfg!(feature = "otel") { &[] } else { &["enable-trace", "otlp-traces-endpoint"] };
-    let others = ["config", "check-config", "help", "version"];
-    let others = others.iter().chain(traces).chain(&GO_WITH_OTHERS);
-    names.filter(|name| !others.clone().any(|other| other == name)).collect()
-}
-
-/// Flags that are refused without another one, or want a certificate: `tests/access.rs` and `tests/tls.rs` have them.
-const GO_WITH_OTHERS: [&str; 6] = [
-    "worker-api-key-replaces-authorization",
-    "tls-cert-path",
-    "tls-key-path",
-    "ca-cert-paths",
-    "client-cert-path",
-    "client-key-path",
-];
-
-/// A file with a key.
-fn key_file() -> String {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("a-key");
-    std::fs::write(&path, "a key\n").expect("a file for tests");
-    path.to_str().expect("a path of text").to_owned()
-}
-
-/// A value of a flag that is not its default: in a file, in the environment, and as it is shown. A new flag for which 7 or
-/// `true` will not do needs a line here.
-pub fn sample(flag: &str, is_switch: bool) -> [String; 3] {
-    let same = |text: &str| [text, text, text].map(str::to_owned);
-    let text = |text: &str| [format!("\"{text}\""), text.to_owned(), format!("\"{text}\"")];
-    let of = |file: &str, variable: &str| [file, variable, file].map(str::to_owned);
-    match flag {
-        _ if is_switch => same("true"),
-        "prefill" => of("[[\"http://127.0.0.1:9\", 7]]", "http://127.0.0.1:9 7"),
-        "decode" => of("[\"http://127.0.0.1:9\"]", "http://127.0.0.1:9"),
-        "prefill-bootstrap-host" => of("[[\"http://127.0.0.1:1\", \"b\"]]", "http://127.0.0.1:1 b"),
-        "policy" | "prefill-policy" | "decode-policy" => text("round_robin"),
-        "retry-on-status" => of("[503]", "503"),
-        "log-level" => text("debug"),
-        "prefill-dns" => of("[[\"localhost:9\", 7]]", "localhost:9 7"),
-        "decode-dns" => of("[\"localhost:9\"]", "localhost:9"),
-        "api-key" => of("[\"a key\"]", "a key"),
-        "admin-api-key" | "worker-api-key" => text("a key"),
-        "api-key-file" | "admin-api-key-file" | "worker-api-key-file" => text(&key_file()),
-        "cors-allowed-origins" => of("[\"http://a.example\"]", "http://a.example"),
-        "log-format" => text("json"),
-        "request-id-headers" => of("[\"x-mine\"]", "x-mine"),
-        "otlp-traces-endpoint" => text("http://127.0.0.1:4318"),
-        _ => same("7"),
-    }
 }
 
 /// A file with one key for each server flag, and `line` in the place of the one that sets the same.

@@ -1,0 +1,87 @@
+//! The effective configuration, as a file that has the same effect.
+
+use std::fmt::Write;
+
+use mini_lb::{OptionSpec, Takes};
+
+use super::super::options;
+use super::{Layers, Origin};
+
+/// Every option as a key with its value, and where the value comes from.
+pub(super) fn text(layers: &Layers) -> String {
+    let mut text = String::new();
+    let mut section = "";
+    for flag in options::layered() {
+        if flag.section == options::COMPATIBILITY && !layers.is_set(flag.spec.name) {
+            continue;
+        }
+        if section != flag.section {
+            section = flag.section;
+            let gap = if text.is_empty() { "" } else { "\n" };
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{gap}# {section}");
+        }
+        let _ = writeln!(text, "{}", line(&flag.spec, layers));
+    }
+    text
+}
+
+fn line(spec: &OptionSpec, layers: &Layers) -> String {
+    let key = spec.key();
+    let (uses, origin) = match layers.setting(spec.name) {
+        Some(setting) => (
+            layers.values(spec.name),
+            match &setting.origin {
+                Origin::CommandLine => "command line",
+                Origin::Place(place) => place,
+            },
+        ),
+        None => (spec.default.values().into_iter().map(|value| vec![value]).collect(), "default"),
+    };
+    let origin = origin.escape_debug();
+    if spec.takes.is_list() && uses.is_empty() && layers.is_set(spec.name) {
+        return format!("{key} = []  # {origin}");
+    }
+    match value(spec, &uses) {
+        None => {
+            let default = spec.default.to_string();
+            format!("# {key} is not set: {}", if default.is_empty() { "none" } else { &default })
+        }
+        Some(_) if spec.secret => format!("# {key} = \"***\"  # {origin}"),
+        Some(value) => format!("{key} = {value}  # {origin}"),
+    }
+}
+
+/// `None`: there is no value.
+fn value(spec: &OptionSpec, uses: &[Vec<String>]) -> Option<String> {
+    let groups = uses.iter().map(|values| values.iter().map(|value| literal(value)).collect::<Vec<_>>());
+    match spec.takes {
+        Takes::Nothing => Some((!uses.is_empty()).to_string()),
+        _ if uses.is_empty() => None,
+        Takes::One(_) => groups.flatten().next_back(),
+        Takes::Groups { .. } => Some(list(groups.map(|group| list(group.into_iter())))),
+        _ => Some(list(groups.flatten())),
+    }
+}
+
+fn list(items: impl Iterator<Item = String>) -> String {
+    format!("[{}]", items.collect::<Vec<_>>().join(", "))
+}
+
+/// A number as a number, and all else as a string.
+fn literal(value: &str) -> String {
+    if value.parse::<i64>().is_ok_and(|number| number.to_string() == value) {
+        return value.to_owned();
+    }
+    let mut text = String::from("\"");
+    for c in value.chars() {
+        match c {
+            '"' | '\\' => text.extend(['\\', c]),
+            c if c.is_control() => {
+                let _ = write!(text, "\\u{:04X}", u32::from(c));
+            }
+            c => text.push(c),
+        }
+    }
+    text + "\""
+}

@@ -1,0 +1,169 @@
+//! The command line, and below it the environment and a file ([`layers`]), as a [`Plan`].
+//!
+//! Which options there are is in [`options`]. Whether values make sense is for the
+//! library to check ([`MiniLbConfig`]), and nothing is started here.
+
+mod arguments;
+mod layers;
+mod options;
+mod program_options;
+mod start_line;
+mod unsupported;
+
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::path::PathBuf;
+
+use clap::error::ErrorKind;
+use mini_lb::{DEFAULT_PROMETHEUS_PORT, DEFAULT_REQUEST_TIMEOUT, MiniLbConfig, Reload};
+use tracing::level_filters::LevelFilter;
+
+use crate::log::{self, Format, LogOptions};
+use layers::Layers;
+use options::Flag;
+pub(crate) use start_line::StartLine;
+use unsupported::{POLICIES, REFUSED};
+
+/// What the program is to do.
+pub(crate) struct Plan {
+    pub(crate) config: MiniLbConfig,
+    pub(crate) log: LogOptions,
+    pub(crate) start_line: StartLine,
+    /// The options that only the program knows and that need a restart, with their values.
+    pub(crate) program_options: Vec<(&'static str, String)>,
+    /// Where each value comes from.
+    pub(crate) layers: Layers,
+    /// The files that the configuration was read from, or that it names.
+    pub(crate) files: Vec<PathBuf>,
+    /// The effective configuration as text, for `--check-config`.
+    pub(crate) check: Option<String>,
+}
+
+/// Reads a command line, program name first. The error may also be a request for help or the version: its
+/// [`exit`](clap::Error::exit) does what is right for each.
+pub(crate) fn parse(
+    args: impl IntoIterator<Item = OsString>,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Plan, clap::Error> {
+    let args: Vec<OsString> = args.into_iter().collect();
+    refuse_unsupported(&args)?;
+    let matches = arguments::command().try_get_matches_from(&args)?;
+    let layers = Layers::read(&matches, environment)?;
+    let placed = |sentence: String| refusal(layers.placed(&sentence));
+    let log = log_options(&layers).map_err(placed)?;
+    let config = config(&layers).map_err(placed)?.request_log(log.level, log::log_request);
+    Ok(Plan {
+        config,
+        log,
+        start_line: StartLine::new(&layers),
+        program_options: program_options(&layers),
+        files: layers.files(),
+        check: matches.get_flag("check-config").then(|| layers.effective_configuration()),
+        layers,
+    })
+}
+
+/// The library's configuration. The error is a sentence that begins with the flag.
+fn config(layers: &Layers) -> Result<MiniLbConfig, String> {
+    refuse_policies(layers)?;
+    refuse_traces(layers)?;
+    let timeout = DEFAULT_REQUEST_TIMEOUT.as_secs();
+    let config = MiniLbConfig::new("0.0.0.0", 30_000, Vec::new(), Vec::new(), timeout);
+    // A router that nobody has configured should show its metrics, and two on one machine should both start.
+    let mut config = config.admin_address_if_free("127.0.0.1", DEFAULT_PROMETHEUS_PORT);
+    for Flag { spec, .. } in options::layered().filter(|flag| flag.is_library) {
+        if layers.is_set(spec.name) {
+            config =
+                config.set_option(spec.name, layers.values(spec.name)).map_err(|error| error.to_string())?;
+        }
+    }
+    Ok(config)
+}
+
+fn log_options(layers: &Layers) -> Result<LogOptions, String> {
+    let value = |name| layers.value(name);
+    let wrong = |name: &str, value: &str, known: &str| {
+        Err(format!("--{name} {}: must be {known}", value.escape_debug()))
+    };
+    let level = match value("log-level") {
+        None | Some("info") => LevelFilter::INFO,
+        Some("debug") => LevelFilter::DEBUG,
+        Some("warn") => LevelFilter::WARN,
+        Some("error") => LevelFilter::ERROR,
+        Some(other) => return wrong("log-level", other, "debug, info, warn or error"),
+    };
+    let format = match value("log-format") {
+        None | Some("text") => Format::Text,
+        Some("json") => Format::Json,
+        Some(other) => return wrong("log-format", other, "text or json"),
+    };
+    Ok(LogOptions { level, format, folder: value("log-dir").map(PathBuf::from) })
+}
+
+fn program_options(layers: &Layers) -> Vec<(&'static str, String)> {
+    let own = options::layered().filter(|flag| !flag.is_library).map(|flag| &flag.spec);
+    let own = own.filter(|spec| spec.reload == Reload::AfterRestart);
+    own.map(|spec| {
+        let default = || spec.default.to_string();
+        (spec.name, layers.value(spec.name).map_or_else(default, str::to_owned))
+    })
+    .collect()
+}
+
+/// A usage error of one sentence: `error: ` before it and exit code 2.
+pub(crate) fn refusal(sentence: impl Display) -> clap::Error {
+    clap::Error::raw(ErrorKind::ValueValidation, format!("{sentence}\n"))
+}
+
+/// What an error says, in one sentence, without clap's advice.
+pub(crate) fn sentence(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let first = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
+    first.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Runs before clap, which could only say that it does not know the flag.
+///
+/// A word that begins with `--` is never a value (neither here nor in argparse), so values cannot be mistaken
+/// for flags. A request for help ends the search, as it ends argparse's.
+fn refuse_unsupported(args: &[OsString]) -> Result<(), clap::Error> {
+    let ends = ["--", "--help", "-h", "--version", "-V"];
+    let words = args.iter().skip(1).map(|word| word.to_str().unwrap_or_default());
+    for word in words.take_while(|word| !ends.contains(word)) {
+        let name = word.split_once('=').map_or(word, |(name, _)| name);
+        if let Some((flag, instead)) = REFUSED.iter().find(|(flag, _)| *flag == name) {
+            return Err(refusal(format_args!("{flag} is not supported: {instead}")));
+        }
+    }
+    Ok(())
+}
+
+/// Names the policies of sglang_router that do not exist here, of which the library knows nothing.
+fn refuse_policies(layers: &Layers) -> Result<(), String> {
+    let flags = ["policy", "prefill-policy", "decode-policy"];
+    let policies = flags.iter().filter_map(|flag| Some((flag, layers.value(flag)?)));
+    match policies.into_iter().find(|(_, policy)| POLICIES.contains(policy)) {
+        None => Ok(()),
+        Some((flag, policy)) => Err(format!(
+            "--{flag} {policy} is not supported: use random, as sglang_router does under --mini-lb, or round_robin"
+        )),
+    }
+}
+
+#[cfg(feature = "otel")]
+fn refuse_traces(_: &Layers) -> Result<(), String> {
+    Ok(())
+}
+
+/// Without the feature, the library could say neither how to get it nor that the flag can be left out.
+#[cfg(not(feature = "otel"))]
+fn refuse_traces(layers: &Layers) -> Result<(), String> {
+    let is_on = |flag: &&&str| !layers.values(flag).is_empty();
+    match ["otlp-traces-endpoint", "enable-trace"].iter().find(is_on) {
+        None => Ok(()),
+        Some(flag) => Err(format!(
+            "--{flag} is not supported: this program was built without the feature otel; build it with \
+             `cargo build --release --features otel`, or leave the flag out"
+        )),
+    }
+}

@@ -1,0 +1,45 @@
+//! The options of the program alone: a table as the library's, and what the accepted flags of `sglang_router`
+//! say.
+//!
+//! A table only: `tests/configuration_docs.rs` reads this same file.
+
+use mini_lb::Takes::{Nothing, One};
+use mini_lb::{OptionDefault, OptionSpec};
+
+/// The options of the program alone, by section.
+pub(crate) const PROGRAM: [(&str, &[OptionSpec]); 2] = [
+    (
+        "Logging",
+        &[
+            OptionSpec::new("log-level", One("debug|info|warn|error"))
+                .default(OptionDefault::Text("info"))
+                .after_restart()
+                .help("Least severe events to log. The log goes to stderr"),
+            OptionSpec::new("log-format", One("text|json"))
+                .default(OptionDefault::Text("text"))
+                .after_restart()
+                .help("Format of log lines; json is one object per line"),
+            OptionSpec::new("log-dir", One("FOLDER")).after_restart().help(
+                "Folder to log to as well, with a file per day: mini-lb.2026-01-31.log (UTC). The newest 30 are kept",
+            ),
+        ],
+    ),
+    (
+        "Configuration",
+        &[
+            OptionSpec::new("config", One("FILE")).help(
+                "TOML file with a key for each flag. Environment variables MINI_LB_... override it, and flags override \
+                 both. It is read again on SIGHUP and when it changes. MINI_LB_CONFIG names it too",
+            ),
+            OptionSpec::new("check-config", Nothing)
+                .help("Check the configuration, print the effective one as TOML with the origin of each value, and exit"),
+        ],
+    ),
+];
+
+/// Flags that are about this run of the program. They have no key and no variable.
+pub(crate) const COMMAND_LINE_ONLY: [&str; 4] = ["config", "check-config", "help", "version"];
+
+/// What the flags do that are accepted and have no effect.
+pub(crate) const COMPATIBILITY_HELP: &str =
+    "Accepted for compatibility, without effect: mini-lb always does this";

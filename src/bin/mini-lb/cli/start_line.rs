@@ -1,0 +1,94 @@
+//! The line that is logged when the program starts: which servers, and which options are not at their
+//! defaults.
+
+use std::net::SocketAddr;
+
+use mini_lb::Takes;
+use tracing::info;
+
+use super::layers::Layers;
+use super::options::{self, Flag};
+
+/// Servers of one role that are named; of the others only the number is logged.
+const MAX_NAMED: usize = 64;
+
+/// Sections whose options are in the line anyway, or whose values may hold a token (a collector's URL).
+const NOT_LISTED: [&str; 4] = ["Servers", "Choosing servers", "Listening", "Traces"];
+
+/// What the program logs when it starts.
+pub(crate) struct StartLine {
+    /// How clients' URLs begin.
+    scheme: &'static str,
+    /// Servers, policies and workers, counted.
+    summary: String,
+    prefill: String,
+    decode: String,
+    /// Options of the library that are not at their defaults, as flags.
+    changed: String,
+}
+
+impl StartLine {
+    pub(super) fn new(layers: &Layers) -> Self {
+        Self {
+            scheme: if layers.value("tls-cert-path").is_some() { "https" } else { "http" },
+            summary: summary(layers),
+            prefill: named(&layers.values("prefill")),
+            decode: named(&layers.values("decode")),
+            changed: changed(layers),
+        }
+    }
+
+    pub(crate) fn log(&self, address: SocketAddr) {
+        let Self { scheme, summary, prefill, decode, changed } = self;
+        let version = env!("CARGO_PKG_VERSION");
+        let changed = (!changed.is_empty()).then_some(changed);
+        info!(target: "mini_lb", version, prefill, decode, changed, "listening on {scheme}://{address}: {summary}");
+    }
+}
+
+fn summary(layers: &Layers) -> String {
+    let count = |name| layers.values(name).len();
+    let names = match count("prefill-dns") + count("decode-dns") {
+        0 => String::new(),
+        1 => " and those of 1 DNS name".to_owned(),
+        count => format!(" and those of {count} DNS names"),
+    };
+    let policy = |role| layers.value(role).or(layers.value("policy")).unwrap_or("random");
+    let workers = layers.value("worker-threads").and_then(|text| text.parse().ok());
+    let workers = workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    format!(
+        "{} prefill, {} decode{names}, policy {}/{}, {workers} worker{}",
+        count("prefill"),
+        count("decode"),
+        policy("prefill-policy"),
+        policy("decode-policy"),
+        if workers == 1 { "" } else { "s" },
+    )
+}
+
+/// Servers, with their bootstrap ports.
+fn named(servers: &[Vec<String>]) -> String {
+    let server = |values: &Vec<String>| {
+        let known = values.iter().filter(|value| !value.eq_ignore_ascii_case("none"));
+        known.map(String::as_str).collect::<Vec<_>>().join(" ")
+    };
+    let more = servers.len().saturating_sub(MAX_NAMED);
+    let named = servers.iter().take(MAX_NAMED).map(server).collect::<Vec<_>>().join(", ");
+    if more == 0 { named } else { format!("{named} and {more} more") }
+}
+
+/// Options that are not at their defaults. A secret is not logged.
+fn changed(layers: &Layers) -> String {
+    let is_listed =
+        |flag: &&Flag| flag.is_library && !flag.spec.secret && !NOT_LISTED.contains(&flag.section);
+    let changed = options::layered().filter(is_listed).filter_map(|Flag { spec, .. }| {
+        let uses = layers.values(spec.name);
+        let values: Vec<String> = uses.iter().flatten().cloned().collect();
+        match spec.takes {
+            Takes::Nothing => (!uses.is_empty()).then(|| format!("--{}", spec.name)),
+            _ if values.is_empty() || values == spec.default.values() => None,
+            _ => Some(format!("--{} {}", spec.name, values.join(","))),
+        }
+    });
+    changed.collect::<Vec<_>>().join(" ")
+}

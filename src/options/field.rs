@@ -1,0 +1,289 @@
+//! How the text of a value becomes the value that is kept, for each type of value.
+
+use std::fmt::Debug;
+use std::fs;
+use std::num::IntErrorKind;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::values::{AdminPort, NamedPolicy, PemFile, PemFiles, Policies};
+use crate::transport::Http1Engine;
+use crate::upstream::{Random, RoundRobin};
+
+/// Where the value of an option is kept.
+pub(super) trait Field: Debug {
+    /// Unsets the value. One that must always be there stays.
+    fn clear(&mut self);
+
+    /// Takes over the values of one use of the option; a list gets an item more. The error says what is wrong
+    /// with them, without naming the option.
+    fn add(&mut self, values: &[String]) -> Result<(), String>;
+
+    /// The numbers that have bounds.
+    fn numbers(&self) -> Vec<u64> {
+        Vec::new()
+    }
+
+    /// What tells this value from another one. It may be secret.
+    fn snapshot(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
+/// The value of an option that has exactly one.
+fn one(values: &[String]) -> &str {
+    values.first().map_or("", String::as_str)
+}
+
+/// Finds a value by its name among those that there are.
+pub(super) fn one_of<T: Copy>(values: &[String], choices: &[(&str, T)]) -> Result<T, String> {
+    let found = choices.iter().find(|(name, _)| *name == one(values)).map(|(_, value)| *value);
+    let names = || choices.iter().map(|(name, _)| *name).collect::<Vec<_>>();
+    found.ok_or_else(|| format!("must be {}", names().join(" or ")))
+}
+
+/// A whole number up to `max`.
+fn number(values: &[String], max: u64) -> Result<u64, String> {
+    let too_large = || format!("the value must be at most {max}");
+    match one(values).parse::<u64>() {
+        Ok(number) if number <= max => Ok(number),
+        Err(error) if *error.kind() != IntErrorKind::PosOverflow => Err("not a whole number".to_owned()),
+        _ => Err(too_large()),
+    }
+}
+
+macro_rules! numbers {
+    ($($type:ty),*) => {$(
+        impl Field for $type {
+            fn clear(&mut self) {}
+
+            fn add(&mut self, values: &[String]) -> Result<(), String> {
+                *self = number(values, <$type>::MAX as u64)? as $type;
+                Ok(())
+            }
+
+            fn numbers(&self) -> Vec<u64> {
+                vec![*self as u64]
+            }
+        }
+
+        impl Field for Option<$type> {
+            fn clear(&mut self) {
+                *self = None;
+            }
+
+            fn add(&mut self, values: &[String]) -> Result<(), String> {
+                self.insert(0).add(values)
+            }
+
+            fn numbers(&self) -> Vec<u64> {
+                self.iter().map(|number| *number as u64).collect()
+            }
+        }
+
+        impl Field for Vec<$type> {
+            fn clear(&mut self) {
+                Vec::clear(self);
+            }
+
+            fn add(&mut self, values: &[String]) -> Result<(), String> {
+                let mut number: $type = 0;
+                number.add(values)?;
+                self.push(number);
+                Ok(())
+            }
+
+            fn numbers(&self) -> Vec<u64> {
+                self.iter().map(|number| *number as u64).collect()
+            }
+        }
+    )*};
+}
+
+numbers!(u16, u32, usize);
+
+/// In whole seconds: 136 years at most, so that no deadline overflows the clock.
+impl Field for Duration {
+    fn clear(&mut self) {}
+
+    fn add(&mut self, values: &[String]) -> Result<(), String> {
+        *self = Self::from_secs(number(values, u32::MAX.into())?);
+        Ok(())
+    }
+
+    fn numbers(&self) -> Vec<u64> {
+        // A part of a second, which only a library's user can ask for, is more than none.
+        vec![self.as_secs() + u64::from(self.subsec_nanos() > 0)]
+    }
+}
+
+/// A flag without a value, or `true` or `false`.
+impl Field for bool {
+    fn clear(&mut self) {
+        *self = false;
+    }
+
+    fn add(&mut self, values: &[String]) -> Result<(), String> {
+        *self = values.is_empty() || one_of(values, &[("true", true), ("false", false)])?;
+        Ok(())
+    }
+}
+
+impl Field for String {
+    fn clear(&mut self) {}
+
+    fn add(&mut self, values: &[String]) -> Result<(), String> {
+        one(values).clone_into(self);
+        Ok(())
+    }
+}
+
+impl Field for Option<String> {
+    fn clear(&mut self) {
+        *self = None;
+    }
+
+    fn add(&mut self, values: &[String]) -> Result<(), String> {
+        *self = Some(one(values).to_owned());
+        Ok(())
+    }
+}
+
+impl Field for Option<PathBuf> {
+    fn clear(&mut self) {
+        *self = None;
+    }
+
+    fn add(&mut self, values: &[String]) -> Result<(), String> {
+        *self = Some(one(values).into());
+        Ok(())
+    }
+}
+
+impl Field for Vec<String> {
+    fn clear(&mut self) {
+        Vec::clear(self);
+    }
+
+    fn add(&mut self, values: &[String]) -> Result<(), String> {
+        self.push(one(values).to_owned());
+        Ok(())
+    }
+}
+
+/// A URL or a name, and a bootstrap port.
+impl Field for Vec<(String, Option<u16>)> {
+    fn clear(&mut self) {
+        Vec::clear(self);
+    }
+
+    fn add(&mut self, values: &[String]) -> Result<(), String> {
+        let port = match values.get(1) {
+            Some(port) if !port.eq_ignore_ascii_case("none") => Some(bootstrap_port(port)?),
+            _ => None,
+        };
+        self.push((one(values).to_owned(), port));
+        Ok(())
+    }
+}
+
+pub(crate) const BAD_BOOTSTRAP_PORT: &str = "the bootstrap port must be between 1 and 65535, or none";
+
+fn bootstrap_port(text: &str) -> Result<u16, String> {
+    text.parse().ok().filter(|port| *port != 0).ok_or_else(|| BAD_BOOTSTRAP_PORT.to_owned())
+}
+
+impl Field for Vec<(String, String)> {
+    fn clear(&mut self) {
+        Vec::clear(self);
+    }
+
+    fn add(&mut self, values: &[String]) -> Result<(), String> {
+        self.push((one(values).to_owned(), values.get(1).cloned().unwrap_or_default()));
+        Ok(())
+    }
+}
+
+/// Both roles, each with a policy of its own.
+impl Field for Policies {
+    fn clear(&mut self) {}
+
+    fn add(&mut self, values: &[String]) -> Result<(), String> {
+        self.prefill.add(values)?;
+        self.decode.add(values)
+    }
+}
+
+impl Field for NamedPolicy {
+    fn clear(&mut self) {}
+
+    fn add(&mut self, values: &[String]) -> Result<(), String> {
+        let random: fn() -> Self = || Self::new(Random);
+        let make =
+            one_of(values, &[("random", random), ("round_robin", || Self::new(RoundRobin::default()))])?;
+        *self = make();
+        Ok(())
+    }
+}
+
+impl Field for Http1Engine {
+    fn clear(&mut self) {}
+
+    fn add(&mut self, values: &[String]) -> Result<(), String> {
+        let engines = [Self::Native, Self::Hyper].map(|engine| (engine.as_str(), engine));
+        *self = one_of(values, &engines)?;
+        Ok(())
+    }
+}
+
+impl Field for AdminPort {
+    fn clear(&mut self) {}
+
+    fn add(&mut self, values: &[String]) -> Result<(), String> {
+        *self = match number(values, u16::MAX.into())? {
+            0 => Self::Off,
+            port => Self::Required(port as u16),
+        };
+        Ok(())
+    }
+}
+
+/// What tells certificates and keys from others is what is in their files.
+impl Field for PemFile {
+    fn clear(&mut self) {
+        self.0 = None;
+    }
+
+    fn add(&mut self, values: &[String]) -> Result<(), String> {
+        self.0.add(values)
+    }
+
+    fn snapshot(&self) -> String {
+        format!("{:?}", self.0.as_ref().map(|path| fs::read(path).ok()))
+    }
+}
+
+impl Field for PemFiles {
+    fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    fn add(&mut self, values: &[String]) -> Result<(), String> {
+        self.0.push(one(values).into());
+        Ok(())
+    }
+
+    fn snapshot(&self) -> String {
+        format!("{:?}", self.0.iter().map(|path| fs::read(path).ok()).collect::<Vec<_>>())
+    }
+}
+
+/// The place of an option that this build does not have.
+#[cfg(not(feature = "otel"))]
+impl Field for super::values::NotBuilt {
+    fn clear(&mut self) {}
+
+    fn add(&mut self, _: &[String]) -> Result<(), String> {
+        Err("this program was built without the feature otel".to_owned())
+    }
+}

@@ -1,0 +1,570 @@
+//! The table of all options. Its order is that of `--help` and of the documentation; an option that sets
+//! several values stands before those that set one of them.
+
+use super::defaults::*;
+use super::spec::OptionDefault::{Number, Seconds, Text, Unset, Words};
+use super::spec::Takes::{Commas, Groups, List, Nothing, One};
+use super::spec::{OptionSpec, Takes};
+use super::{Entry, OptionSection};
+use crate::observe::report::DEFAULT_HEADERS;
+
+pub(super) static SECTIONS: &[OptionSection] = &[
+    OptionSection {
+        title: "Servers",
+        entries: &[
+            // A change of the list of servers is reported as numbers of servers: 100 URLs would be no log
+            // line.
+            Entry {
+                spec: OptionSpec::new("prefill", Groups { names: &["URL", "PORT|none"], required: 1 })
+                    .reported_as("servers")
+                    .help(
+                        "A prefill server and its --disaggregation-bootstrap-port. With none or nothing as PORT, the \
+                         server is asked for its port. May be repeated",
+                    ),
+                field: |options| &mut options.prefill,
+            },
+            Entry {
+                spec: OptionSpec::new("decode", List("URL"))
+                    .reported_as("servers")
+                    .help("A decode server. May be repeated"),
+                field: |options| &mut options.decode,
+            },
+            Entry {
+                spec: OptionSpec::new(
+                    "prefill-bootstrap-host",
+                    Groups { names: &["URL", "HOST"], required: 2 },
+                )
+                .reported_as("servers")
+                .help(
+                    "The host under which decode servers reach the prefill server at URL, if it is not the URL's own \
+                     host. May be repeated",
+                ),
+                field: |options| &mut options.bootstrap_hosts,
+            },
+            Entry {
+                spec: OptionSpec::new(
+                    "prefill-dns",
+                    Groups { names: &["HOST:PORT", "BOOTSTRAP|none"], required: 1 },
+                )
+                .help(
+                    "A DNS name, such as a headless Kubernetes service, each address of which is a prefill server, and \
+                     the bootstrap port of them all. It is looked up again and again. May be repeated",
+                ),
+                field: |options| &mut options.discovery.prefill,
+            },
+            Entry {
+                spec: OptionSpec::new("decode-dns", List("HOST:PORT")).help(
+                    "A DNS name each address of which is a decode server. It is looked up again and again. May be \
+                     repeated",
+                ),
+                field: |options| &mut options.discovery.decode,
+            },
+        ],
+    },
+    OptionSection {
+        title: "Choosing servers",
+        entries: &[
+            // Sets both roles, so it stands before the options of one role, which override it.
+            Entry {
+                spec: OptionSpec::new("policy", One("random|round_robin"))
+                    .default(Text("random"))
+                    .reported_as("prefill-policy, decode-policy")
+                    .help("How servers are chosen"),
+                field: |options| &mut options.policies,
+            },
+            Entry {
+                spec: OptionSpec::new("prefill-policy", One("random|round_robin"))
+                    .default(Unset("--policy"))
+                    .help("How prefill servers are chosen"),
+                field: |options| &mut options.policies.prefill,
+            },
+            Entry {
+                spec: OptionSpec::new("decode-policy", One("random|round_robin"))
+                    .default(Unset("--policy"))
+                    .help("How decode servers are chosen"),
+                field: |options| &mut options.policies.decode,
+            },
+        ],
+    },
+    OptionSection {
+        title: "Listening",
+        entries: &[
+            // The listener is open for as long as the program runs.
+            Entry {
+                spec: OptionSpec::new("host", One("HOST"))
+                    .default(Text("0.0.0.0"))
+                    .after_restart()
+                    .help("Address to listen on"),
+                field: |options| &mut options.host,
+            },
+            Entry {
+                spec: OptionSpec::new("port", One("PORT"))
+                    .default(Number(30_000))
+                    .between(1, 65_535)
+                    .after_restart()
+                    .help("Port to listen on"),
+                field: |options| &mut options.port,
+            },
+        ],
+    },
+    OptionSection {
+        title: "TLS and HTTP/2",
+        entries: &[
+            Entry {
+                spec: OptionSpec::new("tls-cert-path", One("FILE"))
+                    .default(Unset("plain HTTP"))
+                    .help("Certificate for clients and its intermediate CAs, in PEM. Clients then speak TLS 1.2 or 1.3"),
+                field: |options| &mut options.tls.cert,
+            },
+            Entry {
+                spec: OptionSpec::new("tls-key-path", One("FILE")).help("Private key of that certificate, in PEM"),
+                field: |options| &mut options.tls.key,
+            },
+            Entry {
+                spec: OptionSpec::new("ca-cert-paths", Takes::Words("FILE"))
+                    .default(Unset("the system's"))
+                    .help("CA certificates that servers with https URLs are checked against, in PEM"),
+                field: |options| &mut options.tls.cas,
+            },
+            Entry {
+                spec: OptionSpec::new("client-cert-path", One("FILE"))
+                    .help("Client certificate for servers that ask for one, in PEM"),
+                field: |options| &mut options.tls.client_cert,
+            },
+            Entry {
+                spec: OptionSpec::new("client-key-path", One("FILE"))
+                    .help("Private key of the client certificate, in PEM"),
+                field: |options| &mut options.tls.client_key,
+            },
+            // Each worker thread is told at its start whether to look for HTTP/2 on new connections.
+            Entry {
+                spec: OptionSpec::new("http2", Nothing).after_restart().help(
+                    "Accept HTTP/2 from clients: negotiated in the TLS handshake, or with prior knowledge without TLS",
+                ),
+                field: |options| &mut options.tls.http2,
+            },
+            Entry {
+                spec: OptionSpec::new("http2-max-streams", One("COUNT"))
+                    .default(Number(DEFAULT_HTTP2_MAX_STREAMS as u64))
+                    .at_least(1)
+                    .after_restart()
+                    .help("Concurrent requests on one HTTP/2 connection"),
+                field: |options| &mut options.tls.http2_max_streams,
+            },
+        ],
+    },
+    OptionSection {
+        title: "Limits and timeouts",
+        entries: &[
+            Entry {
+                spec: OptionSpec::new("request-timeout-secs", One("SECONDS"))
+                    .default(Seconds(DEFAULT_REQUEST_TIMEOUT))
+                    .at_least(1)
+                    .help("Longest time a request may take; of a stream, until its first byte"),
+                field: |options| &mut options.request_timeout,
+            },
+            Entry {
+                spec: OptionSpec::new("stream-idle-timeout-secs", One("SECONDS"))
+                    .default(Seconds(DEFAULT_STREAM_IDLE_TIMEOUT))
+                    .at_least(1)
+                    .help("Longest time decode may send nothing within a stream"),
+                field: |options| &mut options.stream_idle_timeout,
+            },
+            // 0 is allowed, and is what `disable-retries` means.
+            Entry {
+                spec: OptionSpec::new("retry-max-retries", One("COUNT"))
+                    .default(Number(DEFAULT_MAX_RETRIES as u64))
+                    .help(
+                        "Retries of a request that no server can have processed: a connection could not be opened, or \
+                         an idle one had been closed by the server",
+                    ),
+                field: |options| &mut options.max_retries,
+            },
+            Entry {
+                spec: OptionSpec::new("retry-on-status", Commas("STATUS")).between(400, 599).help(
+                    "Also retry when a server responds with one of these statuses, such as 429,503, and nothing has \
+                     been sent to the client. Each attempt may cost the server work",
+                ),
+                field: |options| &mut options.retry_on,
+            },
+            Entry {
+                spec: OptionSpec::new("disable-retries", Nothing)
+                    .reported_as("retry-max-retries")
+                    .help("Never retry"),
+                field: |options| &mut options.disable_retries,
+            },
+            Entry {
+                spec: OptionSpec::new("request-head-timeout-secs", One("SECONDS"))
+                    .default(Seconds(DEFAULT_REQUEST_HEAD_TIMEOUT))
+                    .at_least(1)
+                    .help("Longest time a client may take to send a request's head; then 408"),
+                field: |options| &mut options.request_head_timeout,
+            },
+            Entry {
+                spec: OptionSpec::new("request-body-idle-timeout-secs", One("SECONDS"))
+                    .default(Seconds(DEFAULT_REQUEST_BODY_IDLE_TIMEOUT))
+                    .at_least(1)
+                    .help("Longest pause within a request's body; then 408"),
+                field: |options| &mut options.request_body_idle_timeout,
+            },
+            Entry {
+                spec: OptionSpec::new("client-idle-timeout-secs", One("SECONDS"))
+                    .default(Seconds(DEFAULT_CLIENT_IDLE_TIMEOUT))
+                    .at_least(1)
+                    .help(
+                        "Closes a client's connection on which no request has begun, or whose response the client has \
+                         not read from, for this long",
+                    ),
+                field: |options| &mut options.client_idle_timeout,
+            },
+            // Each worker thread opens connections with the options that it was started with.
+            Entry {
+                spec: OptionSpec::new("connect-timeout-secs", One("SECONDS"))
+                    .default(Seconds(DEFAULT_CONNECT_TIMEOUT))
+                    .at_least(1)
+                    .after_restart()
+                    .help("Longest time to open a connection to a server"),
+                field: |options| &mut options.sockets.connect_timeout,
+            },
+            // 0 is allowed: a router without a load balancer in front need not wait.
+            Entry {
+                spec: OptionSpec::new("shutdown-lame-duck-secs", One("SECONDS"))
+                    .default(Seconds(DEFAULT_SHUTDOWN_LAME_DUCK))
+                    .help(
+                        "Drain delay: after SIGTERM or SIGINT, new connections are accepted for this long while /ready \
+                         says 503",
+                    ),
+                field: |options| &mut options.shutdown_lame_duck,
+            },
+            Entry {
+                spec: OptionSpec::new("shutdown-grace-period-secs", One("SECONDS"))
+                    .default(Seconds(DEFAULT_SHUTDOWN_GRACE_PERIOD))
+                    .help(
+                        "Time for open requests to finish after the drain delay. A second signal ends the program at \
+                         once",
+                    ),
+                field: |options| &mut options.shutdown_grace_period,
+            },
+            Entry {
+                spec: OptionSpec::new("max-payload-size", One("BYTES"))
+                    .default(Number(DEFAULT_MAX_PAYLOAD_SIZE as u64))
+                    .at_least(1)
+                    .help("Largest request body; a larger one is rejected with 413"),
+                field: |options| &mut options.max_payload_size,
+            },
+            Entry {
+                spec: OptionSpec::new("max-merge-size", One("BYTES"))
+                    .default(Number(DEFAULT_MAX_MERGE_SIZE as u64))
+                    .at_least(1)
+                    .help("Largest response, or event of a stream, that is buffered to merge logprobs; then 502"),
+                field: |options| &mut options.max_merge_size,
+            },
+        ],
+    },
+    OptionSection {
+        title: "Queue and rate",
+        entries: &[
+            // sglang_router has -1 for no limit, and scripts pass it.
+            Entry {
+                spec: OptionSpec::new("max-concurrent-requests", One("COUNT"))
+                    .default(Text("-1"))
+                    .at_least(1)
+                    .minus_one_is_no_limit()
+                    .help(
+                        "Concurrent generation requests, from the end of a request's head to the end of its response; \
+                         others wait in a queue. -1: no limit",
+                    ),
+                field: |options| &mut options.gate.max_concurrent,
+            },
+            // 0 is allowed: requests over a limit are then rejected at once.
+            Entry {
+                spec: OptionSpec::new("queue-size", One("COUNT"))
+                    .default(Number(DEFAULT_QUEUE_SIZE as u64))
+                    .help("Requests that may wait while a limit is reached; more are rejected with 429"),
+                field: |options| &mut options.gate.queue_size,
+            },
+            Entry {
+                spec: OptionSpec::new("queue-timeout-secs", One("SECONDS"))
+                    .default(Seconds(DEFAULT_QUEUE_TIMEOUT))
+                    .at_least(1)
+                    .help("Longest time a request may wait in the queue; then 503"),
+                field: |options| &mut options.gate.queue_timeout,
+            },
+            // The name is that of sglang_router, where a token is a request, too.
+            Entry {
+                spec: OptionSpec::new("rate-limit-tokens-per-second", One("COUNT"))
+                    .default(Unset("no limit"))
+                    .at_least(1)
+                    .help(
+                        "Generation requests per second (a token is one request), with bursts of as many; more are \
+                         rejected with 429",
+                    ),
+                field: |options| &mut options.gate.rate,
+            },
+            Entry {
+                spec: OptionSpec::new("max-in-flight-per-prefill", One("COUNT"))
+                    .default(Unset("no limit"))
+                    .at_least(1)
+                    .help(
+                        "Concurrent requests on one prefill server. A full server is not chosen; if all are full, \
+                         requests wait in the queue",
+                    ),
+                field: |options| &mut options.gate.caps.prefill,
+            },
+            Entry {
+                spec: OptionSpec::new("max-in-flight-per-decode", One("COUNT"))
+                    .default(Unset("no limit"))
+                    .at_least(1)
+                    .help("Concurrent requests on one decode server"),
+                field: |options| &mut options.gate.caps.decode,
+            },
+        ],
+    },
+    OptionSection {
+        title: "Keys and origins",
+        entries: &[
+            Entry {
+                spec: OptionSpec::new("api-key", List("KEY")).secret().help(
+                    "Key that clients must send (Authorization: Bearer KEY) for all but /health and /ready. May be \
+                     repeated: each key is valid",
+                ),
+                field: |options| &mut options.keys.client,
+            },
+            // Keys in files are not in the list of processes. They are compared and reported with the keys
+            // that were typed.
+            Entry {
+                spec: OptionSpec::new("api-key-file", One("FILE"))
+                    .reported_as("api-key")
+                    .help("File with such keys, one per line"),
+                field: |options| &mut options.keys.client_file,
+            },
+            Entry {
+                spec: OptionSpec::new("admin-api-key", One("KEY"))
+                    .secret()
+                    .help("Key that operators must send; without one, only operators on loopback are allowed"),
+                field: |options| &mut options.keys.admin,
+            },
+            Entry {
+                spec: OptionSpec::new("admin-api-key-file", One("FILE"))
+                    .reported_as("admin-api-key")
+                    .help("File with the operators' key"),
+                field: |options| &mut options.keys.admin_file,
+            },
+            Entry {
+                spec: OptionSpec::new("worker-api-key", One("KEY"))
+                    .secret()
+                    .help("Key that the router sends to servers with its own requests, such as health checks"),
+                field: |options| &mut options.keys.worker,
+            },
+            Entry {
+                spec: OptionSpec::new("worker-api-key-file", One("FILE"))
+                    .reported_as("worker-api-key")
+                    .help("File with the servers' key"),
+                field: |options| &mut options.keys.worker_file,
+            },
+            Entry {
+                spec: OptionSpec::new("worker-api-key-replaces-authorization", Nothing).help(
+                    "Send the servers' key with clients' requests too, instead of the Authorization that the client \
+                     sent",
+                ),
+                field: |options| &mut options.keys.worker_replaces,
+            },
+            Entry {
+                spec: OptionSpec::new("cors-allowed-origins", Commas("ORIGIN")).help(
+                    "Origins whose pages may read responses (CORS), such as https://chat.example.com; * allows every \
+                     origin",
+                ),
+                field: |options| &mut options.keys.origins,
+            },
+        ],
+    },
+    OptionSection {
+        title: "Health of servers",
+        entries: &[
+            Entry {
+                spec: OptionSpec::new("health-check-interval-secs", One("SECONDS"))
+                    .default(Seconds(DEFAULT_HEALTH_CHECK_INTERVAL))
+                    .at_least(1)
+                    .help(
+                        "Time between health checks of a healthy server (GET /ready, or /health where that is 404). \
+                         One that has failed is checked every second",
+                    ),
+                field: |options| &mut options.health.interval,
+            },
+            Entry {
+                spec: OptionSpec::new("health-check-timeout-secs", One("SECONDS"))
+                    .default(Seconds(DEFAULT_HEALTH_CHECK_TIMEOUT))
+                    .at_least(1)
+                    .help("Longest time a server may take to respond to a health check"),
+                field: |options| &mut options.health.timeout,
+            },
+            Entry {
+                spec: OptionSpec::new("health-failure-threshold", One("COUNT"))
+                    .default(Number(DEFAULT_HEALTH_FAILURE_THRESHOLD as u64))
+                    .at_least(1)
+                    .help("Consecutive failures, of health checks and requests, that take a server out of rotation"),
+                field: |options| &mut options.health.failure_threshold,
+            },
+            Entry {
+                spec: OptionSpec::new("health-success-threshold", One("COUNT"))
+                    .default(Number(DEFAULT_HEALTH_SUCCESS_THRESHOLD as u64))
+                    .at_least(1)
+                    .help("Consecutive successes that put it back into rotation"),
+                field: |options| &mut options.health.success_threshold,
+            },
+            Entry {
+                spec: OptionSpec::new("disable-health-check", Nothing)
+                    .help("Run no health checks, and treat every server as healthy"),
+                field: |options| &mut options.disable_health_check,
+            },
+        ],
+    },
+    OptionSection {
+        title: "Servers that come and go",
+        entries: &[
+            // The task that follows names is started once, with this interval.
+            Entry {
+                spec: OptionSpec::new("dns-interval-secs", One("SECONDS"))
+                    .default(Seconds(DEFAULT_DNS_INTERVAL))
+                    .at_least(1)
+                    .after_restart()
+                    .help("Time between lookups of DNS names"),
+                field: |options| &mut options.discovery.interval,
+            },
+            Entry {
+                spec: OptionSpec::new("worker-startup-timeout-secs", One("SECONDS"))
+                    .default(Seconds(DEFAULT_WORKER_STARTUP_TIMEOUT))
+                    .at_least(1)
+                    .help(
+                        "Time for a server to start. After it, a server that is still down is logged and checked at \
+                         the interval of health checks",
+                    ),
+                field: |options| &mut options.health.startup_timeout,
+            },
+            Entry {
+                spec: OptionSpec::new("worker-startup-check-interval", One("SECONDS"))
+                    .default(Seconds(DEFAULT_WORKER_STARTUP_CHECK_INTERVAL))
+                    .at_least(1)
+                    .help("Time between health checks of a server that has not started yet"),
+                field: |options| &mut options.health.startup_interval,
+            },
+        ],
+    },
+    OptionSection {
+        title: "Sockets and threads",
+        entries: &[
+            // The pools of these threads are made at their start, with the options below.
+            Entry {
+                spec: OptionSpec::new("worker-threads", One("COUNT"))
+                    .default(Unset("one per core"))
+                    .at_least(1)
+                    .after_restart()
+                    .help("Threads that serve requests, each with its own connections"),
+                field: |options| &mut options.worker_threads,
+            },
+            Entry {
+                spec: OptionSpec::new("backend-idle-timeout-secs", One("SECONDS"))
+                    .default(Seconds(DEFAULT_BACKEND_IDLE_TIMEOUT))
+                    .at_least(1)
+                    .after_restart()
+                    .help(
+                        "Closes a connection to a server that was idle for this long. Keep it below the server's own \
+                         keep-alive timeout (5 s in SGLang)",
+                    ),
+                field: |options| &mut options.sockets.idle_timeout,
+            },
+            // 0 is allowed: a connection for each request.
+            Entry {
+                spec: OptionSpec::new("max-idle-per-backend", One("COUNT"))
+                    .default(Number(DEFAULT_MAX_IDLE_PER_BACKEND as u64))
+                    .after_restart()
+                    .help("Idle connections that each thread keeps to one server"),
+                field: |options| &mut options.sockets.max_idle,
+            },
+            Entry {
+                spec: OptionSpec::new("socket-buffer-size", One("BYTES"))
+                    .default(Unset("tuned by the kernel"))
+                    .at_least(1)
+                    .after_restart()
+                    .help("Send and receive buffer of every socket"),
+                field: |options| &mut options.sockets.buffer_size,
+            },
+            // Connections that are open keep the engine that they began with.
+            Entry {
+                spec: OptionSpec::new("http1-engine", One("native|hyper"))
+                    .default(Text("native"))
+                    .after_restart()
+                    .help(
+                        "HTTP/1.1 implementation towards clients and servers: mini-lb's own, with half the CPU time, or \
+                         hyper's",
+                    ),
+                field: |options| &mut options.sockets.engine,
+            },
+        ],
+    },
+    OptionSection {
+        title: "Metrics and status",
+        entries: &[
+            Entry {
+                spec: OptionSpec::new("prometheus-host", One("HOST"))
+                    .default(Text("127.0.0.1"))
+                    .after_restart()
+                    .help("Address of the admin listener: metrics, status page and the operators' endpoints"),
+                field: |options| &mut options.admin.host,
+            },
+            // The program sets 29000 itself, which a library must not: another listener is the choice of its
+            // user.
+            Entry {
+                spec: OptionSpec::new("prometheus-port", One("PORT"))
+                    .default(Unset("29000, or none if that is in use"))
+                    .after_restart()
+                    .help("Port of the admin listener; 0 turns it off"),
+                field: |options| &mut options.admin.port,
+            },
+        ],
+    },
+    OptionSection {
+        title: "Logging",
+        entries: &[
+            Entry {
+                spec: OptionSpec::new("access-log", Nothing)
+                    .after_restart()
+                    .help("Log a line at level info for every request, not only for those that failed"),
+                field: |options| &mut options.report.access_log,
+            },
+            Entry {
+                spec: OptionSpec::new("request-id-headers", Takes::Words("HEADER"))
+                    .default(Words(&DEFAULT_HEADERS))
+                    .after_restart()
+                    .help("Headers from which a request's id is taken; the first valid one counts"),
+                field: |options| &mut options.report.request_id_headers,
+            },
+        ],
+    },
+    OptionSection {
+        title: "Traces",
+        entries: &[
+            // Without the feature the flags exist, so that the error can name it.
+            Entry {
+                spec: OptionSpec::new("enable-trace", Nothing)
+                    .after_restart()
+                    .reported_as("otlp-traces-endpoint")
+                    .help("Send spans of requests to an OpenTelemetry collector. Needs a build with the feature otel"),
+                #[cfg(feature = "otel")]
+                field: |options| &mut options.enable_trace,
+                #[cfg(not(feature = "otel"))]
+                field: |options| &mut options.not_built,
+            },
+            Entry {
+                spec: OptionSpec::new("otlp-traces-endpoint", One("URL"))
+                    .default(Unset("http://localhost:4318"))
+                    .after_restart()
+                    .help("URL of the collector, which takes OTLP over HTTP as JSON. Traces are on with it"),
+                #[cfg(feature = "otel")]
+                field: |options| &mut options.report.traces,
+                #[cfg(not(feature = "otel"))]
+                field: |options| &mut options.not_built,
+            },
+        ],
+    },
+];

@@ -1,0 +1,203 @@
+//! The values of all options, in the form in which the parts of the router use them.
+
+use std::any::type_name;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::admission::AdmissionOptions;
+use crate::observe::report::ReportOptions;
+use crate::tls::{ClientFiles, KeyFiles, ServerTls};
+use crate::upstream::{HealthOptions, Policy, Random, SocketOptions};
+
+/// The value of every option. [`Options::new`] makes one with the defaults of the table.
+#[derive(Clone, Default)]
+pub(crate) struct Options {
+    /// The address to listen on.
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    /// URL and bootstrap port of each server.
+    pub(crate) prefill: Vec<(String, Option<u16>)>,
+    pub(crate) decode: Vec<String>,
+    /// URL of a prefill server, and the host that decode servers know it by.
+    pub(crate) bootstrap_hosts: Vec<(String, String)>,
+    pub(crate) policies: Policies,
+    pub(crate) max_payload_size: usize,
+    pub(crate) max_merge_size: usize,
+    pub(crate) request_timeout: Duration,
+    pub(crate) stream_idle_timeout: Duration,
+    /// 0 once the configuration is settled, if `disable_retries` is on.
+    pub(crate) max_retries: u32,
+    pub(crate) disable_retries: bool,
+    pub(crate) retry_on: Vec<u16>,
+    pub(crate) request_head_timeout: Duration,
+    pub(crate) request_body_idle_timeout: Duration,
+    pub(crate) client_idle_timeout: Duration,
+    pub(crate) shutdown_lame_duck: Duration,
+    pub(crate) shutdown_grace_period: Duration,
+    pub(crate) disable_health_check: bool,
+    /// `enabled` is set when the configuration is settled, from `disable_health_check`.
+    pub(crate) health: HealthOptions,
+    pub(crate) sockets: SocketOptions,
+    pub(crate) discovery: DiscoveryOptions,
+    pub(crate) worker_threads: usize,
+    pub(crate) gate: AdmissionOptions,
+    pub(crate) keys: Keys,
+    pub(crate) admin: AdminOptions,
+    pub(crate) tls: TlsOptions,
+    pub(crate) report: ReportOptions,
+    #[cfg(feature = "otel")]
+    pub(crate) enable_trace: bool,
+    #[cfg(not(feature = "otel"))]
+    pub(crate) not_built: NotBuilt,
+}
+
+impl Options {
+    /// What there is before the table's defaults are set.
+    pub(super) fn unset() -> Self {
+        let worker_threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { worker_threads, ..Self::default() }
+    }
+}
+
+/// How servers of both roles are chosen.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Policies {
+    pub(crate) prefill: NamedPolicy,
+    pub(crate) decode: NamedPolicy,
+}
+
+/// A policy and the name of its type, by which a reload sees that it is another one.
+#[derive(Clone)]
+pub(crate) struct NamedPolicy {
+    pub(crate) policy: Arc<dyn Policy>,
+    name: &'static str,
+}
+
+impl NamedPolicy {
+    pub(crate) fn new<P: Policy>(policy: P) -> Self {
+        Self { policy: Arc::new(policy), name: type_name::<P>() }
+    }
+}
+
+impl Default for NamedPolicy {
+    fn default() -> Self {
+        Self::new(Random)
+    }
+}
+
+impl fmt::Debug for NamedPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// Names whose addresses are servers.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct DiscoveryOptions {
+    /// As `host:port`, with the bootstrap port of all servers of that name.
+    pub(crate) prefill: Vec<(String, Option<u16>)>,
+    pub(crate) decode: Vec<String>,
+    pub(crate) interval: Duration,
+}
+
+/// Keys and origins as they were given, and the files that have keys.
+#[derive(Clone, Default)]
+pub(crate) struct Keys {
+    /// Those of `client_file` too, once the configuration is settled. The same holds for the two below.
+    pub(crate) client: Vec<String>,
+    pub(crate) client_file: Option<PathBuf>,
+    pub(crate) admin: Option<String>,
+    pub(crate) admin_file: Option<PathBuf>,
+    pub(crate) worker: Option<String>,
+    pub(crate) worker_file: Option<PathBuf>,
+    /// Whether servers get the worker's key instead of what the client sent.
+    pub(crate) worker_replaces: bool,
+    pub(crate) origins: Vec<String>,
+}
+
+/// Where the admin listener listens.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct AdminOptions {
+    pub(crate) host: String,
+    pub(crate) port: AdminPort,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) enum AdminPort {
+    /// There is no admin listener.
+    #[default]
+    Off,
+    /// The router starts without it if the port is taken.
+    IfFree(u16),
+    Required(u16),
+}
+
+/// An address for the admin listener.
+#[derive(Debug, Clone)]
+pub(crate) struct AdminAddress {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    /// Whether the router does not start if the port is taken.
+    pub(crate) must: bool,
+}
+
+impl AdminOptions {
+    /// `None`: there is no admin listener.
+    pub(crate) fn address(&self) -> Option<AdminAddress> {
+        let (port, must) = match self.port {
+            AdminPort::Off => return None,
+            AdminPort::IfFree(port) => (port, false),
+            AdminPort::Required(port) => (port, true),
+        };
+        Some(AdminAddress { host: self.host.clone(), port, must })
+    }
+}
+
+/// TLS on both sides, and HTTP/2 towards clients.
+#[derive(Clone, Default)]
+pub(crate) struct TlsOptions {
+    /// The certificate for clients; without it they speak plain HTTP.
+    pub(crate) cert: PemFile,
+    pub(crate) key: PemFile,
+    /// The CAs of servers with `https`; without any, the system's.
+    pub(crate) cas: PemFiles,
+    /// The certificate for servers that ask for one.
+    pub(crate) client_cert: PemFile,
+    pub(crate) client_key: PemFile,
+    /// From the files, once they have been read.
+    pub(crate) server: Option<Arc<ServerTls>>,
+    pub(crate) http2: bool,
+    /// Requests at a time on one HTTP/2 connection.
+    pub(crate) http2_max_streams: u32,
+}
+
+impl TlsOptions {
+    /// The certificate for clients and its key, if both are given.
+    pub(crate) fn server_files(&self) -> Option<KeyFiles> {
+        pair(&self.cert, &self.key)
+    }
+
+    /// The files for connections to servers.
+    pub(crate) fn client_files(&self) -> ClientFiles {
+        ClientFiles { cas: self.cas.0.clone(), own: pair(&self.client_cert, &self.client_key) }
+    }
+}
+
+fn pair(cert: &PemFile, key: &PemFile) -> Option<KeyFiles> {
+    Some(KeyFiles { cert: cert.0.clone()?, key: key.0.clone()? })
+}
+
+/// A file of certificates or with a key. Two are the same value if their contents are.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct PemFile(pub(crate) Option<PathBuf>);
+
+/// Files of certificates.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct PemFiles(pub(crate) Vec<PathBuf>);
+
+/// Stands for the value of an option that this build does not have.
+#[cfg(not(feature = "otel"))]
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct NotBuilt;
