@@ -114,7 +114,7 @@ async fn a_name_that_is_not_known_is_told_once_and_the_router_waits_for_it() {
     let decode = Upstream::always(json("200 OK", "{}")).await;
     let (url, name) = (decode.url(), "no-such-name.invalid:1");
     let program = Program::start(&["--prefill-dns", name, "--decode", &url, "--dns-interval-secs", "1"]);
-    let line = program.line("is not resolved");
+    let line = program.line("DNS lookup of");
     assert!(line.contains("no-such-name.invalid:1") && line.contains("WARN"), "{line}");
     let mut client = Client::connect(program.address).await;
     let answer = client.post("/generate", BODY).await;
@@ -122,7 +122,7 @@ async fn a_name_that_is_not_known_is_told_once_and_the_router_waits_for_it() {
     assert_eq!(client.get("/ready").await.status(), 503);
     // Several lookups later.
     tokio::time::sleep(Duration::from_millis(2_500)).await;
-    assert!(!program.lines.try_iter().any(|line| line.contains("is not resolved")), "it is told once");
+    assert!(!program.lines.try_iter().any(|line| line.contains("DNS lookup of")), "it is told once");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -156,11 +156,11 @@ async fn a_server_given_in_the_wrong_role_or_with_the_wrong_port_is_told_of() {
     let (prefill_url, decode_url) = (first.url(), second.url());
     let program = Program::start(&["--prefill", &prefill_url, "9100", "--decode", &decode_url]);
     let mut expected = vec![
-        format!("prefill server {prefill_url} was given bootstrap port 9100, but it says that it has 9101"),
-        format!("{decode_url} was given as a decode server, but it says that it is a prefill server"),
+        format!("prefill server {prefill_url} is configured with bootstrap port 9100 but reports 9101"),
+        format!("{decode_url} is configured as a decode server but reports that it is a prefill server"),
     ];
     while !expected.is_empty() {
-        let line = program.line("but it says");
+        let line = program.line("but reports");
         expected.retain(|part| !line.contains(part.as_str()));
     }
 }

@@ -63,7 +63,7 @@ async fn health_generate_is_200_only_if_every_server_is_well() {
     );
     assert_eq!((&servers[1]["url"], &servers[1]["status"]), (&json!(gone_url), &Value::Null));
     let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
-    assert_eq!(message, format!("not all servers are well: prefill {}, decode {gone_url}", sick.url()));
+    assert_eq!(message, format!("not all servers are healthy: prefill {}, decode {gone_url}", sick.url()));
 }
 
 #[tokio::test]
@@ -139,7 +139,7 @@ async fn a_server_without_an_answer_is_an_error_entry_in_server_info() {
     let got = answer.json();
     assert_eq!(got["prefill"][0]["error"]["url"], gone_url);
     assert!(got["prefill"][1]["tokenizer_path"].is_string());
-    assert_eq!(got["decode"][0]["error"]["message"], "the answer is not JSON");
+    assert_eq!(got["decode"][0]["error"]["message"], "the response is not JSON");
     assert!(got["decode"][1]["internal_states"].is_array());
 }
 

@@ -210,14 +210,14 @@ fn the_page_shows_what_happens() {
 
     program.signal("TERM");
     program.end();
-    browser.until("document.getElementById('state').innerText.startsWith('the router does not answer')");
+    browser.until("document.getElementById('state').innerText.startsWith('the router does not respond')");
     browser.until("document.body.classList.contains('stale')");
     // With one server less, and counters that begin anew.
     let _program = router_at(&servers, &[second], ports).expect("the ports are still free");
     browser.until("document.getElementById('state').innerText === 'ready'");
     browser.until(&format!("{} === undefined", cell("decode", first, "Health")));
     for said in
-        ["the router answers again", "the router was started anew", &format!("decode {first} was removed")]
+        ["the router responds again", "the router was restarted", &format!("decode {first} was removed")]
     {
         browser.until(&format!("document.getElementById('changes').innerText.includes('{said}')"));
     }

@@ -1,83 +1,84 @@
-//! Learns from servers what was not told of them: bootstrap port, role, ranks.
+//! Asks servers for what the configuration does not say: bootstrap port, role and
+//! data-parallel ranks, from `/server_info`.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::Method;
 use hyper::StatusCode;
 use serde_json::value::RawValue;
 
 use super::probes::ProbeClient;
-use super::query::{ServerQuery, query};
 use crate::upstream::{Backend, Description, Role};
 
-/// Where a server describes itself, now and before SGLang 0.5.6.
+/// Where a server describes itself: in current versions, and before SGLang 0.5.6.
 const PATHS: [&str; 2] = ["/server_info", "/get_server_info"];
-/// Most probes that go by before a server is asked again that did not describe itself.
-const LONGEST_PAUSE: u32 = 63;
+/// Most probes between two attempts at a server that does not describe itself: at the default interval of 10
+/// s, one attempt in about 10 minutes.
+const MAX_BACKOFF: u32 = 63;
 
-/// When one server is asked.
+/// Decides when a server is asked for its description: once, and again after it was down.
 #[derive(Default)]
 pub(super) struct DescriptionCache {
-    is_done: bool,
-    /// Probes that go by.
-    pause: u32,
-    left: u32,
+    is_known: bool,
+    /// Successful probes between two attempts; doubled by each failed attempt.
+    backoff: u32,
+    /// Successful probes until the next attempt.
+    remaining: u32,
 }
 
 impl DescriptionCache {
-    /// A probe has failed: when the server is back it may be another.
-    pub(super) fn forget(&mut self) {
+    /// Forgets the description after a failed probe: the server may come back with other options.
+    pub(super) fn clear(&mut self) {
         *self = Self::default();
     }
 
-    /// A probe was answered well. Returns what the server says of itself, if it is time to ask.
-    pub(super) async fn learn(
+    /// To be called after a successful probe. Returns the server's description, if it is due and the server
+    /// has one.
+    pub(super) async fn refresh(
         &mut self,
         server: &Arc<Backend>,
-        asker: &ProbeClient,
+        client: &ProbeClient,
         timeout: Duration,
     ) -> Option<Description> {
-        if self.is_done {
+        if self.is_known {
             return None;
         }
-        if self.left > 0 {
-            self.left -= 1;
+        if self.remaining > 0 {
+            self.remaining -= 1;
             return None;
         }
-        let said = describe(server, asker, timeout).await;
-        self.is_done = said.is_some();
-        self.pause = (self.pause * 2 + 1).min(LONGEST_PAUSE);
-        self.left = self.pause;
-        said
+        let description = fetch(server, client, timeout).await;
+        self.is_known = description.is_some();
+        // 1, 3, 7, ... 63: a server that has no description costs little, and one that is slow to offer it is
+        // asked again soon.
+        self.backoff = (self.backoff * 2 + 1).min(MAX_BACKOFF);
+        self.remaining = self.backoff;
+        description
     }
 }
 
-async fn describe(server: &Arc<Backend>, asker: &ProbeClient, timeout: Duration) -> Option<Description> {
+async fn fetch(server: &Arc<Backend>, client: &ProbeClient, timeout: Duration) -> Option<Description> {
     for path in PATHS {
-        let question = ServerQuery {
-            method: Method::GET,
-            target: path.into(),
-            fields: asker.access.own_fields(),
-            body: bytes::Bytes::new(),
-            timeout,
-        };
-        let (head, body) = query(&asker.pools, Arc::clone(server), question).await.outcome.ok()?;
+        let (head, body) = client.get(server, path, timeout).await.result.ok()?;
         match head.status {
+            // The endpoint has another name in this version.
             StatusCode::NOT_FOUND => continue,
-            status if status.is_success() => return read(&body),
+            status if status.is_success() => return parse(&body),
+            // 401 without --worker-api-key, or 503 while the model loads.
             _ => return None,
         }
     }
     None
 }
 
-/// RawHeaders that are missing or strange are not known. `None`: this is not a description.
-fn read(body: &[u8]) -> Option<Description> {
+/// Parses a description. Fields that are missing or of another type are unknown, as versions differ. `None`:
+/// the body is not a JSON object.
+fn parse(body: &[u8]) -> Option<Description> {
     let fields: HashMap<Cow<'_, str>, &RawValue> = serde_json::from_slice(body).ok()?;
     let number = |name| serde_json::from_str::<u64>(fields.get(name)?.get()).ok();
+    // Compared as JSON text: any other value, such as "null" for a server without disaggregation, is no role.
     let role = match fields.get("disaggregation_mode").map(|mode| mode.get()) {
         Some(r#""prefill""#) => Some(Role::Prefill),
         Some(r#""decode""#) => Some(Role::Decode),
@@ -96,23 +97,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_or_strange_is_not_known() {
-        let said = |text: &str| read(text.as_bytes());
+    fn missing_and_invalid_fields_are_unknown() {
+        let parsed = |text: &str| parse(text.as_bytes());
         let full =
             r#"{"disaggregation_mode":"prefill","disaggregation_bootstrap_port":8998,"dp_size":4,"x":[{}]}"#;
         let expected =
             Description { role: Some(Role::Prefill), bootstrap_port: Some(8998), dp_size: Some(4) };
-        assert_eq!(said(full), Some(expected));
-        for strange in [
+        assert_eq!(parsed(full), Some(expected));
+        for invalid in [
             "{}",
             r#"{"disaggregation_mode":"null","disaggregation_bootstrap_port":null,"dp_size":"4"}"#,
             r#"{"disaggregation_mode":7,"disaggregation_bootstrap_port":65536,"dp_size":-1}"#,
             r#"{"disaggregation_bootstrap_port":0,"dp_size":1.5}"#,
         ] {
-            assert_eq!(said(strange), Some(Description::default()), "{strange}");
+            assert_eq!(parsed(invalid), Some(Description::default()), "{invalid}");
         }
         for other in ["", "[]", "OK", "{\"a\":"] {
-            assert_eq!(said(other), None, "{other}");
+            assert_eq!(parsed(other), None, "{other}");
         }
     }
 }

@@ -1,8 +1,9 @@
-//! Follows DNS names: each of their addresses is a server.
+//! DNS discovery: resolves the configured names again and again, and makes each address a
+//! server.
 //!
-//! A resolver cannot tell a name without addresses from a name server in trouble,
-//! so a lookup that brings nothing changes nothing: servers that are gone fail
-//! their probes and get no requests anyway.
+//! A failed or empty lookup keeps the current servers: a resolver cannot tell a name without
+//! addresses from a name server in trouble, and servers that are gone fail their probes
+//! anyway.
 
 use std::collections::HashSet;
 use std::io;
@@ -15,71 +16,73 @@ use tracing::{info, warn};
 
 use crate::upstream::{Address, DesiredFleet, DnsName, MAX_SERVERS_PER_ROLE};
 
-/// Follows the names for as long as it is polled.
-pub(crate) async fn follow_names(members: &DesiredFleet, every: Duration) {
-    follow(
-        members,
-        every,
-        |host, port| async move { Ok(tokio::net::lookup_host((host, port)).await?.collect()) },
-    )
+/// Resolves the names every `period`, for as long as it is polled.
+pub(crate) async fn follow_names(desired: &DesiredFleet, period: Duration) {
+    follow(desired, period, |host, port| async move {
+        Ok(tokio::net::lookup_host((host, port)).await?.collect())
+    })
     .await;
 }
 
-/// As [`follow_names`], with a resolver of the caller's.
-async fn follow<F>(members: &DesiredFleet, every: Duration, resolve: impl Fn(String, u16) -> F)
+/// [`follow_names`] with another resolver, for tests.
+async fn follow<F>(desired: &DesiredFleet, period: Duration, resolve: impl Fn(String, u16) -> F)
 where
     F: Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'static,
 {
     let mut failing = HashSet::new();
-    let mut rounds = interval(every);
+    let mut rounds = interval(period);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         rounds.tick().await;
-        // All at the same time, and the next round when each has an answer: a lookup cannot be called off.
+        // Concurrently, and the next round only when all are done: getaddrinfo blocks a thread and cannot be
+        // cancelled.
         let mut lookups = JoinSet::new();
-        for name in members.names() {
+        for name in desired.dns_names() {
             let lookup = resolve(name.host.clone(), name.port);
             lookups.spawn(async move { (name, lookup.await) });
         }
-        while let Some(lookup) = lookups.join_next().await {
-            let Ok((name, result)) = lookup else { continue };
-            take(members, name, result, &mut failing);
+        while let Some(joined) = lookups.join_next().await {
+            // A lookup that panicked is tried again in the next round.
+            let Ok((name, result)) = joined else { continue };
+            apply(desired, name, result, &mut failing);
         }
     }
 }
 
-fn take(
-    members: &DesiredFleet,
+/// Publishes the result of one lookup. `failing`: the names whose failure has been logged.
+fn apply(
+    desired: &DesiredFleet,
     name: DnsName,
     result: io::Result<Vec<SocketAddr>>,
     failing: &mut HashSet<DnsName>,
 ) {
-    let why = match result {
+    let reason = match result {
         Ok(sockets) if !sockets.is_empty() => {
             if failing.remove(&name) {
-                info!("{}:{} has addresses again", name.host, name.port);
+                info!("DNS lookup of {}:{} succeeds again", name.host, name.port);
             }
-            return members.found(&name, addresses(sockets));
+            return desired.set_addresses(&name, addresses(sockets));
         }
-        Ok(_) => "it has no address".to_owned(),
+        Ok(_) => "the name has no addresses".to_owned(),
         Err(error) => error.to_string(),
     };
-    let text = format!("{}:{} is not resolved, its {} servers stay: {why}", name.host, name.port, name.role);
-    // Once, and not every few seconds.
+    let DnsName { host, port, role, .. } = &name;
+    let text = format!("DNS lookup of {host}:{port} failed, keeping current {role} servers: {reason}");
+    // Logged once per outage, not in every round.
     if failing.insert(name) {
         warn!("{text}");
     }
 }
 
-/// The servers at these addresses, in an order that does not depend on the name server's.
+/// The servers at these addresses, sorted: name servers rotate the order, which policies must not notice.
 fn addresses(mut sockets: Vec<SocketAddr>) -> Vec<Address> {
     sockets.sort_unstable();
     sockets.dedup();
     if sockets.len() > MAX_SERVERS_PER_ROLE {
-        warn!("a name has {} addresses; {MAX_SERVERS_PER_ROLE} of them are taken", sockets.len());
+        warn!("a DNS name has {} addresses: all but {MAX_SERVERS_PER_ROLE} are ignored", sockets.len());
         sockets.truncate(MAX_SERVERS_PER_ROLE);
     }
-    // A link-local address with a scope is no URL's host, and no name server's answer either.
+    // Drops link-local addresses with a scope: they are not valid in a URL, and DNS does not return them.
     sockets.iter().filter_map(|socket| Address::parse(&format!("http://{socket}")).ok()).collect()
 }
 
@@ -90,10 +93,10 @@ mod tests {
     use super::*;
     use crate::upstream::{FleetSpec, HealthOptions, InFlight, Random, Role};
 
-    /// What the resolver says, as a test changes it.
-    type Script = Arc<Mutex<Result<Vec<&'static str>, &'static str>>>;
+    /// The resolver's result, as a test sets it.
+    type Resolved = Arc<Mutex<Result<Vec<&'static str>, &'static str>>>;
 
-    fn wanted() -> FleetSpec {
+    fn spec() -> FleetSpec {
         let second = Duration::from_secs(1);
         let health = HealthOptions {
             enabled: false,
@@ -114,50 +117,53 @@ mod tests {
         }
     }
 
-    fn urls(members: &DesiredFleet) -> Vec<String> {
-        members.fleet().now().all().map(|server| server.url().to_owned()).collect()
+    fn urls(desired: &DesiredFleet) -> Vec<String> {
+        desired.fleet().now().all().map(|server| server.url().to_owned()).collect()
     }
 
-    /// Lets some rounds go by, in a time that does not pass.
+    /// Lets some rounds pass, in paused time.
     async fn rounds() {
         tokio::time::sleep(Duration::from_secs(60)).await;
     }
 
     #[tokio::test(start_paused = true)]
-    async fn addresses_come_and_go_and_a_lookup_that_brings_nothing_changes_nothing() {
+    async fn servers_follow_the_addresses_and_a_failed_lookup_keeps_them() {
         let name = DnsName { role: Role::Prefill, host: "p".into(), port: 7, bootstrap_port: Some(8998) };
-        let members = DesiredFleet::new(wanted(), vec![name]);
-        let script: Script = Arc::new(Mutex::new(Err("no such name")));
-        let said = Arc::clone(&script);
+        let desired = DesiredFleet::new(spec(), vec![name]);
+        let resolved: Resolved = Arc::new(Mutex::new(Err("no such name")));
+        let shared = Arc::clone(&resolved);
         let resolve = move |host: String, port: u16| {
             assert_eq!((host.as_str(), port), ("p", 7));
-            let said = said.lock().unwrap().clone();
+            let result = shared.lock().unwrap().clone();
             async move {
-                said.map(|all| all.iter().map(|one| one.parse().unwrap()).collect()).map_err(io::Error::other)
+                result
+                    .map(|all| all.iter().map(|one| one.parse().unwrap()).collect())
+                    .map_err(io::Error::other)
             }
         };
-        let tell = |said| *script.lock().unwrap() = said;
+        let set = |result| *resolved.lock().unwrap() = result;
         let test = async {
             rounds().await;
-            assert!(urls(&members).is_empty());
-            tell(Ok(vec!["10.0.0.2:7", "[fd00::1]:7", "10.0.0.1:7", "10.0.0.2:7"]));
+            assert!(urls(&desired).is_empty());
+            set(Ok(vec!["10.0.0.2:7", "[fd00::1]:7", "10.0.0.1:7", "10.0.0.2:7"]));
             rounds().await;
             let all = ["http://10.0.0.1:7", "http://10.0.0.2:7", "http://[fd00::1]:7"];
-            assert_eq!(urls(&members), all);
-            let known = members.fleet().snapshot();
+            assert_eq!(urls(&desired), all);
+            let known = desired.fleet().snapshot();
             assert_eq!(known.prefill()[2].bootstrap_host(), Some("[fd00::1]"));
             assert_eq!(known.prefill()[2].bootstrap_port(), Some(8998));
-            for nothing in [Err("the name server is away"), Ok(vec![])] {
-                tell(nothing);
+            for failure in [Err("the name server does not respond"), Ok(vec![])] {
+                set(failure);
                 rounds().await;
-                assert_eq!(urls(&members), all);
+                assert_eq!(urls(&desired), all);
             }
-            // One is gone that has a request; another is new; the third stays who it is.
+            // The first is removed with a request in flight, the second keeps its state, and a third is
+            // added.
             let open = InFlight::enter(Arc::clone(&known.prefill()[0]));
-            tell(Ok(vec!["10.0.0.3:7", "10.0.0.2:7"]));
+            set(Ok(vec!["10.0.0.3:7", "10.0.0.2:7"]));
             rounds().await;
-            assert_eq!(urls(&members), ["http://10.0.0.2:7", "http://10.0.0.3:7"]);
-            let now = members.fleet().snapshot();
+            assert_eq!(urls(&desired), ["http://10.0.0.2:7", "http://10.0.0.3:7"]);
+            let now = desired.fleet().snapshot();
             assert!(Arc::ptr_eq(&now.prefill()[0], &known.prefill()[1]));
             let draining = || now.draining().map(|server| server.url().to_owned()).collect::<Vec<_>>();
             assert_eq!(draining(), ["http://10.0.0.1:7"]);
@@ -165,32 +171,32 @@ mod tests {
             assert!(draining().is_empty());
         };
         tokio::select! {
-            () = follow(&members, Duration::from_secs(5), resolve) => unreachable!("it follows for ever"),
+            () = follow(&desired, Duration::from_secs(5), resolve) => unreachable!("it runs until it is dropped"),
             () = test => {}
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_operators_say_of_an_address_holds_until_it_is_gone() {
+    async fn a_server_that_an_operator_removed_stays_out_until_dns_drops_it() {
         let name = DnsName { role: Role::Decode, host: "d".into(), port: 7, bootstrap_port: None };
-        let members = DesiredFleet::new(wanted(), vec![name.clone()]);
+        let desired = DesiredFleet::new(spec(), vec![name.clone()]);
         let at = |all: &[&str]| addresses(all.iter().map(|one| one.parse().unwrap()).collect());
-        members.found(&name, at(&["10.0.0.1:7", "10.0.0.2:7"]));
-        let first = members.fleet().now().decode()[0].clone();
-        members.remove(&first).unwrap();
-        members.found(&name, at(&["10.0.0.1:7", "10.0.0.2:7", "10.0.0.3:7"]));
-        assert_eq!(urls(&members), ["http://10.0.0.2:7", "http://10.0.0.3:7"]);
-        members.found(&name, at(&["10.0.0.2:7"]));
-        members.found(&name, at(&["10.0.0.1:7", "10.0.0.2:7"]));
-        assert_eq!(urls(&members), ["http://10.0.0.1:7", "http://10.0.0.2:7"]);
-        // A name that is configured no more has no servers.
-        members.configure(wanted(), Vec::new());
-        members.found(&name, at(&["10.0.0.9:7"]));
-        assert!(urls(&members).is_empty());
+        desired.set_addresses(&name, at(&["10.0.0.1:7", "10.0.0.2:7"]));
+        let first = desired.fleet().now().decode()[0].clone();
+        desired.remove(&first).unwrap();
+        desired.set_addresses(&name, at(&["10.0.0.1:7", "10.0.0.2:7", "10.0.0.3:7"]));
+        assert_eq!(urls(&desired), ["http://10.0.0.2:7", "http://10.0.0.3:7"]);
+        desired.set_addresses(&name, at(&["10.0.0.2:7"]));
+        desired.set_addresses(&name, at(&["10.0.0.1:7", "10.0.0.2:7"]));
+        assert_eq!(urls(&desired), ["http://10.0.0.1:7", "http://10.0.0.2:7"]);
+        // A name that is no longer configured has no servers.
+        desired.configure(spec(), Vec::new());
+        desired.set_addresses(&name, at(&["10.0.0.9:7"]));
+        assert!(urls(&desired).is_empty());
     }
 
     #[test]
-    fn a_name_of_thousands_of_addresses_is_cut() {
+    fn addresses_beyond_the_limit_are_ignored() {
         let many = (0..5_000_u32).map(|number| SocketAddr::from((number.to_be_bytes(), 7))).collect();
         assert_eq!(addresses(many).len(), MAX_SERVERS_PER_ROLE);
     }

@@ -1,13 +1,19 @@
-//! Everything that is not a user's generation request: questions about the
-//! servers, and orders to all of them.
+//! Everything that is not a user's generation request: the router's own endpoints, the
+//! workers API, role switches, health probes, DNS discovery and the status page.
+//!
+//! Routes are matched and bodies are read in `server`; the admin API's rules of who may
+//! ask are in `admission`.
 
+mod admin_request;
 mod descriptions;
 mod discovery;
 mod endpoints;
+mod failures;
 mod operators;
 mod probes;
 mod query;
 mod role_switch;
+mod server_info;
 mod status_page;
 mod workers;
 

@@ -1,4 +1,5 @@
-//! What the admin listener answers.
+//! The endpoints of the admin listener (`--prometheus-port`): metrics, the status page and
+//! the workers API, for operators and monitoring.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,23 +17,23 @@ use crate::error::{Error, OwnResponse};
 use crate::http1::RequestHead;
 use crate::observe::metrics::Metrics;
 
-/// Prometheus' text format.
+/// Prometheus' text exposition format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Answers for operators.
+/// Handles the requests of the admin listener.
 pub(crate) struct OperatorEndpoints {
     workers: Arc<WorkersApi>,
     metrics: Arc<Metrics>,
-    gate: Arc<AdmissionController>,
+    admission: Arc<AdmissionController>,
 }
 
 impl OperatorEndpoints {
     pub(crate) fn new(
         workers: Arc<WorkersApi>,
         metrics: Arc<Metrics>,
-        gate: Arc<AdmissionController>,
+        admission: Arc<AdmissionController>,
     ) -> Self {
-        Self { workers, metrics, gate }
+        Self { workers, metrics, admission }
     }
 
     pub(crate) async fn handle(
@@ -41,36 +42,39 @@ impl OperatorEndpoints {
         body: Bytes,
         peer: SocketAddr,
     ) -> Result<OwnResponse, Error> {
-        // Probes and Prometheus need no key, and learn of no secret.
+        // Probes and Prometheus need no key: what they read is no secret. The page checks the key itself.
         if !["/health", "/metrics", "/ui"].contains(&head.path()) {
-            self.workers.access().may_administrate(Some(peer), &head.fields)?;
+            self.workers.access().check_admin(Some(peer), &head.fields)?;
         }
         match head.path() {
             "/health" => only("GET, HEAD", &head.method).map(|()| Response::default()),
             "/ui" => only("GET, HEAD", &head.method).map(|()| self.page(head, peer)),
             "/metrics" => only("GET, HEAD", &head.method).map(|()| self.metrics()),
+            // The same API as on the main listener: operators' tools need this port only.
             path if WorkersApi::allow(path).is_some() => self.workers.handle(head, body).await,
             _ => Err(Error::NotFound),
         }
     }
 
-    /// The status page, for those who may see it. Its own question is `/metrics`.
+    /// The status page. It reads `/metrics` and nothing else.
     fn page(&self, head: &RequestHead, peer: SocketAddr) -> OwnResponse {
-        match self.workers.access().may_administrate(Some(peer), &status_page::with_bearer(&head.fields)) {
+        let headers = status_page::with_bearer(&head.fields);
+        // Checked here and not in `handle`: a browser needs the challenge in the 401 response.
+        match self.workers.access().check_admin(Some(peer), &headers) {
             Ok(()) => status_page::page(),
-            Err(error) => status_page::refusal(Error::from(error).to_response()),
+            Err(error) => status_page::challenge(Error::from(error).to_response()),
         }
     }
 
     fn metrics(&self) -> OwnResponse {
-        let text = self.metrics.to_text(&self.workers.fleet().snapshot(), &self.gate);
-        let mut reply = Response::new(Full::new(Bytes::from(text).into()));
-        reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(METRICS_TYPE));
-        reply
+        let text = self.metrics.to_text(&self.workers.fleet().snapshot(), &self.admission);
+        let mut response = Response::new(Full::new(Bytes::from(text).into()));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(METRICS_TYPE));
+        response
     }
 }
 
-/// Refuses all methods but those of an `Allow` list.
+/// Rejects all methods but those of an `Allow` header.
 fn only(allow: &'static str, method: &Method) -> Result<(), Error> {
     if allows(allow, method) { Ok(()) } else { Err(Error::MethodNotAllowed { allow }) }
 }

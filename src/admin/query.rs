@@ -1,4 +1,7 @@
-//! One small question to one server, or to many at once.
+//! One small request of the router's own to one server, or to many at once.
+//!
+//! Responses are held in memory; nothing is retried, and what a response means is for the
+//! caller to know.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -14,70 +17,81 @@ use crate::http1::{RawHeaders, ResponseHead};
 use crate::upstream::{Backend, Pools};
 use crate::wire::upstream_request::UpstreamHead;
 
-/// Largest answer of one server. `/server_info` has 37 kB.
-const MAX_ANSWER: usize = 16 << 20;
+/// Largest response of one server. `/server_info` of SGLang has 37 kB.
+const MAX_RESPONSE: usize = 16 << 20;
 
-/// What is asked: the same of every server.
+/// The request to send.
 #[derive(Clone)]
 pub(super) struct ServerQuery {
     pub(super) method: Method,
     /// Path and query.
     pub(super) target: Cow<'static, str>,
-    pub(super) fields: RawHeaders,
-    /// JSON, or nothing.
+    pub(super) headers: RawHeaders,
+    /// JSON, or empty.
     pub(super) body: Bytes,
-    /// How long one server may take.
+    /// Longest time for the whole exchange with one server, connecting included.
     pub(super) timeout: Duration,
 }
 
-/// What one server said.
-pub(super) struct ProbeResponse {
-    pub(super) server: Arc<Backend>,
-    pub(super) outcome: Result<(ResponseHead, Bytes), Error>,
+impl ServerQuery {
+    pub(super) fn get(target: &'static str, headers: RawHeaders, timeout: Duration) -> Self {
+        Self { method: Method::GET, target: target.into(), headers, body: Bytes::new(), timeout }
+    }
 }
 
-/// Asks all servers at the same time. The answers come in the order of `servers`.
+/// What came of a query at one server.
+pub(super) struct QueryResponse {
+    pub(super) server: Arc<Backend>,
+    /// The response, whatever its status.
+    pub(super) result: Result<(ResponseHead, Bytes), Error>,
+}
+
+/// Sends a query to all servers concurrently. The responses are in the order of `servers`.
 pub(super) async fn query_all(
     pools: &Arc<Pools>,
     servers: impl Iterator<Item = &Arc<Backend>>,
-    question: &ServerQuery,
-) -> Vec<ProbeResponse> {
-    let mut asked = JoinSet::new();
-    let mut answers = Vec::new();
-    for (place, server) in servers.enumerate() {
-        let (pools, server, question) = (Arc::clone(pools), Arc::clone(server), question.clone());
-        answers.push(None);
-        asked.spawn(async move { (place, query(&pools, server, question).await) });
+    request: &ServerQuery,
+) -> Vec<QueryResponse> {
+    // A task per server: dropping the set, as when the client disconnects, aborts them all.
+    let mut pending = JoinSet::new();
+    let mut responses = Vec::new();
+    for (index, server) in servers.enumerate() {
+        let (pools, server, request) = (Arc::clone(pools), Arc::clone(server), request.clone());
+        // Filled in the order of completion, returned in the order of `servers`.
+        responses.push(None);
+        pending.spawn(async move { (index, query(&pools, server, request).await) });
     }
-    while let Some(answer) = asked.join_next().await {
-        let (place, answer) = answer.expect("asking does not panic and is not aborted");
-        answers[place] = Some(answer);
+    while let Some(joined) = pending.join_next().await {
+        let (index, response) = joined.expect("a query does not panic and is not aborted");
+        responses[index] = Some(response);
     }
-    answers.into_iter().flatten().collect()
+    responses.into_iter().flatten().collect()
 }
 
-/// Asks one server.
-pub(super) async fn query(pools: &Pools, server: Arc<Backend>, question: ServerQuery) -> ProbeResponse {
-    let timeout = question.timeout;
-    let outcome = match tokio::time::timeout(timeout, exchange(pools, &server, question)).await {
-        Ok(Ok(answer)) => Ok(answer),
+/// Sends a query to one server.
+pub(super) async fn query(pools: &Pools, server: Arc<Backend>, request: ServerQuery) -> QueryResponse {
+    let timeout = request.timeout;
+    let result = match tokio::time::timeout(timeout, exchange(pools, &server, request)).await {
+        Ok(Ok(response)) => Ok(response),
         Ok(Err(cause)) => Err(Error::upstream(&server, cause)),
+        // The exchange is dropped, which closes its connection and so cancels the request at the server.
         Err(_) => Err(Error::upstream(&server, Cause::Timeout(timeout))),
     };
-    ProbeResponse { server, outcome }
+    QueryResponse { server, result }
 }
 
 async fn exchange(
     pools: &Pools,
     server: &Backend,
-    question: ServerQuery,
+    request: ServerQuery,
 ) -> Result<(ResponseHead, Bytes), Cause> {
-    let ServerQuery { method, target, fields, body, .. } = question;
-    let head = UpstreamHead::new(&method, &target, &fields, !body.is_empty());
+    let ServerQuery { method, target, headers, body, .. } = request;
+    let head = UpstreamHead::new(&method, &target, &headers, !body.is_empty());
     let body = if body.is_empty() { OutgoingBody::default() } else { OutgoingBody::new(vec![body]) };
     let mut lease = pools.lease(server).await?;
     let head = lease.send(head.for_backend(server.host_header(), b"", &body)).await?;
-    let body = lease.collect(MAX_ANSWER).await?;
+    let body = lease.collect(MAX_RESPONSE).await?;
+    // After the whole body only: a connection with unread data is not reusable.
     lease.park();
     Ok((head, body))
 }

@@ -1,8 +1,12 @@
-//! The status page: one constant document that makes all it shows from `/metrics`.
+//! The status page: one constant HTML document, which draws everything it shows from
+//! `/metrics`.
 //!
-//! It is sent as it is. What browsers do that other programs do not, is here too: they
-//! can show a key by HTTP Basic authentication only.
+//! It has no state and no template. Authentication of browsers is here too: they can send a
+//! key as the password of HTTP Basic authentication only.
 
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{
@@ -14,14 +18,14 @@ use hyper::{Response, StatusCode};
 use crate::error::OwnResponse;
 use crate::http1::{HeaderId, RawHeaders};
 
-const PAGE: &str = include_str!("ui.html");
+const PAGE: &str = include_str!("../../assets/status.html");
 
-/// Nothing but the page's own script and style, and questions to this router. The hashes are of what is between the
-/// tags; a browser says which ones it wants (`tests/ui.rs`).
+/// Allows the page's own script and style, by the SHA-256 of what is between their tags, and requests to this
+/// router. A test below prints the hashes after a change of the page.
 const POLICY: &str = concat!(
     "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; ",
-    "frame-ancestors 'none'; script-src 'sha256-5tcZCZBANVanGX/gJZNDXTlcij326sn9FVpcow2VEl0='; ",
-    "style-src 'sha256-bApIiYi/462w7aMWn2VvB2MaUHZU8Ryi8gKPORNmV4U='",
+    "frame-ancestors 'none'; script-src 'sha256-m5QnxMhzIrhZAyc7ZgJ3KoM4GR27IP1OOVYwXAGXTEc='; ",
+    "style-src 'sha256-ZCOJUdV5epvp3C4c301wlVjpntcmvfNOCqmJMihSlhc='",
 );
 
 const AUTHORIZATION: &str = "authorization";
@@ -34,83 +38,73 @@ const HEADERS: [(HeaderName, &str); 5] = [
     (REFERRER_POLICY, "no-referrer"),
 ];
 
+/// Standard base64 (RFC 4648, section 4), with or without padding: clients differ in it.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true),
+);
+
 /// The page.
 pub(super) fn page() -> OwnResponse {
-    let mut reply = Response::new(Full::new(Bytes::from_static(PAGE.as_bytes()).into()));
+    let mut response = Response::new(Full::new(Bytes::from_static(PAGE.as_bytes()).into()));
     for (name, value) in HEADERS {
-        reply.headers_mut().insert(name, HeaderValue::from_static(value));
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
     }
-    reply
+    response
 }
 
-/// A refusal. Whoever has no key that is good is asked for one, as browsers understand it.
-pub(super) fn refusal(mut reply: OwnResponse) -> OwnResponse {
+/// Makes a browser ask its user for the key, if the response is 401.
+pub(super) fn challenge(mut response: OwnResponse) -> OwnResponse {
     const BASIC: HeaderValue = HeaderValue::from_static(r#"Basic realm="mini-lb", charset="UTF-8""#);
-    if reply.status() == StatusCode::UNAUTHORIZED {
-        reply.headers_mut().insert(WWW_AUTHENTICATE, BASIC);
+    // Not with 403: without an admin key no password would help.
+    if response.status() == StatusCode::UNAUTHORIZED {
+        response.headers_mut().insert(WWW_AUTHENTICATE, BASIC);
     }
-    reply
+    response
 }
 
-/// The headers, with the password of Basic authentication as the key: `Bearer`. Only for the page, which changes
-/// nothing: browsers add a password by themselves, whichever page has made the request.
-pub(super) fn with_bearer(fields: &RawHeaders) -> RawHeaders {
-    let mut changed = fields.clone();
-    let mut shown = fields.all(HeaderId::Authorization);
-    if let (Some(Some(bearer)), None) = (shown.next().map(bearer), shown.next()) {
+/// The headers with the password of Basic authentication turned into a `Bearer` key. For the page only, which
+/// changes nothing: browsers send a stored password with any page's requests, so elsewhere it would allow
+/// request forgery.
+pub(super) fn with_bearer(headers: &RawHeaders) -> RawHeaders {
+    let mut changed = headers.clone();
+    let mut values = headers.all(HeaderId::Authorization);
+    if let (Some(Some(bearer)), None) = (values.next().map(bearer_from_basic), values.next()) {
         changed.set(AUTHORIZATION, &bearer);
     }
     changed
 }
 
-/// RFC 7617. The user's name may be anything.
-fn bearer(value: &[u8]) -> Option<Vec<u8>> {
+/// `Bearer` and the password of Basic authentication (RFC 7617). The user name is ignored.
+fn bearer_from_basic(value: &[u8]) -> Option<Vec<u8>> {
     let (scheme, rest) = value.split_at_checked(6)?;
-    let encoded = rest.trim_ascii();
-    let both = if scheme.eq_ignore_ascii_case(b"basic ") { decode(encoded)? } else { return None };
-    let colon = both.iter().position(|byte| *byte == b':')?;
-    let bearer = [b"Bearer ", &both[colon + 1..]].concat();
-    // What no header can be is no key.
-    HeaderValue::from_bytes(&bearer).is_ok().then_some(bearer)
-}
-
-/// Base64 (RFC 4648, section 4), with or without its padding.
-fn decode(text: &[u8]) -> Option<Vec<u8>> {
-    let end = text.len() - text.iter().rev().take(2).take_while(|byte| **byte == b'=').count();
-    let mut bytes = Vec::with_capacity(text.len());
-    let (mut bits, mut count) = (0_u32, 0);
-    for byte in &text[..end] {
-        let value = match byte {
-            b'A'..=b'Z' => byte - b'A',
-            b'a'..=b'z' => byte - b'a' + 26,
-            b'0'..=b'9' => byte - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        bits = (bits << 6 | u32::from(value)) & 0xfff;
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            bytes.push((bits >> count & 0xff) as u8);
-        }
+    if !scheme.eq_ignore_ascii_case(b"basic ") {
+        return None;
     }
-    Some(bytes)
+    let credentials = BASE64.decode(rest.trim_ascii()).ok()?;
+    // The first colon: a user name cannot contain one, a password can (RFC 7617, section 2).
+    let colon = credentials.iter().position(|byte| *byte == b':')?;
+    let bearer = [b"Bearer ", &credentials[colon + 1..]].concat();
+    // A password that is no header value cannot be a key, and must not be written into a header.
+    HeaderValue::from_bytes(&bearer).is_ok().then_some(bearer)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn key_of(values: &[&str]) -> Vec<String> {
-        let fields = values.iter().map(|value| (AUTHORIZATION, value.as_bytes())).collect();
-        let shown = with_bearer(&fields);
-        shown.all(HeaderId::Authorization).map(|value| String::from_utf8(value.to_vec()).unwrap()).collect()
+    /// The `Authorization` headers after [`with_bearer`].
+    fn authorization(values: &[&str]) -> Vec<String> {
+        let headers = values.iter().map(|value| (AUTHORIZATION, value.as_bytes())).collect();
+        let changed = with_bearer(&headers);
+        changed.all(HeaderId::Authorization).map(|value| String::from_utf8(value.to_vec()).unwrap()).collect()
     }
 
     #[test]
-    fn a_password_is_a_key() {
-        for (shown, key) in [
+    fn a_basic_password_becomes_a_bearer_key() {
+        for (basic, bearer) in [
             ("Basic YWRtaW46c2VjcmV0", "Bearer secret"),
             ("bASIC  OnNlY3JldA==", "Bearer secret"),
             ("Basic OnNlY3JldA", "Bearer secret"),
@@ -118,30 +112,46 @@ mod tests {
             ("Basic YTo/Pz8+fn4=", "Bearer ???>~~"),
             ("Basic YTo=", "Bearer "),
         ] {
-            assert_eq!(key_of(&[shown]), [key], "{shown}");
+            assert_eq!(authorization(&[basic]), [bearer], "{basic}");
         }
     }
 
     #[test]
-    fn whoever_has_no_key_is_asked_for_one() {
-        let asked = |status| {
-            let mut reply = OwnResponse::default();
-            *reply.status_mut() = status;
-            refusal(reply).headers().get(WWW_AUTHENTICATE).cloned()
+    fn only_a_401_response_carries_the_challenge() {
+        let challenged = |status| {
+            let mut response = OwnResponse::default();
+            *response.status_mut() = status;
+            challenge(response).headers().get(WWW_AUTHENTICATE).cloned()
         };
-        assert_eq!(asked(StatusCode::UNAUTHORIZED).unwrap(), r#"Basic realm="mini-lb", charset="UTF-8""#);
-        assert_eq!(asked(StatusCode::FORBIDDEN), None);
+        assert_eq!(
+            challenged(StatusCode::UNAUTHORIZED).unwrap(),
+            r#"Basic realm="mini-lb", charset="UTF-8""#
+        );
+        assert_eq!(challenged(StatusCode::FORBIDDEN), None);
     }
 
     #[test]
-    fn anything_else_is_left_as_it_is() {
-        // The last one's password has a line feed.
+    fn other_authorization_headers_are_unchanged() {
+        // The password of the last one contains a line feed.
         let others =
             ["Bearer secret", "Basic", "Basic ", "Basic YTpi*A==", "Basic YWRtaW4=", "Basic YToKYg=="];
-        for shown in others {
-            assert_eq!(key_of(&[shown]), [shown]);
+        for value in others {
+            assert_eq!(authorization(&[value]), [value]);
         }
-        assert_eq!(key_of(&["Basic YTpi", "Basic YTpi"]), ["Basic YTpi", "Basic YTpi"]);
-        assert!(key_of(&[]).is_empty());
+        assert_eq!(authorization(&["Basic YTpi", "Basic YTpi"]), ["Basic YTpi", "Basic YTpi"]);
+        assert!(authorization(&[]).is_empty());
+    }
+
+    #[test]
+    fn the_policy_has_the_hashes_of_the_pages_script_and_style() {
+        let suite = rustls::crypto::ring::cipher_suite::TLS13_AES_128_GCM_SHA256;
+        let sha256 = suite.tls13().expect("a suite of TLS 1.3").common.hash_provider;
+        for tag in ["script", "style"] {
+            let (_, rest) = PAGE.split_once(&format!("<{tag}>")).expect("the tag");
+            let (content, _) = rest.split_once(&format!("</{tag}>")).expect("its end");
+            let hash = BASE64.encode(sha256.hash(content.as_bytes()).as_ref());
+            let source = format!("{tag}-src 'sha256-{hash}'");
+            assert!(POLICY.contains(&source), "the page has changed: {source}");
+        }
     }
 }

@@ -1,7 +1,8 @@
-//! `/workers`: which servers there are, told and changed, as `sglang_router` has it.
+//! The workers API: lists, adds and removes servers, compatible with `sglang_router`'s
+//! `/workers`.
 //!
-//! A server that is removed gets no more requests and keeps those it has: nothing
-//! is cut, however long they take.
+//! A removed server drains: it gets no new requests and finishes those in flight, however
+//! long they take. Whether the sender is an operator is checked by the caller.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -10,59 +11,60 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::header::{HeaderValue, LOCATION};
 use hyper::{Method, StatusCode};
-use serde_json::{Map, Value, json};
+use percent_encoding::percent_decode_str;
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
+use super::admin_request::{AdminRequest, invalid};
 use super::endpoints::allows;
 use crate::admission::AccessControl;
 use crate::error::{Error, OwnResponse, json_response};
 use crate::http1::{HeaderId, RawHeaders, RequestHead};
 use crate::upstream::{
-    Address, Backend, DesiredFleet, LiveFleet, NotChanged, Pools, Role, ServerSpec, SocketOptions,
-    checked_host,
+    Address, Backend, DesiredFleet, Fleet, LiveFleet, NotChanged, Pools, Role, ServerSpec, SocketOptions,
 };
 
-/// How often a server is looked at that is to finish its requests.
+/// How often a draining server is checked for requests in flight: below what an operator notices.
 const DRAIN_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 /// Longest `?timeout` of a `DELETE`, in seconds.
 const MAX_DRAIN_TIMEOUT: f64 = 3_600.0;
 
-/// RawHeaders of `sglang_router`'s `POST /workers` that mean something here, and `bootstrap_host`.
+/// The fields of `sglang_router`'s `POST /workers` that have a meaning here, and `bootstrap_host`. Others are
+/// accepted and listed as ignored, so that clients written for it work.
 const KNOWN_FIELDS: [&str; 4] = ["url", "worker_type", "bootstrap_port", "bootstrap_host"];
 
-/// Answers for the endpoints that show and change servers.
+/// Handles the endpoints that list and change servers.
 pub(crate) struct WorkersApi {
-    pub(super) members: Arc<DesiredFleet>,
+    pub(super) desired: Arc<DesiredFleet>,
     access: Arc<AccessControl>,
-    /// Nothing is kept in them, so they belong to no runtime.
+    /// Without idle connections, so any runtime may use them.
     pub(super) pools: Pools,
-    /// How long a server may take to switch its role.
+    /// Longest time for one server to answer a role switch.
     pub(super) switch_timeout: Duration,
 }
 
 impl WorkersApi {
-    /// `switch_timeout` is how long one server may take to switch its role.
+    /// `switch_timeout` is the longest time for one server to answer a role switch.
     pub(crate) fn new(
-        members: Arc<DesiredFleet>,
+        desired: Arc<DesiredFleet>,
         access: Arc<AccessControl>,
         sockets: &SocketOptions,
         switch_timeout: Duration,
     ) -> Self {
         let pools = Pools::new(&SocketOptions { max_idle: 0, ..sockets.clone() });
-        Self { members, access, pools, switch_timeout }
+        Self { desired, access, pools, switch_timeout }
     }
 
-    /// Who may ask.
     pub(crate) fn access(&self) -> &AccessControl {
         &self.access
     }
 
     pub(super) fn fleet(&self) -> &Arc<LiveFleet> {
-        self.members.fleet()
+        self.desired.fleet()
     }
 
-    /// The methods that a path takes, as in an `Allow` header. `None`: the path is somebody else's.
+    /// The methods of a path, as in an `Allow` header; `None` if the path is not of this API.
     pub(crate) fn allow(path: &str) -> Option<&'static str> {
         match path {
             "/workers" => Some("GET, POST"),
@@ -71,7 +73,7 @@ impl WorkersApi {
         }
     }
 
-    /// Answers a request to a path that is this one's. Whether the client may ask is for the caller to know.
+    /// Handles an operator's request to a path of this API.
     pub(crate) async fn handle(
         self: &Arc<Self>,
         head: &RequestHead,
@@ -82,30 +84,35 @@ impl WorkersApi {
         if !allows(allow, &head.method) {
             return Err(Error::MethodNotAllowed { allow });
         }
+        // Other methods were rejected above, so each wildcard stands for the one that is left.
         match (path.strip_prefix("/workers/"), &head.method) {
             (Some(id), &Method::DELETE) => self.remove(id, head.query()).await,
-            (Some(id), _) => {
-                let server = self.find(id)?;
-                Ok(json_response(StatusCode::OK, self.entries([&server].into_iter())[0].to_string()))
-            }
+            (Some(id), _) => self.show(id),
             (None, &Method::GET) => Ok(self.list()),
             (None, _) if path == "/pd_role_switch" => {
-                self.switch_role(self.to_server(&head.fields), &body).await
+                self.switch_role(self.server_headers(&head.fields), &body).await
             }
             (None, _) => self.add(&body),
         }
     }
 
-    /// An operator's headers, as a server gets them: the router's keys are no server's business, and it has its own.
-    fn to_server(&self, fields: &RawHeaders) -> RawHeaders {
-        let mut fields = fields.clone();
-        fields.remove(HeaderId::Authorization);
-        self.access.own_fields().iter().for_each(|line| fields.add(line.name, line.value));
-        fields
+    /// An operator's headers as they are sent to a server: with the key for backends instead of the admin
+    /// key, which must not leave the router.
+    fn server_headers(&self, headers: &RawHeaders) -> RawHeaders {
+        let mut headers = headers.clone();
+        headers.remove(HeaderId::Authorization);
+        self.access.backend_headers().iter().for_each(|header| headers.add(header.name, header.value));
+        headers
+    }
+
+    fn show(&self, id: &str) -> Result<OwnResponse, Error> {
+        let server = self.find(id)?;
+        let entries = self.entries([&server].into_iter());
+        Ok(json_response(StatusCode::OK, entries[0].to_string()))
     }
 
     fn list(&self) -> OwnResponse {
-        let fleet = self.members.fleet().snapshot();
+        let fleet = self.fleet().snapshot();
         let workers = self.entries(fleet.all().chain(fleet.draining()));
         let body = json!({
             "total": workers.len(),
@@ -120,44 +127,41 @@ impl WorkersApi {
     }
 
     fn entries<'a>(&self, servers: impl Iterator<Item = &'a Arc<Backend>>) -> Vec<Value> {
-        let fleet = self.members.fleet().snapshot();
-        let sources = self.members.sources();
-        let wanted: HashSet<u64> = fleet.all().map(|server| server.id()).collect();
+        let fleet = self.fleet().snapshot();
+        let sources = self.desired.source_by_authority();
+        let active: HashSet<u64> = fleet.all().map(|server| server.id()).collect();
         let entry = |server: &Arc<Backend>| {
-            let is_wanted = wanted.contains(&server.id());
-            let said = server.description().unwrap_or_default();
-            let source = sources.get(&server.address().authority).filter(|_| is_wanted);
+            let is_active = active.contains(&server.id());
+            let description = server.description().unwrap_or_default();
+            // A draining server may have been added again: then the source is the new one's.
+            let source = sources.get(&server.address().authority).filter(|_| is_active);
             json!({
                 "id": server.id().to_string(),
                 "url": server.url(),
                 "worker_type": server.role().as_str(),
-                "is_healthy": is_wanted && server.is_healthy(),
-                "status": if is_wanted { server.health().as_str() } else { "draining" },
+                "is_healthy": is_active && server.is_healthy(),
+                "status": if is_active { server.health().as_str() } else { "draining" },
                 "load": server.in_flight(),
                 "connection_mode": "http",
                 "source": source.map(|source| source.as_str()),
                 "bootstrap_host": server.bootstrap_host(),
                 "bootstrap_port": server.bootstrap_port(),
-                "dp_size": said.dp_size,
-                "disaggregation_mode": said.role.map(Role::as_str),
+                "dp_size": description.dp_size,
+                "disaggregation_mode": description.role.map(Role::as_str),
             })
         };
         servers.map(entry).collect()
     }
 
     fn add(&self, body: &[u8]) -> Result<OwnResponse, Error> {
-        let order = object(body)?;
-        let role = role(&order, "worker_type")?;
-        let address = address(&order, "url")?;
-        let mut member = ServerSpec::new(role, address.clone(), port(&order)?);
-        if let (ServerSpec::Prefill(spec), Some(host)) = (&mut member, bootstrap_host(&order)?) {
-            spec.bootstrap_host = host;
-        }
-        let server = self.members.add(&member).map_err(Error::NotChanged)?;
+        let request = AdminRequest::parse(body)?;
+        let role = request.role("worker_type")?;
+        let spec = ServerSpec::new(role, request.address("url")?, request.bootstrap_port()?)
+            .with_bootstrap_host(request.bootstrap_host()?);
+        let server = self.desired.add(&spec).map_err(Error::NotChanged)?;
         let (id, url) = (server.id().to_string(), server.url());
-        info!("{role} server {url} was added by an operator; it gets requests once it is up");
-        let ignored: Vec<&String> =
-            order.keys().filter(|name| !KNOWN_FIELDS.contains(&name.as_str())).collect();
+        // Accepted, not created: the server is excluded from selection until its first successful probe.
+        info!("{role} server {url} added through the admin API, in rotation once a probe succeeds");
         let location = format!("/workers/{id}");
         let body = json!({
             "status": "accepted",
@@ -165,176 +169,134 @@ impl WorkersApi {
             "url": url,
             "location": location,
             "message": "The server gets requests once it is up.",
-            "ignored": ignored,
+            "ignored": request.unknown_fields(&KNOWN_FIELDS),
         });
-        let mut reply = json_response(StatusCode::ACCEPTED, body.to_string());
+        let mut response = json_response(StatusCode::ACCEPTED, body.to_string());
+        // Digits and slashes are always a valid header value.
         if let Ok(location) = HeaderValue::from_str(&location) {
-            reply.headers_mut().insert(LOCATION, location);
+            response.headers_mut().insert(LOCATION, location);
         }
-        Ok(reply)
+        Ok(response)
     }
 
     async fn remove(&self, id: &str, query: Option<&str>) -> Result<OwnResponse, Error> {
         let timeout = drain_timeout(query)?;
         let server = self.find(id)?;
-        let (role, url) = (server.role(), server.url());
-        match self.members.remove(&server) {
-            Ok(()) => info!("{role} server {url} was removed by an operator"),
-            // It is draining already, and may be waited for.
+        match self.desired.remove(&server) {
+            Ok(()) => log_removal(&server, &self.fleet().now()),
+            // It drains already: a second DELETE may wait for it.
             Err(NotChanged::Unknown) => {}
             Err(error) => return Err(Error::NotChanged(error)),
         }
-        let fleet = self.members.fleet().snapshot();
-        let is_last = if role == Role::Prefill { fleet.prefill() } else { fleet.decode() }.is_empty();
-        if is_last {
-            warn!("there is no {role} server any more: requests are refused");
-        }
-        drop(fleet);
-        let is_idle = drained(&server, Instant::now() + timeout).await;
-        let left = if is_idle { 0 } else { server.in_flight() };
-        let (status, word, message) = match (is_idle, timeout.is_zero()) {
+        // Also without a timeout: an idle server is reported as removed at once.
+        let is_idle = wait_until_drained(&server, Instant::now() + timeout).await;
+        let (code, status, message) = match (is_idle, timeout.is_zero()) {
             (true, _) => (StatusCode::OK, "removed", "The server is removed."),
             (false, true) => (StatusCode::ACCEPTED, "accepted", "The server gets no more requests."),
             (false, false) => (StatusCode::ACCEPTED, "draining", "The server has not finished its requests."),
         };
         let body = json!({
-            "status": word,
+            "status": status,
             "worker_id": server.id().to_string(),
-            "url": url,
-            "in_flight": left,
+            "url": server.url(),
+            "in_flight": if is_idle { 0 } else { server.in_flight() },
             "message": message,
         });
-        Ok(json_response(status, body.to_string()))
+        Ok(json_response(code, body.to_string()))
     }
 
-    /// The server with an id, or at a percent-encoded URL.
+    /// The server with this id, or at this percent-encoded URL.
     fn find(&self, id: &str) -> Result<Arc<Backend>, Error> {
-        let unknown = Error::NotChanged(NotChanged::Unknown);
-        let is_it: Box<dyn Fn(&Backend) -> bool> = if let Ok(id) = id.parse::<u64>() {
-            Box::new(move |server| server.id() == id)
-        } else {
-            let Some(Ok(address)) = percent_decoded(id).map(|url| Address::parse(&url)) else {
-                return Err(unknown);
-            };
-            Box::new(move |server| server.address().authority == address.authority)
-        };
-        let fleet = self.members.fleet().snapshot();
-        let found = fleet.all().chain(fleet.draining()).find(|server| is_it(server));
-        found.cloned().ok_or(unknown)
+        let fleet = self.fleet().snapshot();
+        let servers = fleet.all().chain(fleet.draining());
+        find_by_id_or_url(servers, id).cloned().ok_or(Error::NotChanged(NotChanged::Unknown))
     }
 
-    /// The server at the URL in a field.
+    /// The server in rotation at this address.
     pub(super) fn find_at(&self, address: &Address) -> Result<Arc<Backend>, Error> {
-        let fleet = self.members.fleet().snapshot();
+        let fleet = self.fleet().snapshot();
         let found = fleet.all().find(|server| server.address().authority == address.authority);
         found.cloned().ok_or(Error::NotChanged(NotChanged::Unknown))
     }
 }
 
-/// Waits until a server has finished its requests; `false` if it has not by then. It must get no new ones.
-pub(super) async fn drained(server: &Backend, end: Instant) -> bool {
+fn find_by_id_or_url<'a>(
+    mut servers: impl Iterator<Item = &'a Arc<Backend>>,
+    id: &str,
+) -> Option<&'a Arc<Backend>> {
+    // A URL never parses as a number, so the two kinds of identifiers cannot be confused.
+    if let Ok(id) = id.parse::<u64>() {
+        return servers.find(|server| server.id() == id);
+    }
+    let url = percent_decode_str(id).decode_utf8().ok()?;
+    let address = Address::parse(&url).ok()?;
+    servers.find(|server| server.address().authority == address.authority)
+}
+
+fn log_removal(server: &Backend, fleet: &Fleet) {
+    let (role, url) = (server.role(), server.url());
+    info!("{role} server {url} removed through the admin API, draining {} requests", server.in_flight());
+    if fleet.servers(role).is_empty() {
+        warn!("no {role} server is left: generation requests are rejected until one is added");
+    }
+}
+
+/// Waits until a server that is out of rotation has no requests in flight; `false` if it still has some at
+/// `deadline`.
+pub(super) async fn wait_until_drained(server: &Backend, deadline: Instant) -> bool {
     loop {
-        // Asked after a pause: a request that had just been given to the server may not count yet.
-        let begun = Instant::now();
-        sleep(DRAIN_CHECK_INTERVAL.min(end.saturating_duration_since(begun))).await;
+        // Sleeps before the first check: a worker that selected the server just before its removal may not
+        // have counted its request yet.
+        let now = Instant::now();
+        sleep(DRAIN_CHECK_INTERVAL.min(deadline.saturating_duration_since(now))).await;
         if server.in_flight() == 0 {
             return true;
         }
-        if Instant::now() >= end {
+        if Instant::now() >= deadline {
             return false;
         }
     }
 }
 
-/// The fields of an order.
-pub(super) fn object(body: &[u8]) -> Result<Map<String, Value>, Error> {
-    match serde_json::from_slice(body) {
-        Ok(Value::Object(fields)) => Ok(fields),
-        Ok(_) => Err(bad("the body is not a JSON object")),
-        Err(error) => Err(bad(format!("the body is not JSON: {error}"))),
-    }
-}
-
-pub(super) fn bad(what: impl Into<String>) -> Error {
-    Error::BadAdminRequest(what.into())
-}
-
-/// The role in a field.
-pub(super) fn role(order: &Map<String, Value>, name: &str) -> Result<Role, Error> {
-    match order.get(name).and_then(Value::as_str) {
-        Some("prefill") => Ok(Role::Prefill),
-        Some("decode") => Ok(Role::Decode),
-        _ => Err(bad(format!(r#"{name} must be "prefill" or "decode""#))),
-    }
-}
-
-/// The server's URL in a field.
-pub(super) fn address(order: &Map<String, Value>, name: &str) -> Result<Address, Error> {
-    let url = order.get(name).and_then(Value::as_str).ok_or_else(|| bad(format!("{name} is missing")))?;
-    Address::parse(url).map_err(|why| bad(format!("{name} {}: {why}", url.escape_debug())))
-}
-
-pub(super) fn port(order: &Map<String, Value>) -> Result<Option<u16>, Error> {
-    let Some(value) = order.get("bootstrap_port").filter(|value| !value.is_null()) else { return Ok(None) };
-    let port = value.as_u64().and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0);
-    port.map(Some).ok_or_else(|| bad("bootstrap_port must be a number between 1 and 65535, or null"))
-}
-
-pub(super) fn bootstrap_host(order: &Map<String, Value>) -> Result<Option<String>, Error> {
-    let Some(value) = order.get("bootstrap_host").filter(|value| !value.is_null()) else { return Ok(None) };
-    let host = value.as_str().and_then(checked_host);
-    host.map(Some).ok_or_else(|| bad("bootstrap_host is not a name or an address"))
-}
-
-/// `timeout` of a query, in seconds; without one nothing is waited for.
+/// `timeout` of a query, in seconds. Without it a `DELETE` does not wait.
 fn drain_timeout(query: Option<&str>) -> Result<Duration, Error> {
     let fields = query.unwrap_or_default().split('&').filter_map(|field| field.split_once('='));
     let Some((_, value)) = fields.into_iter().find(|(name, _)| *name == "timeout") else {
         return Ok(Duration::ZERO);
     };
+    // The range excludes NaN and infinity, which `from_secs_f64` panics at.
     let seconds = value.parse().ok().filter(|seconds| (0.0..=MAX_DRAIN_TIMEOUT).contains(seconds));
-    let seconds =
-        seconds.ok_or_else(|| bad(format!("timeout must be seconds between 0 and {MAX_DRAIN_TIMEOUT}")))?;
+    let seconds = seconds
+        .ok_or_else(|| invalid(format!("timeout must be seconds between 0 and {MAX_DRAIN_TIMEOUT}")))?;
     Ok(Duration::from_secs_f64(seconds))
-}
-
-/// `None`: the escapes are malformed, or what they stand for is not UTF-8.
-fn percent_decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte == b'%' {
-            let mut digit = || char::from(rest.next()?).to_digit(16);
-            let (high, low) = (digit()?, digit()?);
-            bytes.push(u8::try_from(high * 16 + low).ok()?);
-        } else {
-            bytes.push(byte);
-        }
-    }
-    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::FleetSpec;
 
     #[test]
-    fn a_url_in_a_path_may_be_escaped() {
-        for path in ["http%3A%2F%2Fh%3a80", "http://h:80"] {
-            assert_eq!(percent_decoded(path).as_deref(), Some("http://h:80"));
+    fn a_server_is_found_by_id_and_by_url_escaped_or_not() {
+        let fleet = LiveFleet::new(FleetSpec::unknown(1, 1)).snapshot();
+        let find = |id: &str| find_by_id_or_url(fleet.all(), id).map(|server| server.id());
+        let decode = fleet.decode()[0].id();
+        for id in [&decode.to_string(), "http%3A%2F%2Fdecode-0%3a80", "http://decode-0:80", "http://decode-0"]
+        {
+            assert_eq!(find(id), Some(decode), "{id}");
         }
-        for broken in ["%", "%2", "%zz", "%ff", "a%"] {
-            assert_eq!(percent_decoded(broken), None, "{broken}");
+        for id in ["0", "%", "%2", "http://decode-0:80%", "http://decode-0%zz", "%ff", "http://decode-9:80"] {
+            assert_eq!(find(id), None, "{id}");
         }
     }
 
     #[test]
-    fn a_timeout_is_a_number_of_seconds_within_bounds() {
+    fn a_drain_timeout_is_a_number_of_seconds_within_bounds() {
         let timeout = |query| drain_timeout(query).ok().map(|timeout| timeout.as_secs_f64());
         assert_eq!(timeout(None), Some(0.0));
         assert_eq!(timeout(Some("a=b&timeout=1.5")), Some(1.5));
-        for wrong in ["timeout=", "timeout=-1", "timeout=3601", "timeout=NaN", "timeout=inf"] {
-            assert_eq!(timeout(Some(wrong)), None, "{wrong}");
+        for invalid in ["timeout=", "timeout=-1", "timeout=3601", "timeout=NaN", "timeout=inf"] {
+            assert_eq!(timeout(Some(invalid)), None, "{invalid}");
         }
     }
 }

@@ -1,7 +1,8 @@
-//! Who may ask: keys of clients and of operators, the key that the router shows to
-//! servers, and the origins whose pages may read answers.
+//! Authentication: API keys of clients, the operators' key, and the key that the router
+//! presents to backends.
 //!
-//! Heads only: what is asked for is not known here, and nothing is read or sent.
+//! Decides from a request's head and its peer only: the route is not known here, and
+//! nothing is read or sent.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -11,123 +12,132 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use arc_swap::{ArcSwap, Guard};
 use hyper::header::HeaderValue;
 
-use super::secret::Shown;
+use super::secret::PresentedKey;
 use super::{CorsDecision, Origins, Secret};
 use crate::http1::{HeaderId, RawHeaders};
 
-/// What is asked of whom. The default asks nothing of clients, and that operators are on this machine.
+/// Authentication rules. Default: clients unauthenticated, admin requests only from loopback.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct AccessOptions {
-    /// Each of them is good. None: clients need no key.
+    /// Any of these authorizes a client. Empty: clients need no key.
     pub(crate) client_keys: Vec<Secret>,
     pub(crate) admin_key: Option<Secret>,
-    /// What the router shows to servers.
+    /// What the router presents to backends in its own requests.
     pub(crate) worker_key: Option<Secret>,
-    /// Whether servers get it in the place of what clients sent.
+    /// Whether `worker_key` also replaces the `Authorization` header of proxied requests.
     pub(crate) worker_key_replaces: bool,
     pub(crate) origins: Origins,
 }
 
-/// What says that a request is not its peer's own: the word of a proxy.
+/// Headers that show the request was forwarded by a proxy.
 const FORWARDING_HEADERS: [&str; 3] = ["forwarded", "x-forwarded-for", "x-real-ip"];
 
-/// The rules as they are now, for all workers.
+/// The authentication rules in force, shared by all workers and replaced on reload.
 pub(crate) struct AccessControl {
-    now: ArcSwap<AccessOptions>,
-    /// Whether any of it concerns clients' requests, so that those which it does not look at one flag only.
-    concerns_clients: AtomicBool,
+    options: ArcSwap<AccessOptions>,
+    /// Whether any rule applies to client requests. If none does, a request costs one load of this flag.
+    applies_to_clients: AtomicBool,
 }
 
-/// What follows for a client's request from the rules.
+/// The authorization decision for one client request.
 #[derive(Debug, Default)]
 pub(crate) struct AuthDecision {
-    /// Whether a page may read the answer.
-    pub(crate) shared: CorsDecision,
-    /// Whether the request has a key that is good, or needs none.
-    verdict: AuthResult,
-    /// What servers get as `Authorization`, instead of the client's.
-    instead: Option<HeaderValue>,
+    /// The CORS headers of the response.
+    pub(crate) cors: CorsDecision,
+    result: AuthResult,
+    /// The `Authorization` header for backends, if it replaces the client's.
+    replacement: Option<HeaderValue>,
 }
 
-/// Why a request may not do what it asks for.
+/// Why a request is not authorized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AuthError {
     /// No key, or not one of the accepted keys.
     MissingKey,
     /// More than one `Authorization` header: proxies and servers differ in which one they read.
     AmbiguousKey,
-    /// An admin request that is neither from this machine nor has the admin key; the sentence says which.
+    /// An admin request that neither comes from loopback nor carries the admin key. The text is for the
+    /// client.
     AdminForbidden(&'static str),
 }
 
 #[derive(Debug, Default, Clone, Copy)]
 enum AuthResult {
     #[default]
-    Good,
-    Missing,
-    Ambiguous,
+    Authorized,
+    MissingKey,
+    AmbiguousKey,
 }
 
 impl AccessControl {
     pub(crate) fn new(options: AccessOptions) -> Self {
-        let access =
-            Self { now: ArcSwap::from_pointee(AccessOptions::default()), concerns_clients: false.into() };
+        let access = Self {
+            options: ArcSwap::from_pointee(AccessOptions::default()),
+            applies_to_clients: false.into(),
+        };
         access.reload(options);
         access
     }
 
-    /// Takes other rules over, for requests that begin from now on.
+    /// Replaces the rules, for requests that start from now on.
     pub(crate) fn reload(&self, options: AccessOptions) {
-        let concerns =
-            !options.client_keys.is_empty() || options.worker_key_replaces || options.origins.is_on();
-        self.now.store(options.into());
-        self.concerns_clients.store(concerns, Relaxed);
+        let applies =
+            !options.client_keys.is_empty() || options.worker_key_replaces || options.origins.is_enabled();
+        self.options.store(options.into());
+        self.applies_to_clients.store(applies, Relaxed);
     }
 
-    fn now(&self) -> Guard<Arc<AccessOptions>> {
-        self.now.load()
+    fn options(&self) -> Guard<Arc<AccessOptions>> {
+        self.options.load()
     }
 
-    /// The terms for a client's request.
-    pub(crate) fn terms(&self, fields: &RawHeaders) -> AuthDecision {
-        if !self.concerns_clients.load(Relaxed) {
+    /// Applies the rules to a client's request. The caller enforces the decision with
+    /// [`AuthDecision::check`], as some endpoints need no key.
+    pub(crate) fn authorize(&self, headers: &RawHeaders) -> AuthDecision {
+        if !self.applies_to_clients.load(Relaxed) {
             return AuthDecision::default();
         }
-        let rules = self.now();
-        let verdict =
-            if rules.client_keys.is_empty() { AuthResult::Good } else { verdict(fields, &rules.client_keys) };
-        let instead = rules.worker_key.as_ref().filter(|_| rules.worker_key_replaces).map(Secret::to_header);
-        AuthDecision { shared: rules.origins.shared(fields), verdict, instead }
+        let options = self.options();
+        let keys = &options.client_keys;
+        let result = if keys.is_empty() { AuthResult::Authorized } else { verify_key(headers, keys) };
+        let replacement =
+            options.worker_key.as_ref().filter(|_| options.worker_key_replaces).map(Secret::to_header);
+        AuthDecision { cors: options.origins.decide(headers), result, replacement }
     }
 
-    /// What the router's own questions to servers say as `Authorization`.
-    pub(crate) fn own_fields(&self) -> RawHeaders {
-        let key = self.now().worker_key.as_ref().map(Secret::to_header);
+    /// The headers of the router's own requests to backends (probes, descriptions, role switches):
+    /// `Authorization`, if there is a worker key.
+    pub(crate) fn backend_headers(&self) -> RawHeaders {
+        let key = self.options().worker_key.as_ref().map(Secret::to_header);
         key.iter().map(|key| ("authorization", key.as_bytes())).collect()
     }
 
-    /// Whether whoever sent this may see and change the router's own state: with the operators' key from anywhere, or
-    /// if there is none, from this machine.
-    pub(crate) fn may_administrate(
+    /// Checks that the sender may read and change the router's own state: with the admin key from anywhere
+    /// or, if none is configured, from loopback.
+    pub(crate) fn check_admin(
         &self,
         peer: Option<SocketAddr>,
-        fields: &RawHeaders,
+        headers: &RawHeaders,
     ) -> Result<(), AuthError> {
-        let rules = self.now();
-        if let Some(key) = &rules.admin_key {
-            return verdict(fields, std::slice::from_ref(key)).check();
+        let options = self.options();
+        // With a key, loopback is not exempt: on a shared machine any user can connect from it.
+        if let Some(key) = &options.admin_key {
+            return verify_key(headers, std::slice::from_ref(key)).check();
         }
-        let is_local = peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback());
-        // A proxy on this machine says that it speaks for somebody else.
-        if !is_local || FORWARDING_HEADERS.iter().any(|name| fields.has(*name)) {
+        // An IPv4 peer of a dual-stack listener arrives as ::ffff:127.0.0.1.
+        let is_loopback = peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback());
+        // Through a proxy on this machine every client seems to be on loopback.
+        if !is_loopback || FORWARDING_HEADERS.iter().any(|name| headers.has(*name)) {
             return Err(AuthError::AdminForbidden(
-                "without --admin-api-key this is answered on loopback only",
+                "admin endpoints are served to loopback only; set --admin-api-key for remote access",
             ));
         }
-        // A page that the operator looks at can send requests from this machine too.
-        if fields.get(HeaderId::Origin).is_some_and(|origin| !is_of(origin, fields.get(HeaderId::Host))) {
+        // Cross-site request forgery: any page that the operator's browser shows can send requests to
+        // loopback.
+        let host = headers.get(HeaderId::Host);
+        if headers.get(HeaderId::Origin).is_some_and(|origin| !is_same_origin(origin, host)) {
             return Err(AuthError::AdminForbidden(
-                "without --admin-api-key this is not answered to pages of other origins",
+                "admin endpoints are not served to pages of other origins; set --admin-api-key to allow them",
             ));
         }
         Ok(())
@@ -135,15 +145,15 @@ impl AccessControl {
 }
 
 impl AuthDecision {
-    /// Refuses a request that needs a key and has none.
+    /// Rejects a request that needs a key and has no accepted one.
     pub(crate) fn check(&self) -> Result<(), AuthError> {
-        self.verdict.check()
+        self.result.check()
     }
 
-    /// Puts the servers' key in the place of the client's, if that is asked for.
-    pub(crate) fn change(&mut self, fields: &mut RawHeaders) {
-        if let Some(value) = self.instead.take() {
-            fields.set("authorization", value.as_bytes());
+    /// Replaces the client's `Authorization` header with the backends' key, if that is configured.
+    pub(crate) fn replace_authorization(&mut self, headers: &mut RawHeaders) {
+        if let Some(value) = self.replacement.take() {
+            headers.set("authorization", value.as_bytes());
         }
     }
 }
@@ -151,41 +161,45 @@ impl AuthDecision {
 impl AuthResult {
     fn check(self) -> Result<(), AuthError> {
         match self {
-            Self::Good => Ok(()),
-            Self::Missing => Err(AuthError::MissingKey),
-            Self::Ambiguous => Err(AuthError::AmbiguousKey),
+            Self::Authorized => Ok(()),
+            Self::MissingKey => Err(AuthError::MissingKey),
+            Self::AmbiguousKey => Err(AuthError::AmbiguousKey),
         }
     }
 }
 
-/// Compares with all keys, so that the time says nothing of which one it was.
-fn verdict(fields: &RawHeaders, keys: &[Secret]) -> AuthResult {
-    let mut values = fields.all(HeaderId::Authorization);
+/// Looks for one of `keys` in the `Authorization` header.
+fn verify_key(headers: &RawHeaders, keys: &[Secret]) -> AuthResult {
+    let mut values = headers.all(HeaderId::Authorization);
     let (first, second) = (values.next(), values.next());
+    // Also if both carry the same key: a proxy in front may have checked the other one.
     if second.is_some() {
-        return AuthResult::Ambiguous;
+        return AuthResult::AmbiguousKey;
     }
-    let Some(shown) = first.and_then(bearer).and_then(Shown::new) else { return AuthResult::Missing };
-    let is_good = keys.iter().fold(false, |good, key| key.is(&shown) | good);
-    if is_good { AuthResult::Good } else { AuthResult::Missing }
+    let Some(presented) = first.and_then(bearer_token).and_then(PresentedKey::new) else {
+        return AuthResult::MissingKey;
+    };
+    // No early exit: the time must not reveal which of the keys matched.
+    let is_accepted = keys.iter().fold(false, |accepted, key| key.matches(&presented) | accepted);
+    if is_accepted { AuthResult::Authorized } else { AuthResult::MissingKey }
 }
 
-/// What comes after the scheme, whose case does not matter (RFC 9110, section 11.1).
-fn bearer(value: &[u8]) -> Option<&[u8]> {
+/// The token of `Bearer TOKEN`. The scheme is case-insensitive (RFC 9110, section 11.1).
+fn bearer_token(value: &[u8]) -> Option<&[u8]> {
     let (scheme, rest) = value.split_at_checked(6)?;
     let rest = rest.strip_prefix(b" ")?;
     scheme.eq_ignore_ascii_case(b"bearer").then(|| rest.trim_ascii_start())
 }
 
-/// Whether an origin is the host that was asked.
-fn is_of(origin: &[u8], host: Option<&[u8]>) -> bool {
+/// Whether an `Origin` is that of the page's own host. The scheme is ignored: TLS may end at a proxy.
+fn is_same_origin(origin: &[u8], host: Option<&[u8]>) -> bool {
     let authority = origin.strip_prefix(b"http://").or_else(|| origin.strip_prefix(b"https://"));
     authority.zip(host).is_some_and(|(authority, host)| authority == host)
 }
 
 impl fmt::Debug for AccessControl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Access")
+        f.write_str("AccessControl")
     }
 }
 

@@ -1,9 +1,10 @@
-//! Who may begin, and who waits: how many generation requests are under way at a
-//! time, how many begin in a second, and the queue of those that come too early.
+//! Admission control for generation requests: how many run at a time, how many start
+//! per second, and the queue of those that exceed the limits.
 //!
-//! One [`AdmissionController`] for all workers, so that a limit is one limit and the queue is one
-//! queue. Nothing here knows HTTP or servers: whether a server has room is asked
-//! of whoever enters ([`AdmissionController::enter`]), and whoever frees room says so ([`WakeOnDrop`]).
+//! One [`AdmissionController`] is shared by all workers, so that a limit holds for the
+//! whole process and the queue is first in, first out across workers. Nothing here knows
+//! HTTP or backends: the caller of [`AdmissionHandle::admit`] says how to acquire backend
+//! capacity, and whoever releases capacity wakes the queue with [`WakeOnDrop`].
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,20 +14,21 @@ use std::time::{Duration, Instant};
 use super::rate_limit::RateLimiter;
 use super::wait_queue::{Permit, WaitQueue, Waiter};
 
-/// What is limited. The default limits nothing.
+/// The limits. The default limits nothing.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct AdmissionOptions {
-    /// Generation requests under way at a time.
+    /// Generation requests in flight at a time.
     pub(crate) max_concurrent: Option<u32>,
-    /// Requests that wait.
+    /// Longest queue, in requests.
     pub(crate) queue_size: usize,
+    /// Longest wait in the queue.
     pub(crate) queue_timeout: Duration,
-    /// Generation requests that may begin in a second.
+    /// Generation requests that may start per second.
     pub(crate) rate: Option<u32>,
     pub(crate) caps: BackendCaps,
 }
 
-/// Requests that one server has at a time, by role.
+/// Most requests in flight on one backend, by role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BackendCaps {
     pub(crate) prefill: usize,
@@ -40,25 +42,28 @@ impl Default for BackendCaps {
 }
 
 impl BackendCaps {
+    /// No cap on either role.
     pub(crate) const NONE: Self = Self { prefill: usize::MAX, decode: usize::MAX };
 }
 
-/// Why a request may not begin.
+/// Why a request was not admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rejection {
-    /// So many wait already, or nobody may.
+    /// The limit is reached and the queue is full. `waiting` is its length: 0 if queueing is disabled.
     QueueFull { waiting: usize },
-    /// It has waited for so long.
+    /// The request was queued for this long without being admitted.
     QueueTimeout(Duration),
-    /// So many may begin in a second, and the next one after this time.
+    /// The rate limit is reached; the next request is admitted after this time.
     RateLimited { rate: u32, after: Duration },
 }
 
 impl Rejection {
-    /// When it is worth another try, in whole seconds. When a place will be free nobody knows, so that is one.
+    /// The `Retry-After` header, in whole seconds. When capacity frees up cannot be predicted, so a full
+    /// queue answers with the shortest value that is not 0.
     pub(crate) fn retry_after(&self) -> u64 {
         match self {
             Self::QueueFull { .. } | Self::QueueTimeout(_) => 1,
+            // Rounded up: a client that comes back earlier is rejected again.
             Self::RateLimited { after, .. } => after.as_secs() + u64::from(after.subsec_nanos() > 0),
         }
     }
@@ -68,48 +73,49 @@ impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::QueueFull { waiting: 0 } => {
-                f.write_str("as many requests as may be are under way, and none may wait")
+                f.write_str("concurrency limit reached and queueing is disabled")
             }
             Self::QueueFull { waiting } => {
-                write!(f, "as many requests as may be are under way, and {waiting} wait already")
+                write!(f, "concurrency limit reached and the queue is full ({waiting} requests waiting)")
             }
-            Self::QueueTimeout(after) => write!(f, "the request's turn did not come within {after:?}"),
-            Self::RateLimited { rate, .. } => write!(f, "over the limit of {rate} requests a second"),
+            Self::QueueTimeout(after) => write!(f, "timed out after {after:?} in the queue"),
+            Self::RateLimited { rate, .. } => write!(f, "rate limit of {rate} requests per second exceeded"),
         }
     }
 }
 
-/// The limits, the queue and its numbers.
+/// The limits in force, the queue, and the counts that both are checked against.
 pub(crate) struct AdmissionController {
-    /// Read by every request, and written by a reload only.
-    is_on: AtomicBool,
-    /// [`u32::MAX`] is none.
+    /// Whether any limit is set: read by every request, written on reload only.
+    is_enabled: AtomicBool,
+    /// [`u32::MAX`] means no limit.
     max_concurrent: AtomicU32,
     pub(super) queue_size: AtomicUsize,
     pub(super) queue_timeout_ms: AtomicU64,
     prefill_cap: AtomicUsize,
     decode_cap: AtomicUsize,
     rate: RateLimiter,
-    pub(super) line: WaitQueue,
+    pub(super) wait_queue: WaitQueue,
 }
 
 impl AdmissionController {
     pub(crate) fn new(options: &AdmissionOptions) -> Self {
-        let gate = Self {
-            is_on: AtomicBool::new(false),
+        let controller = Self {
+            is_enabled: AtomicBool::new(false),
             max_concurrent: AtomicU32::new(u32::MAX),
             queue_size: AtomicUsize::new(0),
             queue_timeout_ms: AtomicU64::new(0),
             prefill_cap: AtomicUsize::new(usize::MAX),
             decode_cap: AtomicUsize::new(usize::MAX),
             rate: RateLimiter::new(),
-            line: WaitQueue::default(),
+            wait_queue: WaitQueue::default(),
         };
-        gate.reload(options);
-        gate
+        controller.reload(options);
+        controller
     }
 
-    /// Takes other limits over. Requests under way go on, also above a lower limit; those that wait stay in order.
+    /// Replaces the limits. Requests in flight continue even above a lowered limit; queued requests keep
+    /// their order.
     pub(crate) fn reload(&self, options: &AdmissionOptions) {
         self.max_concurrent.store(options.max_concurrent.unwrap_or(u32::MAX), Relaxed);
         self.queue_size.store(options.queue_size, Relaxed);
@@ -117,31 +123,32 @@ impl AdmissionController {
         self.queue_timeout_ms.store(timeout, Relaxed);
         self.prefill_cap.store(options.caps.prefill, Relaxed);
         self.decode_cap.store(options.caps.decode, Relaxed);
+        // The rate limiter keeps its bucket, so that a reload does not grant a second burst.
         self.rate.set(options.rate);
-        let limits =
+        let has_limit =
             options.max_concurrent.is_some() || options.caps != BackendCaps::NONE || options.rate.is_some();
-        self.is_on.store(limits, Relaxed);
-        // There may be room for it now.
-        self.line.wake_first();
+        self.is_enabled.store(has_limit, Relaxed);
+        // A raised limit may admit the head of the queue now.
+        self.wait_queue.wake_head();
     }
 
-    /// Whether anything is limited. If not, nobody need enter.
-    pub(crate) fn is_on(&self) -> bool {
-        self.is_on.load(Relaxed)
+    /// Whether any limit is set. If not, callers skip [`AdmissionHandle::admit`]: it costs shared atomics.
+    pub(crate) fn is_enabled(&self) -> bool {
+        self.is_enabled.load(Relaxed)
     }
 
     pub(crate) fn caps(&self) -> BackendCaps {
         BackendCaps { prefill: self.prefill_cap.load(Relaxed), decode: self.decode_cap.load(Relaxed) }
     }
 
-    /// How many may wait; none if nothing is limited.
+    /// Longest queue, in requests; 0 if no limit is set, as nothing is queued then.
     pub(crate) fn queue_size(&self) -> usize {
-        if self.is_on() { self.queue_size.load(Relaxed) } else { 0 }
+        if self.is_enabled() { self.queue_size.load(Relaxed) } else { 0 }
     }
 
-    /// Requests that wait.
+    /// Queued requests.
     pub(crate) fn waiting(&self) -> usize {
-        self.line.waiting()
+        self.wait_queue.waiting()
     }
 
     pub(super) fn max_concurrent(&self) -> u32 {
@@ -149,61 +156,68 @@ impl AdmissionController {
     }
 }
 
-/// A worker's own handle on the gate. What a request holds counts this one's users, which no other worker writes to.
+/// One worker's handle on the controller.
+///
+/// Permits hold a clone of the worker's own handle, so that no reference count is written by two workers:
+/// that cache line would otherwise move between cores twice per request.
 pub(crate) struct AdmissionHandle(Arc<AdmissionController>);
 
 impl AdmissionHandle {
-    pub(crate) fn new(gate: Arc<AdmissionController>) -> Arc<Self> {
-        Arc::new(Self(gate))
+    pub(crate) fn new(controller: Arc<AdmissionController>) -> Arc<Self> {
+        Arc::new(Self(controller))
     }
 
-    pub(crate) fn gate(&self) -> &AdmissionController {
+    pub(crate) fn controller(&self) -> &AdmissionController {
         &self.0
     }
 
-    /// Enters, at once or when it is this request's turn: the first who came is the first who enters.
+    /// Admits a request, at once or in its turn: first in, first out.
     ///
-    /// `take` takes what else the request needs; `None` says that it cannot be had now. It is asked when it is this
-    /// request's turn, and again each time something is free. `waits` is told when the wait begins.
+    /// `acquire` acquires what else the request needs, such as backend permits; `Ok(None)` means that it is
+    /// not available now. It is called when the request is at the head of the queue, and again whenever
+    /// capacity is released. `on_wait` is called once if the request is queued.
     ///
-    /// `now` is when it came. Dropping the future gives the place in the queue up.
-    pub(crate) async fn enter<T, E: From<Rejection>>(
+    /// `now` is when the request arrived, for the rate limit. Dropping the future leaves the queue.
+    pub(crate) async fn admit<T, E: From<Rejection>>(
         self: &Arc<Self>,
         now: Instant,
-        mut take: impl FnMut() -> Result<Option<T>, E>,
-        waits: impl FnOnce(),
+        mut acquire: impl FnMut() -> Result<Option<T>, E>,
+        on_wait: impl FnOnce(),
     ) -> Result<(Permit, T), E> {
-        self.0.rate.admit(now)?;
-        if let Some(place) = Permit::if_free(self)
-            && let Some(taken) = take()?
+        self.0.rate.acquire(now)?;
+        // The fast path: one atomic update and a reference count, no lock.
+        if let Some(permit) = Permit::try_acquire(self)
+            && let Some(acquired) = acquire()?
         {
-            return Ok((place, taken));
+            return Ok((permit, acquired));
         }
-        let wait = Waiter::begin(self, take)?;
-        waits();
-        // On the heap: hardly any request waits, and all of them would keep room for it.
-        Box::pin(wait).await
+        // A permit that was acquired without backend capacity has been released again: a waiter holds
+        // nothing.
+        let waiter = Waiter::enqueue(self, acquire)?;
+        on_wait();
+        // Boxed: few requests wait, and inline the waiter would enlarge every request's future.
+        Box::pin(waiter).await
     }
 }
 
-/// Tells the gate, when it is dropped, that something is free which its first one in the queue may wait for.
+/// Drop guard: wakes the head of the queue when capacity is released.
 pub(crate) struct WakeOnDrop(Arc<AdmissionHandle>);
 
 impl WakeOnDrop {
-    pub(crate) fn by(entrance: &Arc<AdmissionHandle>) -> Self {
-        Self(Arc::clone(entrance))
+    pub(crate) fn new(handle: &Arc<AdmissionHandle>) -> Self {
+        Self(Arc::clone(handle))
     }
 }
 
 impl fmt::Debug for WakeOnDrop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Freed")
+        f.write_str("WakeOnDrop")
     }
 }
 
 impl Drop for WakeOnDrop {
     fn drop(&mut self) {
-        self.0.0.line.freed();
+        self.0.0.wait_queue.wake_on_release();
     }
 }
 

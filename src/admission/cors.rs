@@ -1,7 +1,7 @@
-//! Which pages may read answers: CORS, as browsers ask for it.
+//! CORS: which web pages may read responses (Fetch standard, section 3.3).
 //!
-//! Only for origins that were named. Without a list, what servers say about it is passed on and
-//! nothing is added.
+//! Only configured origins are answered. Without a list, the backends' CORS headers pass
+//! through and none are added.
 
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
@@ -12,12 +12,13 @@ use hyper::header::{
 use crate::http1::{HeaderId, RawHeaders};
 use crate::wire::client_response::ClientResponseHead;
 
-/// How long a browser may remember what it was told, in seconds.
+/// How long a browser may cache a preflight response, in seconds: Chromium before version 76 capped it at
+/// this.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
-/// What pages may read besides what they always may.
-const EXPOSED: HeaderValue = HeaderValue::from_static("retry-after, x-request-id");
-/// What servers may have said, in which only the router's word counts.
-const THEIRS: [HeaderName; 6] = [
+/// Response headers that pages may read besides the CORS-safelisted ones.
+const EXPOSED_HEADERS: HeaderValue = HeaderValue::from_static("retry-after, x-request-id");
+/// Removed from backends' responses: with a list, the router alone decides.
+const CORS_HEADERS: [HeaderName; 6] = [
     ACCESS_CONTROL_ALLOW_ORIGIN,
     ACCESS_CONTROL_ALLOW_CREDENTIALS,
     ACCESS_CONTROL_ALLOW_METHODS,
@@ -26,108 +27,116 @@ const THEIRS: [HeaderName; 6] = [
     ACCESS_CONTROL_MAX_AGE,
 ];
 
-/// The origins whose pages may read answers.
+/// The origins whose pages may read responses.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Origins(Vec<String>);
 
-/// What an answer says about it.
+/// The CORS headers of one response.
 #[derive(Debug, Default)]
 pub(crate) enum CorsDecision {
-    /// There is no list: what the server says.
+    /// No list is configured: the backend's headers pass through.
     #[default]
-    AsServersSay,
-    /// Nothing: no page asks, or not one of the list.
-    No,
-    /// That this origin may read it.
-    With(HeaderValue),
+    PassThrough,
+    /// No CORS headers: the request has no `Origin`, or one that is not in the list.
+    Deny,
+    /// This origin may read the response.
+    Allow(HeaderValue),
 }
 
 impl Origins {
-    /// `*` is every origin. The error is what is none.
+    /// `*` matches every origin. The error is the first text that is not an origin.
     pub(crate) fn new(origins: Vec<String>) -> Result<Self, String> {
         match origins.iter().find(|origin| !is_origin(origin)) {
-            Some(bad) => Err(bad.clone()),
+            Some(invalid) => Err(invalid.clone()),
             None => Ok(Self(origins)),
         }
     }
 
-    pub(crate) fn is_on(&self) -> bool {
+    /// Whether a list is configured.
+    pub(crate) fn is_enabled(&self) -> bool {
         !self.0.is_empty()
     }
 
-    pub(super) fn shared(&self, fields: &RawHeaders) -> CorsDecision {
-        if !self.is_on() {
-            return CorsDecision::AsServersSay;
+    pub(super) fn decide(&self, headers: &RawHeaders) -> CorsDecision {
+        if !self.is_enabled() {
+            return CorsDecision::PassThrough;
         }
-        let mut origins = fields.all(HeaderId::Origin);
+        let mut origins = headers.all(HeaderId::Origin);
         match (origins.next(), origins.next()) {
-            (Some(origin), None) if self.has(origin) => {
-                HeaderValue::from_bytes(origin).map_or(CorsDecision::No, CorsDecision::With)
+            (Some(origin), None) if self.contains(origin) => {
+                // The origin itself, also for `*`: one rule for both, and `Vary` keeps caches right.
+                HeaderValue::from_bytes(origin).map_or(CorsDecision::Deny, CorsDecision::Allow)
             }
-            _ => CorsDecision::No,
+            // Two `Origin` headers are no browser's.
+            _ => CorsDecision::Deny,
         }
     }
 
-    fn has(&self, origin: &[u8]) -> bool {
-        self.0.iter().any(|known| known == "*" || known.as_bytes() == origin)
+    fn contains(&self, origin: &[u8]) -> bool {
+        self.0.iter().any(|allowed| allowed == "*" || allowed.as_bytes() == origin)
     }
 }
 
-/// As a browser sends it: a scheme and a host in small letters, a port if it is not the scheme's own, and nothing behind.
+/// Whether a text is `*` or an origin as browsers serialize it (RFC 6454, section 6.2): scheme and host in
+/// lower case, the port only if it is not the scheme's default, no path. Origins are compared byte by byte,
+/// so others would never match.
 fn is_origin(text: &str) -> bool {
-    let has_host = |rest: &str| {
-        let is_part =
+    let is_authority = |rest: &str| {
+        let is_allowed =
             |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-._:[]".contains(&byte);
-        !rest.is_empty() && rest.bytes().all(is_part)
+        !rest.is_empty() && rest.bytes().all(is_allowed)
     };
     text == "*"
         || text.split_once("://").is_some_and(|(scheme, rest)| {
             !scheme.is_empty()
                 && scheme.bytes().all(|byte| byte.is_ascii_lowercase() || b"+-.".contains(&byte))
-                && has_host(rest)
+                && is_authority(rest)
         })
 }
 
 impl CorsDecision {
-    /// Whether an `OPTIONS` request is a browser's question that has an answer.
-    pub(crate) fn answers_preflight(&self, fields: &RawHeaders) -> bool {
-        matches!(self, Self::With(_)) && fields.has("access-control-request-method")
+    /// Whether an `OPTIONS` request is a preflight request that the router answers itself.
+    pub(crate) fn answers_preflight(&self, headers: &RawHeaders) -> bool {
+        matches!(self, Self::Allow(_)) && headers.has("access-control-request-method")
     }
 
-    /// The answer to a browser's question: which methods the path takes, and any headers that it asks for.
-    pub(crate) fn preflight(allow: &'static str, asked: &RawHeaders) -> HeaderMap {
+    /// The headers of a preflight response: the path's methods, and whichever headers the browser asks for.
+    /// Backends ignore headers that they do not know, so there is nothing to protect by a list.
+    pub(crate) fn preflight(allow: &'static str, request: &RawHeaders) -> HeaderMap {
         let mut headers = HeaderMap::new();
         headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(allow));
-        let wanted = asked.get("access-control-request-headers").map(HeaderValue::from_bytes);
-        if let Some(Ok(wanted)) = wanted {
-            headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, wanted);
+        let requested = request.get("access-control-request-headers").map(HeaderValue::from_bytes);
+        if let Some(Ok(requested)) = requested {
+            headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, requested);
         }
         headers.insert(ACCESS_CONTROL_MAX_AGE, MAX_AGE);
         headers
     }
 
-    /// Whether there is anything that [`write`](Self::write) changes.
-    pub(crate) fn is_said(&self) -> bool {
-        !matches!(self, Self::AsServersSay)
+    /// Whether [`apply`](Self::apply) changes anything.
+    pub(crate) fn changes_response(&self) -> bool {
+        !matches!(self, Self::PassThrough)
     }
 
-    /// Says it in an answer that is not a preflight's.
-    pub(crate) fn write(self, head: &mut ClientResponseHead, is_preflight: bool) {
+    /// Writes the decision into the head of a response.
+    pub(crate) fn apply(self, head: &mut ClientResponseHead, is_preflight: bool) {
         let origin = match self {
-            Self::AsServersSay => return,
-            Self::No => None,
-            Self::With(origin) => Some(origin),
+            Self::PassThrough => return,
+            Self::Deny => None,
+            Self::Allow(origin) => Some(origin),
         };
+        // A preflight response is the router's own and carries its methods and headers already.
         if !is_preflight && head.may_have_cors_headers() {
-            THEIRS.iter().for_each(|name| head.remove(name));
+            CORS_HEADERS.iter().for_each(|name| head.remove(name));
         }
         let Some(origin) = origin else { return };
         head.set(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        // The response differs by origin, so a shared cache must not serve it to another one.
         head.add(VARY, HeaderValue::from_static("Origin"));
         if is_preflight {
             head.add(VARY, HeaderValue::from_static("Access-Control-Request-Headers"));
         } else {
-            head.set(ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
+            head.set(ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED_HEADERS);
         }
     }
 }

@@ -1,6 +1,6 @@
-//! What is decided about a request before its body is read: who may ask
-//! ([`AccessControl`]), which pages may read the response ([`CorsDecision`]), and how
-//! many requests may be under way at a time ([`AdmissionController`]).
+//! What is decided about a request before its body is read: authentication
+//! ([`AccessControl`]), CORS ([`CorsDecision`]), and concurrency, rate and queue limits
+//! ([`AdmissionController`]).
 //!
 //! Nothing here reads a body, knows a route, or chooses a backend.
 

@@ -1,9 +1,9 @@
-//! Places and the queue for them, for all threads together.
+//! Concurrency permits and the first-in, first-out queue for them, shared by all workers.
 //!
-//! How many places are taken and how many requests wait is one atomic number, so that a
-//! request that finds a place, and one that leaves while nobody waits, need nothing
-//! else. The queue is behind a lock. Only its first one may enter: it is woken when
-//! something is free, and wakes the next when it has entered.
+//! Permits and waiters are counted in one atomic word, so that a request that gets a
+//! permit, and one that ends while no other waits, touch nothing else. The queue itself is
+//! behind a lock. Only its head may be admitted: it is woken when capacity is released, and
+//! wakes the next waiter when it leaves.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -17,190 +17,202 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{AdmissionHandle, Rejection};
 
-/// One who waits, in the upper half of [`WaitQueue::count`]; places are in the lower half.
-const WAITING: u64 = 1 << 32;
-/// How often the first one in the queue looks whether a server has room for reasons that nobody tells: it is healthy
-/// again, or new.
+/// One waiter in [`WaitQueue::count`], whose upper 32 bits count waiters and whose lower 32 bits count
+/// permits.
+const WAITER: u64 = 1 << 32;
+/// How often the head of the queue re-checks capacity that frees without a wake-up: a backend recovered or
+/// was added.
 const HEAD_RECHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 #[derive(Default)]
 pub(super) struct WaitQueue {
     pub(super) count: AtomicU64,
-    queue: Mutex<Queue>,
+    waiters: Mutex<Waiters>,
 }
 
 #[derive(Default)]
-struct Queue {
-    next: u64,
-    /// By the order in which they came.
-    waiting: BTreeMap<u64, Waker>,
+struct Waiters {
+    next_ticket: u64,
+    /// By ticket, so in order of arrival.
+    by_ticket: BTreeMap<u64, Waker>,
 }
 
-fn taken(count: u64) -> u64 {
-    count % WAITING
+/// The permits held, of a [`WaitQueue::count`].
+fn permits(count: u64) -> u64 {
+    count % WAITER
 }
 
 impl WaitQueue {
+    /// Queued requests.
     pub(super) fn waiting(&self) -> usize {
-        (self.count.load(Acquire) / WAITING) as usize
+        (self.count.load(Acquire) / WAITER) as usize
     }
 
-    /// Takes a place if one is free; without being the first, only if nobody waits.
-    fn take(&self, limit: u32, is_first: bool) -> bool {
-        let taken = self.count.fetch_update(AcqRel, Acquire, |count| {
-            let may = (is_first || count < WAITING) && taken(count) < u64::from(limit);
-            may.then_some(count + 1)
+    /// Takes a permit if one is free. Only the head of the queue may do so while others wait, or newcomers
+    /// would overtake.
+    fn try_acquire(&self, limit: u32, is_head: bool) -> bool {
+        let acquired = self.count.fetch_update(AcqRel, Acquire, |count| {
+            let is_allowed = (is_head || count < WAITER) && permits(count) < u64::from(limit);
+            is_allowed.then_some(count + 1)
         });
-        taken.is_ok()
+        acquired.is_ok()
     }
 
-    fn give_back(&self, is_quiet: bool) {
-        if self.count.fetch_sub(1, AcqRel) >= WAITING && !is_quiet {
-            self.wake_first();
+    fn release(&self, wakes_head: bool) {
+        if self.count.fetch_sub(1, AcqRel) >= WAITER && wakes_head {
+            self.wake_head();
         }
     }
 
-    /// Something else than a place is free.
-    pub(super) fn freed(&self) {
-        // Either this sees who waits, or the one who waits sees what is free.
+    /// Wakes the head of the queue after something other than a permit was released, such as capacity of a
+    /// backend.
+    pub(super) fn wake_on_release(&self) {
+        // Pairs with the fence in `Waiter::poll`: either this thread sees the waiter, or the waiter sees the
+        // capacity.
         fence(SeqCst);
         if self.waiting() > 0 {
-            self.wake_first();
+            self.wake_head();
         }
     }
 
-    pub(super) fn wake_first(&self) {
-        let first = self.queue().waiting.first_key_value().map(|(_, waker)| waker.clone());
-        // The lock is free again: a waker may run anything.
-        if let Some(waker) = first {
+    pub(super) fn wake_head(&self) {
+        let head = self.lock().by_ticket.first_key_value().map(|(_, waker)| waker.clone());
+        // Outside the lock: a waker may run arbitrary code, also code that takes this lock.
+        if let Some(waker) = head {
             waker.wake();
         }
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        // Nothing panics while it is held.
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Waiters> {
+        // Poisoning is ignored: no code panics while it holds the lock.
+        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn join(&self, size: usize) -> Result<u64, Rejection> {
-        let mut queue = self.queue();
-        let waiting = queue.waiting.len();
-        if waiting >= size {
+    /// Appends a waiter and returns its ticket.
+    fn join(&self, queue_size: usize) -> Result<u64, Rejection> {
+        let mut waiters = self.lock();
+        let waiting = waiters.by_ticket.len();
+        if waiting >= queue_size {
             return Err(Rejection::QueueFull { waiting });
         }
-        let number = queue.next;
-        queue.next += 1;
-        queue.waiting.insert(number, Waker::noop().clone());
-        self.count.fetch_add(WAITING, AcqRel);
-        Ok(number)
+        let ticket = waiters.next_ticket;
+        waiters.next_ticket += 1;
+        // The first poll registers the real waker, right after this.
+        waiters.by_ticket.insert(ticket, Waker::noop().clone());
+        // Under the lock, so that the count never disagrees with the map for another thread that holds it.
+        self.count.fetch_add(WAITER, AcqRel);
+        Ok(ticket)
     }
 
-    /// Says how to wake the one with this number. Returns whether it is the first.
-    fn wait(&self, number: u64, waker: &Waker) -> bool {
-        let mut queue = self.queue();
-        if let Some(known) = queue.waiting.get_mut(&number) {
-            known.clone_from(waker);
+    /// Registers the waker of a waiter. Returns whether it is the head of the queue.
+    fn register(&self, ticket: u64, waker: &Waker) -> bool {
+        let mut waiters = self.lock();
+        if let Some(registered) = waiters.by_ticket.get_mut(&ticket) {
+            registered.clone_from(waker);
         }
-        queue.waiting.first_key_value().is_some_and(|(first, _)| *first == number)
+        waiters.by_ticket.first_key_value().is_some_and(|(head, _)| *head == ticket)
     }
 
-    /// Leaves the queue, entered or not.
-    fn leave(&self, number: u64) {
-        let mut queue = self.queue();
-        queue.waiting.remove(&number);
-        self.count.fetch_sub(WAITING, AcqRel);
-        let is_empty = queue.waiting.is_empty();
-        drop(queue);
+    /// Removes a waiter, admitted or not, and wakes the next one: it may be the head now.
+    fn leave(&self, ticket: u64) {
+        let mut waiters = self.lock();
+        waiters.by_ticket.remove(&ticket);
+        self.count.fetch_sub(WAITER, AcqRel);
+        let is_empty = waiters.by_ticket.is_empty();
+        drop(waiters);
         if !is_empty {
-            self.wake_first();
+            self.wake_head();
         }
     }
 }
 
-/// A place, taken until it is dropped.
+/// One admitted request; released on drop.
 pub(crate) struct Permit {
-    entrance: Arc<AdmissionHandle>,
-    /// Whoever waits need not be told when it is free.
-    is_quiet: bool,
+    handle: Arc<AdmissionHandle>,
+    wakes_head: bool,
 }
 
 impl Permit {
-    /// Takes one if that keeps nobody waiting who came before.
-    pub(super) fn if_free(entrance: &Arc<AdmissionHandle>) -> Option<Self> {
-        Self::take(entrance, false)
+    /// Takes a permit if one is free and no request waits.
+    pub(super) fn try_acquire(handle: &Arc<AdmissionHandle>) -> Option<Self> {
+        Self::acquire(handle, false)
     }
 
-    fn take(entrance: &Arc<AdmissionHandle>, is_first: bool) -> Option<Self> {
-        let gate = entrance.gate();
-        let taken = gate.line.take(gate.max_concurrent(), is_first);
-        taken.then(|| Self { entrance: Arc::clone(entrance), is_quiet: false })
+    fn acquire(handle: &Arc<AdmissionHandle>, is_head: bool) -> Option<Self> {
+        let controller = handle.controller();
+        let acquired = controller.wait_queue.try_acquire(controller.max_concurrent(), is_head);
+        acquired.then(|| Self { handle: Arc::clone(handle), wakes_head: true })
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.entrance.gate().line.give_back(self.is_quiet);
+        self.handle.controller().wait_queue.release(self.wakes_head);
     }
 }
 
-/// A wait in the queue.
+/// A queued request: resolves when it is admitted, or when its time in the queue is over.
 pub(super) struct Waiter<F> {
-    entrance: Arc<AdmissionHandle>,
-    take: F,
-    number: u64,
+    handle: Arc<AdmissionHandle>,
+    acquire: F,
+    ticket: u64,
     timeout: Duration,
-    end: Instant,
+    deadline: Instant,
     timer: Pin<Box<Sleep>>,
 }
 
 impl<F> Waiter<F> {
-    pub(super) fn begin(entrance: &Arc<AdmissionHandle>, take: F) -> Result<Self, Rejection> {
-        let gate = entrance.gate();
-        let number = gate.line.join(gate.queue_size.load(Acquire))?;
-        let timeout = Duration::from_millis(gate.queue_timeout_ms.load(Acquire));
-        let end = Instant::now() + timeout;
-        let timer = Box::pin(sleep_until(end));
-        Ok(Self { entrance: Arc::clone(entrance), take, number, timeout, end, timer })
+    pub(super) fn enqueue(handle: &Arc<AdmissionHandle>, acquire: F) -> Result<Self, Rejection> {
+        let controller = handle.controller();
+        let ticket = controller.wait_queue.join(controller.queue_size.load(Acquire))?;
+        let timeout = Duration::from_millis(controller.queue_timeout_ms.load(Acquire));
+        let deadline = Instant::now() + timeout;
+        let timer = Box::pin(sleep_until(deadline));
+        Ok(Self { handle: Arc::clone(handle), acquire, ticket, timeout, deadline, timer })
     }
 }
 
-/// `take` is called, and never pinned.
+/// `acquire` is called, never pinned.
 impl<F> Unpin for Waiter<F> {}
 
 impl<T, E: From<Rejection>, F: FnMut() -> Result<Option<T>, E>> Future for Waiter<F> {
     type Output = Result<(Permit, T), E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let wait = self.get_mut();
-        let line = &wait.entrance.gate().line;
+        let waiter = self.get_mut();
+        let queue = &waiter.handle.controller().wait_queue;
         loop {
-            if line.wait(wait.number, cx.waker())
-                && let Some(mut place) = Permit::take(&wait.entrance, true)
+            if queue.register(waiter.ticket, cx.waker())
+                && let Some(mut permit) = Permit::acquire(&waiter.handle, true)
             {
+                // Pairs with the fence in `wake_on_release`.
                 fence(SeqCst);
-                match (wait.take)() {
-                    Ok(Some(taken)) => return Poll::Ready(Ok((place, taken))),
+                match (waiter.acquire)() {
+                    Ok(Some(acquired)) => return Poll::Ready(Ok((permit, acquired))),
                     Err(error) => return Poll::Ready(Err(error)),
                     Ok(None) => {
-                        // Nobody else may have it: the one who would be woken is this one.
-                        place.is_quiet = true;
-                        wait.timer.as_mut().reset(wait.end.min(Instant::now() + HEAD_RECHECK_INTERVAL));
+                        // The permit goes back without a wake-up: it would wake this waiter, which would
+                        // spin.
+                        permit.wakes_head = false;
+                        let recheck = Instant::now() + HEAD_RECHECK_INTERVAL;
+                        waiter.timer.as_mut().reset(waiter.deadline.min(recheck));
                     }
                 }
             }
-            if wait.timer.as_mut().poll(cx).is_pending() {
+            if waiter.timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
-            if Instant::now() >= wait.end {
-                return Poll::Ready(Err(Rejection::QueueTimeout(wait.timeout).into()));
+            if Instant::now() >= waiter.deadline {
+                return Poll::Ready(Err(Rejection::QueueTimeout(waiter.timeout).into()));
             }
-            wait.timer.as_mut().reset(wait.end);
+            // A re-check was due; the next turn of the loop sets another one if it is needed.
+            waiter.timer.as_mut().reset(waiter.deadline);
         }
     }
 }
 
 impl<F> Drop for Waiter<F> {
     fn drop(&mut self) {
-        self.entrance.gate().line.leave(self.number);
+        self.handle.controller().wait_queue.leave(self.ticket);
     }
 }

@@ -84,9 +84,9 @@ impl Options {
     /// the same.
     pub(crate) fn take_certificates(&self, other: &Self) {
         if let (Some(present), Some(new)) = (&self.tls.server, &other.tls.server) {
-            present.become_as(new);
+            present.apply(new);
         }
-        self.sockets.tls.become_as(&other.sockets.tls);
+        self.sockets.tls.apply(&other.sockets.tls);
     }
 }
 

@@ -148,7 +148,9 @@ impl Exchange<'_> {
     ) -> Result<(ServerPair, Legs), Role> {
         let fleet = self.fleet.now();
         match limited {
-            Some(entrance) => fleet.other_seats(failed, entrance.gate().caps(), entrance).map(from_permits),
+            Some(entrance) => {
+                fleet.acquire_other_pair(failed, entrance.controller().caps(), entrance).map(from_permits)
+            }
             None => fleet.select_other_pair(failed).map(unlimited),
         }
     }

@@ -49,7 +49,7 @@ impl Route {
             Self::Router(RouterEndpoint::HealthGenerate) => Endpoint::HealthGenerate,
             Self::Router(RouterEndpoint::FlushCache) => Endpoint::FlushCache,
             Self::Router(RouterEndpoint::ServerInfo) => Endpoint::ServerInfo,
-            Self::Router(RouterEndpoint::FromOne) => Endpoint::ModelInfo,
+            Self::Router(RouterEndpoint::ModelInfo) => Endpoint::ModelInfo,
             Self::Workers => Endpoint::Workers,
         }
     }

@@ -84,8 +84,8 @@ impl ConnectionHandler for Service {
     ) -> Option<ClientResponse<ClientResponseBody>> {
         let mut record = self.recorder.begin();
         self.logger.name(&mut head, &mut record);
-        let mut auth = self.access.terms(&head.fields);
-        let is_preflight = head.method == Method::OPTIONS && auth.shared.answers_preflight(&head.fields);
+        let mut auth = self.access.authorize(&head.fields);
+        let is_preflight = head.method == Method::OPTIONS && auth.cors.answers_preflight(&head.fields);
         let result = {
             let exchange = Exchange { head: &mut head, client, record: &mut record, timer, is_preflight };
             catch_panic(pin!(self.handle(exchange, &mut auth))).await
@@ -96,8 +96,8 @@ impl ConnectionHandler for Service {
             Ok(HandlerResult::Disconnected) => return None,
             Err(error) => response::error(&error, record),
         };
-        if auth.shared.is_said() {
-            auth.shared.write(&mut response.head, is_preflight);
+        if auth.cors.changes_response() {
+            auth.cors.apply(&mut response.head, is_preflight);
         }
         Some(response)
     }
@@ -170,7 +170,7 @@ impl Service {
         match &route {
             // Operators have a key of their own.
             Ok(Route::Workers) => {
-                self.access.may_administrate(exchange.client.peer(), &head.fields)?;
+                self.access.check_admin(exchange.client.peer(), &head.fields)?;
                 return route;
             }
             Ok(route) if route.is_probe() => {}
@@ -179,7 +179,7 @@ impl Service {
             // Before 404 and 405: without a key, nothing is told of which paths exist.
             _ => auth.check()?,
         }
-        auth.change(&mut head.fields);
+        auth.replace_authorization(&mut head.fields);
         route
     }
 
@@ -190,12 +190,12 @@ impl Service {
         client: &mut impl ClientTransport,
         begun: Instant,
     ) -> Result<Option<Admitted>, Error> {
-        if !self.admission.gate().is_on() {
+        if !self.admission.controller().is_enabled() {
             return Ok(Some(Admitted::default()));
         }
         let mut waiting = None;
         let enter =
-            self.admission.enter(begun, || self.take_pair(), || waiting = Some(self.queue_metrics.enter()));
+            self.admission.admit(begun, || self.take_pair(), || waiting = Some(self.queue_metrics.enter()));
         tokio::select! {
             biased;
             entered = enter => match entered {
@@ -213,11 +213,11 @@ impl Service {
 
     /// Takes a place on a prefill and a decode server, where these have a limit. The outer `None`: all are full.
     fn take_pair(&self) -> Result<Option<Option<AdmittedPair>>, Error> {
-        let caps = self.admission.gate().caps();
+        let caps = self.admission.controller().caps();
         if caps == BackendCaps::NONE {
             return Ok(Some(None));
         }
-        let permits = self.fleet.now().seats(caps, &self.admission).map_err(Error::NoServer)?;
+        let permits = self.fleet.now().acquire_pair(caps, &self.admission).map_err(Error::NoServer)?;
         let admission = || Arc::clone(&self.admission);
         Ok(permits.map(|permits| Some(AdmittedPair { permits, admission: admission() })))
     }

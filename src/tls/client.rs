@@ -1,4 +1,4 @@
-//! What servers are checked against, and shown.
+//! TLS towards backends: which CAs are trusted, and which client certificate is presented.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -6,33 +6,27 @@ use std::sync::Arc;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::{ClientConfig, RootCertStore};
 
-use super::files::{self, Flags, bad};
+use super::files::{self, KeyPairFlags, bad_file};
 use super::{HTTP_1, KeyFiles, TlsError};
 
-const FLAGS: Flags = ["--client-cert-path", "--client-key-path"];
+const FLAGS: KeyPairFlags = ["--client-cert-path", "--client-key-path"];
 const CA_FLAG: &str = "--ca-cert-paths";
+/// Names a file of CA certificates, as for OpenSSL.
+const CA_FILE_VARIABLE: &str = "SSL_CERT_FILE";
 
-/// Names the file of the system's CAs, as for OpenSSL.
-const SYSTEM_CAS_VARIABLE: &str = "SSL_CERT_FILE";
-/// Where Linux distributions keep it.
-const SYSTEM_CAS: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
-
-/// The files for connections to servers.
+/// The files for connections to backends.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ClientFiles {
-    /// The CAs that servers' certificates must come from; without any, those of the system.
+    /// The CAs that backends' certificates are verified against. Empty: those of the system.
     pub(crate) cas: Vec<PathBuf>,
-    /// What servers are shown that ask for it.
+    /// The client certificate, for backends that request one.
     pub(crate) own: Option<KeyFiles>,
 }
 
-/// How servers are spoken to now. The files are read when they are needed first: the system's CAs take memory that a
-/// router without https should not have to give.
+/// The TLS configuration for connections to backends, replaced on reload.
+///
+/// Files are read for the first handshake: the system's CAs (about 140) take memory that a router without
+/// `https://` backends need not spend.
 #[derive(Debug, Default)]
 pub(crate) struct ClientTls {
     files: ArcSwap<ClientFiles>,
@@ -44,25 +38,26 @@ impl ClientTls {
         Self { files: ArcSwap::from_pointee(files), config: ArcSwapOption::empty() }
     }
 
-    /// For one handshake.
+    /// The configuration for one handshake.
     pub(crate) fn config(&self) -> Result<Arc<ClientConfig>, TlsError> {
         if let Some(config) = self.config.load_full() {
             return Ok(config);
         }
+        // Two first handshakes may both load the files, and either result may stay.
         let config = Arc::new(load(&self.files.load())?);
         self.config.store(Some(Arc::clone(&config)));
         Ok(config)
     }
 
-    /// Speaks from now on as `other` does.
-    pub(crate) fn become_as(&self, other: &Self) {
+    /// Takes over the configuration of `other`, for handshakes from now on.
+    pub(crate) fn apply(&self, other: &Self) {
         self.files.store(other.files.load_full());
         self.config.store(other.config.load_full());
     }
 }
 
 fn load(files: &ClientFiles) -> Result<ClientConfig, TlsError> {
-    let roots = if files.cas.is_empty() { system_cas()? } else { given_cas(&files.cas)? };
+    let roots = if files.cas.is_empty() { system_cas()? } else { configured_cas(&files.cas)? };
     let builder = ClientConfig::builder_with_provider(files::provider())
         .with_safe_default_protocol_versions()
         .map_err(|error| TlsError(error.to_string()))?
@@ -72,32 +67,43 @@ fn load(files: &ClientFiles) -> Result<ClientConfig, TlsError> {
         Some(own) => {
             let (certificates, key) = files::key_pair(FLAGS, own)?;
             let built = builder.with_client_auth_cert(certificates, key);
-            built.map_err(|error| files::bad_pair(FLAGS, own, &error))?
+            built.map_err(|error| files::bad_key_pair(FLAGS, own, &error))?
         }
     };
+    // Connections to backends are HTTP/1.1 only; without ALPN a server might choose HTTP/2.
     config.alpn_protocols = vec![HTTP_1.to_vec()];
     Ok(config)
 }
 
-fn given_cas(paths: &[PathBuf]) -> Result<RootCertStore, TlsError> {
+/// The operator's own CAs: each must be valid, as a typing error must not go unnoticed.
+fn configured_cas(paths: &[PathBuf]) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for path in paths {
         for certificate in files::certificates(CA_FLAG, path)? {
             let added = roots.add(certificate);
-            added.map_err(|error| bad(CA_FLAG, path, format_args!("not a CA's certificate: {error}")))?;
+            added.map_err(|error| bad_file(CA_FLAG, path, format_args!("not a CA certificate: {error}")))?;
         }
     }
     Ok(roots)
 }
 
-/// Those that cannot be read are left out, as everyone does: some systems have one.
+/// The CAs of the file in `SSL_CERT_FILE`, or else the system's. Invalid ones are skipped, as OpenSSL and curl
+/// do: some distributions ship certificates that webpki does not accept.
 fn system_cas() -> Result<RootCertStore, TlsError> {
-    let named = std::env::var_os(SYSTEM_CAS_VARIABLE).map(PathBuf::from);
-    let found = || SYSTEM_CAS.iter().map(PathBuf::from).find(|path| Path::exists(path));
-    let Some(path) = named.or_else(found) else {
-        return Err(TlsError(format!("this system has no file of CA certificates; give {CA_FLAG}")));
+    let found = match std::env::var_os(CA_FILE_VARIABLE) {
+        // The file alone. `load_native_certs` would add the directories of SSL_CERT_DIR, where that is set for
+        // the whole machine: a file that is to narrow what is trusted would then widen it.
+        Some(file) => rustls_native_certs::load_certs_from_paths(Some(Path::new(&file)), None),
+        None => rustls_native_certs::load_native_certs(),
     };
     let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(files::certificates(SYSTEM_CAS_VARIABLE, &path)?);
+    roots.add_parsable_certificates(found.certs);
+    if roots.is_empty() {
+        // Errors beside valid certificates do no harm; without any they are the reason.
+        let reason = found.errors.first().map(|error| format!(" ({error})")).unwrap_or_default();
+        return Err(TlsError(format!(
+            "no CA certificates found{reason}: set {CA_FLAG} or {CA_FILE_VARIABLE} to a PEM file"
+        )));
+    }
     Ok(roots)
 }

@@ -1,8 +1,8 @@
-//! TLS: certificates and keys from files, read again when the files have changed, and
-//! the handshake with a server.
+//! TLS: configurations for both sides, built from PEM files and rebuilt when the files
+//! change, and the handshake with a backend.
 //!
-//! No socket is opened here. The configuration in use is replaced as a whole, so that a
-//! handshake sees one state, and open connections keep the one they began with.
+//! No socket is opened here. A configuration is replaced as a whole, so that a handshake
+//! sees one state; open connections keep the configuration of their handshake.
 
 mod client;
 mod connection;
@@ -16,18 +16,18 @@ pub(crate) use client::{ClientFiles, ClientTls};
 pub(crate) use connection::{TlsConnection, accept, connect};
 pub(crate) use server::ServerTls;
 
-/// HTTP/1.1 and HTTP/2, as a handshake names them (RFC 7301).
+/// The ALPN names of HTTP/1.1 and HTTP/2 (RFC 7301, RFC 9113).
 const HTTP_1: &[u8] = b"http/1.1";
 const HTTP_2: &[u8] = b"h2";
 
-/// A certificate with what leads up to its CA, and its key, both in PEM.
+/// The PEM files of a certificate chain and of its private key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct KeyFiles {
     pub(crate) cert: PathBuf,
     pub(crate) key: PathBuf,
 }
 
-/// A file that is of no use: one sentence that names it, and the flag that it was given with.
+/// A configuration that cannot be built. The text names the file and the flag that it was given with.
 #[derive(Debug, Clone)]
 pub(crate) struct TlsError(String);
 

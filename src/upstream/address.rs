@@ -1,24 +1,28 @@
-//! Where a server listens.
+//! The address of a backend: its URL, parsed and checked.
+//!
+//! Names are not resolved here (`dial` does that for each connection).
 
 use hyper::Uri;
 use rustls::pki_types::ServerName;
 
-/// Where a server listens, and what it is called.
+/// The address of a backend.
 #[derive(Debug, Clone)]
 pub(crate) struct Address {
-    /// `http://host:port` or `https://host:port`, without a slash at the end: how logs and errors name the server.
+    /// `http://host:port` or `https://host:port`, without a trailing slash: how logs and errors name the
+    /// backend.
     pub(crate) url: String,
-    /// `host:port` in lower case: the `Host` header, and what makes two servers the same.
+    /// `host:port` in lower case: the `Host` header, and the identity of a server across configuration, DNS
+    /// and API.
     pub(crate) authority: String,
-    /// IPv6 in brackets, as SGLang wants its `bootstrap_host`.
+    /// IPv6 in brackets, as SGLang expects its `bootstrap_host`.
     pub(crate) host: String,
     pub(crate) port: u16,
-    /// What the server's certificate must be for, if it speaks TLS.
+    /// The name that the server's certificate must be valid for; `None` for `http://`.
     pub(crate) tls_name: Option<ServerName<'static>>,
 }
 
 impl Address {
-    /// Reads a server's URL. The error says what is wrong with it.
+    /// Parses a server's URL. The error says what is wrong with it.
     pub(crate) fn parse(url: &str) -> Result<Self, &'static str> {
         const NO_URL: &str = "not a URL such as http://10.0.0.1:30000";
         let uri: Uri = url.parse().map_err(|_| NO_URL)?;
@@ -28,13 +32,16 @@ impl Address {
             _ => return Err("a server's URL must begin with http:// or https://"),
         };
         let authority = uri.authority().ok_or(NO_URL)?;
+        // They would be ignored: the router authenticates with --worker-api-key.
         if authority.as_str().contains('@') {
             return Err("user names and passwords in a URL are not supported");
         }
+        // A path would be ignored, as requests are forwarded to the path that the client asked for.
         if uri.path() != "/" || uri.query().is_some() {
             return Err("a server's URL must end after the port");
         }
-        // `port()` is also `None` for "http://host:" and for a port over 65535.
+        // `port_u16` is `None` also for "http://host:" and for a port over 65535, which must not mean the
+        // default. Searched for after the last ']': an IPv6 address has colons of its own.
         let has_port = authority.as_str().rsplit(']').next().is_some_and(|rest| rest.contains(':'));
         let port = match authority.port_u16() {
             Some(0) => return Err("port 0 is not a server's port"),
@@ -54,19 +61,21 @@ impl Address {
 }
 
 fn tls_name(host: &str) -> Option<ServerName<'static>> {
+    // Certificates name IPv6 addresses without brackets.
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     ServerName::try_from(bare.to_owned()).ok()
 }
 
-/// A host name or address as SGLang expects it in `bootstrap_host`, where it needs no JSON escapes: IPv6 in
-/// brackets, which may be missing in `host`.
+/// A host name or address as SGLang expects it in `bootstrap_host`: IPv6 in brackets, which may be missing in
+/// `host`. Only characters that need no JSON escapes are accepted, as the field is spliced into request
+/// bodies.
 pub(crate) fn checked_host(host: &str) -> Option<String> {
     let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
     if bare.parse::<std::net::Ipv6Addr>().is_ok() {
         return Some(format!("[{bare}]"));
     }
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
-    (!host.is_empty() && host.bytes().all(plain)).then(|| host.to_owned())
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    (!host.is_empty() && host.bytes().all(is_allowed)).then(|| host.to_owned())
 }
 
 #[cfg(test)]
@@ -74,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_is_a_host_and_a_port() {
+    fn a_url_is_parsed_into_host_and_port() {
         let parsed = |url| {
             let address = Address::parse(url).unwrap();
             (address.url, address.host, address.port)
@@ -89,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn https_has_a_port_of_its_own_and_a_name_to_check() {
+    fn https_has_its_own_default_port_and_a_name_to_verify() {
         let parsed = |url| Address::parse(url).unwrap();
         let name = |url| parsed(url).tls_name.map(|name| name.to_str().into_owned());
         assert_eq!(parsed("https://H.example").url, "https://h.example:443");
@@ -102,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_never_needs_json_escapes() {
+    fn hosts_that_need_json_escapes_are_rejected() {
         assert_eq!(checked_host("::1").as_deref(), Some("[::1]"));
         assert_eq!(checked_host("[::1]").as_deref(), Some("[::1]"));
         for host in ["", "a b", "a\"b", "a\\b", "[::1", "[h]", "ü", "a:1"] {

@@ -1,8 +1,9 @@
-//! One server behind the router: where it is and what is known of it.
+//! One server behind the router: its address, its bootstrap fields, and the counts and
+//! health that belong to it.
 //!
-//! No socket is opened here and no policy is kept.
+//! No socket is opened here, no request is counted here ([`InFlight`](super::InFlight)
+//! does that), and no policy is kept.
 
-use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -10,38 +11,12 @@ use hyper::header::HeaderValue;
 use tracing::{error, info, warn};
 
 use super::connection_counts::{ConnectionCounts, Connections};
-use super::health::{HealthState, HealthTracker, sign};
-use super::outcome::Outcomes;
-use super::{Address, Outcome};
-use crate::admission::{AdmissionHandle, WakeOnDrop};
+use super::health::{HealthState, HealthTracker, health_signal};
+use super::outcome::OutcomeCounts;
+use super::{Address, Outcome, Role};
 use crate::wire::bootstrap::BootstrapFields;
 
-/// What a server does for a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// Computes the prompt's KV cache.
-    Prefill,
-    /// Generates the tokens.
-    Decode,
-}
-
-impl Role {
-    /// `prefill` or `decode`, as in error codes and logs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Prefill => "prefill",
-            Self::Decode => "decode",
-        }
-    }
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// A prefill server and how decode servers find it.
+/// A prefill server and how decode servers reach its bootstrap server.
 #[derive(Debug, Clone)]
 pub(crate) struct PrefillSpec {
     pub(crate) address: Address,
@@ -49,17 +24,17 @@ pub(crate) struct PrefillSpec {
     pub(crate) bootstrap_port: Option<u16>,
 }
 
-/// What a server says of itself.
+/// What a server reports about itself in `/server_info`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Description {
     /// Its `--disaggregation-mode`.
     pub(crate) role: Option<Role>,
     pub(crate) bootstrap_port: Option<u16>,
-    /// Data-parallel ranks within it.
+    /// Its number of data-parallel ranks.
     pub(crate) dp_size: Option<u64>,
 }
 
-/// The next server's [`Backend::id`].
+/// The [`Backend::id`] of the next backend.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 /// A prefill or decode server.
@@ -69,15 +44,17 @@ pub struct Backend {
     role: Role,
     address: Address,
     host_header: HeaderValue,
+    /// From the configuration.
     bootstrap: Option<BootstrapFields>,
-    /// What it said itself, where no port was given.
-    learned: OnceLock<BootstrapFields>,
-    described: Mutex<Option<Description>>,
-    /// What was learned is true no more, so another must take its place.
-    outdated: AtomicBool,
+    /// From the server's own description, if no port is configured. Set once: requests read it without a
+    /// lock.
+    learned_bootstrap: OnceLock<BootstrapFields>,
+    description: Mutex<Option<Description>>,
+    /// The server has another bootstrap port than the learned one, so a new `Backend` must replace this one.
+    is_stale: AtomicBool,
     in_flight: AtomicUsize,
-    outcomes: Outcomes,
-    /// Shared with the pools.
+    outcomes: OutcomeCounts,
+    /// Shared with the pools, which outlive the backend while they close its connections.
     connections: Arc<ConnectionCounts>,
     health: HealthTracker,
 }
@@ -94,30 +71,28 @@ impl Backend {
 
     fn new(role: Role, address: Address, bootstrap: Option<BootstrapFields>, health: HealthTracker) -> Self {
         let host_header = HeaderValue::from_str(&address.authority).expect("a URL's authority is printable");
-        let (in_flight, outcomes) = (AtomicUsize::new(0), Outcomes::default());
-        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         Self {
-            id,
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             role,
             address,
             host_header,
             bootstrap,
-            learned: OnceLock::new(),
-            described: Mutex::default(),
-            outdated: AtomicBool::new(false),
-            in_flight,
-            outcomes,
+            learned_bootstrap: OnceLock::new(),
+            description: Mutex::default(),
+            is_stale: AtomicBool::new(false),
+            in_flight: AtomicUsize::new(0),
+            outcomes: OutcomeCounts::default(),
             connections: Arc::default(),
             health,
         }
     }
 
-    /// Whether this is the prefill server that is meant, as decode servers find it too.
+    /// Whether this is the prefill server of `spec`, with the same bootstrap fields, and not stale.
     pub(super) fn is_prefill(&self, spec: &PrefillSpec) -> bool {
         self.is_at(Role::Prefill, &spec.address)
             && self.bootstrap_host() == Some(&spec.bootstrap_host)
-            && self.given_port() == spec.bootstrap_port
-            && !self.outdated.load(Ordering::Relaxed)
+            && self.configured_port() == spec.bootstrap_port
+            && !self.is_stale.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_decode(&self, address: &Address) -> bool {
@@ -128,7 +103,7 @@ impl Backend {
         self.role == role && self.address.url == address.url
     }
 
-    /// A number that no other server of this process has, or had.
+    /// Unique in this process, and never reused: a server that is removed and added again gets a new id.
     pub(crate) fn id(&self) -> u64 {
         self.id
     }
@@ -143,125 +118,159 @@ impl Backend {
         &self.address.url
     }
 
-    /// What is sent as `bootstrap_host`; `None` for a decode server.
+    /// The `bootstrap_host` that requests carry; `None` for a decode server.
     pub fn bootstrap_host(&self) -> Option<&str> {
         self.bootstrap.as_ref().map(BootstrapFields::host)
     }
 
-    /// What is sent as `bootstrap_port`: what was given, or what the server has said itself. `None` is `null`, and for a
-    /// decode server.
+    /// The `bootstrap_port` that requests carry: the configured one, or the one that the server reports.
+    /// `None` for a decode server, and if the port is not known, where requests carry `null`.
     pub fn bootstrap_port(&self) -> Option<u16> {
         self.bootstrap().and_then(BootstrapFields::port)
     }
 
-    fn given_port(&self) -> Option<u16> {
+    fn configured_port(&self) -> Option<u16> {
         self.bootstrap.as_ref().and_then(BootstrapFields::port)
     }
 
-    /// What it has said of itself, if it was asked.
+    /// What the server has reported, if it was asked.
     pub(crate) fn description(&self) -> Option<Description> {
-        // It is put there whole.
-        self.described.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        // Poisoning is ignored: the value is replaced as a whole.
+        self.description.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Takes what the server says of itself. Returns whether another [`Backend`] must take this one's place: its bootstrap
-    /// port is another than before, and requests are under way that were told the old one.
-    pub(crate) fn note_description(&self, said: Description) -> bool {
-        let before = self.described.lock().unwrap_or_else(PoisonError::into_inner).replace(said.clone());
-        if before.as_ref() != Some(&said) {
-            self.log_contradictions(&said);
+    /// Records what the server reports about itself. Returns whether a new [`Backend`] must replace this one:
+    /// the bootstrap port has changed, while requests that carry the old one may still be in flight.
+    pub(crate) fn record_description(&self, reported: Description) -> bool {
+        let mut description = self.description.lock().unwrap_or_else(PoisonError::into_inner);
+        let previous = description.replace(reported.clone());
+        drop(description);
+        // Once per change: the description is fetched again after every outage.
+        if previous.as_ref() != Some(&reported) {
+            self.log_mismatch(&reported);
         }
-        if self.role != Role::Prefill || said.role == Some(Role::Decode) || self.given_port().is_some() {
+        // A configured port wins: the server may be reached through a port mapping that it does not know.
+        if self.role != Role::Prefill
+            || reported.role == Some(Role::Decode)
+            || self.configured_port().is_some()
+        {
             return false;
         }
-        let (Some(host), Some(port)) = (self.bootstrap_host(), said.bootstrap_port) else { return false };
-        let sent = self.learned.get_or_init(|| {
-            info!("prefill server {} has bootstrap port {port}, as it says itself", self.url());
+        // Without a port requests carry `null`, and the decode server assumes its own default.
+        let (Some(host), Some(port)) = (self.bootstrap_host(), reported.bootstrap_port) else { return false };
+        let learned = self.learned_bootstrap.get_or_init(|| {
+            info!("prefill server {} reports bootstrap port {port}", self.url());
             BootstrapFields::new(host.to_owned(), Some(port))
         });
-        let outdated = sent.port() != Some(port);
-        if outdated {
-            warn!("prefill server {} has bootstrap port {port} now", self.url());
-            self.outdated.store(true, Ordering::Relaxed);
+        // `learned_bootstrap` is set once, so another port cannot be stored here.
+        let is_stale = learned.port() != Some(port);
+        if is_stale {
+            warn!("prefill server {} has changed its bootstrap port to {port}", self.url());
+            self.is_stale.store(true, Ordering::Relaxed);
         }
-        outdated
+        is_stale
     }
 
-    fn log_contradictions(&self, said: &Description) {
+    /// Logs where the configuration and the server's report differ. The configuration is used all the same.
+    fn log_mismatch(&self, reported: &Description) {
         let (role, url) = (self.role, self.url());
-        if let Some(other) = said.role.filter(|said| *said != role) {
+        if let Some(other) = reported.role.filter(|reported| *reported != role) {
             error!(
-                "{url} was given as a {role} server, but it says that it is a {other} server: requests will fail"
+                "{url} is configured as a {role} server but reports that it is a {other} server; \
+                 requests to it will fail until the configuration or its --disaggregation-mode is corrected"
             );
-        } else if let (Some(given), Some(port)) = (self.given_port(), said.bootstrap_port)
-            && given != port
+        } else if let (Some(configured), Some(port)) = (self.configured_port(), reported.bootstrap_port)
+            && configured != port
         {
-            warn!("{role} server {url} was given bootstrap port {given}, but it says that it has {port}");
+            warn!("{role} server {url} is configured with bootstrap port {configured} but reports {port}");
         }
     }
 
-    /// Requests that are under way on this server, from choosing it to the end of its answer.
+    /// Requests in flight on this server, from its selection to the end of its response.
     pub fn in_flight(&self) -> usize {
+        // Pairs with the release in `remove_in_flight`: whoever reads 0 sees the outcomes too.
         self.in_flight.load(Ordering::Acquire)
     }
 
-    /// How many requests have ended like this on this server.
+    pub(super) fn add_in_flight(&self) {
+        // Relaxed: a policy may act on a count that is a moment old.
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts one more unless `cap` are in flight.
+    pub(super) fn try_add_in_flight(&self, cap: usize) -> bool {
+        let below_cap = |count: usize| (count < cap).then_some(count + 1);
+        self.in_flight.fetch_update(Ordering::Acquire, Ordering::Acquire, below_cap).is_ok()
+    }
+
+    pub(super) fn remove_in_flight(&self) {
+        self.in_flight.fetch_sub(1, Ordering::Release);
+    }
+
+    /// How many requests have ended with this outcome on this server.
     pub fn ended(&self, outcome: Outcome) -> u64 {
-        self.outcomes.of(outcome)
+        self.outcomes.get(outcome)
     }
 
-    /// Whether policies are given this server: it is not known to be down. Always so without health checks.
+    /// Whether policies may select this server: it is not known to be down. Always true without health
+    /// checks.
     pub fn is_healthy(&self) -> bool {
-        !self.health.state().is_out()
+        !self.health.state().is_excluded()
     }
 
-    /// In one word, for operators.
+    /// The state of its health checks.
     pub(crate) fn health(&self) -> HealthState {
         self.health.state()
     }
 
-    /// Whether it is known to be up, which a server that was never asked is not.
+    /// Whether it is known to be up, which `/ready` needs; a server that was never probed is not.
     pub(crate) fn is_ready(&self) -> bool {
         matches!(self.health.state(), HealthState::Healthy | HealthState::Suspect)
     }
 
-    /// Whether nothing speaks against it, so that there is no hurry to ask again.
-    pub(crate) fn is_settled(&self) -> bool {
+    /// Whether its last signal was good, so that the regular probe interval applies.
+    pub(crate) fn is_healthy_now(&self) -> bool {
         self.health.state() == HealthState::Healthy
     }
 
-    /// A probe has been answered well, or has failed for a reason.
-    pub(crate) fn note_probe(&self, result: Result<(), String>) {
-        self.note_sign(result.is_ok(), || result.err().unwrap_or_default());
+    /// Records a probe's result; the error is the reason of its failure.
+    pub(crate) fn record_probe(&self, result: Result<(), String>) {
+        self.record_health(result.is_ok(), || result.err().unwrap_or_default());
     }
 
-    fn note_end(&self, outcome: Outcome) {
+    /// Counts the outcome of a request, which is a health signal too.
+    pub(super) fn record_outcome(&self, outcome: Outcome) {
         self.outcomes.count(outcome);
-        if let Some(well) = sign(outcome) {
-            self.note_sign(well, || format!("requests end with {}", outcome.as_str()));
+        // Passive health checks: traffic notices a failure sooner than the next probe does.
+        if let Some(success) = health_signal(outcome) {
+            self.record_health(success, || format!("requests fail ({})", outcome.as_str()));
         }
     }
 
-    fn note_sign(&self, well: bool, why: impl FnOnce() -> String) {
+    /// `reason` is called only if the state changes: nearly every call records one more success.
+    fn record_health(&self, success: bool, reason: impl FnOnce() -> String) {
         let (role, url) = (self.role, self.url());
-        match self.health.note(well) {
+        match self.health.record(success) {
             None => {}
             Some(HealthState::Unhealthy) => {
-                warn!("{role} server {url} is unhealthy and gets no requests: {}", why())
+                warn!("{role} server {url} is unhealthy, taken out of rotation: {}", reason())
             }
             Some(HealthState::Starting) => {
-                warn!("{role} server {url} is not up and gets no requests before it is: {}", why())
+                warn!(
+                    "{role} server {url} is not up, kept out of rotation until a probe succeeds: {}",
+                    reason()
+                )
             }
             Some(_) => info!("{role} server {url} is healthy"),
         }
     }
 
-    /// What is learned is there once the server was asked, so this is one look at what does not change.
+    /// The fields that requests carry: one load of a value that never changes once it is set.
     pub(crate) fn bootstrap(&self) -> Option<&BootstrapFields> {
-        self.learned.get().or(self.bootstrap.as_ref())
+        self.learned_bootstrap.get().or(self.bootstrap.as_ref())
     }
 
-    /// Its connections, of all workers.
+    /// Its connections, summed over all workers.
     pub(crate) fn connections(&self) -> Connections {
         self.connections.sum()
     }
@@ -274,77 +283,8 @@ impl Backend {
         &self.address
     }
 
-    /// The value of the `Host` header towards this server.
+    /// The `Host` header of requests to this server.
     pub(crate) fn host_header(&self) -> &HeaderValue {
         &self.host_header
-    }
-}
-
-/// Counts one request on a server for as long as it lives, and how it ended.
-#[derive(Debug)]
-pub(crate) struct InFlight {
-    seat: BackendPermit,
-    outcome: Outcome,
-}
-
-impl InFlight {
-    pub(crate) fn enter(backend: Arc<Backend>) -> Self {
-        Self::on(BackendPermit::take(backend))
-    }
-
-    /// On a seat that was taken before.
-    pub(crate) fn on(seat: BackendPermit) -> Self {
-        Self { seat, outcome: Outcome::Cancelled }
-    }
-
-    pub(crate) fn backend(&self) -> &Arc<Backend> {
-        &self.seat.backend
-    }
-
-    /// Says how it ended. A request of which nothing is said was cancelled.
-    pub(crate) fn ends_as(&mut self, outcome: Outcome) {
-        self.outcome = outcome;
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        // Before the seat is free: whoever sees that nothing is under way sees how it ended.
-        self.seat.backend.note_end(self.outcome);
-    }
-}
-
-/// A request's place on a server, until it is dropped.
-#[derive(Debug)]
-pub(crate) struct BackendPermit {
-    backend: Arc<Backend>,
-    /// Last, so that it is dropped when the seat is free. Only where seats are limited.
-    _freed: Option<WakeOnDrop>,
-}
-
-impl BackendPermit {
-    pub(super) fn take(backend: Arc<Backend>) -> Self {
-        // Relaxed: a policy may read a count that is a moment old.
-        backend.in_flight.fetch_add(1, Ordering::Relaxed);
-        Self { backend, _freed: None }
-    }
-
-    /// Takes one of `cap`, if one is free.
-    pub(super) fn take_of(backend: &Arc<Backend>, cap: usize) -> Option<Self> {
-        let counted = |count: usize| (count < cap).then_some(count + 1);
-        let taken = backend.in_flight.fetch_update(Ordering::Acquire, Ordering::Acquire, counted);
-        taken.ok().map(|_| Self { backend: Arc::clone(backend), _freed: None })
-    }
-
-    /// Whoever waits for a seat will be told.
-    pub(super) fn told_of(mut self, entrance: &Arc<AdmissionHandle>) -> Self {
-        self._freed = Some(WakeOnDrop::by(entrance));
-        self
-    }
-}
-
-impl Drop for BackendPermit {
-    fn drop(&mut self) {
-        self.backend.in_flight.fetch_sub(1, Ordering::Release);
     }
 }

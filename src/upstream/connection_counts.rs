@@ -1,14 +1,15 @@
-//! How many connections to one server were opened, used again, and are idle.
+//! Counts of the connections to one backend: opened, reused and idle.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-/// Workers count in so many places in turn: those of a smaller machine write to no line of another's.
+/// Counters are sharded so that, up to 8 workers, no two share a cache line. More workers share shards in
+/// turn.
 const SHARDS: usize = 8;
 
-/// Where the next one that counts does so.
+/// The next worker's shard.
 static NEXT_SHARD: AtomicUsize = AtomicUsize::new(0);
 
-/// One worker's place among the counts of every server.
+/// Where one worker counts, for every backend.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shard(usize);
 
@@ -18,32 +19,34 @@ impl Shard {
     }
 }
 
-/// One server's connections, of all workers.
+/// One backend's connections, summed over all workers.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Connections {
-    /// Since the server is known.
+    /// Connections opened since the backend was added.
     pub(crate) opened: u64,
-    /// Requests that were sent on a kept one.
+    /// Requests sent on a pooled connection.
     pub(crate) reused: u64,
-    /// Kept, and used by nobody now.
+    /// Connections in the pools now.
     pub(crate) idle: u64,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct ConnectionCounts([Counts; SHARDS]);
+pub(super) struct ConnectionCounts([ShardCounts; SHARDS]);
 
-/// In a cache line of its own, or two that are fetched together.
+/// Aligned to two cache lines: x86 prefetches lines in pairs.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Counts {
+struct ShardCounts {
     opened: AtomicU64,
     reused: AtomicU64,
-    /// Less those that were taken out, by whoever put them in: never below 0.
+    /// Never below 0: a connection is counted out in the shard that counted it in, as pools belong to one
+    /// worker.
     idle: AtomicU64,
 }
 
 impl ConnectionCounts {
     pub(super) fn opened(&self, shard: Shard) {
+        // Relaxed here and below: statistics order nothing.
         self.0[shard.0].opened.fetch_add(1, Relaxed);
     }
 
@@ -51,17 +54,19 @@ impl ConnectionCounts {
         self.0[shard.0].reused.fetch_add(1, Relaxed);
     }
 
+    /// A connection was put into a pool.
     pub(super) fn parked(&self, shard: Shard) {
         self.0[shard.0].idle.fetch_add(1, Relaxed);
     }
 
-    /// So many idle ones were taken, or closed.
+    /// `count` connections were taken from a pool, or closed in it.
     pub(super) fn unparked(&self, shard: Shard, count: usize) {
         self.0[shard.0].idle.fetch_sub(count as u64, Relaxed);
     }
 
     pub(super) fn sum(&self) -> Connections {
-        let sum = |of: fn(&Counts) -> &AtomicU64| self.0.iter().map(|counts| of(counts).load(Relaxed)).sum();
+        let sum =
+            |of: fn(&ShardCounts) -> &AtomicU64| self.0.iter().map(|shard| of(shard).load(Relaxed)).sum();
         Connections { opened: sum(|c| &c.opened), reused: sum(|c| &c.reused), idle: sum(|c| &c.idle) }
     }
 }

@@ -1,7 +1,8 @@
-//! All servers, and the choice of two of them for a request.
+//! All backends at one moment, and the selection of a prefill-decode pair for a request.
 //!
-//! A [`Fleet`] never changes: [`LiveFleet`] puts another one in its place, so that
-//! whoever looks sees one state and waits for nobody.
+//! A [`Fleet`] is immutable: [`LiveFleet`] replaces it as a whole, so that a reader sees one
+//! consistent state without a lock. Which servers there should be is decided in
+//! `desired_fleet`.
 
 mod permits;
 
@@ -11,11 +12,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
 
-use super::health::{HealthTracker, Watching};
+use super::health::{HealthTracker, SharedHealthOptions};
 use super::{Address, Backend, Choice, HealthOptions, Policy, PrefillSpec, Random, Role};
 pub(crate) use permits::PairPermits;
 
-/// Which servers there should be, and how they are chosen.
+/// Which servers there should be, and how they are selected and probed.
 #[derive(Clone)]
 pub(crate) struct FleetSpec {
     pub(crate) prefill: Vec<PrefillSpec>,
@@ -28,7 +29,7 @@ pub(crate) struct FleetSpec {
 
 #[cfg(test)]
 impl FleetSpec {
-    /// So many servers, `http://prefill-0:80` and so on, of which nobody knows anything.
+    /// Servers `http://prefill-0:80`, `http://prefill-1:80` and so on, without health checks.
     pub(crate) fn unknown(prefill: usize, decode: usize) -> Self {
         use std::time::Duration;
 
@@ -56,44 +57,46 @@ impl FleetSpec {
     }
 }
 
-/// The servers as they are now.
+/// The current [`Fleet`], replaceable at any time.
 pub(crate) struct LiveFleet {
-    now: ArcSwap<Fleet>,
-    /// One change at a time: each is made from the state that it replaces.
+    current: ArcSwap<Fleet>,
+    /// Serializes changes: each is computed from the fleet that it replaces.
     changing: Mutex<()>,
     changes: watch::Sender<()>,
 }
 
 impl LiveFleet {
-    pub(crate) fn new(wanted: FleetSpec) -> Self {
-        let now = ArcSwap::from_pointee(Fleet::new(wanted.health.clone()).become_as(wanted));
-        Self { now, changing: Mutex::default(), changes: watch::channel(()).0 }
+    pub(crate) fn new(spec: FleetSpec) -> Self {
+        let current = ArcSwap::from_pointee(Fleet::empty(spec.health.clone()).updated(spec));
+        Self { current, changing: Mutex::default(), changes: watch::channel(()).0 }
     }
 
-    /// The present state, for a moment: not to be held across an await.
+    /// The current fleet, borrowed for a moment: cheaper than [`snapshot`](Self::snapshot), but a guard that
+    /// is held across an await slows writers and later readers down.
     pub(crate) fn now(&self) -> Guard<Arc<Fleet>> {
-        self.now.load()
+        self.current.load()
     }
 
-    /// The present state, to be kept.
+    /// The current fleet, to keep for as long as needed.
     pub(crate) fn snapshot(&self) -> Arc<Fleet> {
-        self.now.load_full()
+        self.current.load_full()
     }
 
-    /// Puts the fleet that is wanted in the place of the present one.
-    pub(crate) fn become_as(&self, wanted: FleetSpec) {
-        // A change that panicked has changed nothing.
-        let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.now.store(Arc::new(self.now.load().become_as(wanted)));
+    /// Replaces the fleet with that of `spec`.
+    pub(crate) fn apply(&self, spec: FleetSpec) {
+        // Poisoning is ignored: a change that panicked has stored nothing.
+        let _lock = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.current.store(Arc::new(self.current.load().updated(spec)));
+        // Not `send`, which fails and keeps nothing while no task listens.
         self.changes.send_replace(());
     }
 
-    /// How servers are watched.
-    pub(crate) fn watching(&self) -> Arc<HealthOptions> {
-        self.now.load().watching.options()
+    /// The health check options in force.
+    pub(crate) fn health_options(&self) -> Arc<HealthOptions> {
+        self.current.load().health.options()
     }
 
-    /// Tells of each change from now on.
+    /// Notifies of each change from now on.
     pub(crate) fn changes(&self) -> watch::Receiver<()> {
         self.changes.subscribe()
     }
@@ -101,63 +104,66 @@ impl LiveFleet {
 
 /// The servers of both roles at one moment.
 pub(crate) struct Fleet {
-    prefill: Group,
-    decode: Group,
+    prefill: RoleGroup,
+    decode: RoleGroup,
+    /// Removed from rotation with requests in flight at the time.
     draining: Vec<Arc<Backend>>,
-    watching: Arc<Watching>,
+    health: Arc<SharedHealthOptions>,
 }
 
 impl Fleet {
-    /// Without a server.
-    fn new(health: HealthOptions) -> Self {
-        let watching = Arc::new(Watching::new(health));
-        Self { prefill: Group::default(), decode: Group::default(), draining: Vec::new(), watching }
+    fn empty(health: HealthOptions) -> Self {
+        let health = Arc::new(SharedHealthOptions::new(health));
+        Self { prefill: RoleGroup::default(), decode: RoleGroup::default(), draining: Vec::new(), health }
     }
 
-    /// The fleet that is wanted, with the servers that it has already: whoever is wanted still, at the same address and
-    /// under the same bootstrap fields, stays who it is. The others get no more requests, and finish those they have.
-    fn become_as(&self, wanted: FleetSpec) -> Self {
-        let FleetSpec { prefill, decode, prefill_policy, decode_policy, health } = wanted;
-        self.watching.become_as(health);
-        let new_health = |group: &Group| {
-            // Where there are others, nothing need be tried on a server of which nothing is known.
-            let make = if group.servers.is_empty() { HealthTracker::new } else { HealthTracker::starting };
-            make(Arc::clone(&self.watching), Arc::clone(&group.unhealthy))
+    /// The fleet of `spec`, reusing the [`Backend`] of each server that keeps its address and bootstrap
+    /// fields, with its health, counts and connections. The others drain: they are selected no more and
+    /// finish their requests.
+    fn updated(&self, spec: FleetSpec) -> Self {
+        let FleetSpec { prefill, decode, prefill_policy, decode_policy, health } = spec;
+        self.health.apply(health);
+        let tracker = |group: &RoleGroup| {
+            // Beside other servers a new one must pass a probe before it gets requests; alone, it is tried at
+            // once.
+            let new = if group.servers.is_empty() { HealthTracker::new } else { HealthTracker::starting };
+            new(Arc::clone(&self.health), Arc::clone(&group.excluded))
         };
         let prefill = prefill.into_iter().map(|spec| {
-            let known = self.known(|server| server.is_prefill(&spec));
-            known.unwrap_or_else(|| Arc::new(Backend::prefill(spec, new_health(&self.prefill))))
+            let known = self.find_known(|server| server.is_prefill(&spec));
+            known.unwrap_or_else(|| Arc::new(Backend::prefill(spec, tracker(&self.prefill))))
         });
         let decode = decode.into_iter().map(|address| {
-            let known = self.known(|server| server.is_decode(&address));
-            known.unwrap_or_else(|| Arc::new(Backend::decode(address, new_health(&self.decode))))
+            let known = self.find_known(|server| server.is_decode(&address));
+            known.unwrap_or_else(|| Arc::new(Backend::decode(address, tracker(&self.decode))))
         });
-        let prefill = self.prefill.with(prefill.collect(), prefill_policy);
-        let decode = self.decode.with(decode.collect(), decode_policy);
-        let is_wanted = |server: &Arc<Backend>| {
-            prefill.servers.iter().chain(&decode.servers).any(|wanted| Arc::ptr_eq(wanted, server))
+        let prefill = self.prefill.updated(prefill.collect(), prefill_policy);
+        let decode = self.decode.updated(decode.collect(), decode_policy);
+        // Quadratic, with at most 1,024 servers of a role, and only when the fleet changes.
+        let is_active = |server: &Arc<Backend>| {
+            prefill.servers.iter().chain(&decode.servers).any(|active| Arc::ptr_eq(active, server))
         };
-        let draining = self.known_servers().filter(|server| !is_wanted(server) && server.in_flight() > 0);
+        let draining = self.known_servers().filter(|server| !is_active(server) && server.in_flight() > 0);
         let draining = draining.cloned().collect();
-        Self { prefill, decode, draining, watching: Arc::clone(&self.watching) }
+        Self { prefill, decode, draining, health: Arc::clone(&self.health) }
     }
 
-    fn known(&self, is_it: impl Fn(&Backend) -> bool) -> Option<Arc<Backend>> {
-        self.known_servers().find(|server| is_it(server)).cloned()
+    fn find_known(&self, matches: impl Fn(&Backend) -> bool) -> Option<Arc<Backend>> {
+        self.known_servers().find(|server| matches(server)).cloned()
     }
 
-    /// Also those that are not wanted any more and have requests under way.
+    /// The servers in rotation, and those that drain.
     pub(crate) fn known_servers(&self) -> impl Iterator<Item = &Arc<Backend>> {
         self.all().chain(&self.draining)
     }
 
-    /// Chooses two servers. The error is a role that has none.
+    /// Selects a pair. The error is the role that has no server.
     pub(crate) fn select_pair(&self) -> Result<ServerPair, Role> {
         let prefill = self.prefill.pick().ok_or(Role::Prefill)?;
         Ok(ServerPair { prefill, decode: self.decode.pick().ok_or(Role::Decode)? })
     }
 
-    /// Chooses two servers without the one that has just failed, where there is another of its role.
+    /// Selects a pair for a retry: without the server that has just failed, if its role has another one.
     pub(crate) fn select_other_pair(&self, failed: &Arc<Backend>) -> Result<ServerPair, Role> {
         let prefill = self.prefill.pick_other(failed).ok_or(Role::Prefill)?;
         Ok(ServerPair { prefill, decode: self.decode.pick_other(failed).ok_or(Role::Decode)? })
@@ -171,45 +177,56 @@ impl Fleet {
         &self.decode.servers
     }
 
-    /// The servers that get no more requests and have not finished those they had.
+    /// The servers of one role that are in rotation.
+    pub(crate) fn servers(&self, role: Role) -> &[Arc<Backend>] {
+        match role {
+            Role::Prefill => self.prefill(),
+            Role::Decode => self.decode(),
+        }
+    }
+
+    /// The servers that were removed from rotation and have requests in flight still.
     pub(crate) fn draining(&self) -> impl Iterator<Item = &Arc<Backend>> {
         self.draining.iter().filter(|server| server.in_flight() > 0)
     }
 
-    /// Every server that gets requests, prefill first.
+    /// The servers in rotation, prefill first.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Backend>> {
         self.prefill.servers.iter().chain(&self.decode.servers)
     }
 }
 
-/// The servers of one role, and the policy that chooses among them.
-struct Group {
+/// The servers of one role, and the policy that selects among them.
+struct RoleGroup {
     servers: Vec<Arc<Backend>>,
     policy: Arc<dyn Policy>,
-    /// How many of them are unhealthy: while none is, nothing is looked through.
-    unhealthy: Arc<AtomicUsize>,
+    /// How many servers health checks exclude: while it is 0, selection looks at no server's health.
+    excluded: Arc<AtomicUsize>,
 }
 
-impl Default for Group {
+impl Default for RoleGroup {
     fn default() -> Self {
-        Self { servers: Vec::new(), policy: Arc::new(Random), unhealthy: Arc::default() }
+        Self { servers: Vec::new(), policy: Arc::new(Random), excluded: Arc::default() }
     }
 }
 
-impl Group {
-    /// The same role with other servers.
-    fn with(&self, servers: Vec<Arc<Backend>>, policy: Arc<dyn Policy>) -> Self {
-        Self { servers, policy, unhealthy: Arc::clone(&self.unhealthy) }
+impl RoleGroup {
+    /// The same role with other servers, which share the count of excluded ones.
+    fn updated(&self, servers: Vec<Arc<Backend>>, policy: Arc<dyn Policy>) -> Self {
+        Self { servers, policy, excluded: Arc::clone(&self.excluded) }
     }
 
-    /// A server that may be down is better than none: if all are unhealthy, any is picked.
+    /// Selects among the healthy servers, or among all if none is: one that may be down is better than none
+    /// (envoy's "panic mode").
     fn pick(&self) -> Option<Arc<Backend>> {
-        if self.unhealthy.load(Ordering::Relaxed) == 0 {
+        // Relaxed: a server that became unhealthy a moment ago may get one more request.
+        if self.excluded.load(Ordering::Relaxed) == 0 {
             return self.pick_of(&self.servers);
         }
         self.pick_where(|server| server.is_healthy()).or_else(|| self.pick_of(&self.servers))
     }
 
+    /// Selects another server than `failed`: a healthy one, else any other one, else `failed` again.
     fn pick_other(&self, failed: &Arc<Backend>) -> Option<Arc<Backend>> {
         let is_other = |server: &Arc<Backend>| !Arc::ptr_eq(server, failed);
         self.pick_where(|server| is_other(server) && server.is_healthy())
@@ -217,13 +234,13 @@ impl Group {
             .or_else(|| self.pick_of(&self.servers))
     }
 
-    /// One of those that are as wished. Most often all are, and no list of them is made.
-    fn pick_where(&self, wish: impl Fn(&Arc<Backend>) -> bool) -> Option<Arc<Backend>> {
-        if self.servers.iter().all(&wish) {
+    /// Selects among the servers that match. Usually all do, and then no list of them is allocated.
+    fn pick_where(&self, matches: impl Fn(&Arc<Backend>) -> bool) -> Option<Arc<Backend>> {
+        if self.servers.iter().all(&matches) {
             return self.pick_of(&self.servers);
         }
-        let wanted: Vec<_> = self.servers.iter().filter(|server| wish(server)).cloned().collect();
-        self.pick_of(&wanted)
+        let candidates: Vec<_> = self.servers.iter().filter(|server| matches(server)).cloned().collect();
+        self.pick_of(&candidates)
     }
 
     fn pick_of(&self, servers: &[Arc<Backend>]) -> Option<Arc<Backend>> {
@@ -231,7 +248,7 @@ impl Group {
     }
 }
 
-/// The two servers that answer one request together.
+/// The prefill and the decode server that serve one request together.
 #[derive(Debug, Clone)]
 pub struct ServerPair {
     prefill: Arc<Backend>,

@@ -1,7 +1,8 @@
-//! Whether a server is well, by what probes and requests have shown of it.
+//! The health of one backend, from probes and from requests (active and passive health
+//! checks).
 //!
-//! Signs come in and a state comes out. Nobody is asked here (`control::probes`
-//! does that) and nothing is chosen (`fleet` does).
+//! Signals go in and a state comes out. Probes are sent in `admin::probes`, and backends
+//! are selected in `fleet`.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,40 +12,40 @@ use arc_swap::ArcSwap;
 
 use super::Outcome;
 
-/// How servers are watched.
+/// How health is checked.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct HealthOptions {
-    /// Without it every server counts as well.
+    /// If not, every server counts as healthy.
     pub(crate) enabled: bool,
-    /// From one probe of a healthy server to the next.
+    /// Time between two probes of a healthy server.
     pub(crate) interval: Duration,
-    /// How long a server may take to answer a probe.
+    /// Longest time for the response to a probe.
     pub(crate) timeout: Duration,
-    /// Failures in a row that make a server unhealthy.
+    /// Consecutive failures that make a server unhealthy.
     pub(crate) failure_threshold: u32,
-    /// Successes in a row that make it healthy again.
+    /// Consecutive successes that make it healthy again.
     pub(crate) success_threshold: u32,
-    /// From one probe of a server to the next that has not come up yet.
+    /// Time between two probes of a server that has not started yet.
     pub(crate) startup_interval: Duration,
-    /// How long that one is asked so often.
+    /// How long a server is probed at `startup_interval` before it is probed at `interval`.
     pub(crate) startup_timeout: Duration,
 }
 
-/// The options as they are now, for all servers.
+/// The options in force, shared by all servers and replaced on reload.
 #[derive(Debug)]
-pub(crate) struct Watching {
-    /// As in the options; asked at the end of each leg.
+pub(crate) struct SharedHealthOptions {
+    /// As in `options`; read at the end of every leg.
     enabled: AtomicBool,
     options: ArcSwap<HealthOptions>,
 }
 
-impl Watching {
+impl SharedHealthOptions {
     pub(super) fn new(options: HealthOptions) -> Self {
         Self { enabled: AtomicBool::new(options.enabled), options: ArcSwap::from_pointee(options) }
     }
 
-    /// Takes over other options. What is known of servers is judged by them at the next sign.
-    pub(super) fn become_as(&self, options: HealthOptions) {
+    /// Replaces the options. States stay as they are until the next signal.
+    pub(super) fn apply(&self, options: HealthOptions) {
         self.enabled.store(options.enabled, Relaxed);
         self.options.store(Arc::new(options));
     }
@@ -54,27 +55,27 @@ impl Watching {
     }
 }
 
-/// What is known of a server.
+/// The health state of one server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HealthState {
-    /// Nothing yet. It gets requests, but does not make the router ready.
+    /// Never checked. It is selected, but does not make the router ready.
     Unknown,
-    /// It was never well. It gets no requests unless all of its role are like this, or worse; one success is enough.
+    /// Never healthy so far. Excluded from selection; the first success makes it healthy.
     Starting,
     Healthy,
-    /// It has failed, but not often enough.
+    /// It has failed, but less often than the threshold. It is selected.
     Suspect,
-    /// It gets no requests unless all of its role are like this.
+    /// Excluded from selection until it has succeeded as often as the threshold.
     Unhealthy,
 }
 
 impl HealthState {
-    /// Whether policies are spared the server.
-    pub(super) fn is_out(self) -> bool {
+    /// Whether the backend is excluded from selection, unless all of its role are.
+    pub(super) fn is_excluded(self) -> bool {
         matches!(self, Self::Starting | Self::Unhealthy)
     }
 
-    /// In one word, for operators.
+    /// The state's name, as in `GET /workers`.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Unknown => "unknown",
@@ -86,51 +87,52 @@ impl HealthState {
     }
 }
 
-/// The health of one server.
+/// Computes one server's state from its signals.
 #[derive(Debug)]
 pub(super) struct HealthTracker {
-    /// A [`HealthState`]; written under the lock only, read without.
+    /// A [`HealthState`]: written under the lock of `streak`, read without.
     state: AtomicU8,
-    in_a_row: Mutex<InARow>,
-    watching: Arc<Watching>,
-    /// The unhealthy servers of this one's role.
-    unhealthy: Arc<AtomicUsize>,
+    streak: Mutex<Streak>,
+    options: Arc<SharedHealthOptions>,
+    /// How many servers of this role are excluded; see `fleet`.
+    excluded: Arc<AtomicUsize>,
 }
 
-/// Signs since the last of the other kind.
+/// Consecutive signals of one kind; the other count is 0.
 #[derive(Debug, Default)]
-struct InARow {
+struct Streak {
     failures: u32,
     successes: u32,
 }
 
 impl HealthTracker {
-    /// For a server that requests may be tried on before it was asked.
-    pub(super) fn new(watching: Arc<Watching>, unhealthy: Arc<AtomicUsize>) -> Self {
+    /// For a server that is selected before its first probe.
+    pub(super) fn new(options: Arc<SharedHealthOptions>, excluded: Arc<AtomicUsize>) -> Self {
         let state = AtomicU8::new(HealthState::Unknown as u8);
-        Self { state, in_a_row: Mutex::default(), watching, unhealthy }
+        Self { state, streak: Mutex::default(), options, excluded }
     }
 
-    /// For a server that must come up first, as there are others.
-    pub(super) fn starting(watching: Arc<Watching>, unhealthy: Arc<AtomicUsize>) -> Self {
-        let health = Self::new(watching, unhealthy);
-        if health.is_watched() {
-            health.state.store(HealthState::Starting as u8, Relaxed);
-            health.unhealthy.fetch_add(1, Relaxed);
+    /// For a server that must succeed once before it is selected.
+    pub(super) fn starting(options: Arc<SharedHealthOptions>, excluded: Arc<AtomicUsize>) -> Self {
+        let tracker = Self::new(options, excluded);
+        // Without checks no probe would ever end the state.
+        if tracker.is_enabled() {
+            tracker.state.store(HealthState::Starting as u8, Relaxed);
+            tracker.excluded.fetch_add(1, Relaxed);
         }
-        health
+        tracker
     }
 
     pub(super) fn state(&self) -> HealthState {
-        if self.is_watched() { self.known() } else { HealthState::Healthy }
+        if self.is_enabled() { self.last_state() } else { HealthState::Healthy }
     }
 
-    fn is_watched(&self) -> bool {
-        self.watching.enabled.load(Relaxed)
+    fn is_enabled(&self) -> bool {
+        self.options.enabled.load(Relaxed)
     }
 
-    /// What has been seen, whether anybody minds or not.
-    fn known(&self) -> HealthState {
+    /// The state after the last signal, also if checks have been disabled since.
+    fn last_state(&self) -> HealthState {
         const STATES: [HealthState; 5] = [
             HealthState::Unknown,
             HealthState::Starting,
@@ -141,43 +143,45 @@ impl HealthTracker {
         STATES[usize::from(self.state.load(Relaxed))]
     }
 
-    /// Takes a sign. Returns the new state if the server has become healthy or unhealthy by it.
-    pub(super) fn note(&self, well: bool) -> Option<HealthState> {
-        // The usual case takes no lock: this runs at the end of each leg.
-        if !self.is_watched() || (well && self.known() == HealthState::Healthy) {
+    /// Records a signal. Returns the new state if the server has become healthy, or is excluded, by it.
+    pub(super) fn record(&self, success: bool) -> Option<HealthState> {
+        // The usual case takes no lock: this runs at the end of every leg.
+        if !self.is_enabled() || (success && self.last_state() == HealthState::Healthy) {
             return None;
         }
-        // The numbers are whole whatever happens under the lock.
-        let mut in_a_row = self.in_a_row.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = self.known();
+        // Poisoning is ignored: counters are valid in any state.
+        let mut streak = self.streak.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.last_state();
         let after =
-            if well { self.success(before, &mut in_a_row) } else { self.failure(before, &mut in_a_row) };
+            if success { self.on_success(before, &mut streak) } else { self.on_failure(before, &mut streak) };
         self.state.store(after as u8, Relaxed);
-        match (before.is_out(), after.is_out()) {
-            (false, true) => self.unhealthy.fetch_add(1, Relaxed),
-            (true, false) => self.unhealthy.fetch_sub(1, Relaxed),
+        match (before.is_excluded(), after.is_excluded()) {
+            (false, true) => self.excluded.fetch_add(1, Relaxed),
+            (true, false) => self.excluded.fetch_sub(1, Relaxed),
+            // The first signal is worth a log line, good or bad; otherwise only exclusion and recovery are.
             _ => return (before == HealthState::Unknown).then_some(after),
         };
         Some(after)
     }
 
-    fn success(&self, before: HealthState, in_a_row: &mut InARow) -> HealthState {
-        in_a_row.failures = 0;
-        in_a_row.successes = in_a_row.successes.saturating_add(1);
-        let recovering = before == HealthState::Unhealthy
-            && in_a_row.successes < self.watching.options.load().success_threshold;
-        if recovering { HealthState::Unhealthy } else { HealthState::Healthy }
+    fn on_success(&self, before: HealthState, streak: &mut Streak) -> HealthState {
+        streak.failures = 0;
+        streak.successes = streak.successes.saturating_add(1);
+        // The threshold is for servers that were healthy before: it keeps one that flaps out of rotation.
+        let is_recovering = before == HealthState::Unhealthy
+            && streak.successes < self.options.options.load().success_threshold;
+        if is_recovering { HealthState::Unhealthy } else { HealthState::Healthy }
     }
 
-    fn failure(&self, before: HealthState, in_a_row: &mut InARow) -> HealthState {
-        in_a_row.successes = 0;
-        in_a_row.failures = in_a_row.failures.saturating_add(1);
+    fn on_failure(&self, before: HealthState, streak: &mut Streak) -> HealthState {
+        streak.successes = 0;
+        streak.failures = streak.failures.saturating_add(1);
         match before {
-            // It has never been seen well: it may be starting, or have another address.
+            // One failure is enough: a server that was never healthy is starting, or its address is wrong.
             HealthState::Unknown | HealthState::Starting => HealthState::Starting,
             HealthState::Unhealthy => HealthState::Unhealthy,
             HealthState::Healthy | HealthState::Suspect
-                if in_a_row.failures >= self.watching.options.load().failure_threshold =>
+                if streak.failures >= self.options.options.load().failure_threshold =>
             {
                 HealthState::Unhealthy
             }
@@ -186,18 +190,18 @@ impl HealthTracker {
     }
 }
 
-/// A server that is gone counts no more. Until then it may count although it gets no requests, which costs a look at
-/// each server's health and nothing else.
+/// A server that is dropped is not counted any more. Until then a removed server may count as excluded, which
+/// costs selection a look at each server's health and changes no choice.
 impl Drop for HealthTracker {
     fn drop(&mut self) {
-        if self.known().is_out() {
-            self.unhealthy.fetch_sub(1, Relaxed);
+        if self.last_state().is_excluded() {
+            self.excluded.fetch_sub(1, Relaxed);
         }
     }
 }
 
-/// What a leg's end says of its server: that it is well, that it is not, or nothing.
-pub(super) fn sign(outcome: Outcome) -> Option<bool> {
+/// What a leg's outcome means for its server's health: a success, a failure, or neither.
+pub(super) fn health_signal(outcome: Outcome) -> Option<bool> {
     match outcome {
         Outcome::Completed => Some(true),
         Outcome::ServerError
@@ -205,7 +209,7 @@ pub(super) fn sign(outcome: Outcome) -> Option<bool> {
         | Outcome::ConnectTimeout
         | Outcome::Closed
         | Outcome::BadResponse => Some(false),
-        // A refusal is the request's fault, or says that there is too much to do; a leg that waits may wait for its
+        // A refusal is caused by the request, or by overload; a leg that times out may have waited for its
         // partner.
         Outcome::Refused
         | Outcome::Exhausted
@@ -217,95 +221,4 @@ pub(super) fn sign(outcome: Outcome) -> Option<bool> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn options(enabled: bool) -> HealthOptions {
-        HealthOptions {
-            enabled,
-            interval: Duration::from_secs(10),
-            timeout: Duration::from_secs(5),
-            failure_threshold: 3,
-            success_threshold: 2,
-            startup_interval: Duration::from_secs(1),
-            startup_timeout: Duration::from_secs(1_800),
-        }
-    }
-
-    fn health(enabled: bool) -> HealthTracker {
-        HealthTracker::new(Arc::new(Watching::new(options(enabled))), Arc::default())
-    }
-
-    fn after(health: &HealthTracker, signs: &[bool]) -> (HealthState, usize) {
-        for well in signs {
-            health.note(*well);
-        }
-        (health.state(), health.unhealthy.load(Relaxed))
-    }
-
-    #[test]
-    fn three_failures_in_a_row_and_two_successes_in_a_row() {
-        let health = health(true);
-        assert_eq!(after(&health, &[]), (HealthState::Unknown, 0));
-        assert_eq!(after(&health, &[true]), (HealthState::Healthy, 0));
-        assert_eq!(after(&health, &[false, false]), (HealthState::Suspect, 0));
-        assert_eq!(after(&health, &[true, false, false]), (HealthState::Suspect, 0));
-        assert_eq!(after(&health, &[false]), (HealthState::Unhealthy, 1));
-        assert_eq!(after(&health, &[true, false, true]), (HealthState::Unhealthy, 1));
-        assert_eq!(after(&health, &[true]), (HealthState::Healthy, 0));
-    }
-
-    #[test]
-    fn one_failure_is_enough_for_a_server_that_was_never_well() {
-        let health = health(true);
-        assert_eq!(health.note(false), Some(HealthState::Starting));
-        assert_eq!(after(&health, &[false, false]), (HealthState::Starting, 1));
-        assert_eq!(health.note(true), Some(HealthState::Healthy));
-        assert_eq!(after(&health, &[]), (HealthState::Healthy, 0));
-    }
-
-    #[test]
-    fn a_server_that_must_come_up_first_is_out_until_one_success() {
-        let health = HealthTracker::starting(Arc::new(Watching::new(options(true))), Arc::default());
-        assert_eq!(after(&health, &[]), (HealthState::Starting, 1));
-        assert_eq!(health.note(false), None);
-        assert_eq!(after(&health, &[true]), (HealthState::Healthy, 0));
-    }
-
-    #[test]
-    fn only_changes_are_told() {
-        let health = health(true);
-        let told: Vec<_> = [true, true, false, false, false, false, true, true, true]
-            .into_iter()
-            .map(|well| health.note(well))
-            .collect();
-        let (well, unwell) = (Some(HealthState::Healthy), Some(HealthState::Unhealthy));
-        assert_eq!(told, [well, None, None, None, unwell, None, None, well, None]);
-    }
-
-    #[test]
-    fn other_options_hold_for_the_next_sign() {
-        let health = health(true);
-        assert_eq!(after(&health, &[true, false]), (HealthState::Suspect, 0));
-        health.watching.become_as(HealthOptions { failure_threshold: 2, ..options(true) });
-        assert_eq!(after(&health, &[false]), (HealthState::Unhealthy, 1));
-        health.watching.become_as(HealthOptions { success_threshold: 1, ..options(true) });
-        assert_eq!(after(&health, &[true]), (HealthState::Healthy, 0));
-    }
-
-    #[test]
-    fn a_server_that_nobody_watches_any_more_counts_until_it_is_gone() {
-        let health = health(true);
-        assert_eq!(after(&health, &[false]), (HealthState::Starting, 1));
-        health.watching.become_as(options(false));
-        assert_eq!(after(&health, &[]), (HealthState::Healthy, 1));
-        let unhealthy = Arc::clone(&health.unhealthy);
-        drop(health);
-        assert_eq!(unhealthy.load(Relaxed), 0);
-    }
-
-    #[test]
-    fn without_checks_every_server_is_well() {
-        assert_eq!(after(&health(false), &[false; 5]), (HealthState::Healthy, 0));
-    }
-}
+mod tests;

@@ -1,8 +1,8 @@
-//! The servers behind the router and the sockets to them: who there is
-//! ([`LiveFleet`]), who is chosen ([`Policy`]), and connections, fresh ([`dial`])
-//! or kept ([`Pools`]).
+//! The servers behind the router and the sockets to them: the current set ([`LiveFleet`])
+//! and how it comes about ([`DesiredFleet`]), selection ([`Policy`]), and connections, new
+//! ([`Dialer`]) and pooled ([`Pools`]).
 //!
-//! Nothing here knows what a request says or what an answer means.
+//! Nothing here knows what a request asks for or what a response says.
 
 mod address;
 mod backend;
@@ -12,20 +12,26 @@ mod dial;
 mod fleet;
 mod health;
 mod id_map;
+mod in_flight;
 mod outcome;
 mod policy;
 mod pool;
+mod role;
+mod server_spec;
 
 pub(crate) use address::{Address, checked_host};
-pub use backend::{Backend, Role};
-pub(crate) use backend::{Description, InFlight, PrefillSpec};
+pub use backend::Backend;
+pub(crate) use backend::{Description, PrefillSpec};
 pub(crate) use connection_counts::Connections;
-pub(crate) use desired_fleet::{DesiredFleet, DnsName, MAX_SERVERS_PER_ROLE, NotChanged, ServerSpec};
+pub(crate) use desired_fleet::{DesiredFleet, MAX_SERVERS_PER_ROLE, NotChanged};
 pub(crate) use dial::{DialError, Dialer, SocketOptions};
 pub use fleet::ServerPair;
 pub(crate) use fleet::{Fleet, FleetSpec, LiveFleet, PairPermits};
 pub(crate) use health::{HealthOptions, HealthState};
 pub(crate) use id_map::IdMap;
+pub(crate) use in_flight::InFlight;
 pub use outcome::Outcome;
 pub use policy::{Choice, Policy, Random, RoundRobin};
 pub(crate) use pool::{Lease, Pools};
+pub use role::Role;
+pub(crate) use server_spec::{DnsName, ServerSpec};

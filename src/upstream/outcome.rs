@@ -1,41 +1,42 @@
-//! How a request ended on one server, and how often that was.
+//! How a request ended on one backend, and how often each way.
 //!
-//! Each leg ends in exactly one [`Outcome`], whatever became of the other leg and of the client. What follows
-//! from it for the server's health is for `health` to know.
+//! Each leg ends in exactly one [`Outcome`], independent of the other leg and of the
+//! client. What an outcome means for the backend's health is decided in `health`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How one leg of a request ended on its server. Every leg ends in exactly one of these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// The answer came to its end.
+    /// The response was complete.
     Completed,
-    /// The server answered 4xx or 503, or refused within a 200.
+    /// The server answered 4xx or 503, or reported an error within a 200 response.
     Refused,
     /// The server answered with another 5xx.
     ServerError,
     /// No connection could be opened.
     Connect,
-    /// No connection was opened in time.
+    /// No connection was opened within the connect timeout.
     ConnectTimeout,
-    /// The router had no descriptor, port or memory left for a connection.
+    /// The router had no file descriptor, port or memory left for a connection.
     Exhausted,
-    /// A kept connection had been closed before the request came: it is sent again, and nobody is to blame.
+    /// A pooled connection was closed by the server before it read the request. The request is retried, and
+    /// the server is not at fault.
     Stale,
-    /// The connection ended before the answer did.
+    /// The connection was closed before the response was complete.
     Closed,
-    /// What came is not HTTP.
+    /// The response is not valid HTTP.
     BadResponse,
-    /// No answer, or no more of it, in time.
+    /// The response, or the next part of it, did not arrive in time.
     Timeout,
-    /// An answer that must be held in memory is over the limit.
+    /// A response that must be held in memory is over the limit.
     TooLarge,
-    /// The router closed the connection first: the client had left, or the other leg had failed.
+    /// The router closed the connection first: the client disconnected, or the other leg failed.
     Cancelled,
 }
 
 impl Outcome {
-    /// All of them, in the order of their definition.
+    /// All outcomes, in the order of their definition.
     pub const ALL: [Self; 12] = [
         Self::Completed,
         Self::Refused,
@@ -51,7 +52,7 @@ impl Outcome {
         Self::Cancelled,
     ];
 
-    /// Its name in `snake_case`.
+    /// The outcome's name in `snake_case`, as in metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Completed => "completed",
@@ -70,17 +71,17 @@ impl Outcome {
     }
 }
 
-/// One server's outcomes, counted.
+/// One backend's outcomes, counted.
 #[derive(Debug, Default)]
-pub(super) struct Outcomes([AtomicU64; Outcome::ALL.len()]);
+pub(super) struct OutcomeCounts([AtomicU64; Outcome::ALL.len()]);
 
-impl Outcomes {
+impl OutcomeCounts {
     pub(super) fn count(&self, outcome: Outcome) {
-        // Relaxed: a number that somebody reads now and then orders nothing.
+        // Relaxed: metrics read it now and then, and it orders nothing.
         self.0[outcome as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn of(&self, outcome: Outcome) -> u64 {
+    pub(super) fn get(&self, outcome: Outcome) -> u64 {
         self.0[outcome as usize].load(Ordering::Relaxed)
     }
 }
@@ -90,12 +91,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_outcome_has_a_place_and_a_name_of_its_own() {
-        let outcomes = Outcomes::default();
-        for (place, outcome) in Outcome::ALL.into_iter().enumerate() {
-            assert_eq!(outcome as usize, place);
+    fn every_outcome_has_its_own_counter_and_name() {
+        let outcomes = OutcomeCounts::default();
+        for (index, outcome) in Outcome::ALL.into_iter().enumerate() {
+            assert_eq!(outcome as usize, index);
             outcomes.count(outcome);
-            assert_eq!(outcomes.of(outcome), 1, "{outcome:?}");
+            assert_eq!(outcomes.get(outcome), 1, "{outcome:?}");
         }
         let names: std::collections::HashSet<&str> = Outcome::ALL.iter().map(|o| o.as_str()).collect();
         assert_eq!(names.len(), Outcome::ALL.len());

@@ -1,7 +1,7 @@
-//! Which server gets a request.
+//! Load-balancing policies: which server of a role gets a request.
 //!
-//! A policy sees the servers of one role and nothing else: it opens no
-//! connection, keeps no health and never learns how the request went.
+//! A policy sees the eligible servers of one role and nothing else: it opens no
+//! connection, tracks no health and is not told how the request ended.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,17 +9,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::Backend;
 
-/// Chooses one of several servers.
+/// A load-balancing policy: selects one of several servers.
 ///
-/// A policy is asked once for each role of each request, by all workers at the same time, so it must be quick and
-/// keep its state in atomics.
+/// [`pick`](Self::pick) is called once per role and request, by all worker threads concurrently, so it must
+/// not block and keeps its state in atomics.
 ///
 /// ```
 /// use std::sync::Arc;
 ///
 /// use mini_lb::{Backend, Choice, Policy};
 ///
-/// /// The server with the fewest requests under way.
+/// /// The server with the fewest requests in flight.
 /// struct LeastBusy;
 ///
 /// impl Policy for LeastBusy {
@@ -34,7 +34,7 @@ pub trait Policy: Send + Sync + 'static {
     fn pick<'a>(&self, choice: &Choice<'a>) -> &'a Arc<Backend>;
 }
 
-/// What a [`Policy`] chooses from.
+/// The candidates that a [`Policy`] selects from.
 #[derive(Debug)]
 pub struct Choice<'a> {
     servers: &'a [Arc<Backend>],
@@ -45,13 +45,13 @@ impl<'a> Choice<'a> {
         Self { servers }
     }
 
-    /// The servers of the role that is wanted, in the order of the configuration. Never empty.
+    /// The eligible servers of one role, in the order of the configuration. Never empty.
     pub fn servers(&self) -> &'a [Arc<Backend>] {
         self.servers
     }
 }
 
-/// Every server with the same probability.
+/// Selects each server with the same probability.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Random;
 
@@ -61,7 +61,7 @@ impl Policy for Random {
     }
 }
 
-/// One server after the other, in the order of the configuration.
+/// Selects one server after the other, in the order of the configuration.
 #[derive(Debug, Default)]
 pub struct RoundRobin {
     next: AtomicUsize,
@@ -69,8 +69,8 @@ pub struct RoundRobin {
 
 impl Policy for RoundRobin {
     fn pick<'a>(&self, choice: &Choice<'a>) -> &'a Arc<Backend> {
-        // Relaxed: the counter orders nothing but itself. It wraps after 2^64 requests, which skips no more
-        // than a few turns.
+        // Relaxed: the counter orders nothing but itself. It wraps after 2^64 requests, where at most one
+        // round is uneven.
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         &choice.servers()[turn % choice.servers().len()]
     }

@@ -15,6 +15,7 @@ fn with_keys(keys: &[&str]) -> AccessControl {
     AccessControl::new(AccessOptions { client_keys, ..AccessOptions::default() })
 }
 
+/// The status of the response, as in the documentation.
 fn status(result: Result<(), AuthError>) -> u16 {
     match result {
         Ok(()) => 200,
@@ -24,36 +25,36 @@ fn status(result: Result<(), AuthError>) -> u16 {
     }
 }
 
-fn is(key: &Secret, shown: &[u8]) -> bool {
-    Shown::new(shown).is_some_and(|shown| key.is(&shown))
+fn matches(key: &Secret, presented: &[u8]) -> bool {
+    PresentedKey::new(presented).is_some_and(|presented| key.matches(&presented))
 }
 
 #[test]
-fn only_the_key_itself_is_the_key() {
+fn only_the_exact_key_matches() {
     let key = secret("sk-0123456789");
-    assert!(is(&key, b"sk-0123456789"));
+    assert!(matches(&key, b"sk-0123456789"));
     for wrong in
         ["", "s", "sk-012345678", "sk-0123456788", "tk-0123456789", "sk-01234567890", "SK-0123456789"]
     {
-        assert!(!is(&key, wrong.as_bytes()), "{wrong}");
+        assert!(!matches(&key, wrong.as_bytes()), "{wrong}");
     }
-    // Padded with what a key is padded with.
-    assert!(!is(&key, b"sk-0123456789\0"));
-    assert!(!is(&key, &[b'a'; 10_000]));
-    assert!(is(&secret(&"a".repeat(256)), &[b'a'; 256]));
-    assert!(!is(&secret(&"a".repeat(256)), &[b'a'; 257]));
+    // The padding byte of keys must not match as part of one.
+    assert!(!matches(&key, b"sk-0123456789\0"));
+    assert!(!matches(&key, &[b'a'; 10_000]));
+    assert!(matches(&secret(&"a".repeat(256)), &[b'a'; 256]));
+    assert!(!matches(&secret(&"a".repeat(256)), &[b'a'; 257]));
 }
 
 #[test]
-fn what_cannot_be_sent_is_no_key() {
-    for bad in ["", " a", "a ", "a\nb", "ключ", "a\0", &"a".repeat(257)] {
-        assert!(Secret::new(bad).is_err(), "{bad:?}");
+fn a_key_that_no_header_can_carry_is_invalid() {
+    for invalid in ["", " a", "a ", "a\nb", "ключ", "a\0", &"a".repeat(257)] {
+        assert!(Secret::new(invalid).is_err(), "{invalid:?}");
     }
     assert!(Secret::new("a key with spaces").is_ok());
 }
 
 #[test]
-fn a_key_is_never_shown() {
+fn debug_output_never_contains_a_key() {
     let options = AccessOptions {
         client_keys: vec![secret("hidden-1")],
         admin_key: Some(secret("hidden-2")),
@@ -61,17 +62,20 @@ fn a_key_is_never_shown() {
         worker_key_replaces: true,
         ..AccessOptions::default()
     };
-    let shown = format!("{options:?} {:?}", options.worker_key.as_ref().unwrap().to_header());
+    let printed = format!("{options:?} {:?}", options.worker_key.as_ref().unwrap().to_header());
     let access = AccessControl::new(options);
-    let shown =
-        format!("{shown} {access:?} {:?} {:?}", access.own_fields(), access.terms(&RawHeaders::default()));
-    assert!(!shown.contains("hidden"), "{shown}");
+    let printed = format!(
+        "{printed} {access:?} {:?} {:?}",
+        access.backend_headers(),
+        access.authorize(&RawHeaders::default())
+    );
+    assert!(!printed.contains("hidden"), "{printed}");
 }
 
 #[test]
-fn clients_show_one_of_the_keys() {
+fn a_client_needs_one_of_the_keys() {
     let access = with_keys(&["old", "new"]);
-    for (shown, expected) in [
+    for (value, expected) in [
         ("Bearer old", 200),
         ("Bearer new", 200),
         ("bearer new", 200),
@@ -87,40 +91,44 @@ fn clients_show_one_of_the_keys() {
         ("new", 401),
         ("", 401),
     ] {
-        assert_eq!(status(access.terms(&headers(&[("authorization", shown)])).check()), expected, "{shown}");
+        assert_eq!(
+            status(access.authorize(&headers(&[("authorization", value)])).check()),
+            expected,
+            "{value}"
+        );
     }
-    assert_eq!(status(access.terms(&RawHeaders::default()).check()), 401);
+    assert_eq!(status(access.authorize(&RawHeaders::default()).check()), 401);
     let twice = headers(&[("authorization", "Bearer old"), ("authorization", "Bearer old")]);
-    assert_eq!(status(access.terms(&twice).check()), 400);
+    assert_eq!(status(access.authorize(&twice).check()), 400);
     access.reload(AccessOptions::default());
-    assert_eq!(status(access.terms(&RawHeaders::default()).check()), 200);
+    assert_eq!(status(access.authorize(&RawHeaders::default()).check()), 200);
 }
 
 #[test]
-fn operators_are_on_this_machine_or_have_the_key() {
+fn admin_requests_need_loopback_or_the_admin_key() {
     let local = ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1"];
     let remote = ["10.0.0.1:1", "[::ffff:10.0.0.1]:1", "[fe80::1]:1", "128.0.0.1:1"];
     let peer = |text: &str| text.parse::<SocketAddr>().unwrap();
     let open = with_keys(&["client"]);
     for text in local {
-        assert_eq!(status(open.may_administrate(Some(peer(text)), &RawHeaders::default())), 200, "{text}");
+        assert_eq!(status(open.check_admin(Some(peer(text)), &RawHeaders::default())), 200, "{text}");
     }
     for text in remote {
         let client = headers(&[("authorization", "Bearer client")]);
-        assert_eq!(status(open.may_administrate(Some(peer(text)), &client)), 403, "{text}");
+        assert_eq!(status(open.check_admin(Some(peer(text)), &client)), 403, "{text}");
     }
     let keyed =
         AccessControl::new(AccessOptions { admin_key: Some(secret("admin")), ..AccessOptions::default() });
     for text in local.iter().chain(&remote) {
-        let shows = |value| headers(&[("authorization", value)]);
-        assert_eq!(status(keyed.may_administrate(Some(peer(text)), &RawHeaders::default())), 401, "{text}");
-        assert_eq!(status(keyed.may_administrate(Some(peer(text)), &shows("Bearer client"))), 401, "{text}");
-        assert_eq!(status(keyed.may_administrate(Some(peer(text)), &shows("Bearer admin"))), 200, "{text}");
+        let with_key = |value| headers(&[("authorization", value)]);
+        assert_eq!(status(keyed.check_admin(Some(peer(text)), &RawHeaders::default())), 401, "{text}");
+        assert_eq!(status(keyed.check_admin(Some(peer(text)), &with_key("Bearer client"))), 401, "{text}");
+        assert_eq!(status(keyed.check_admin(Some(peer(text)), &with_key("Bearer admin"))), 200, "{text}");
     }
 }
 
 #[test]
-fn pages_of_other_origins_do_not_administrate_without_a_key() {
+fn pages_of_other_origins_are_forbidden_without_an_admin_key() {
     let access = AccessControl::new(AccessOptions::default());
     let peer = Some("127.0.0.1:1".parse().unwrap());
     for (origin, expected) in [
@@ -129,14 +137,14 @@ fn pages_of_other_origins_do_not_administrate_without_a_key() {
         ("http://evil.example", 403),
         ("null", 403),
     ] {
-        let asked = headers(&[("host", "127.0.0.1:29000"), ("origin", origin)]);
-        assert_eq!(status(access.may_administrate(peer, &asked)), expected, "{origin}");
+        let request = headers(&[("host", "127.0.0.1:29000"), ("origin", origin)]);
+        assert_eq!(status(access.check_admin(peer, &request)), expected, "{origin}");
     }
 }
 
 #[test]
-fn an_origin_is_a_scheme_and_a_host() {
-    for (text, good) in [
+fn an_origin_is_a_scheme_and_a_host_without_path_or_wildcard() {
+    for (text, is_valid) in [
         ("*", true),
         ("https://chat.example.com", true),
         ("http://localhost:3000", true),
@@ -150,6 +158,6 @@ fn an_origin_is_a_scheme_and_a_host() {
         ("null", false),
         ("", false),
     ] {
-        assert_eq!(Origins::new(vec![text.to_owned()]).is_ok(), good, "{text}");
+        assert_eq!(Origins::new(vec![text.to_owned()]).is_ok(), is_valid, "{text}");
     }
 }

@@ -77,7 +77,7 @@ fn pairs_without_a_place_share_one_until_a_server_goes() {
     let other = r#"prefill="other",decode="other""#;
     assert!(gaps.contains(&(other, (prefill * decode - MAX_PAIRS) as u64)), "{gaps:?}");
 
-    fleet.become_as(FleetSpec::unknown(2, 2));
+    fleet.apply(FleetSpec::unknown(2, 2));
     let gaps_of = |text: &str| series(text, GAPS).len();
     assert!(gaps_of(&shown(&metrics, &fleet)) <= 2 * 2 + 1, "the others' series are gone");
     (0..4).for_each(|_| request(&recorder, &fleet));

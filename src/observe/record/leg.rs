@@ -56,7 +56,7 @@ impl LegRecord {
 
     /// Says how the leg ended. A leg of which nothing is said was cancelled.
     pub(crate) fn ends_as(&mut self, outcome: Outcome) {
-        self.server.ends_as(outcome);
+        self.server.set_outcome(outcome);
         self.is_open = false;
         match outcome {
             Outcome::Completed if self.role == Role::Prefill => {

@@ -1,16 +1,16 @@
-//! The choice of two servers where each has so many requests at a time and no more.
+//! Selection of a pair where the requests in flight on each server are capped.
 //!
-//! What is chosen is taken at once: a request that waits for room holds none, and one
-//! that has been let in finds it.
+//! Selection and permit are one step: a request that waits for capacity holds no permit,
+//! and one that was admitted has its permits already.
 
 use std::sync::Arc;
 
-use super::{Fleet, Group, ServerPair};
+use super::{Fleet, RoleGroup, ServerPair};
 use crate::admission::{AdmissionHandle, BackendCaps};
-use crate::upstream::backend::BackendPermit;
+use crate::upstream::in_flight::BackendPermit;
 use crate::upstream::{Backend, InFlight, Role};
 
-/// A pair of servers, and a place on each.
+/// A pair, and a permit for one request on each of its servers.
 pub(crate) struct PairPermits {
     pair: ServerPair,
     prefill: BackendPermit,
@@ -18,81 +18,87 @@ pub(crate) struct PairPermits {
 }
 
 impl PairPermits {
-    /// The pair, and one request under way on each.
+    /// The pair, and one request in flight on each of its servers.
     pub(crate) fn into_legs(self) -> (ServerPair, InFlight, InFlight) {
-        (self.pair, InFlight::on(self.prefill), InFlight::on(self.decode))
+        (self.pair, InFlight::with_permit(self.prefill), InFlight::with_permit(self.decode))
     }
 }
 
 impl Fleet {
-    /// Takes a place on two servers that have room. `None`: there is none now. The error is a role that has no server.
-    pub(crate) fn seats(
+    /// Selects a pair with capacity and acquires its permits; `None` if there is no capacity now. The error
+    /// is a role that has no server.
+    pub(crate) fn acquire_pair(
         &self,
         caps: BackendCaps,
-        entrance: &Arc<AdmissionHandle>,
+        handle: &Arc<AdmissionHandle>,
     ) -> Result<Option<PairPermits>, Role> {
+        // Waiting would not help: an error now is better than a timeout in the queue.
         for (group, role) in [(&self.prefill, Role::Prefill), (&self.decode, Role::Decode)] {
             if group.servers.is_empty() {
                 return Err(role);
             }
         }
-        // Before anything is taken or a policy is asked, as one without the other is of no use.
-        if !self.prefill.has_room(caps.prefill) || !self.decode.has_room(caps.decode) {
+        // Checked for both roles first: a policy's turn on one role would be lost if the other has no
+        // capacity.
+        if !self.prefill.has_capacity(caps.prefill) || !self.decode.has_capacity(caps.decode) {
             return Ok(None);
         }
-        let seats = self.prefill.seat(caps.prefill).zip(self.decode.seat(caps.decode));
-        Ok(seats.map(|((prefill, on_prefill), (decode, on_decode))| PairPermits {
+        let permits = self.prefill.try_acquire(caps.prefill).zip(self.decode.try_acquire(caps.decode));
+        Ok(permits.map(|((prefill, on_prefill), (decode, on_decode))| PairPermits {
             pair: ServerPair { prefill, decode },
-            prefill: on_prefill.told_of(entrance),
-            decode: on_decode.told_of(entrance),
+            prefill: on_prefill.waking(handle),
+            decode: on_decode.waking(handle),
         }))
     }
 
-    /// As [`seats`](Self::seats), for a request that was let in already and is sent again: without the server that has
-    /// just failed where there is another, and over the cap rather than not at all.
-    pub(crate) fn other_seats(
+    /// Like [`acquire_pair`](Self::acquire_pair), for the retry of a request that was admitted before:
+    /// without the server that has just failed if there is another one, and above the cap rather than not at
+    /// all.
+    pub(crate) fn acquire_other_pair(
         &self,
         failed: &Arc<Backend>,
         caps: BackendCaps,
-        entrance: &Arc<AdmissionHandle>,
+        handle: &Arc<AdmissionHandle>,
     ) -> Result<PairPermits, Role> {
-        let pick = |group: &Group, cap, role| {
+        let pick = |group: &RoleGroup, cap, role| {
             let is_other = |server: &Arc<Backend>| !Arc::ptr_eq(server, failed) && server.is_healthy();
-            let roomy = group.pick_where(|server| is_other(server) && server.in_flight() < cap);
-            roomy.or_else(|| group.pick_other(failed)).ok_or(role)
+            let below_cap = group.pick_where(|server| is_other(server) && server.in_flight() < cap);
+            below_cap.or_else(|| group.pick_other(failed)).ok_or(role)
         };
+        // Both permits are new: the failed attempt has released its own.
         let prefill = pick(&self.prefill, caps.prefill, Role::Prefill)?;
         let decode = pick(&self.decode, caps.decode, Role::Decode)?;
-        let seat = |server: &Arc<Backend>| BackendPermit::take(Arc::clone(server)).told_of(entrance);
-        let (on_prefill, on_decode) = (seat(&prefill), seat(&decode));
+        let acquire = |server: &Arc<Backend>| BackendPermit::acquire(Arc::clone(server)).waking(handle);
+        let (on_prefill, on_decode) = (acquire(&prefill), acquire(&decode));
         Ok(PairPermits { pair: ServerPair { prefill, decode }, prefill: on_prefill, decode: on_decode })
     }
 }
 
-impl Group {
-    fn has_room(&self, cap: usize) -> bool {
+impl RoleGroup {
+    fn has_capacity(&self, cap: usize) -> bool {
         let healthy_only = self.has_healthy();
-        self.servers.iter().any(|server| is_open(server, healthy_only, cap))
+        self.servers.iter().any(|server| is_eligible(server, healthy_only, cap))
     }
 
     fn has_healthy(&self) -> bool {
         self.servers.iter().any(|server| server.is_healthy())
     }
 
-    /// A server that has room, and the place on it.
-    fn seat(&self, cap: usize) -> Option<(Arc<Backend>, BackendPermit)> {
+    /// Selects a server with capacity and acquires a permit on it.
+    fn try_acquire(&self, cap: usize) -> Option<(Arc<Backend>, BackendPermit)> {
         let healthy_only = self.has_healthy();
         loop {
-            let server = self.pick_where(|server| is_open(server, healthy_only, cap))?;
-            // If another worker was quicker, there may be a place elsewhere.
-            if let Some(seat) = BackendPermit::take_of(&server, cap) {
-                return Some((server, seat));
+            let server = self.pick_where(|server| is_eligible(server, healthy_only, cap))?;
+            // Another worker may have taken the last permit since; another server may still have one.
+            if let Some(permit) = BackendPermit::try_acquire(&server, cap) {
+                return Some((server, permit));
             }
         }
     }
 }
 
-/// Whether a server may have one more. One that may be down is better than none, so health counts only if one is healthy.
-fn is_open(server: &Backend, healthy_only: bool, cap: usize) -> bool {
+/// Whether a server may get one more request. Health counts only while the role has a healthy server: one
+/// that may be down is better than none.
+fn is_eligible(server: &Backend, healthy_only: bool, cap: usize) -> bool {
     server.in_flight() < cap && (server.is_healthy() || !healthy_only)
 }

@@ -1,0 +1,80 @@
+//! The JSON body of an admin request, and its typed fields.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use crate::error::Error;
+use crate::upstream::{Address, Role, checked_host};
+
+/// The JSON object of an admin request.
+pub(super) struct AdminRequest(Map<String, Value>);
+
+/// An error that is answered with 400 and this message.
+pub(super) fn invalid(message: impl Into<String>) -> Error {
+    Error::BadAdminRequest(message.into())
+}
+
+impl AdminRequest {
+    pub(super) fn parse(body: &[u8]) -> Result<Self, Error> {
+        match serde_json::from_slice(body) {
+            Ok(Value::Object(fields)) => Ok(Self(fields)),
+            // Valid JSON, such as a list or a string.
+            Ok(_) => Err(invalid("the body is not a JSON object")),
+            Err(error) => Err(invalid(format!("the body is not JSON: {error}"))),
+        }
+    }
+
+    /// The names of the fields that are not among `known`.
+    pub(super) fn unknown_fields(&self, known: &[&str]) -> Vec<&String> {
+        self.0.keys().filter(|name| !known.contains(&name.as_str())).collect()
+    }
+
+    /// A field that is there; `null` counts as missing, as clients of Python send it for `None`.
+    pub(super) fn get(&self, name: &str) -> Option<&Value> {
+        self.0.get(name).filter(|value| !value.is_null())
+    }
+
+    pub(super) fn role(&self, name: &str) -> Result<Role, Error> {
+        match self.get(name).and_then(Value::as_str) {
+            Some("prefill") => Ok(Role::Prefill),
+            Some("decode") => Ok(Role::Decode),
+            _ => Err(invalid(format!(r#"{name} must be "prefill" or "decode""#))),
+        }
+    }
+
+    /// A server's URL.
+    pub(super) fn address(&self, name: &str) -> Result<Address, Error> {
+        let url = self.get(name).and_then(Value::as_str);
+        let url = url.ok_or_else(|| invalid(format!("{name} is missing")))?;
+        // Escaped, as the text comes from the client and ends up in a terminal.
+        Address::parse(url).map_err(|reason| invalid(format!("{name} {}: {reason}", url.escape_debug())))
+    }
+
+    pub(super) fn bootstrap_port(&self) -> Result<Option<u16>, Error> {
+        let Some(value) = self.get("bootstrap_port") else { return Ok(None) };
+        // Port 0 is not a port to connect to.
+        let port = value.as_u64().and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0);
+        port.map(Some).ok_or_else(|| invalid("bootstrap_port must be a number between 1 and 65535, or null"))
+    }
+
+    pub(super) fn bootstrap_host(&self) -> Result<Option<String>, Error> {
+        let Some(value) = self.get("bootstrap_host") else { return Ok(None) };
+        let host = value.as_str().and_then(checked_host);
+        host.map(Some).ok_or_else(|| invalid("bootstrap_host is not a name or an address"))
+    }
+
+    pub(super) fn bool_or(&self, name: &str, default: bool) -> Result<bool, Error> {
+        // `null` is an error: whether a server keeps its traffic must not be a guess.
+        let Some(value) = self.0.get(name) else { return Ok(default) };
+        value.as_bool().ok_or_else(|| invalid(format!("{name} must be true or false")))
+    }
+
+    /// Whole seconds, at most `max`.
+    pub(super) fn seconds_or(&self, name: &str, max: u64, default: Duration) -> Result<Duration, Error> {
+        let Some(value) = self.0.get(name) else { return Ok(default) };
+        let seconds = value.as_u64().filter(|seconds| *seconds <= max);
+        let seconds = seconds.ok_or_else(|| invalid(format!("{name} must be between 0 and {max}")))?;
+        Ok(Duration::from_secs(seconds))
+    }
+}

@@ -1,0 +1,76 @@
+//! Requests in flight on a backend: counted while they run, and limited where a cap is set.
+
+use std::sync::Arc;
+
+use super::{Backend, Outcome};
+use crate::admission::{AdmissionHandle, WakeOnDrop};
+
+/// One leg of a request: counted on its backend until it is dropped, and its outcome recorded then.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    permit: BackendPermit,
+    outcome: Outcome,
+}
+
+impl InFlight {
+    /// Starts a leg, whatever the number in flight.
+    pub(crate) fn enter(backend: Arc<Backend>) -> Self {
+        Self::with_permit(BackendPermit::acquire(backend))
+    }
+
+    /// Starts a leg with a permit that was acquired before.
+    pub(crate) fn with_permit(permit: BackendPermit) -> Self {
+        // Until another outcome is set: a leg that is dropped before its end was cancelled.
+        Self { permit, outcome: Outcome::Cancelled }
+    }
+
+    pub(crate) fn backend(&self) -> &Arc<Backend> {
+        &self.permit.backend
+    }
+
+    /// Sets the leg's outcome, which is recorded when this is dropped.
+    pub(crate) fn set_outcome(&mut self, outcome: Outcome) {
+        self.outcome = outcome;
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        // Before the permit is released: an observer that sees nothing in flight must see the outcome too.
+        self.permit.backend.record_outcome(self.outcome);
+    }
+}
+
+/// One of a backend's in-flight slots; released on drop.
+#[derive(Debug)]
+pub(crate) struct BackendPermit {
+    backend: Arc<Backend>,
+    /// Wakes the admission queue, if requests in flight are capped. Fields are dropped after `Drop::drop`, so
+    /// the slot is released by then.
+    _wake: Option<WakeOnDrop>,
+}
+
+impl BackendPermit {
+    /// Acquires a slot, above any cap.
+    pub(super) fn acquire(backend: Arc<Backend>) -> Self {
+        backend.add_in_flight();
+        Self { backend, _wake: None }
+    }
+
+    /// Acquires a slot if fewer than `cap` requests are in flight.
+    pub(super) fn try_acquire(backend: &Arc<Backend>, cap: usize) -> Option<Self> {
+        backend.try_add_in_flight(cap).then(|| Self { backend: Arc::clone(backend), _wake: None })
+    }
+
+    /// Makes the release of this permit wake the head of the admission queue.
+    pub(super) fn waking(mut self, handle: &Arc<AdmissionHandle>) -> Self {
+        self._wake = Some(WakeOnDrop::new(handle));
+        self
+    }
+}
+
+impl Drop for BackendPermit {
+    fn drop(&mut self) {
+        self.backend.remove_in_flight();
+    }
+}

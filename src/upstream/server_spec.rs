@@ -1,0 +1,72 @@
+//! One entry of the desired fleet: a server, or a DNS name whose addresses are servers.
+
+use super::{Address, Backend, PrefillSpec, Role};
+
+/// A server that there should be.
+#[derive(Debug, Clone)]
+pub(crate) enum ServerSpec {
+    Prefill(PrefillSpec),
+    Decode(Address),
+}
+
+impl ServerSpec {
+    /// A server at `address`, whose host is the bootstrap host too. The port is ignored for decode servers.
+    pub(crate) fn new(role: Role, address: Address, bootstrap_port: Option<u16>) -> Self {
+        match role {
+            Role::Decode => Self::Decode(address),
+            // SGLang's bootstrap server listens on the same host unless an operator says otherwise.
+            Role::Prefill => {
+                Self::Prefill(PrefillSpec { bootstrap_host: address.host.clone(), address, bootstrap_port })
+            }
+        }
+    }
+
+    /// The same with another bootstrap host, if one is given. Decode servers have none.
+    pub(crate) fn with_bootstrap_host(mut self, host: Option<String>) -> Self {
+        if let (Self::Prefill(spec), Some(host)) = (&mut self, host) {
+            spec.bootstrap_host = host;
+        }
+        self
+    }
+
+    pub(super) fn role(&self) -> Role {
+        match self {
+            Self::Prefill(_) => Role::Prefill,
+            Self::Decode(_) => Role::Decode,
+        }
+    }
+
+    pub(super) fn address(&self) -> &Address {
+        match self {
+            Self::Prefill(spec) => &spec.address,
+            Self::Decode(address) => address,
+        }
+    }
+
+    /// The identity of a server. Without the scheme: one port does not speak both HTTP and HTTPS.
+    pub(super) fn key(&self) -> &str {
+        &self.address().authority
+    }
+
+    pub(super) fn matches(&self, server: &Backend) -> bool {
+        self.role() == server.role() && self.key() == server.address().authority
+    }
+
+    /// Whether URL, role and bootstrap fields are the same.
+    pub(super) fn is_same_as(&self, other: &Self) -> bool {
+        let bootstrap = |spec: &Self| match spec {
+            Self::Prefill(spec) => Some((spec.bootstrap_host.clone(), spec.bootstrap_port)),
+            Self::Decode(_) => None,
+        };
+        self.address().url == other.address().url && bootstrap(self) == bootstrap(other)
+    }
+}
+
+/// A DNS name: each of its addresses is a server of this role.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct DnsName {
+    pub(crate) role: Role,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) bootstrap_port: Option<u16>,
+}
