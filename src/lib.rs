@@ -72,7 +72,7 @@ pub use config::{
     DEFAULT_SHUTDOWN_LAME_DUCK, DEFAULT_STREAM_IDLE_TIMEOUT, DEFAULT_WORKER_STARTUP_CHECK_INTERVAL,
     DEFAULT_WORKER_STARTUP_TIMEOUT, MiniLbConfig, Reloaded,
 };
-pub use observe::report::{RequestFailure, RequestLine, RequestTimes};
+pub use observe::report::{LineFieldName, RequestFailure, RequestLine, RequestLineVisitor, RequestTimes};
 pub use options::{Bounds, OptionDefault, OptionSection, OptionSpec, Reload, Takes, option_sections};
 pub use transport::Http1Engine;
 pub use upstream::{Backend, Choice, Outcome, Policy, Random, Role, RoundRobin, ServerPair};

@@ -72,7 +72,7 @@ pub(super) fn failure_response(
     let servers: Vec<serde_json::Value> = failures.iter().map(BackendFailure::to_json).collect();
     let message = format!("{message}: {}", named.join(", "));
     // Monitoring repeats such requests every few seconds.
-    if log_limit::admit(code) {
+    if log_limit::allow(code) {
         warn!(code, "{message}");
     }
     let error = json!({ "message": message, "type": "server_error", "param": null, "code": code });

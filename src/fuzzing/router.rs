@@ -314,7 +314,7 @@ impl ConnectionHandler for ProxyHandler {
                 (error.status(), error.to_json())
             }
         };
-        RejectionResponse { status, json, request_id: RequestId::make().as_str().to_owned() }
+        RejectionResponse { status, json, request_id: RequestId::generate().as_str().to_owned() }
     }
 
     fn relayed(&self, _: Duration) {}

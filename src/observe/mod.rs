@@ -1,8 +1,8 @@
-//! What is known of requests while they run and after they have ended.
+//! What is recorded of requests, and what operators get to see of it.
 //!
-//! [`record`] notes what happens to one request and shows it once, as a
-//! [`CompletedRequest`](record::CompletedRequest), when it is over. [`metrics`] counts it and
-//! [`report`] writes its log line and its spans; neither is known to the code that serves requests.
+//! [`record`] follows one request and, when it has ended, makes one event of it, a
+//! [`CompletedRequest`](record::CompletedRequest). The event has two readers: [`metrics`] counts it,
+//! [`report`] writes its log line and exports its spans. The proxy knows the record only.
 
 pub(crate) mod metrics;
 pub(crate) mod record;

@@ -118,11 +118,11 @@ impl Proxy {
         let mut connection = ConnectionChoice::Any;
         let mut retries = asked.limits.max_retries;
         loop {
-            let attempt = record.sent_to(&pair);
+            let attempt = record.begin_attempt(&pair);
             let answered = exchange.attempt(&attempt, legs, connection, timer).await;
             let again = if retries > 0 { exchange.sent_again(&pair, &answered) } else { None };
             let Some((server, next)) = again else { return answered.map(Answered::into_answer) };
-            record.tried_again(&server, answered.as_ref().err());
+            record.add_retry(&server, answered.as_ref().err());
             // Both legs end here.
             drop(answered);
             (pair, legs) = exchange.other(&server, limited.as_ref()).map_err(Error::NoServer)?;
@@ -197,16 +197,17 @@ impl Exchange<'_> {
         let pair = attempt.pair;
         let fields = pair.prefill().bootstrap().expect("a prefill server has bootstrap fields");
         let body = body.with_bootstrap(&shape.edit, fields, fastrand::u64(1..=MAX_BOOTSTRAP_ROOM));
-        let to =
-            |server: &Backend, role| outgoing.for_backend(server.host_header(), attempt.lines(role), &body);
+        let to = |server: &Backend, role| {
+            outgoing.for_backend(server.host_header(), attempt.trace_headers(role), &body)
+        };
         let (to_prefill, to_decode) = (to(pair.prefill(), Role::Prefill), to(pair.decode(), Role::Decode));
         let keep = shape.merge.map(|_| CollectLimits { most: limits.max_merge_size, deadline });
-        let on_prefill = attempt.leg(on_prefill);
+        let on_prefill = attempt.begin_leg(on_prefill);
         let prefill = run_prefill(Arc::clone(self.pools), on_prefill, to_prefill, connection, keep);
         let mut prefill = Prefill::Running(prefill);
         let mut limit = DeadlineTimer { deadline, timer };
         let begun = {
-            let on_decode = attempt.leg(on_decode);
+            let on_decode = attempt.begin_leg(on_decode);
             // Pinned here: handed on by value, it would be copied at every step on the way to where it is polled.
             let decode = Leg::start(self.pools, on_decode, to_decode, connection, Some(&mut limit));
             prefill.race_prefill_failure(pin!(decode)).await?
@@ -224,7 +225,7 @@ impl Exchange<'_> {
             None => self.piped(prefill, head, leg, limit).await,
             Some(merge) => match prefill.end().await? {
                 PrefillEnd::Answered(lists) => {
-                    attempt.merges();
+                    attempt.set_merged();
                     // Boxed, so that requests with nothing to merge are not as large.
                     let merged = Box::pin(self.merged(pair, merge, &lists, head, leg, limit));
                     merged.await.map(Answered::Prefixed)

@@ -87,11 +87,11 @@ impl Leg {
         };
         match sent {
             Ok((lease, head)) => {
-                server.head_came(lease.write_timing(), lease.body_progress());
+                server.response_head_received(lease.write_timing(), lease.body_progress());
                 let outcome = outcome(head.status);
                 if !head.status.is_success() {
                     // That is said, whether the rest of it is read or not.
-                    server.ends_as(outcome);
+                    server.set_outcome(outcome);
                 }
                 Ok((head, Self { lease, server, outcome }))
             }
@@ -103,7 +103,7 @@ impl Leg {
     pub(super) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
         let data = ready!(self.lease.poll_data(cx));
         if let Some(Ok(_)) = data {
-            self.server.body_came();
+            self.server.body_received();
         }
         Poll::Ready(data.map(|data| data.map_err(|error| self.fail(error))))
     }
@@ -112,7 +112,7 @@ impl Leg {
     pub(super) async fn begun(&mut self) -> Result<(), Error> {
         match self.lease.body_started().await {
             Ok(()) => {
-                self.server.body_came();
+                self.server.body_received();
                 Ok(())
             }
             Err(error) => Err(self.fail(error)),
@@ -149,7 +149,7 @@ impl Leg {
             match next_refusal(watched) {
                 Ok(None) => {}
                 Ok(Some(refusal)) => {
-                    self.server.ends_as(Outcome::Refused);
+                    self.server.set_outcome(Outcome::Refused);
                     return Ok(Some(refusal));
                 }
                 // An event that large is no refusal, and what comes after it is not looked at.
@@ -167,7 +167,7 @@ impl Leg {
 
     /// Gives the connection back. Only for a leg whose body has ended.
     pub(super) fn park(mut self) {
-        self.server.ends_as(self.outcome);
+        self.server.set_outcome(self.outcome);
         self.lease.park();
     }
 
@@ -202,7 +202,7 @@ async fn send(
 }
 
 fn failed(server: &mut LegRecord, cause: Cause) -> Error {
-    server.ends_as(cause.outcome());
+    server.set_outcome(cause.outcome());
     Error::upstream(server.backend(), cause)
 }
 

@@ -235,7 +235,7 @@ fn finish_by_itself(prefill: PrefillRun) {
         runtime.spawn(async move {
             match tokio::time::timeout(LATE_PREFILL_TIMEOUT, prefill).await {
                 Ok(end) => note_late_end(end),
-                Err(_) if !log_limit::admit("late_prefill") => {}
+                Err(_) if !log_limit::allow("late_prefill") => {}
                 Err(_) => {
                     warn!("prefill did not finish its answer after decode had; its connection is closed")
                 }
@@ -251,7 +251,7 @@ const LATE_PREFILL_TIMEOUT: Duration = Duration::from_secs(300);
 fn note_late_end(end: Result<PrefillEnd, Error>) {
     match end {
         Ok(PrefillEnd::Answered(_)) => {}
-        _ if !log_limit::admit("late_prefill") => {}
+        _ if !log_limit::allow("late_prefill") => {}
         Ok(PrefillEnd::Refused { refusal, .. }) => {
             warn!(
                 status = refusal.head.status().as_u16(),

@@ -135,7 +135,9 @@ impl ConnectionHandler for AdminHandler {
     }
 
     fn reject(&self, rejection: HeadRejection) -> RejectionResponse {
-        rejection::response(&rejection::error(rejection), &self.service.logger)
+        // Logged, although it is not counted.
+        let recorder = Recorder::new(vec![Arc::clone(&self.service.logger) as _]);
+        rejection::response(rejection, &recorder)
     }
 
     fn relayed(&self, _: Duration) {}

@@ -30,7 +30,7 @@ use tracing::{debug, info, warn};
 use crate::admin::{Draining, OperatorEndpoints, WorkersApi, follow_names, probe_all};
 use crate::config::Options;
 use crate::observe::metrics::Metrics;
-use crate::observe::report::{RequestLogger, log_limit, tell_changes};
+use crate::observe::report::{RequestLogger, log_backend_changes, log_limit};
 use crate::transport::Transport;
 use crate::upstream::{DesiredFleet, Dialer};
 use admin_listener::AdminService;
@@ -111,7 +111,7 @@ pub(crate) async fn serve(
         () = clients => {}
         () = admin_listener::serve(admin_listener, &admin) => {}
         () = logger.run() => {}
-        () = tell_changes(members.fleet()) => {}
+        () = log_backend_changes(members.fleet()) => {}
     }
     logger.finish().await;
     Ok(())
@@ -145,7 +145,7 @@ impl Acceptor<'_> {
                 }
             }
             Err(error) => {
-                if log_limit::admit("accept") {
+                if log_limit::allow("accept") {
                     warn!("cannot accept a connection: {error}");
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;

@@ -1,11 +1,13 @@
 //! The error of a request whose head could not be read, on either listener.
 
+use std::sync::Arc;
+
 use crate::error::Error;
 use crate::http1::HeadRejection;
-use crate::observe::report::RequestLogger;
+use crate::observe::record::Recorder;
 use crate::transport::RejectionResponse;
 
-pub(super) fn error(rejection: HeadRejection) -> Error {
+fn error(rejection: HeadRejection) -> Error {
     match rejection {
         HeadRejection::Malformed(what) => Error::BadRequest(what),
         HeadRejection::TooLarge => Error::HeadTooLarge,
@@ -15,8 +17,9 @@ pub(super) fn error(rejection: HeadRejection) -> Error {
     }
 }
 
-/// Logs the request and makes its response.
-pub(super) fn response(error: &Error, logger: &RequestLogger) -> RejectionResponse {
-    let request_id = logger.log_rejected_before_parse(error).as_str().to_owned();
+/// Records the request and makes its response.
+pub(super) fn response(rejection: HeadRejection, recorder: &Arc<Recorder>) -> RejectionResponse {
+    let error = error(rejection);
+    let request_id = recorder.reject_before_parse(&error).as_str().to_owned();
     RejectionResponse { status: error.status(), json: error.to_json(), request_id }
 }

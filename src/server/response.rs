@@ -44,7 +44,7 @@ pub(crate) fn own(response: OwnResponse, record: Box<Record>) -> ClientResponse<
 
 /// The response to a request that failed.
 pub(crate) fn error(error: &Error, mut record: Box<Record>) -> ClientResponse<ClientResponseBody> {
-    record.failed(error);
+    record.set_error(error);
     ClientResponse { closes: error.ends_connection(), ..own(error.to_response(), record) }
 }
 
@@ -54,14 +54,14 @@ fn new(
     permit: Option<Permit>,
     mut record: Box<Record>,
 ) -> ClientResponse<ClientResponseBody> {
-    record.answered(head.status().as_u16());
+    record.set_status(head.status().as_u16());
     let body = ClientResponseBody { body, first_byte: None, _permit: permit, record };
     ClientResponse { head, body, closes: false }
 }
 
 impl ResponseBody for ClientResponseBody {
     fn request_id(&self) -> Option<&[u8]> {
-        self.record.id().map(RequestId::as_bytes)
+        self.record.request_id().map(RequestId::as_bytes)
     }
 
     fn take_first_byte(&mut self) -> Option<Instant> {
@@ -88,10 +88,11 @@ impl Body for ClientResponseBody {
         match &frame {
             Poll::Ready(Some(Ok(frame))) => {
                 let is_last = self.body.is_end_stream();
-                let first = self.record.gives(frame.data_ref().map_or(0, SegmentedBytes::len), is_last);
+                let first =
+                    self.record.record_chunk(frame.data_ref().map_or(0, SegmentedBytes::len), is_last);
                 self.first_byte = self.first_byte.or(first);
             }
-            Poll::Ready(Some(Err(error))) => self.record.failed(error),
+            Poll::Ready(Some(Err(error))) => self.record.set_error(error),
             Poll::Ready(None) | Poll::Pending => {}
         }
         frame
@@ -110,12 +111,12 @@ impl Drop for ClientResponseBody {
     fn drop(&mut self) {
         // A body that said that it has ended is not polled for its end.
         if matches!(self.body, Either::Right(_)) || self.body.is_end_stream() {
-            self.record.completed();
+            self.record.set_complete();
         } else if let Either::Left(relay) = &self.body
             && let Some(error) = relay.failure()
         {
             // The client left before it could be told.
-            self.record.failed(error);
+            self.record.set_error(error);
         }
     }
 }

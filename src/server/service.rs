@@ -83,7 +83,7 @@ impl ConnectionHandler for Service {
         timer: &mut Timer,
     ) -> Option<ClientResponse<ClientResponseBody>> {
         let mut record = self.recorder.begin();
-        self.logger.name(&mut head, &mut record);
+        self.logger.assign_request_id(&mut head, &mut record);
         let mut auth = self.access.authorize(&head.fields);
         let is_preflight = head.method == Method::OPTIONS && auth.cors.answers_preflight(&head.fields);
         let result = {
@@ -107,13 +107,11 @@ impl ConnectionHandler for Service {
     }
 
     fn reject(&self, rejection: HeadRejection) -> RejectionResponse {
-        let error = rejection::error(rejection);
-        self.metrics.log_rejected_before_parse(error.status().as_u16(), error.code());
-        rejection::response(&error, &self.logger)
+        rejection::response(rejection, &self.recorder)
     }
 
     fn relayed(&self, time: Duration) {
-        self.metrics.relayed(time);
+        self.metrics.observe_relay(time);
     }
 }
 
@@ -142,13 +140,13 @@ impl Service {
         dialect: Dialect,
         exchange: Exchange<'_, C>,
     ) -> Result<HandlerResult, Error> {
-        let admitted = match self.admit(exchange.client, exchange.record.begun()).await {
+        let admitted = match self.admit(exchange.client, exchange.record.started_at()).await {
             Ok(Some(admitted)) => admitted,
             Ok(None) => return Ok(HandlerResult::Disconnected),
             Err(error) => return self.refuse(error, exchange).await,
         };
         let Exchange { head, client, record, timer, .. } = exchange;
-        self.logger.trace(head, record);
+        self.logger.start_trace(head, record);
         let request = self.proxy.read(dialect, head, client, record, timer).await?;
         // Pinned here: passed by value, the future would be copied at every step on the way.
         let dispatch = pin!(self.proxy.dispatch(&request, admitted.pair, record, timer));
@@ -166,7 +164,7 @@ impl Service {
     ) -> Result<Route, Error> {
         let head = &mut *exchange.head;
         let (endpoint, route) = Route::find(&head.method, head.path());
-        exchange.record.is(endpoint);
+        exchange.record.set_endpoint(endpoint);
         match &route {
             // Operators have a key of their own.
             Ok(Route::Workers) => {
@@ -194,15 +192,18 @@ impl Service {
             return Ok(Some(Admitted::default()));
         }
         let mut waiting = None;
-        let enter =
-            self.admission.admit(begun, || self.take_pair(), || waiting = Some(self.queue_metrics.enter()));
+        let enter = self.admission.admit(
+            begun,
+            || self.take_pair(),
+            || waiting = Some(self.queue_metrics.start_wait()),
+        );
         tokio::select! {
             biased;
             entered = enter => match entered {
                 Ok((permit, pair)) => Ok(Some(Admitted { permit: Some(permit), pair })),
                 Err(error) => {
                     if let Error::Overloaded(rejection) = &error {
-                        self.queue_metrics.refuse(rejection);
+                        self.queue_metrics.count_rejection(rejection);
                     }
                     Err(error)
                 }

@@ -163,7 +163,7 @@ async fn work(
     drop(closing);
     close.send_replace(());
     if tokio::time::timeout(settings.grace_period(), close.closed()).await.is_err() {
-        recorder.cut_off();
+        recorder.set_grace_period_over();
         warn!("the grace period is over; closing connections with open requests");
     }
 }

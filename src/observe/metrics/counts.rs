@@ -1,13 +1,13 @@
-//! What one worker has counted: plain numbers, added up when somebody asks.
+//! The counts of one worker: plain numbers, which a scrape sums.
 
 use std::time::Duration;
 
-use super::histogram::{Histogram, Scale};
-use crate::observe::record::{CompletedRequest, Endpoint, Phase, RequestEnd, RetryCause};
+use super::histogram::{Bounds, Histogram};
+use crate::observe::record::{CompletedRequest, Endpoint, Phase, RequestEnd, RetryCause, StatusClass};
 use crate::upstream::{IdMap, Role};
 
-/// Of whole requests: 1 ms to 1,000 s.
-pub(super) static TIMES: Scale<19> = Scale::micros([
+/// Bounds for whole requests: 1 ms to 1,000 s, as a generation may take minutes.
+pub(super) static REQUEST_BOUNDS: Bounds<19> = Bounds::micros([
     1_000,
     2_000,
     5_000,
@@ -28,75 +28,80 @@ pub(super) static TIMES: Scale<19> = Scale::micros([
     500_000_000,
     1_000_000_000,
 ]);
-/// Of the router itself: 5 µs to 1 s.
-pub(super) static SHORT_TIMES: Scale<14> =
-    Scale::micros([5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 100_000, 1_000_000]);
-/// Of a pair's phases: 5 ms to 60 s. There may be many pairs, so there are few bounds.
-pub(super) static PHASE_TIMES: Scale<11> = Scale::micros([
+/// Bounds for the router's own time: 5 µs to 1 s.
+pub(super) static ROUTER_BOUNDS: Bounds<14> =
+    Bounds::micros([5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 100_000, 1_000_000]);
+/// Bounds for a pair's phases: 5 ms to 60 s. Few, because each is a series of each pair.
+pub(super) static PHASE_BOUNDS: Bounds<11> = Bounds::micros([
     5_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000, 5_000_000, 20_000_000, 60_000_000,
 ]);
 
-/// Statuses that are counted by themselves; others only by their first digit.
+/// Statuses with a counter of their own. A backend may respond with any number, so the others share one per
+/// class.
 const STATUSES: [u16; 19] =
     [200, 400, 401, 403, 404, 405, 408, 413, 415, 422, 424, 429, 499, 500, 501, 502, 503, 504, 507];
-/// The others, by their first digit.
+/// The labels of all other statuses, by their first digit.
 const STATUS_CLASSES: [&str; 6] = ["other", "1xx", "2xx", "3xx", "4xx", "5xx"];
 const STATUS_LABELS: usize = STATUSES.len() + STATUS_CLASSES.len();
-/// The client left before it was sent a status. As nginx calls it.
-pub(super) const CLIENT_LEFT: u16 = 499;
+/// The client disconnected before it was sent a status: nginx's number for it, which HTTP does not define.
+const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-/// How the histogram of durations tells requests apart.
-pub(super) const ENDINGS: [&str; 3] = ["success", "failure", "client_left"];
+/// The label `outcome` of a request's duration.
+pub(super) const OUTCOMES: [&str; 3] = ["success", "failure", "client_left"];
 
-/// Why a request's legs were closed before their end.
-pub(super) const CANCELLATIONS: [&str; 5] =
+/// The label `cause` of a leg that the router closed before its end.
+pub(super) const CANCELLATION_CAUSES: [&str; 5] =
     ["client_left", "client_left_mid_answer", "prefill_failed", "decode_failed", "shutdown"];
 
-/// By whether a stream was asked for.
+/// By whether the client asked for a stream.
 type ByStreaming<T> = [T; 2];
 
+/// Counters and histograms, indexed by their labels: an observation is an addition at a known place.
 #[derive(Default, Clone)]
 pub(super) struct Counts {
     pub(super) requests: [ByStreaming<[u64; STATUS_LABELS]>; Endpoint::ALL.len()],
     pub(super) request_bytes: [u64; Endpoint::GENERATING],
     pub(super) response_bytes: [u64; Endpoint::GENERATING],
-    pub(super) durations: [ByStreaming<[Histogram<19>; ENDINGS.len()]>; Endpoint::GENERATING],
-    pub(super) first_bytes: [ByStreaming<Histogram<19>>; Endpoint::GENERATING],
-    /// From the request's last byte to both legs written: on kept connections, and with a new one among them.
-    pub(super) sending: [Histogram<14>; 2],
+    pub(super) durations: [ByStreaming<[Histogram<19>; OUTCOMES.len()]>; Endpoint::GENERATING],
+    pub(super) times_to_first_byte: [ByStreaming<Histogram<19>>; Endpoint::GENERATING],
+    /// From the request's last byte to both legs written: on reused connections, and with at least one opened
+    /// for it.
+    pub(super) send_times: [Histogram<14>; 2],
     /// From decode's first byte to its being written to the client.
-    pub(super) relaying: Histogram<14>,
-    pub(super) cancellations: [u64; CANCELLATIONS.len()],
+    pub(super) relay_times: Histogram<14>,
+    pub(super) cancellations: [u64; CANCELLATION_CAUSES.len()],
     /// By role.
     pub(super) retries: [[u64; RetryCause::ALL.len()]; 2],
-    /// By the role of the leg that ran on.
-    pub(super) ran_on: [Histogram<14>; 2],
-    /// By the code, of which there are as many as the program has. Few happen.
+    /// By the role of the leg that was still running.
+    pub(super) after_partner_failure: [Histogram<14>; 2],
+    /// By code. A list, because a router sees few of the codes that there are.
     pub(super) errors: Vec<(&'static str, u64)>,
-    pub(super) pairs: IdMap<PairKey, Phases>,
+    pub(super) pairs: IdMap<PairKey, PairTimes>,
 }
 
-/// The ids of a prefill and a decode server; `None` is all pairs that are not counted by themselves.
+/// The ids of a prefill and a decode backend; `None` is the series that all other pairs share.
 pub(super) type PairKey = Option<(u64, u64)>;
 
-/// How long what takes on one pair.
+/// How long the phases of requests take on one pair.
 #[derive(Default, Clone)]
-pub(super) struct Phases {
+pub(super) struct PairTimes {
     pub(super) prefill_head: Histogram<11>,
     pub(super) decode_byte: Histogram<11>,
+    /// From prefill's head to decode's first byte: above all the transfer of the KV cache.
     pub(super) gap: Histogram<11>,
 }
 
-impl Phases {
+impl PairTimes {
     fn observe(&mut self, request: &CompletedRequest<'_>) {
         let prefill = request.nanos_between(Phase::PrefillWritten, Phase::PrefillHead);
         let decode = request.nanos_between(Phase::DecodeWritten, Phase::DecodeByte);
+        // 0 if decode's first byte came first: prefill's response and the KV cache take different ways.
         let gap = request.nanos_between(Phase::PrefillHead, Phase::DecodeByte);
-        for (histogram, time) in
+        for (histogram, nanos) in
             [(&mut self.prefill_head, prefill), (&mut self.decode_byte, decode), (&mut self.gap, gap)]
         {
-            if let Some(time) = time {
-                histogram.observe_nanos(&PHASE_TIMES, time);
+            if let Some(nanos) = nanos {
+                histogram.observe_nanos(&PHASE_BOUNDS, nanos);
             }
         }
     }
@@ -109,80 +114,74 @@ impl Phases {
 }
 
 impl Counts {
-    /// Counts a request. `pair` is what its pair is counted as.
-    pub(super) fn request(&mut self, request: &CompletedRequest<'_>, pair: PairKey) {
-        let (kind, streaming) = (request.kind(), usize::from(request.streaming()));
-        let status = request.status().unwrap_or(CLIENT_LEFT);
-        self.requests[kind as usize][streaming][status_place(status)] += 1;
-        if let RequestEnd::Failed(code) = request.ending() {
-            self.error(code);
+    /// Counts a request that has ended. `pair` is the series of its pair.
+    pub(super) fn count_request(&mut self, request: &CompletedRequest<'_>, pair: PairKey) {
+        let (endpoint, streaming) = (request.endpoint(), usize::from(request.streaming()));
+        let status = request.status().unwrap_or(CLIENT_CLOSED_REQUEST);
+        self.requests[endpoint as usize][streaming][status_index(status)] += 1;
+        // A backend's own error is counted by its status; codes are of the router's errors.
+        if let RequestEnd::Failed(code) = request.end {
+            self.count_errors(code, 1);
         }
-        if !kind.generates() {
+        if !endpoint.generates() {
             return;
         }
-        self.request_bytes[kind as usize] += request.bytes_in();
-        self.response_bytes[kind as usize] += request.bytes_out();
-        let is_success = (200..300).contains(&status);
-        if let Some(ending) = ending_place(request.ending(), is_success) {
-            self.durations[kind as usize][streaming][ending].observe(&TIMES, request.took());
+        self.request_bytes[endpoint as usize] += request.bytes_in();
+        self.response_bytes[endpoint as usize] += request.bytes_out();
+        if let Some(outcome) = outcome_index(request) {
+            let durations = &mut self.durations[endpoint as usize][streaming];
+            durations[outcome].observe(&REQUEST_BOUNDS, request.duration);
         }
-        if is_success {
-            self.first_bytes_of(request, streaming);
+        // Failures are fast or slow for reasons of their own, and would hide a change of what successes take.
+        if request.status_class == StatusClass::Success {
+            self.observe_first_byte(request, streaming);
             if request.pair().is_some() {
                 self.pairs.entry(pair).or_default().observe(request);
             }
         }
-        self.legs(request);
+        self.count_legs(request);
     }
 
-    /// Counts a request that has no head, as one for something else.
-    pub(super) fn log_rejected_before_parse(&mut self, status: u16, code: &'static str) {
-        self.requests[Endpoint::Other as usize][0][status_place(status)] += 1;
-        self.error(code);
-    }
-
-    /// An answer without a byte is there when it has ended.
-    fn first_bytes_of(&mut self, request: &CompletedRequest<'_>, streaming: usize) {
-        let ended = || (request.ending() == RequestEnd::Complete).then(|| request.took());
-        if let Some(time) = request.reached(Phase::ConnectionHandler).or_else(ended) {
-            self.first_bytes[request.kind() as usize][streaming].observe(&TIMES, time);
+    fn observe_first_byte(&mut self, request: &CompletedRequest<'_>, streaming: usize) {
+        // A response with an empty body has no first byte, and is there when it has ended.
+        let ended = || (request.end == RequestEnd::Complete).then_some(request.duration);
+        if let Some(duration) = request.time_to(Phase::FirstByteToClient).or_else(ended) {
+            let times = &mut self.times_to_first_byte[request.endpoint() as usize][streaming];
+            times.observe(&REQUEST_BOUNDS, duration);
         }
     }
 
-    /// What became of the legs, whatever the client was answered.
-    fn legs(&mut self, request: &CompletedRequest<'_>) {
-        for fault in request.faults() {
-            let role = fault.server.role();
-            self.retries[role as usize][fault.cause as usize] += 1;
-            self.cancellations[failed_place(role)] += 1;
+    /// Counts what became of the legs, whatever response the client got.
+    fn count_legs(&mut self, request: &CompletedRequest<'_>) {
+        for retry in request.retries() {
+            let role = retry.backend.role();
+            self.retries[role as usize][retry.cause as usize] += 1;
+            // Each attempt before the last one ended because of one leg, and the other was closed.
+            self.cancellations[partner_failed_index(role)] += 1;
         }
         for role in [Role::Prefill, Role::Decode] {
-            if let Some(time) = request.ran_on(role) {
-                self.ran_on[role as usize].observe(&SHORT_TIMES, time);
+            if let Some(duration) = request.after_partner_failure(role) {
+                self.after_partner_failure[role as usize].observe(&ROUTER_BOUNDS, duration);
             }
         }
-        if let Some(cause) = cancellation(request) {
+        if let Some(cause) = cancellation_index(request) {
             self.cancellations[cause] += 1;
         }
-        // What an attempt that failed has taken is no time of the router's.
+        // With retries, the time of the failed attempt is in it, which is not the router's own.
         if request.attempts() == 1
             && let Some(prefill) = request.nanos_between(Phase::BodyRead, Phase::PrefillWritten)
             && let Some(decode) = request.nanos_between(Phase::BodyRead, Phase::DecodeWritten)
         {
-            let dialled = usize::from(request.has_dialled());
-            self.sending[dialled].observe_nanos(&SHORT_TIMES, prefill.max(decode));
+            let opened = usize::from(request.has_opened_connection());
+            self.send_times[opened].observe_nanos(&ROUTER_BOUNDS, prefill.max(decode));
         }
     }
 
-    pub(super) fn relayed(&mut self, time: Duration) {
-        self.relaying.observe(&SHORT_TIMES, time);
+    pub(super) fn observe_relay(&mut self, duration: Duration) {
+        self.relay_times.observe(&ROUTER_BOUNDS, duration);
     }
 
-    fn error(&mut self, code: &'static str) {
-        self.errors_of(code, 1);
-    }
-
-    fn errors_of(&mut self, code: &'static str, count: u64) {
+    fn count_errors(&mut self, code: &'static str, count: u64) {
         match self.errors.iter_mut().find(|(known, _)| *known == code) {
             Some((_, known)) => *known += count,
             None => self.errors.push((code, count)),
@@ -196,21 +195,21 @@ impl Counts {
         );
         sum(&mut self.request_bytes, &other.request_bytes);
         sum(&mut self.response_bytes, &other.response_bytes);
-        each(
+        sum_histograms(
             self.durations.as_flattened_mut().as_flattened_mut(),
             other.durations.as_flattened().as_flattened(),
         );
-        each(self.first_bytes.as_flattened_mut(), other.first_bytes.as_flattened());
-        each(&mut self.sending, &other.sending);
-        self.relaying.add(&other.relaying);
+        sum_histograms(self.times_to_first_byte.as_flattened_mut(), other.times_to_first_byte.as_flattened());
+        sum_histograms(&mut self.send_times, &other.send_times);
+        self.relay_times.add(&other.relay_times);
         sum(&mut self.cancellations, &other.cancellations);
         sum(self.retries.as_flattened_mut(), other.retries.as_flattened());
-        each(&mut self.ran_on, &other.ran_on);
+        sum_histograms(&mut self.after_partner_failure, &other.after_partner_failure);
         for (code, count) in &other.errors {
-            self.errors_of(code, *count);
+            self.count_errors(code, *count);
         }
-        for (pair, phases) in &other.pairs {
-            self.pairs.entry(*pair).or_default().add(phases);
+        for (pair, times) in &other.pairs {
+            self.pairs.entry(*pair).or_default().add(times);
         }
     }
 }
@@ -219,12 +218,12 @@ fn sum(to: &mut [u64], from: &[u64]) {
     to.iter_mut().zip(from).for_each(|(sum, more)| *sum += more);
 }
 
-fn each<const N: usize>(to: &mut [Histogram<N>], from: &[Histogram<N>]) {
+fn sum_histograms<const N: usize>(to: &mut [Histogram<N>], from: &[Histogram<N>]) {
     to.iter_mut().zip(from).for_each(|(sum, more)| sum.add(more));
 }
 
-/// A server may answer with any number: the place among [`STATUS_LABELS`].
-fn status_place(status: u16) -> usize {
+/// The index of a status among [`STATUS_LABELS`].
+fn status_index(status: u16) -> usize {
     let class = || {
         let digit = usize::from(status / 100);
         STATUSES.len() + if digit < STATUS_CLASSES.len() { digit } else { 0 }
@@ -232,41 +231,45 @@ fn status_place(status: u16) -> usize {
     STATUSES.iter().position(|known| *known == status).unwrap_or_else(class)
 }
 
-/// What a status is called by its place.
-pub(super) fn status_label(place: usize) -> String {
-    match STATUSES.get(place) {
+/// The label `status` of an index.
+pub(super) fn status_label(index: usize) -> String {
+    match STATUSES.get(index) {
         Some(status) => status.to_string(),
-        None => STATUS_CLASSES[place - STATUSES.len()].to_owned(),
+        None => STATUS_CLASSES[index - STATUSES.len()].to_owned(),
     }
 }
 
-/// A place among [`ENDINGS`]; `None`: the router ended first.
-fn ending_place(ending: RequestEnd, is_success: bool) -> Option<usize> {
-    match ending {
-        RequestEnd::Complete if is_success => Some(0),
+/// An index of [`OUTCOMES`]. `None`: the router shut down first, which says nothing of how long requests
+/// take.
+fn outcome_index(request: &CompletedRequest<'_>) -> Option<usize> {
+    match request.end {
+        RequestEnd::Complete if request.status_class == StatusClass::Success => Some(0),
         RequestEnd::Complete | RequestEnd::Failed(_) => Some(1),
-        RequestEnd::ClientLeft => Some(2),
-        RequestEnd::CutOff => None,
+        RequestEnd::ClientDisconnected => Some(2),
+        RequestEnd::Shutdown => None,
     }
 }
 
-/// The place among [`CANCELLATIONS`] of a leg that was closed because this one had failed.
-fn failed_place(role: Role) -> usize {
+/// The index of [`CANCELLATION_CAUSES`] of a leg that was closed because the leg of this role had failed.
+fn partner_failed_index(role: Role) -> usize {
     match role {
         Role::Prefill => 2,
         Role::Decode => 3,
     }
 }
 
-/// A place among [`CANCELLATIONS`], if a leg was closed before its end in the last attempt.
-fn cancellation(request: &CompletedRequest<'_>) -> Option<usize> {
+/// An index of [`CANCELLATION_CAUSES`], if a leg of the last attempt was closed before its end.
+fn cancellation_index(request: &CompletedRequest<'_>) -> Option<usize> {
+    // Without a pair there were no legs.
     request.pair()?;
-    match (request.ending(), request.failed_leg()) {
-        (RequestEnd::ClientLeft, _) => Some(usize::from(request.reached(Phase::ConnectionHandler).is_some())),
-        (RequestEnd::CutOff, _) => Some(4),
-        // Nothing was left to be cancelled of a prefill leg that had ended.
-        (_, Some(Role::Decode)) if request.reached(Phase::PrefillEnd).is_some() => None,
-        (_, Some(role)) => Some(failed_place(role)),
+    match (request.end, request.failed_leg) {
+        (RequestEnd::ClientDisconnected, _) => {
+            Some(usize::from(request.time_to(Phase::FirstByteToClient).is_some()))
+        }
+        (RequestEnd::Shutdown, _) => Some(4),
+        // A prefill leg that had ended was not closed.
+        (_, Some(Role::Decode)) if request.time_to(Phase::PrefillEnd).is_some() => None,
+        (_, Some(role)) => Some(partner_failed_index(role)),
         (_, None) => None,
     }
 }
@@ -276,14 +279,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn any_status_has_a_label_of_a_fixed_set() {
+    fn every_status_has_a_label_of_a_fixed_set() {
         let labels: std::collections::HashSet<String> =
-            (0..=u16::MAX).map(|status| status_label(status_place(status))).collect();
+            (0..=u16::MAX).map(|status| status_label(status_index(status))).collect();
         assert_eq!(labels.len(), STATUS_LABELS);
         for (status, label) in
             [(200, "200"), (502, "502"), (418, "4xx"), (206, "2xx"), (999, "other"), (0, "other")]
         {
-            assert_eq!(status_label(status_place(status)), label);
+            assert_eq!(status_label(status_index(status)), label);
         }
     }
 }

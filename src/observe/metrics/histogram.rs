@@ -1,81 +1,81 @@
-//! Histograms of times with fixed bounds.
+//! Histograms of durations with fixed bounds.
 //!
-//! Bounds are at least a factor of two apart, so the number of leading zeros of a
-//! time leaves one bound to compare with: nothing is searched.
+//! Bounds are at least a factor of two apart. So the number of leading zeros of a duration
+//! leaves one bound to compare with, and finding a bucket needs no search.
 
 use std::time::Duration;
 
-/// The bounds of a histogram, in nanoseconds, ascending.
-pub(super) struct Scale<const N: usize> {
-    pub(super) bounds: [u64; N],
-    /// For each count of significant bits, the first bound that a time of as many may be within.
+/// The upper bounds of a histogram's buckets, in nanoseconds, ascending.
+pub(super) struct Bounds<const N: usize> {
+    pub(super) nanos: [u64; N],
+    /// By the count of significant bits of a duration: the first bucket that it may belong to.
     first: [u8; 65],
 }
 
-impl<const N: usize> Scale<N> {
-    /// Bounds in microseconds.
+impl<const N: usize> Bounds<N> {
+    /// Bounds given in microseconds. Evaluated by the compiler, so that wrong ones do not compile.
     pub(super) const fn micros(micros: [u64; N]) -> Self {
-        let mut bounds = [0; N];
-        let mut place = 0;
-        while place < N {
-            bounds[place] = micros[place] * 1_000;
-            assert!(bounds[place] > 0 && (place == 0 || bounds[place] >= 2 * bounds[place - 1]));
-            place += 1;
+        let mut nanos = [0; N];
+        let mut index = 0;
+        while index < N {
+            nanos[index] = micros[index] * 1_000;
+            assert!(nanos[index] > 0 && (index == 0 || nanos[index] >= 2 * nanos[index - 1]));
+            index += 1;
         }
         let mut first = [0; 65];
         let mut bits = 1;
         while bits <= 64 {
             let least = 1 << (bits - 1);
-            let mut place = 0;
-            while place < N && bounds[place] < least {
-                place += 1;
+            let mut index = 0;
+            while index < N && nanos[index] < least {
+                index += 1;
             }
-            first[bits] = place as u8;
+            first[bits] = index as u8;
             bits += 1;
         }
-        Self { bounds, first }
+        Self { nanos, first }
     }
 
-    /// Which bucket a time belongs to; N is beyond all bounds.
-    fn place(&self, nanos: u64) -> usize {
+    /// The index of the bucket that a duration belongs to; N if it is above all bounds.
+    fn bucket(&self, nanos: u64) -> usize {
         let bits = u64::BITS - nanos.leading_zeros();
         let first = usize::from(self.first[bits as usize]);
-        // Within one count of bits there is one bound at most.
-        if self.bounds.get(first).is_some_and(|bound| nanos > *bound) { first + 1 } else { first }
+        // Numbers of the same count of bits differ by less than a factor of two: one bound at most is among
+        // them.
+        if self.nanos.get(first).is_some_and(|bound| nanos > *bound) { first + 1 } else { first }
     }
 }
 
-/// How many times were within which bounds.
+/// Counts of durations by bucket.
 #[derive(Debug, Clone)]
 pub(super) struct Histogram<const N: usize> {
-    /// Each bucket by itself.
-    pub(super) within: [u64; N],
-    /// Beyond all bounds.
-    pub(super) beyond: u64,
-    /// Of all times, in nanoseconds.
+    /// Not cumulative, unlike in Prometheus' text: one number is written per observation.
+    pub(super) buckets: [u64; N],
+    /// Durations above all bounds.
+    pub(super) overflow: u64,
+    /// The sum of all durations, in nanoseconds.
     pub(super) sum: u64,
 }
 
 impl<const N: usize> Default for Histogram<N> {
     fn default() -> Self {
-        Self { within: [0; N], beyond: 0, sum: 0 }
+        Self { buckets: [0; N], overflow: 0, sum: 0 }
     }
 }
 
 impl<const N: usize> Histogram<N> {
-    pub(super) fn observe(&mut self, scale: &Scale<N>, time: Duration) {
-        self.observe_nanos(scale, u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+    pub(super) fn observe(&mut self, bounds: &Bounds<N>, duration: Duration) {
+        self.observe_nanos(bounds, u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
     }
 
-    /// A time in nanoseconds.
-    pub(super) fn observe_nanos(&mut self, scale: &Scale<N>, nanos: u64) {
-        *self.within.get_mut(scale.place(nanos)).unwrap_or(&mut self.beyond) += 1;
+    pub(super) fn observe_nanos(&mut self, bounds: &Bounds<N>, nanos: u64) {
+        *self.buckets.get_mut(bounds.bucket(nanos)).unwrap_or(&mut self.overflow) += 1;
         self.sum = self.sum.saturating_add(nanos);
     }
 
     pub(super) fn add(&mut self, other: &Self) {
-        self.within.iter_mut().zip(other.within).for_each(|(sum, more)| *sum += more);
-        self.beyond += other.beyond;
+        self.buckets.iter_mut().zip(other.buckets).for_each(|(sum, more)| *sum += more);
+        self.overflow += other.overflow;
         self.sum = self.sum.saturating_add(other.sum);
     }
 }
@@ -84,34 +84,34 @@ impl<const N: usize> Histogram<N> {
 mod tests {
     use super::*;
 
-    static SCALE: Scale<5> = Scale::micros([1, 2, 5, 1_000, 60_000_000]);
+    static BOUNDS: Bounds<5> = Bounds::micros([1, 2, 5, 1_000, 60_000_000]);
 
     #[test]
-    fn a_time_is_within_the_first_bound_that_is_not_less() {
-        let near = SCALE.bounds.iter().flat_map(|bound| [bound - 1, *bound, bound + 1]);
+    fn a_duration_belongs_to_the_first_bound_that_is_not_less() {
+        let near = BOUNDS.nanos.iter().flat_map(|bound| [bound - 1, *bound, bound + 1]);
         let powers = (0..64).flat_map(|bits| [(1_u64 << bits) - 1, 1 << bits]);
         for nanos in near.chain(powers).chain([u64::MAX]) {
-            let searched = SCALE.bounds.iter().position(|bound| nanos <= *bound).unwrap_or(5);
-            assert_eq!(SCALE.place(nanos), searched, "{nanos} ns");
+            let searched = BOUNDS.nanos.iter().position(|bound| nanos <= *bound).unwrap_or(5);
+            assert_eq!(BOUNDS.bucket(nanos), searched, "{nanos} ns");
         }
     }
 
     #[test]
-    fn what_is_beyond_all_bounds_is_counted_too() {
+    fn durations_above_all_bounds_are_counted_too() {
         let (mut some, mut more) = (Histogram::default(), Histogram::default());
-        some.observe(&SCALE, Duration::from_micros(2));
-        more.observe(&SCALE, Duration::from_secs(61));
-        more.observe(&SCALE, Duration::from_nanos(2_001));
+        some.observe(&BOUNDS, Duration::from_micros(2));
+        more.observe(&BOUNDS, Duration::from_secs(61));
+        more.observe(&BOUNDS, Duration::from_nanos(2_001));
         some.add(&more);
-        assert_eq!((some.within, some.beyond), ([0, 1, 1, 0, 0], 1));
+        assert_eq!((some.buckets, some.overflow), ([0, 1, 1, 0, 0], 1));
         assert_eq!(some.sum, 61_000_000_000 + 2_000 + 2_001);
     }
 
     #[test]
-    fn a_time_of_ages_does_not_overflow() {
+    fn a_huge_duration_does_not_overflow_the_sum() {
         let mut histogram = Histogram::default();
-        histogram.observe(&SCALE, Duration::MAX);
-        histogram.observe(&SCALE, Duration::MAX);
-        assert_eq!((histogram.beyond, histogram.sum), (2, u64::MAX));
+        histogram.observe(&BOUNDS, Duration::MAX);
+        histogram.observe(&BOUNDS, Duration::MAX);
+        assert_eq!((histogram.overflow, histogram.sum), (2, u64::MAX));
     }
 }

@@ -1,99 +1,94 @@
-//! What is counted, and how it is shown: Prometheus' text, made when it is asked for.
+//! Counters and histograms, and their text for Prometheus, which is made for each scrape.
 //!
-//! Each worker counts in numbers of its own, once a request, under a lock that nobody
-//! else wants but a scrape; that costs less than a shared atomic number for each thing
-//! that is counted. Health, outcomes and connections are counted by the servers themselves
-//! (`upstream`) and only read here. The text is simple enough that a crate for it would
-//! bring more code than it saves, and none of them counts in plain numbers a worker.
+//! Each worker counts in plain numbers of its own, once per request, under a lock that only a
+//! scrape contends for; that costs less than one shared atomic per counter. Health, outcomes
+//! and connections are counted by the backends themselves (`upstream`), and only read here.
+//! There is no crate for it: the text is simple, and none counts in plain numbers per worker.
 
 mod counts;
+mod exposition;
 mod histogram;
 mod pairs;
 mod process;
 mod queue;
 mod render;
-mod text;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use counts::Counts;
-use pairs::Pairs;
+use pairs::TrackedPairs;
 pub(crate) use queue::QueueMetrics;
 
 use crate::admission::AdmissionController;
 use crate::observe::record::{CompletedRequest, Observer};
 use crate::upstream::Fleet;
 
-/// The numbers of a router.
+/// The metrics of a router.
 #[derive(Default)]
 pub(crate) struct Metrics {
     workers: Mutex<Vec<Arc<WorkerMetrics>>>,
-    pairs: Arc<Pairs>,
+    pairs: Arc<TrackedPairs>,
     queue: Arc<QueueMetrics>,
 }
 
 impl Metrics {
-    /// Numbers for one more worker.
+    /// Adds the metrics of one more worker.
     pub(crate) fn worker(&self) -> Arc<WorkerMetrics> {
         let worker = Arc::new(WorkerMetrics { counts: Mutex::default(), pairs: Arc::clone(&self.pairs) });
         self.lock().push(Arc::clone(&worker));
         worker
     }
 
-    /// What those who make requests wait tell of it.
+    /// The metrics of the admission queue.
     pub(crate) fn queue(&self) -> &Arc<QueueMetrics> {
         &self.queue
     }
 
-    /// All numbers as text. Those of servers, and of pairs, are of the servers in `fleet`.
-    pub(crate) fn to_text(&self, fleet: &Fleet, gate: &AdmissionController) -> String {
-        let is_there = |id| fleet.known_servers().any(|server| server.id() == id);
-        let named = self.pairs.retain(is_there);
+    /// All metrics as text. Those of backends and pairs are of the backends in `fleet`.
+    pub(crate) fn to_text(&self, fleet: &Fleet, admission: &AdmissionController) -> String {
+        let is_present = |id| fleet.known_servers().any(|backend| backend.id() == id);
+        let tracked = self.pairs.retain(is_present);
         let mut total = Counts::default();
         for worker in self.lock().iter() {
             let mut counts = worker.lock();
-            counts.pairs.retain(|pair, _| pair.is_none_or(|pair| named.contains_key(&pair)));
+            // Here, because a worker does not learn that a backend is gone.
+            counts.pairs.retain(|pair, _| pair.is_none_or(|pair| tracked.contains_key(&pair)));
             total.add(&counts);
         }
-        render::render(&total, &named, (&self.queue, gate), fleet)
+        render::render(&total, &tracked, (&self.queue, admission), fleet)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Arc<WorkerMetrics>>> {
-        // Workers are only ever added.
+        // A poisoned lock does no harm: workers are only ever added.
         self.workers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// One worker's numbers. Aligned, so that no two workers write to one cache line (or to a pair of lines that are
-/// fetched together).
+/// The metrics of one worker. Aligned, so that no two workers write to one cache line, or to a pair of
+/// 64-byte lines that the prefetcher of x86-64 loads together.
 #[repr(align(128))]
 pub(crate) struct WorkerMetrics {
     counts: Mutex<Counts>,
-    pairs: Arc<Pairs>,
+    pairs: Arc<TrackedPairs>,
 }
 
 impl WorkerMetrics {
-    /// The first byte of decode's has been written to the client, so long after it came.
-    pub(crate) fn relayed(&self, time: Duration) {
-        self.lock().relayed(time);
-    }
-
-    /// A request of which not even the head came was refused, with this status and an error of this code.
-    pub(crate) fn log_rejected_before_parse(&self, status: u16, code: &'static str) {
-        self.lock().log_rejected_before_parse(status, code);
+    /// The first byte of decode's response was written to the client, this long after it arrived.
+    pub(crate) fn observe_relay(&self, duration: Duration) {
+        self.lock().observe_relay(duration);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Counts> {
-        // Numbers to be added to: whole whatever happens under the lock.
+        // A poisoned lock does no harm: the numbers under it are valid at any time.
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Observer for WorkerMetrics {
-    fn finished(&self, request: &CompletedRequest<'_>) {
+    fn request_completed(&self, request: &CompletedRequest<'_>) {
         let pair = request.pair().and_then(|pair| self.pairs.key(pair));
-        self.lock().request(request, pair);
+        self.lock().count_request(request, pair);
     }
 }
 

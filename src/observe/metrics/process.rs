@@ -1,15 +1,15 @@
-//! What the kernel says of this process.
+//! The usual metrics of a process, read from `/proc`.
 
 use std::fs;
 
-/// Clock ticks of `/proc` in a second, on every Linux.
+/// Clock ticks in a second: `USER_HZ`, which is 100 on every Linux architecture that Rust supports.
 const TICKS: f64 = 100.0;
 
-/// Under Prometheus' usual names. What cannot be read is left out.
+/// The values of Prometheus' `process_*` metrics. What cannot be read is left out.
 #[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Process {
+pub(super) struct ProcessStats {
     pub(super) cpu_seconds: Option<f64>,
-    /// Since the epoch.
+    /// In Unix time.
     pub(super) start_seconds: Option<f64>,
     pub(super) resident_bytes: Option<u64>,
     pub(super) virtual_bytes: Option<u64>,
@@ -18,12 +18,13 @@ pub(super) struct Process {
     pub(super) threads: Option<u64>,
 }
 
-impl Process {
-    /// Reads a few small files that the kernel makes up: it waits for no disk.
+impl ProcessStats {
+    /// Reads a few small files. It may run on a worker's thread: `/proc` is made by the kernel and waits for
+    /// no disk.
     pub(super) fn read() -> Self {
         let mut process = Self::default();
         if let Ok(stat) = fs::read_to_string("/proc/self/stat") {
-            process.take_stat(&stat);
+            process.read_stat(&stat);
         }
         if let Ok(status) = fs::read_to_string("/proc/self/status") {
             let kilobytes = |name| number_after(&status, name).map(|kilobytes| kilobytes * 1_024);
@@ -38,10 +39,10 @@ impl Process {
         process
     }
 
-    fn take_stat(&mut self, stat: &str) {
-        // The name in brackets may hold anything.
+    fn read_stat(&mut self, stat: &str) {
+        // The name of the program, in parentheses, may contain spaces and parentheses itself.
         let Some((_, fields)) = stat.rsplit_once(')') else { return };
-        // The first of these is the third of `proc(5)`.
+        // Numbered as in `proc(5)`; the first one behind the name is 3.
         let ticks = |number: usize| fields.split_whitespace().nth(number - 3)?.parse::<f64>().ok();
         if let (Some(user), Some(system)) = (ticks(14), ticks(15)) {
             self.cpu_seconds = Some((user + system) / TICKS);
@@ -53,7 +54,7 @@ impl Process {
     }
 }
 
-/// The number behind the line's beginning.
+/// The number behind the beginning of a line.
 fn number_after(text: &str, beginning: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(beginning))?;
     line.split_whitespace().next()?.parse().ok()
@@ -66,8 +67,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_process_is_described() {
-        let process = Process::read();
+    fn the_stats_of_this_process_are_plausible() {
+        let process = ProcessStats::read();
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
         let age = now - process.start_seconds.unwrap();
         assert!((-2.0..86_400.0).contains(&age), "{age} s old");
@@ -78,9 +79,9 @@ mod tests {
     }
 
     #[test]
-    fn a_name_with_brackets_shifts_nothing() {
-        let mut process = Process::default();
-        process.take_stat("7 (a) b) R 1 7 7 0 -1 0 0 0 0 0 150 50 0 0 20 0 4 0 900 1 2");
+    fn a_program_name_with_parentheses_is_skipped() {
+        let mut process = ProcessStats::default();
+        process.read_stat("7 (a) b) R 1 7 7 0 -1 0 0 0 0 0 150 50 0 0 20 0 4 0 900 1 2");
         assert_eq!(process.cpu_seconds, Some(2.0));
     }
 }

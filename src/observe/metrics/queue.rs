@@ -1,62 +1,63 @@
-//! Requests that wait for their turn, as those who make them wait tell of it.
+//! Metrics of requests that wait in the admission queue, or are rejected there.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use super::counts::TIMES;
+use super::counts::REQUEST_BOUNDS;
 use super::histogram::Histogram;
 use crate::admission::Rejection;
 
-/// Why requests are refused, as it is shown.
+/// The values of the label `reason`.
 const REASONS: [&str; 3] = ["full", "timeout", "rate"];
 
-/// What came of waiting. Shared by all workers: a request that waits has time. How many wait is for the gate to know.
+/// Counts of waits and rejections. Shared by all workers, unlike other metrics: a request that waits, or is
+/// rejected, does not mind a shared cache line. The length of the queue is known to the admission controller.
 #[derive(Default)]
 pub(crate) struct QueueMetrics {
     /// By [`REASONS`].
-    refused: [AtomicU64; REASONS.len()],
+    rejected: [AtomicU64; REASONS.len()],
     waits: Mutex<Histogram<19>>,
 }
 
 impl QueueMetrics {
-    /// A request waits from now on, until what is returned is dropped.
-    pub(crate) fn enter(self: &Arc<Self>) -> Waiting {
-        Waiting { queue: Arc::clone(self), since: Instant::now() }
+    /// A request waits from now on, until the returned guard is dropped.
+    pub(crate) fn start_wait(self: &Arc<Self>) -> QueueWait {
+        QueueWait { queue: Arc::clone(self), since: Instant::now() }
     }
 
-    /// A request was refused instead of being served.
-    pub(crate) fn refuse(&self, why: &Rejection) {
-        let reason = match why {
+    /// A request was rejected instead of being admitted.
+    pub(crate) fn count_rejection(&self, rejection: &Rejection) {
+        let reason = match rejection {
             Rejection::QueueFull { .. } => 0,
             Rejection::QueueTimeout(_) => 1,
             Rejection::RateLimited { .. } => 2,
         };
-        self.refused[reason].fetch_add(1, Relaxed);
+        self.rejected[reason].fetch_add(1, Relaxed);
     }
 
-    /// How many were refused for each reason.
-    pub(super) fn refused(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        REASONS.into_iter().zip(self.refused.iter().map(|count| count.load(Relaxed)))
+    /// The count of rejected requests by reason.
+    pub(super) fn rejected(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        REASONS.into_iter().zip(self.rejected.iter().map(|count| count.load(Relaxed)))
     }
 
     pub(super) fn waits(&self) -> Histogram<19> {
-        // Plain numbers: whole whatever happens under the lock.
+        // A poisoned lock does no harm: the numbers under it are valid at any time.
         self.waits.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// A request in the queue.
-pub(crate) struct Waiting {
+/// A request in the queue. Dropped when it leaves it.
+pub(crate) struct QueueWait {
     queue: Arc<QueueMetrics>,
     since: Instant,
 }
 
-/// Its turn has come, or it waits no longer: both are a wait.
-impl Drop for Waiting {
+// Admitted, rejected or given up by its client: each is a wait.
+impl Drop for QueueWait {
     fn drop(&mut self) {
         let waited = self.since.elapsed();
-        self.queue.waits.lock().unwrap_or_else(PoisonError::into_inner).observe(&TIMES, waited);
+        self.queue.waits.lock().unwrap_or_else(PoisonError::into_inner).observe(&REQUEST_BOUNDS, waited);
     }
 }
 
@@ -67,14 +68,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wait_and_a_refusal_count_once() {
+    fn a_wait_and_a_rejection_count_once() {
         let queue = Arc::new(QueueMetrics::default());
-        let waiting = queue.enter();
-        queue.refuse(&Rejection::QueueTimeout(Duration::from_secs(1)));
-        let count = || queue.waits().within.iter().sum::<u64>() + queue.waits().beyond;
+        let waiting = queue.start_wait();
+        queue.count_rejection(&Rejection::QueueTimeout(Duration::from_secs(1)));
+        let count = || queue.waits().buckets.iter().sum::<u64>() + queue.waits().overflow;
         assert_eq!(count(), 0);
         drop(waiting);
         assert_eq!(count(), 1);
-        assert!(queue.refused().eq([("full", 0), ("timeout", 1), ("rate", 0)]));
+        assert!(queue.rejected().eq([("full", 0), ("timeout", 1), ("rate", 0)]));
     }
 }

@@ -1,15 +1,16 @@
-//! The list of all metrics, and their values as text. `docs/METRICS.md` is compared with it.
+//! The list of all metrics, and their samples as text. A test compares `docs/METRICS.md` with it.
 
 use std::collections::BTreeMap;
 
 use super::counts::{
-    CANCELLATIONS, Counts, ENDINGS, PHASE_TIMES, PairKey, Phases, SHORT_TIMES, TIMES, status_label,
+    CANCELLATION_CAUSES, Counts, OUTCOMES, PHASE_BOUNDS, PairKey, PairTimes, REQUEST_BOUNDS, ROUTER_BOUNDS,
+    status_label,
 };
+use super::exposition::{Exposition, Family};
 use super::histogram::Histogram;
-use super::pairs::Urls;
-use super::process::Process;
+use super::pairs::PairUrls;
+use super::process::ProcessStats;
 use super::queue::QueueMetrics;
-use super::text::{Family, Text};
 use crate::admission::AdmissionController;
 use crate::observe::record::{Endpoint, RetryCause};
 use crate::upstream::{Backend, Connections, Fleet, IdMap, Outcome, Role};
@@ -17,10 +18,10 @@ use crate::upstream::{Backend, Connections, Fleet, IdMap, Outcome, Role};
 const ROLES: [Role; 2] = [Role::Prefill, Role::Decode];
 const STREAMING: [&str; 2] = ["false", "true"];
 const CONNECTIONS: [&str; 2] = ["kept", "opened"];
-/// What stands for the servers of all pairs that have no series of their own.
+/// The labels of the series that pairs without series of their own share.
 const OTHER: &str = "other";
 
-/// The families, each a constant and all of them a list.
+/// Defines a constant for each metric family.
 macro_rules! families {
     ($($constant:ident $kind:ident $name:literal $help:literal;)*) => {
         $(const $constant: Family = Family { name: $name, kind: stringify!($kind), help: $help };)*
@@ -29,127 +30,150 @@ macro_rules! families {
 
 families! {
     REQUESTS counter "mini_lb_requests_total"
-        "Requests that have ended, by what was sent to the client. Status 499: the client left before it was sent one.";
+        "Completed requests, by the status sent to the client. Status 499: the client disconnected before \
+         it was sent one.";
     DURATION histogram "mini_lb_request_duration_seconds"
-        "Generation requests: from the request's head to the end of its answer, or until the client left.";
+        "Generation requests: time from the request's head to the end of the response, or until the \
+         client disconnected.";
     FIRST_BYTE histogram "mini_lb_time_to_first_byte_seconds"
-        "Generation requests answered with a 2xx: from the request's head to the first byte of the answer's body.";
-    REQUEST_BYTES counter "mini_lb_request_bytes_total" "Bytes of generation requests' bodies that came from clients.";
-    RESPONSE_BYTES counter "mini_lb_response_bytes_total" "Bytes of bodies that were given to clients of generation requests.";
+        "Generation requests with a 2xx response: time from the request's head to the first byte of the \
+         response body.";
+    REQUEST_BYTES counter "mini_lb_request_bytes_total"
+        "Bytes of generation requests' bodies, received from clients.";
+    RESPONSE_BYTES counter "mini_lb_response_bytes_total"
+        "Bytes of response bodies of generation requests, sent to clients.";
     ERRORS counter "mini_lb_errors_total"
-        "Requests that ended with an error of the router's, as their answer or in the middle of it, by its code.";
+        "Requests that ended with an error of the router itself, as the response or in the middle of one, \
+         by error code.";
     CANCELLED counter "mini_lb_cancellations_total"
-        "Attempts of which the router closed a leg before its answer had ended, which tells the server to abort, by cause.";
-    RETRIES counter "mini_lb_retries_total" "Generation requests sent again, by the server's role and what it did.";
+        "Attempts in which the router closed a leg before its response had ended, so that the backend \
+         aborts it, by cause.";
+    RETRIES counter "mini_lb_retries_total"
+        "Retries of generation requests, by the role of the backend that caused them and by cause.";
     RAN_ON histogram "mini_lb_leg_after_partner_failure_seconds"
-        "How long a leg of this role ran on after its partner had failed, until it was closed.";
+        "How long a leg of this role was still running after its partner had failed, until it was closed.";
     SENDING histogram "mini_lb_router_send_seconds"
-        "The router's own time: from a generation request's last byte to its being written to both servers, on kept \
-         connections or with one opened for it. Requests that were sent once and whose heads both came.";
+        "The router's own time: from the last byte of a generation request to its being written to both \
+         backends, on reused connections or with at least one opened for it. Without retries, and only if \
+         both backends responded.";
     RELAYING histogram "mini_lb_router_relay_seconds"
-        "The router's own time: from decode's first byte to its being written to the client. Measured at the first \
-         piece of each answer that is not merged, not at the others.";
+        "The router's own time: from decode's first byte to its being written to the client. Measured at \
+         the first chunk of each response that is not merged.";
     PAIR_PREFILL histogram "mini_lb_pair_prefill_head_seconds"
-        "Requests answered with a 2xx: from the request being written to prefill to the head of prefill's answer.";
+        "Requests with a 2xx response: time from writing the request to prefill to the head of prefill's \
+         response.";
     PAIR_DECODE histogram "mini_lb_pair_decode_first_byte_seconds"
-        "Requests answered with a 2xx: from the request being written to decode to the first byte of decode's body.";
+        "Requests with a 2xx response: time from writing the request to decode to the first byte of \
+         decode's response body.";
     PAIR_GAP histogram "mini_lb_pair_gap_seconds"
-        "Requests answered with a 2xx: from the head of prefill's answer to the first byte of decode's body; 0 if decode was first.";
-    QUEUE_LENGTH gauge "mini_lb_queue_length" "Requests that wait for their turn.";
-    QUEUE_LIMIT gauge "mini_lb_queue_limit" "How many requests may wait for their turn; 0 is none.";
-    QUEUE_WAIT histogram "mini_lb_queue_wait_seconds" "How long requests waited for their turn, whether it came or not.";
-    QUEUE_REFUSED counter "mini_lb_queue_refused_total" "Requests that were refused instead of being served, by reason.";
-    BACKENDS gauge "mini_lb_backends" "Servers that get requests, and those removed that have not finished theirs.";
+        "Requests with a 2xx response: time from the head of prefill's response to the first byte of \
+         decode's response body; 0 if decode was first.";
+    QUEUE_LENGTH gauge "mini_lb_queue_length" "Requests that wait in the admission queue.";
+    QUEUE_LIMIT gauge "mini_lb_queue_limit" "How many requests may wait in the admission queue; 0 is none.";
+    QUEUE_WAIT histogram "mini_lb_queue_wait_seconds"
+        "Time that requests waited in the admission queue, whether they were admitted or not.";
+    QUEUE_REFUSED counter "mini_lb_queue_refused_total"
+        "Requests rejected by the admission queue or the rate limit, by reason.";
+    BACKENDS gauge "mini_lb_backends"
+        "Backends that get new requests, and removed ones that still have requests in flight.";
     HEALTHY_BACKENDS gauge "mini_lb_healthy_backends"
-        "Servers known to be healthy that get requests; without one of each role the router is not ready.";
-    HEALTHY gauge "mini_lb_backend_healthy" "1 if the server is known to be healthy, 0 if it is not, or was never asked.";
-    IN_FLIGHT gauge "mini_lb_backend_in_flight_requests" "Requests under way on the server.";
-    LEGS counter "mini_lb_backend_legs_total" "Requests that have ended on the server, by how they ended there.";
-    OPENED counter "mini_lb_backend_connections_opened_total" "Connections opened to the server, by health probes too.";
-    REUSED counter "mini_lb_backend_connections_reused_total" "Requests that were sent on a kept connection to the server.";
-    IDLE gauge "mini_lb_backend_idle_connections" "Kept connections to the server that no request uses.";
-    BUILD gauge "mini_lb_build_info" "1, with the version.";
+        "Healthy backends that get new requests; without one of each role the router is not ready.";
+    HEALTHY gauge "mini_lb_backend_healthy"
+        "1 if the backend is healthy, 0 if it is not or was not probed yet.";
+    IN_FLIGHT gauge "mini_lb_backend_in_flight_requests" "Requests in flight on the backend.";
+    LEGS counter "mini_lb_backend_legs_total"
+        "Requests that have ended on the backend, by their outcome there.";
+    OPENED counter "mini_lb_backend_connections_opened_total"
+        "Connections opened to the backend, including those of health probes.";
+    REUSED counter "mini_lb_backend_connections_reused_total"
+        "Requests sent on a reused keep-alive connection to the backend.";
+    IDLE gauge "mini_lb_backend_idle_connections" "Idle keep-alive connections to the backend.";
+    BUILD gauge "mini_lb_build_info" "Always 1, with the version as its label.";
     CPU counter "process_cpu_seconds_total" "User and system CPU time of the process.";
-    START gauge "process_start_time_seconds" "When the process started, since the epoch.";
+    START gauge "process_start_time_seconds" "Start time of the process, in seconds since the Unix epoch.";
     RESIDENT gauge "process_resident_memory_bytes" "Resident memory of the process.";
     VIRTUAL gauge "process_virtual_memory_bytes" "Virtual memory of the process.";
     FDS gauge "process_open_fds" "Open file descriptors of the process.";
-    MAX_FDS gauge "process_max_fds" "How many file descriptors the process may have open.";
+    MAX_FDS gauge "process_max_fds" "Maximum number of open file descriptors.";
     THREADS gauge "process_threads" "Threads of the process.";
 }
 
 pub(super) fn render(
     counts: &Counts,
-    named: &IdMap<(u64, u64), Urls>,
-    (queue, gate): (&QueueMetrics, &AdmissionController),
+    tracked: &IdMap<(u64, u64), PairUrls>,
+    (queue, admission): (&QueueMetrics, &AdmissionController),
     fleet: &Fleet,
 ) -> String {
-    let mut text = Text::default();
+    let mut text = Exposition::default();
     requests(&mut text, counts);
-    endings(&mut text, counts);
+    errors(&mut text, counts);
     router(&mut text, counts);
-    pairs(&mut text, &counts.pairs, named);
-    waiting(&mut text, queue, gate);
+    pairs(&mut text, &counts.pairs, tracked);
+    admission_queue(&mut text, queue, admission);
     roles(&mut text, fleet);
     backends(&mut text, fleet);
     text.family(&BUILD);
     text.value(&BUILD, &[("version", env!("CARGO_PKG_VERSION"))], 1);
-    process(&mut text, Process::read());
+    process(&mut text, ProcessStats::read());
     text.finish()
 }
 
+/// The endpoints that generate: the index of their counters, and their label.
 fn generating() -> impl Iterator<Item = (usize, &'static str)> {
-    Endpoint::ALL.iter().take(Endpoint::GENERATING).map(|kind| kind.as_str()).enumerate()
+    Endpoint::ALL.iter().take(Endpoint::GENERATING).map(|endpoint| endpoint.as_str()).enumerate()
 }
 
-fn requests(text: &mut Text, counts: &Counts) {
+fn requests(text: &mut Exposition, counts: &Counts) {
     text.family(&REQUESTS);
-    for (kind, by_streaming) in Endpoint::ALL.iter().zip(&counts.requests) {
+    for (endpoint, by_streaming) in Endpoint::ALL.iter().zip(&counts.requests) {
         for (streaming, by_status) in STREAMING.iter().zip(by_streaming) {
-            for (place, count) in by_status.iter().enumerate() {
-                // What has not happened has no series, but for what everyone waits to see.
-                if *count > 0 || (place == 0 && kind.generates()) {
-                    let status = status_label(place);
-                    let labels = [("endpoint", kind.as_str()), ("status", &status), ("streaming", streaming)];
+            for (index, count) in by_status.iter().enumerate() {
+                // All 550 series, most of them always 0, would be too many: a series appears with its first
+                // request. That of successes is there from the start, so that `rate()` sees the first
+                // request.
+                if *count > 0 || (index == 0 && endpoint.generates()) {
+                    let status = status_label(index);
+                    let labels =
+                        [("endpoint", endpoint.as_str()), ("status", &status), ("streaming", streaming)];
                     text.value(&REQUESTS, &labels, count);
                 }
             }
         }
     }
     text.family(&DURATION);
-    for (kind, endpoint) in generating() {
-        for (streaming, by_ending) in STREAMING.iter().zip(&counts.durations[kind]) {
-            for (outcome, histogram) in ENDINGS.iter().zip(by_ending) {
+    for (index, endpoint) in generating() {
+        for (streaming, by_outcome) in STREAMING.iter().zip(&counts.durations[index]) {
+            for (outcome, histogram) in OUTCOMES.iter().zip(by_outcome) {
                 let labels = [("endpoint", endpoint), ("streaming", *streaming), ("outcome", *outcome)];
-                text.histogram(&DURATION, &labels, &TIMES, histogram);
+                text.histogram(&DURATION, &labels, &REQUEST_BOUNDS, histogram);
             }
         }
     }
     text.family(&FIRST_BYTE);
-    for (kind, endpoint) in generating() {
-        for (streaming, histogram) in STREAMING.iter().zip(&counts.first_bytes[kind]) {
+    for (index, endpoint) in generating() {
+        for (streaming, histogram) in STREAMING.iter().zip(&counts.times_to_first_byte[index]) {
             let labels = [("endpoint", endpoint), ("streaming", *streaming)];
-            text.histogram(&FIRST_BYTE, &labels, &TIMES, histogram);
+            text.histogram(&FIRST_BYTE, &labels, &REQUEST_BOUNDS, histogram);
         }
     }
     for (family, bytes) in
         [(&REQUEST_BYTES, &counts.request_bytes), (&RESPONSE_BYTES, &counts.response_bytes)]
     {
         text.family(family);
-        for (kind, endpoint) in generating() {
-            text.value(family, &[("endpoint", endpoint)], bytes[kind]);
+        for (index, endpoint) in generating() {
+            text.value(family, &[("endpoint", endpoint)], bytes[index]);
         }
     }
 }
 
-fn endings(text: &mut Text, counts: &Counts) {
+fn errors(text: &mut Exposition, counts: &Counts) {
     text.family(&ERRORS);
     let errors: BTreeMap<&str, u64> = counts.errors.iter().copied().collect();
     for (code, count) in errors {
         text.value(&ERRORS, &[("code", code)], count);
     }
     text.family(&CANCELLED);
-    for (cause, count) in CANCELLATIONS.iter().zip(counts.cancellations) {
+    for (cause, count) in CANCELLATION_CAUSES.iter().zip(counts.cancellations) {
         text.value(&CANCELLED, &[("cause", cause)], count);
     }
     text.family(&RETRIES);
@@ -160,32 +184,38 @@ fn endings(text: &mut Text, counts: &Counts) {
     }
     text.family(&RAN_ON);
     for role in ROLES {
-        text.histogram(&RAN_ON, &[("role", role.as_str())], &SHORT_TIMES, &counts.ran_on[role as usize]);
+        text.histogram(
+            &RAN_ON,
+            &[("role", role.as_str())],
+            &ROUTER_BOUNDS,
+            &counts.after_partner_failure[role as usize],
+        );
     }
 }
 
-fn router(text: &mut Text, counts: &Counts) {
+fn router(text: &mut Exposition, counts: &Counts) {
     text.family(&SENDING);
-    for (connections, histogram) in CONNECTIONS.iter().zip(&counts.sending) {
-        text.histogram(&SENDING, &[("connections", connections)], &SHORT_TIMES, histogram);
+    for (connections, histogram) in CONNECTIONS.iter().zip(&counts.send_times) {
+        text.histogram(&SENDING, &[("connections", connections)], &ROUTER_BOUNDS, histogram);
     }
     text.family(&RELAYING);
-    text.histogram(&RELAYING, &[], &SHORT_TIMES, &counts.relaying);
+    text.histogram(&RELAYING, &[], &ROUTER_BOUNDS, &counts.relay_times);
 }
 
-fn pairs(text: &mut Text, counted: &IdMap<PairKey, Phases>, named: &IdMap<(u64, u64), Urls>) {
+fn pairs(text: &mut Exposition, counted: &IdMap<PairKey, PairTimes>, tracked: &IdMap<(u64, u64), PairUrls>) {
     let urls = |key: &PairKey| match key {
-        Some(key) => named.get(key).map(|urls| (urls.prefill.as_str(), urls.decode.as_str())),
+        Some(key) => tracked.get(key).map(|urls| (urls.prefill.as_str(), urls.decode.as_str())),
         None => Some((OTHER, OTHER)),
     };
-    // In an order that stays. A server that came back at the same address has one series with what it was before.
-    let mut sorted: BTreeMap<(&str, &str), Phases> = BTreeMap::new();
+    // Sorted, so that scrapes have the same order. A backend that was removed and added again at the same URL
+    // has a new id, but the same labels: a series must not appear twice, so both are summed.
+    let mut sorted: BTreeMap<(&str, &str), PairTimes> = BTreeMap::new();
     for (key, phases) in counted {
         if let Some(urls) = urls(key) {
             sorted.entry(urls).or_default().add(phases);
         }
     }
-    type Part = fn(&Phases) -> &Histogram<11>;
+    type Part = fn(&PairTimes) -> &Histogram<11>;
     let families: [(&Family, Part); 3] = [
         (&PAIR_PREFILL, |phases| &phases.prefill_head),
         (&PAIR_DECODE, |phases| &phases.decode_byte),
@@ -195,25 +225,25 @@ fn pairs(text: &mut Text, counted: &IdMap<PairKey, Phases>, named: &IdMap<(u64, 
         text.family(family);
         for ((prefill, decode), phases) in &sorted {
             let labels = [("prefill", *prefill), ("decode", *decode)];
-            text.histogram(family, &labels, &PHASE_TIMES, part(phases));
+            text.histogram(family, &labels, &PHASE_BOUNDS, part(phases));
         }
     }
 }
 
-fn waiting(text: &mut Text, queue: &QueueMetrics, gate: &AdmissionController) {
+fn admission_queue(text: &mut Exposition, queue: &QueueMetrics, admission: &AdmissionController) {
     text.family(&QUEUE_LENGTH);
-    text.value(&QUEUE_LENGTH, &[], gate.waiting());
+    text.value(&QUEUE_LENGTH, &[], admission.waiting());
     text.family(&QUEUE_LIMIT);
-    text.value(&QUEUE_LIMIT, &[], gate.queue_size());
+    text.value(&QUEUE_LIMIT, &[], admission.queue_size());
     text.family(&QUEUE_WAIT);
-    text.histogram(&QUEUE_WAIT, &[], &TIMES, &queue.waits());
+    text.histogram(&QUEUE_WAIT, &[], &REQUEST_BOUNDS, &queue.waits());
     text.family(&QUEUE_REFUSED);
-    for (reason, count) in queue.refused() {
+    for (reason, count) in queue.rejected() {
         text.value(&QUEUE_REFUSED, &[("reason", reason)], count);
     }
 }
 
-fn roles(text: &mut Text, fleet: &Fleet) {
+fn roles(text: &mut Exposition, fleet: &Fleet) {
     text.family(&BACKENDS);
     for role in ROLES {
         let count = fleet.known_servers().filter(|server| server.role() == role).count();
@@ -226,8 +256,9 @@ fn roles(text: &mut Text, fleet: &Fleet) {
     }
 }
 
-fn backends(text: &mut Text, fleet: &Fleet) {
-    // A server that was removed and added again before it had finished may be here twice: the same server.
+fn backends(text: &mut Exposition, fleet: &Fleet) {
+    // A backend that was removed and added again while requests were in flight is in the list twice. A series
+    // must not appear twice, so the first one, which gets the new requests, stands for both.
     let mut servers: BTreeMap<(&str, &str), &Backend> = BTreeMap::new();
     for server in fleet.known_servers() {
         servers.entry((server.role().as_str(), server.url())).or_insert(server);
@@ -239,8 +270,8 @@ fn backends(text: &mut Text, fleet: &Fleet) {
             text.value(family, &[("role", *role), ("backend", *url)], value(server, connections));
         }
     };
-    each(&HEALTHY, &|server, _| server.is_ready().into());
-    each(&IN_FLIGHT, &|server, _| server.in_flight() as u64);
+    each(&HEALTHY, &|backend, _| backend.is_ready().into());
+    each(&IN_FLIGHT, &|backend, _| backend.in_flight() as u64);
     each(&OPENED, &|_, connections| connections.opened);
     each(&REUSED, &|_, connections| connections.reused);
     each(&IDLE, &|_, connections| connections.idle);
@@ -253,7 +284,7 @@ fn backends(text: &mut Text, fleet: &Fleet) {
     }
 }
 
-fn process(text: &mut Text, process: Process) {
+fn process(text: &mut Exposition, process: ProcessStats) {
     let whole = |number: Option<u64>| number.map(|number| number as f64);
     for (family, value) in [
         (&CPU, process.cpu_seconds),

@@ -1,78 +1,81 @@
-//! One leg of a request: counted on its server, and its moments noted.
+//! One leg of a request: its phases, and its outcome for the backend that it runs on.
 
 use std::sync::Arc;
 
-use super::timeline::{Moment, Phase, Timeline};
+use super::timeline::{Phase, SinceHead, Timeline};
 use crate::http1::{BodyProgress, WriteTiming};
 use crate::upstream::{Backend, InFlight, Outcome, Role};
 
-/// A leg that is under way, until this is dropped.
+/// A leg in progress. Dropped without an outcome, it counts as cancelled.
 pub(crate) struct LegRecord {
-    server: InFlight,
+    in_flight: InFlight,
     timeline: Arc<Timeline>,
     role: Role,
-    /// Nothing was said of its end: dropped like this, it was cancelled.
-    is_open: bool,
-    /// When all of the answer had come, if it came with the head.
-    ended_at: Option<Moment>,
+    has_outcome: bool,
+    /// When the whole response had arrived, if it arrived together with its head.
+    ended_with_head: Option<SinceHead>,
 }
 
 impl LegRecord {
-    pub(super) fn new(server: InFlight, timeline: Arc<Timeline>) -> Self {
-        let role = server.backend().role();
-        Self { server, timeline, role, is_open: true, ended_at: None }
+    pub(super) fn new(in_flight: InFlight, timeline: Arc<Timeline>) -> Self {
+        let role = in_flight.backend().role();
+        Self { in_flight, timeline, role, has_outcome: false, ended_with_head: None }
     }
 
     pub(crate) fn backend(&self) -> &Arc<Backend> {
-        self.server.backend()
+        self.in_flight.backend()
     }
 
-    /// The head of the answer has come, and with it so much of the body.
-    pub(crate) fn head_came(&mut self, sent: WriteTiming, come: BodyProgress) {
+    /// The head of the response has arrived, and with it this much of the body.
+    pub(crate) fn response_head_received(&mut self, write: WriteTiming, body: BodyProgress) {
         let now = self.timeline.now();
         let (written, head) = match self.role {
             Role::Prefill => (Phase::PrefillWritten, Phase::PrefillHead),
             Role::Decode => (Phase::DecodeWritten, Phase::DecodeHead),
         };
-        if let Some(at) = sent.written_at {
-            self.timeline.reach_at(written, self.timeline.at(at));
+        if let Some(at) = write.written_at {
+            self.timeline.mark_at(written, self.timeline.since_head(at));
         }
-        self.timeline.reach_at(head, now);
-        if come != BodyProgress::None && self.role == Role::Decode {
-            self.timeline.reach_at(Phase::DecodeByte, now);
+        self.timeline.mark_at(head, now);
+        // A short response arrives in one read: its first byte, and perhaps its end, have the time of its
+        // head.
+        if body != BodyProgress::None && self.role == Role::Decode {
+            self.timeline.mark_at(Phase::DecodeByte, now);
         }
-        self.ended_at = (come == BodyProgress::All).then_some(now);
-        if !sent.on_reused {
-            self.timeline.dialled();
+        self.ended_with_head = (body == BodyProgress::All).then_some(now);
+        if !write.on_reused {
+            self.timeline.set_opened_connection();
         }
     }
 
-    /// Some of the body has come. For each piece: the clock is read for the first one only.
-    pub(crate) fn body_came(&self) {
+    /// A part of the response body has arrived. Called for each chunk, so the clock is read for the first one
+    /// only.
+    pub(crate) fn body_received(&self) {
         if self.role == Role::Decode && !self.timeline.has_reached(Phase::DecodeByte) {
-            self.timeline.reach(Phase::DecodeByte);
+            self.timeline.mark(Phase::DecodeByte);
         }
     }
 
-    /// Says how the leg ended. A leg of which nothing is said was cancelled.
-    pub(crate) fn ends_as(&mut self, outcome: Outcome) {
-        self.server.set_outcome(outcome);
-        self.is_open = false;
+    /// Sets how the leg ended. Without this call it was cancelled.
+    pub(crate) fn set_outcome(&mut self, outcome: Outcome) {
+        self.in_flight.set_outcome(outcome);
+        self.has_outcome = true;
         match outcome {
             Outcome::Completed if self.role == Role::Prefill => {
-                self.timeline
-                    .reach_at(Phase::PrefillEnd, self.ended_at.unwrap_or_else(|| self.timeline.now()));
+                let ended = self.ended_with_head.unwrap_or_else(|| self.timeline.now());
+                self.timeline.mark_at(Phase::PrefillEnd, ended);
             }
+            // The end of decode's leg is the end of the request, which the record notes by itself.
             Outcome::Completed | Outcome::Cancelled => {}
-            _ => self.timeline.fail(self.role),
+            _ => self.timeline.leg_failed(self.role),
         }
     }
 }
 
 impl Drop for LegRecord {
     fn drop(&mut self) {
-        if self.is_open {
-            self.timeline.cancelled(self.role);
+        if !self.has_outcome {
+            self.timeline.leg_cancelled(self.role);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a record shows of a request in the end.
+//! What the event of a completed request contains.
 
 use std::sync::Mutex;
 
@@ -6,24 +6,26 @@ use super::*;
 use crate::http1::{BodyProgress, WriteTiming};
 use crate::upstream::{FleetSpec, InFlight, LiveFleet, Outcome};
 
-/// What an observer has seen.
+/// What an observer was shown of a request.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Seen {
-    ending: Option<RequestEnd>,
+    end: Option<RequestEnd>,
     status: Option<u16>,
     bytes: (u64, u64),
     attempts: u32,
-    faults: Vec<(Role, RetryCause)>,
-    failed: Option<Role>,
-    ran_on: [bool; 2],
+    retries: Vec<(Role, RetryCause)>,
+    failure: Option<(&'static str, String)>,
+    progress: &'static str,
+    failed_leg: Option<Role>,
+    after_partner_failure: [bool; 2],
     reached: Vec<Phase>,
 }
 
 #[derive(Default)]
-struct Eyes(Mutex<Vec<Seen>>);
+struct TestObserver(Mutex<Vec<Seen>>);
 
-impl Observer for Eyes {
-    fn finished(&self, request: &CompletedRequest<'_>) {
+impl Observer for TestObserver {
+    fn request_completed(&self, request: &CompletedRequest<'_>) {
         let phases = [
             Phase::BodyRead,
             Phase::PrefillWritten,
@@ -32,17 +34,20 @@ impl Observer for Eyes {
             Phase::DecodeHead,
             Phase::DecodeByte,
             Phase::PrefillEnd,
-            Phase::ConnectionHandler,
+            Phase::FirstByteToClient,
         ];
         self.0.lock().unwrap().push(Seen {
-            ending: Some(request.ending()),
+            end: Some(request.end),
             status: request.status(),
             bytes: (request.bytes_in(), request.bytes_out()),
             attempts: request.attempts(),
-            faults: request.faults().iter().map(|fault| (fault.server.role(), fault.cause)).collect(),
-            failed: request.failed_leg(),
-            ran_on: [Role::Prefill, Role::Decode].map(|role| request.ran_on(role).is_some()),
-            reached: phases.into_iter().filter(|phase| request.reached(*phase).is_some()).collect(),
+            retries: request.retries().iter().map(|retry| (retry.backend.role(), retry.cause)).collect(),
+            failure: request.failure.as_ref().map(|failure| (failure.code, failure.cause.to_string())),
+            progress: request.progress.as_str(),
+            failed_leg: request.failed_leg,
+            after_partner_failure: [Role::Prefill, Role::Decode]
+                .map(|role| request.after_partner_failure(role).is_some()),
+            reached: phases.into_iter().filter(|phase| request.time_to(*phase).is_some()).collect(),
         });
     }
 }
@@ -51,51 +56,52 @@ fn pair() -> ServerPair {
     LiveFleet::new(FleetSpec::unknown(1, 1)).now().select_pair().unwrap()
 }
 
-/// What is seen of a request to which `happens`.
-fn seen_of(happens: impl FnOnce(&Recorder, &mut Record, &ServerPair)) -> Seen {
-    let eyes = Arc::new(Eyes::default());
-    let recorder = Recorder::new(vec![Arc::clone(&eyes) as _]);
+/// The event of a request to which `happens`.
+fn completed(happens: impl FnOnce(&Recorder, &mut Record, &ServerPair)) -> Seen {
+    let observer = Arc::new(TestObserver::default());
+    let recorder = Recorder::new(vec![Arc::clone(&observer) as _]);
     let mut record = recorder.begin();
-    record.is(Endpoint::Chat);
+    record.set_endpoint(Endpoint::Chat);
     record.body_read(7, true, None);
     let pair = pair();
     happens(&recorder, &mut record, &pair);
-    assert!(eyes.0.lock().unwrap().is_empty(), "not before it is dropped");
+    assert!(observer.0.lock().unwrap().is_empty(), "not before it is dropped");
     drop(record);
-    let mut seen = eyes.0.lock().unwrap();
+    let mut seen = observer.0.lock().unwrap();
     assert_eq!(seen.len(), 1, "once");
     seen.remove(0)
 }
 
 fn legs(record: &mut Record, pair: &ServerPair) -> (LegRecord, LegRecord) {
-    let attempt = record.sent_to(pair);
+    let attempt = record.begin_attempt(pair);
     (
-        attempt.leg(InFlight::enter(Arc::clone(pair.prefill()))),
-        attempt.leg(InFlight::enter(Arc::clone(pair.decode()))),
+        attempt.begin_leg(InFlight::enter(Arc::clone(pair.prefill()))),
+        attempt.begin_leg(InFlight::enter(Arc::clone(pair.decode()))),
     )
 }
 
-fn sent() -> WriteTiming {
+fn written() -> WriteTiming {
     WriteTiming { on_reused: true, written_at: Some(Instant::now()) }
 }
 
 #[test]
-fn all_phases_of_a_request_that_went_well() {
-    let seen = seen_of(|_, record, pair| {
+fn a_request_that_succeeds_reaches_all_phases() {
+    let seen = completed(|_, record, pair| {
         let (mut prefill, mut decode) = legs(record, pair);
-        prefill.head_came(sent(), BodyProgress::Some);
-        decode.head_came(sent(), BodyProgress::None);
-        decode.body_came();
-        record.answered(200);
-        assert!(record.gives(3, false).is_some(), "the first piece");
-        assert!(record.gives(4, false).is_none(), "another one");
-        prefill.ends_as(Outcome::Completed);
-        decode.ends_as(Outcome::Completed);
-        record.completed();
+        prefill.response_head_received(written(), BodyProgress::Some);
+        decode.response_head_received(written(), BodyProgress::None);
+        decode.body_received();
+        record.set_status(200);
+        assert!(record.record_chunk(3, false).is_some(), "the first chunk");
+        assert!(record.record_chunk(4, false).is_none(), "another chunk");
+        prefill.set_outcome(Outcome::Completed);
+        decode.set_outcome(Outcome::Completed);
+        record.set_complete();
     });
     assert_eq!(seen.reached.len(), 8, "{seen:?}");
     let expected = Seen {
-        ending: Some(RequestEnd::Complete),
+        end: Some(RequestEnd::Complete),
+        progress: "answer_body",
         status: Some(200),
         bytes: (7, 7),
         attempts: 1,
@@ -106,69 +112,106 @@ fn all_phases_of_a_request_that_went_well() {
 }
 
 #[test]
-fn a_leg_that_is_cancelled_because_of_the_other_has_run_on() {
-    for (failing, ran_on) in [(Role::Prefill, [false, true]), (Role::Decode, [true, false])] {
-        let seen = seen_of(|_, record, pair| {
+fn a_leg_that_is_cancelled_because_its_partner_failed_has_its_time_recorded() {
+    for (failing, after_partner_failure) in [(Role::Prefill, [false, true]), (Role::Decode, [true, false])] {
+        let seen = completed(|_, record, pair| {
             let (mut prefill, mut decode) = legs(record, pair);
             let leg = if failing == Role::Prefill { &mut prefill } else { &mut decode };
-            leg.ends_as(Outcome::Closed);
+            leg.set_outcome(Outcome::Closed);
         });
-        assert_eq!((seen.failed, seen.ran_on), (Some(failing), ran_on));
+        assert_eq!((seen.failed_leg, seen.after_partner_failure), (Some(failing), after_partner_failure));
     }
 }
 
 #[test]
-fn prefill_that_fails_late_has_failed_nothing() {
-    let seen = seen_of(|_, record, pair| {
+fn a_failure_of_prefill_after_decodes_first_byte_is_ignored() {
+    let seen = completed(|_, record, pair| {
         let (mut prefill, mut decode) = legs(record, pair);
-        decode.head_came(sent(), BodyProgress::Some);
-        prefill.ends_as(Outcome::Closed);
+        decode.response_head_received(written(), BodyProgress::Some);
+        prefill.set_outcome(Outcome::Closed);
     });
-    assert_eq!((seen.failed, seen.ran_on), (None, [false; 2]));
+    assert_eq!((seen.failed_leg, seen.after_partner_failure), (None, [false; 2]));
 }
 
 #[test]
-fn another_attempt_begins_anew_but_the_reason_stays() {
-    let seen = seen_of(|_, record, pair| {
+fn a_retry_resets_the_phases_and_keeps_its_reason() {
+    let seen = completed(|_, record, pair| {
         let (mut prefill, mut decode) = legs(record, pair);
-        prefill.head_came(sent(), BodyProgress::Some);
-        decode.ends_as(Outcome::Refused);
+        prefill.response_head_received(written(), BodyProgress::Some);
+        decode.set_outcome(Outcome::Refused);
         drop((prefill, decode));
-        record.tried_again(pair.decode(), None);
-        record.sent_to(pair);
+        record.add_retry(pair.decode(), None);
+        record.begin_attempt(pair);
     });
-    assert_eq!((seen.attempts, seen.failed), (2, None));
-    assert_eq!(seen.faults, [(Role::Decode, RetryCause::Status)]);
+    assert_eq!((seen.attempts, seen.failed_leg), (2, None));
+    assert_eq!(seen.retries, [(Role::Decode, RetryCause::Status)]);
     assert_eq!(seen.reached, [Phase::BodyRead]);
 }
 
 #[test]
-fn an_early_end_is_the_clients_or_at_the_end_the_routers() {
-    assert_eq!(seen_of(|_, _, _| {}).ending, Some(RequestEnd::ClientLeft));
-    assert_eq!(seen_of(|recorder, _, _| recorder.cut_off()).ending, Some(RequestEnd::CutOff));
-    let completed = seen_of(|recorder, record, _| {
-        record.completed();
-        recorder.cut_off();
+fn an_early_end_is_the_clients_until_the_grace_period_is_over() {
+    assert_eq!(completed(|_, _, _| {}).end, Some(RequestEnd::ClientDisconnected));
+    assert_eq!(completed(|recorder, _, _| recorder.set_grace_period_over()).end, Some(RequestEnd::Shutdown));
+    let complete = completed(|recorder, record, _| {
+        record.set_complete();
+        recorder.set_grace_period_over();
     });
-    assert_eq!(completed.ending, Some(RequestEnd::Complete));
-    let failed = seen_of(|_, record, _| {
-        record.failed(&Error::NoServer(Role::Decode));
-        record.failed(&Error::NotFound);
-        record.completed();
+    assert_eq!(complete.end, Some(RequestEnd::Complete));
+    let failed = completed(|_, record, _| {
+        record.set_error(&Error::NoServer(Role::Decode));
+        record.set_error(&Error::NotFound);
+        record.set_complete();
     });
     assert_eq!(
-        failed.ending,
+        failed.end,
         Some(RequestEnd::Failed("decode_unavailable")),
-        "the first error, and one that was told to its end"
+        "the first error counts, and a complete error response is a failure"
     );
 }
 
 #[test]
-fn bytes_that_waited_for_prefill_say_nothing_of_the_router() {
-    seen_of(|_, record, pair| {
-        let attempt = record.sent_to(pair);
-        attempt.leg(InFlight::enter(Arc::clone(pair.decode()))).head_came(sent(), BodyProgress::Some);
-        attempt.merges();
-        assert!(record.gives(1, false).is_none());
+fn a_merged_response_has_no_relay_time() {
+    completed(|_, record, pair| {
+        let attempt = record.begin_attempt(pair);
+        attempt
+            .begin_leg(InFlight::enter(Arc::clone(pair.decode())))
+            .response_head_received(written(), BodyProgress::Some);
+        attempt.set_merged();
+        assert!(record.record_chunk(1, false).is_none());
     });
+}
+
+#[test]
+fn a_backends_own_error_is_a_failure_with_a_code_and_its_url() {
+    for (status, failing, code) in
+        [(503, Role::Prefill, "server_error"), (404, Role::Decode, "server_refused")]
+    {
+        let seen = completed(|_, record, pair| {
+            let (mut prefill, mut decode) = legs(record, pair);
+            let leg = if failing == Role::Prefill { &mut prefill } else { &mut decode };
+            leg.set_outcome(Outcome::Refused);
+            record.set_status(status);
+            record.record_chunk(2, true);
+            record.set_complete();
+        });
+        let cause = format!("{failing} server http://{failing}-0:80 answered {status}");
+        assert_eq!((seen.failure, seen.progress), (Some((code, cause)), "answer_head"));
+    }
+    let own = completed(|_, record, _| {
+        record.set_error(&Error::NotFound);
+        record.set_status(404);
+        record.set_complete();
+    });
+    assert_eq!((own.failure.unwrap().0, own.progress), ("not_found", "choice"));
+}
+
+#[test]
+fn a_request_that_is_rejected_before_it_is_parsed_has_the_same_event() {
+    let observer = Arc::new(TestObserver::default());
+    let recorder = Recorder::new(vec![Arc::clone(&observer) as _]);
+    let id = recorder.reject_before_parse(&Error::NotFound);
+    assert_eq!(id.as_str().len(), 32);
+    let seen = observer.0.lock().unwrap().remove(0);
+    assert_eq!((seen.end, seen.status), (Some(RequestEnd::Failed("not_found")), Some(404)));
+    assert_eq!((seen.progress, seen.reached), ("head", vec![]));
 }

@@ -1,127 +1,133 @@
 //! When a request reached which phase.
 //!
-//! Shared by a request and its legs, which are polled by one task: what is atomic
-//! here is so only because tasks must be `Send`.
+//! Shared by a request and its legs, which are polled by one task and so never write at
+//! the same time: the fields are atomic only because the futures of tasks must be `Send`.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use crate::upstream::Role;
 
-/// What happens to a request, once an attempt at most.
+/// A point in a request's life, reached at most once per attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// The last byte of the request's body was there.
+    /// The last byte of the request's body was read from the client.
     BodyRead,
-    /// The request was written to the prefill server.
+    /// The request was written to the prefill backend.
     PrefillWritten,
-    /// The request was written to the decode server.
+    /// The request was written to the decode backend.
     DecodeWritten,
-    /// The head of prefill's answer came.
+    /// The head of prefill's response arrived.
     PrefillHead,
-    /// The head of decode's answer came.
+    /// The head of decode's response arrived.
     DecodeHead,
-    /// The first byte of decode's body came.
+    /// The first byte of decode's response body arrived.
     DecodeByte,
-    /// Prefill's answer was at its end.
+    /// The end of prefill's response arrived.
     PrefillEnd,
-    /// The first piece of the answer's body was given to the client's connection.
-    ConnectionHandler,
+    /// The first chunk of the response body was handed to the client's connection.
+    FirstByteToClient,
 }
 
-const PHASES: usize = Phase::ConnectionHandler as usize + 1;
+const PHASES: usize = Phase::FirstByteToClient as usize + 1;
 
-/// Nanoseconds from a request's begin; never 0, which is no moment. There are 584 years of them.
+/// Nanoseconds since the request's head was read. Never 0, which the atomics below use for "not reached"; 64
+/// bits last for 584 years.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Moment(u64);
+pub(crate) struct SinceHead(u64);
 
-impl Moment {
-    /// The begin itself.
-    pub(super) const FIRST: Self = Self(1);
+impl SinceHead {
+    /// The moment in which the head was read.
+    pub(super) const HEAD: Self = Self(1);
 }
 
-/// The moments of one request.
+/// When one request reached its phases, and what became of the legs of its last attempt.
 #[derive(Debug)]
 pub(super) struct Timeline {
-    pub(super) begun: Instant,
-    /// Nanoseconds from `begun`; 0 is not reached.
+    /// When the request's head was read.
+    pub(super) started_at: Instant,
+    /// By phase, as in [`SinceHead`]; 0 is not reached.
     reached: [AtomicU64; PHASES],
-    /// When a leg failed first, and which: 1 is prefill, 2 is decode.
+    /// When the first leg failed, as in [`SinceHead`].
     failed_at: AtomicU64,
+    /// Which leg failed first: 1 is prefill, 2 is decode, 0 is neither.
     failed: AtomicU8,
-    /// By role.
-    ran_on: [AtomicU64; 2],
-    dialled: AtomicBool,
+    /// By role: nanoseconds that a leg ran after its partner had failed; 0 if it did not.
+    after_partner_failure: [AtomicU64; 2],
+    opened_connection: AtomicBool,
     merged: AtomicBool,
 }
 
 impl Timeline {
-    pub(super) fn new(begun: Instant) -> Self {
+    pub(super) fn new(started_at: Instant) -> Self {
         Self {
-            begun,
+            started_at,
             reached: Default::default(),
             failed_at: AtomicU64::new(0),
             failed: AtomicU8::new(0),
-            ran_on: Default::default(),
-            dialled: AtomicBool::new(false),
+            after_partner_failure: Default::default(),
+            opened_connection: AtomicBool::new(false),
             merged: AtomicBool::new(false),
         }
     }
 
-    pub(super) fn now(&self) -> Moment {
-        self.at(Instant::now())
+    pub(super) fn now(&self) -> SinceHead {
+        self.since_head(Instant::now())
     }
 
-    pub(super) fn at(&self, moment: Instant) -> Moment {
-        let nanos = moment.saturating_duration_since(self.begun).as_nanos() as u64;
-        Moment(nanos.max(1))
+    pub(super) fn since_head(&self, moment: Instant) -> SinceHead {
+        let nanos = moment.saturating_duration_since(self.started_at).as_nanos() as u64;
+        SinceHead(nanos.max(1))
     }
 
-    pub(super) fn reach(&self, phase: Phase) {
-        self.reach_at(phase, self.now());
+    pub(super) fn mark(&self, phase: Phase) {
+        self.mark_at(phase, self.now());
     }
 
-    pub(super) fn reach_at(&self, phase: Phase, moment: Moment) {
-        self.reached[phase as usize].store(moment.0, Relaxed);
+    pub(super) fn mark_at(&self, phase: Phase, at: SinceHead) {
+        // Relaxed, as everything here: one task writes and reads, and the runtime orders what it does.
+        self.reached[phase as usize].store(at.0, Relaxed);
     }
 
     pub(super) fn has_reached(&self, phase: Phase) -> bool {
         self.reached[phase as usize].load(Relaxed) != 0
     }
 
-    /// After how many nanoseconds.
-    pub(super) fn nanos(&self, phase: Phase) -> Option<u64> {
-        let nanos = self.reached[phase as usize].load(Relaxed);
-        (nanos != 0).then_some(nanos)
+    /// Nanoseconds from the request's head to a phase.
+    pub(super) fn nanos_to(&self, phase: Phase) -> Option<u64> {
+        non_zero(&self.reached[phase as usize])
     }
 
-    pub(super) fn reached(&self, phase: Phase) -> Option<Duration> {
-        self.nanos(phase).map(Duration::from_nanos)
+    /// Time from the request's head to a phase.
+    pub(super) fn time_to(&self, phase: Phase) -> Option<Duration> {
+        self.nanos_to(phase).map(Duration::from_nanos)
     }
 
-    pub(super) fn instant(&self, phase: Phase) -> Option<Instant> {
-        self.reached(phase).map(|after| self.begun + after)
+    pub(super) fn instant_of(&self, phase: Phase) -> Option<Instant> {
+        self.time_to(phase).map(|after| self.started_at + after)
     }
 
-    /// What the servers of another attempt do counts anew.
+    /// Forgets what the backends of the attempt before have done: times and failures are those of the last
+    /// attempt.
     pub(super) fn begin_attempt(&self) {
+        // The phases are in the order of an attempt. The one before belongs to the client, and stays.
         for phase in &self.reached[Phase::PrefillWritten as usize..] {
             phase.store(0, Relaxed);
         }
         self.failed_at.store(0, Relaxed);
         self.failed.store(0, Relaxed);
-        self.dialled.store(false, Relaxed);
+        self.opened_connection.store(false, Relaxed);
     }
 
-    pub(super) fn dialled(&self) {
-        self.dialled.store(true, Relaxed);
+    pub(super) fn set_opened_connection(&self) {
+        self.opened_connection.store(true, Relaxed);
     }
 
-    pub(super) fn has_dialled(&self) -> bool {
-        self.dialled.load(Relaxed)
+    pub(super) fn has_opened_connection(&self) -> bool {
+        self.opened_connection.load(Relaxed)
     }
 
-    pub(super) fn merge(&self) {
+    pub(super) fn set_merged(&self) {
         self.merged.store(true, Relaxed);
     }
 
@@ -129,8 +135,10 @@ impl Timeline {
         self.merged.load(Relaxed)
     }
 
-    /// A leg has failed. Prefill's failure means nothing once decode has begun to send: its work is done.
-    pub(super) fn fail(&self, role: Role) {
+    /// A leg has failed. A failure of prefill after decode's first byte is ignored: decode has the KV cache
+    /// by then, and the response does not depend on prefill any more.
+    pub(super) fn leg_failed(&self, role: Role) {
+        // The partner of a leg that failed is closed, and may fail because of that.
         if self.failed.load(Relaxed) != 0 || (role == Role::Prefill && self.has_reached(Phase::DecodeByte)) {
             return;
         }
@@ -146,22 +154,22 @@ impl Timeline {
         }
     }
 
-    /// A leg has been cancelled.
-    pub(super) fn cancelled(&self, role: Role) {
+    /// A leg has been cancelled. If that was because its partner failed, notes how much later: the time in
+    /// which the backend may have worked on a request that cannot succeed.
+    pub(super) fn leg_cancelled(&self, role: Role) {
         if self.failed_leg().is_some_and(|failed| failed != role) {
-            let ran_on = self.now().0.saturating_sub(self.failed_at.load(Relaxed));
-            self.ran_on[role as usize].store(ran_on.max(1), Relaxed);
+            // At least 1: a cancellation in the same nanosecond is one.
+            let nanos = self.now().0.saturating_sub(self.failed_at.load(Relaxed));
+            self.after_partner_failure[role as usize].store(nanos.max(1), Relaxed);
         }
     }
 
-    pub(super) fn ran_on(&self, role: Role) -> Option<Duration> {
-        duration(&self.ran_on[role as usize])
+    pub(super) fn after_partner_failure(&self, role: Role) -> Option<Duration> {
+        non_zero(&self.after_partner_failure[role as usize]).map(Duration::from_nanos)
     }
 }
 
-fn duration(nanos: &AtomicU64) -> Option<Duration> {
-    match nanos.load(Relaxed) {
-        0 => None,
-        nanos => Some(Duration::from_nanos(nanos)),
-    }
+fn non_zero(nanos: &AtomicU64) -> Option<u64> {
+    let nanos = nanos.load(Relaxed);
+    (nanos != 0).then_some(nanos)
 }

@@ -1,4 +1,7 @@
-//! A request that is over, and the line about it.
+//! The log line of a completed request: its fields, its level, and whether it is written.
+//!
+//! The names and the order of the fields stand once, in `fields!`. Tracing events and
+//! [`RequestLine::visit`], from which the program writes its lines, both come from there.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -8,281 +11,316 @@ use tracing::level_filters::LevelFilter;
 use tracing::{Level, debug, enabled, error, info, warn};
 
 use super::log_limit;
+use crate::observe::record::{CompletedRequest, Phase, Severity, truncate};
 
-/// Longest piece of a client's text in a line: a path, or a header that is quoted in a cause.
-const MAX_TEXT: usize = 256;
-/// Longest cause in a line.
+/// The target of the events, and the module that the program's lines name.
+const TARGET: &str = "mini_lb::request";
+/// Longest cause in a line, in bytes: backends and clients choose parts of it.
 const MAX_CAUSE: usize = 1_024;
 
-/// What is told of a request when it is over: a line in the log.
+/// The log line of one request, written when the request has ended.
 ///
-/// No body, no query and no header is in it, except for the request's id. What clients and servers sent may be in `path`
-/// and in the failure's cause: cut, but not escaped. `request_id`, `method` and URLs are printable ASCII without quotes and
-/// backslashes.
+/// It contains no body, no query and no header except for the request's id. `path` and the failure's cause
+/// may contain what a client or a server has sent: truncated, but not escaped. All other text is printable
+/// ASCII without quotes and backslashes.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct RequestLine<'a> {
-    /// `-` if it has none.
+    /// The id that the client and both servers got as `x-request-id`; `-` if the request has none.
     pub request_id: &'a str,
-    /// Empty if no head came.
+    /// The method, for example `POST`. Empty if the request's head could not be parsed.
     pub method: &'a str,
-    /// Without the query, which may hold a key.
+    /// The path without the query, at most 256 bytes of it. Empty if the request's head could not be parsed.
     pub path: &'a str,
-    /// What the client was answered with, if it was answered.
+    /// The status that the client was sent. `None` if it disconnected, or the router shut down, before that.
     pub status: Option<u16>,
-    /// A stream was asked for.
+    /// Whether the client asked for a stream.
     pub streaming: bool,
-    /// The URL of the prefill server, if a pair was chosen: of the last one, if there was more than one.
+    /// The URL of the prefill server of the last attempt. `None` if the request was sent to no pair.
     pub prefill: Option<&'a str>,
-    /// The URL of the decode server, likewise.
+    /// The URL of the decode server of the last attempt. `None` if the request was sent to no pair.
     pub decode: Option<&'a str>,
-    /// How far the request had come when it ended: `head`, `request`, `choice`, `legs`, `answer_head` or `answer_body`.
+    /// How far the request had come when it ended: `head` (it was not parsed), `request` (its body was not
+    /// read), `choice` (it was read, and sent to no pair), `legs` (it was sent, and no response of it reached
+    /// the client), `answer_head` or `answer_body` (the client was sent so much of a server's response).
     pub phase: &'static str,
-    /// What went wrong, if anything did.
+    /// What went wrong. `None` if nothing did, and if the client disconnected.
     pub failure: Option<RequestFailure<'a>>,
-    /// How many pairs it was sent to.
+    /// The number of pairs that the request was sent to, one after the other.
     pub attempts: u32,
-    /// Why it was sent again, each time: codes, with commas between them.
+    /// Why the request was retried: for each attempt after the first the code of the error before it, or
+    /// `status`, separated by commas. `None` if it was not.
     pub retried: Option<String>,
-    /// Bytes of the request's body.
+    /// The length of the request's body in bytes.
     pub bytes_in: u64,
-    /// Bytes of the answer's body, without framing.
+    /// The length of the response's body in bytes, without framing, as far as it was sent.
     pub bytes_out: u64,
-    /// When what happened.
+    /// When the request reached which point.
     pub times: RequestTimes,
-    pub(crate) end: End,
-    /// Each request has its line, whatever it costs.
-    pub(crate) access_log: bool,
+    severity: Severity,
+    access_log: bool,
 }
-
-/// The code of a request that the end of the router has ended.
-pub(super) const CUT_OFF: &str = "shutdown";
 
 /// What went wrong with a request.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct RequestFailure<'a> {
-    /// As the client was told; `server_refused` and `server_error` for a 4xx and a 5xx of a server's, and `shutdown` when
-    /// the router ended first.
+    /// The error code that the client was sent. For a server's own response, `server_refused` (4xx) or
+    /// `server_error` (5xx); `shutdown` if the router's grace period was over first.
     pub code: &'static str,
-    /// The sentence that the client was told.
+    /// The error message that the client was sent, or a sentence of the same kind.
     pub cause: &'a str,
 }
 
-/// When things happened to a request in its last attempt, counted from the end of its head. `None`: it did not happen, or
-/// nobody saw it.
+/// The times of a request, counted from the end of its head; those of servers are of the last attempt. `None`
+/// if the request ended before that point, or passed it while nothing of it was read.
 #[derive(Debug, Default, Clone, Copy)]
 #[non_exhaustive]
 pub struct RequestTimes {
-    /// The last byte of the request's body was here.
+    /// Until the last byte of the request's body was read.
     pub request: Option<Duration>,
-    /// Both legs were written.
+    /// Until the request was written to both servers.
     pub sent: Option<Duration>,
-    /// The head of prefill's answer came.
+    /// Until the head of prefill's response arrived.
     pub prefill_head: Option<Duration>,
-    /// The head of decode's answer came.
+    /// Until the head of decode's response arrived.
     pub decode_head: Option<Duration>,
-    /// The first byte of the answer's body was on its way.
+    /// Until the first byte of the response's body was handed to the client's connection.
     pub first_byte: Option<Duration>,
-    /// All was over.
+    /// Until the request ended. Zero if its head could not be parsed.
     pub end: Duration,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum End {
-    /// The whole answer is on its way, or all there will be of it.
-    Complete,
-    /// The client left, or the router was told to end, before that.
-    Cancelled,
+/// Receives the fields of a [`RequestLine`], in the order of a log line: see [`RequestLine::visit`].
+pub trait RequestLineVisitor {
+    /// A text that may contain anything: it has to be escaped.
+    fn text(&mut self, name: LineFieldName, value: &str);
+
+    /// A text of printable ASCII without quotes and backslashes, which JSON takes as it is.
+    #[inline]
+    fn plain(&mut self, name: LineFieldName, value: &str) {
+        self.text(name, value);
+    }
+
+    /// A number: a status, a count, or a length in bytes.
+    fn number(&mut self, name: LineFieldName, value: u64);
+
+    /// A truth value.
+    fn flag(&mut self, name: LineFieldName, value: bool);
+
+    /// A time. The name says that it is written in milliseconds.
+    fn time(&mut self, name: LineFieldName, value: Duration);
 }
 
-/// How a line about a request is written.
+/// The name of a field of a [`RequestLine`], alone and as two formats of logs need it. Those are constants,
+/// because to put a name together for each of twenty fields costs more than to format their values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Severity {
-    /// The router's own fault.
-    RetryReason,
-    /// The request failed although the client did nothing wrong.
-    Failed,
-    /// The client did something wrong.
-    Refused,
-    Cancelled,
-    /// It went well, or nobody need be told that it did not.
-    Well,
+pub struct LineFieldName {
+    as_key: &'static str,
+    as_json_key: &'static str,
 }
 
-impl Severity {
-    #[cfg(feature = "otel")]
-    pub(super) fn is_failure(self) -> bool {
-        matches!(self, Self::RetryReason | Self::Failed)
+impl LineFieldName {
+    /// The name, for example `status`.
+    pub fn as_str(self) -> &'static str {
+        &self.as_key[1..self.as_key.len() - 1]
+    }
+
+    /// What stands before a value in a line of text, for example ` status=`.
+    #[inline(always)]
+    pub fn as_key(self) -> &'static str {
+        self.as_key
+    }
+
+    /// What stands before a value in a JSON object that has a member already, for example `,"status":`.
+    #[inline(always)]
+    pub fn as_json_key(self) -> &'static str {
+        self.as_json_key
     }
 }
 
-/// Where lines go instead of becoming events: see [`MiniLbConfig::request_log`](crate::MiniLbConfig::request_log).
+/// Receives log lines instead of tracing: see
+/// [`MiniLbConfig::request_log`](crate::MiniLbConfig::request_log).
 #[derive(Clone)]
 pub(crate) struct RequestLog {
-    /// Of the least severe lines that are wanted.
+    /// Less severe lines are not passed on.
     pub(crate) level: LevelFilter,
     pub(crate) write: Arc<dyn Fn(&RequestLine<'_>) + Send + Sync>,
 }
 
-/// One line as an event, in the order in which it is read.
-macro_rules! event {
-    ($level:ident, $request:expr) => {{
-        let RequestLine { times, failure, .. } = $request;
-        $level!(
-            target: "mini_lb::request",
-            request_id = $request.request_id,
-            method = $request.method,
-            path = $request.path,
-            status = $request.status,
-            code = failure.map(|failure| failure.code),
-            phase = $request.phase,
-            prefill = $request.prefill,
-            decode = $request.decode,
-            attempts = $request.attempts,
-            retried = $request.retried.as_deref(),
-            streaming = $request.streaming,
-            bytes_in = $request.bytes_in,
-            bytes_out = $request.bytes_out,
-            request_ms = milliseconds(times.request),
-            sent_ms = milliseconds(times.sent),
-            prefill_head_ms = milliseconds(times.prefill_head),
-            decode_head_ms = milliseconds(times.decode_head),
-            first_byte_ms = milliseconds(times.first_byte),
-            total_ms = milliseconds(Some(times.end)),
-            "{}", $request.message()
-        )
-    }};
+/// The fields of a line: kind, name and value, in the order in which they are written. A kind is a method of
+/// [`RequestLineVisitor`]; a value is an `Option`, of which `None` is left out. Calls the macro `$use` with
+/// the list.
+macro_rules! fields {
+    ($use:ident!($($args:tt)*) of $line:ident) => {
+        $use! { $($args)*;
+            plain request_id = Some($line.request_id),
+            plain method = Some($line.method),
+            text path = Some($line.path),
+            number status = $line.status.map(u64::from),
+            plain code = $line.failure.map(|failure| failure.code),
+            plain phase = Some($line.phase),
+            plain prefill = $line.prefill,
+            plain decode = $line.decode,
+            number attempts = Some(u64::from($line.attempts)),
+            plain retried = $line.retried.as_deref(),
+            flag streaming = Some($line.streaming),
+            number bytes_in = Some($line.bytes_in),
+            number bytes_out = Some($line.bytes_out),
+            time request_ms = $line.times.request,
+            time sent_ms = $line.times.sent,
+            time prefill_head_ms = $line.times.prefill_head,
+            time decode_head_ms = $line.times.decode_head,
+            time first_byte_ms = $line.times.first_byte,
+            time total_ms = Some($line.times.end),
+        }
+    };
+}
+
+/// Emits the fields as a tracing event. The level is a macro, because it is a constant of the event's call
+/// site.
+macro_rules! emit {
+    ($level:ident, $message:expr; $($kind:ident $name:ident = $value:expr,)*) => {
+        $level!(target: TARGET, $($name = event_value!($kind $value),)* "{}", $message)
+    };
+}
+
+macro_rules! event_value {
+    // To the microsecond, as the program writes times: an f64 of nanoseconds would have digits that mean
+    // nothing.
+    (time $value:expr) => {
+        $value.map(|time| time.as_micros() as u64 as f64 / 1_000.0)
+    };
+    ($kind:ident $value:expr) => {
+        $value
+    };
+}
+
+/// Calls a visitor for each field that has a value.
+macro_rules! visit_each {
+    ($visitor:ident; $($kind:ident $name:ident = $value:expr,)*) => {$(
+        if let Some(value) = $value {
+            const NAME: LineFieldName = LineFieldName {
+                as_key: concat!(" ", stringify!($name), "="),
+                as_json_key: concat!(",\"", stringify!($name), "\":"),
+            };
+            $visitor.$kind(NAME, value);
+        }
+    )*};
+}
+
+impl<'a> RequestLine<'a> {
+    /// `access_log`: a line is wanted for each request.
+    pub(super) fn new(request: &'a CompletedRequest<'_>, access_log: bool) -> Self {
+        let pair = request.pair();
+        // A request is sent when its second leg is.
+        let written = || {
+            let (prefill, decode) = (Phase::PrefillWritten, Phase::DecodeWritten);
+            Some(request.time_to(prefill)?.max(request.time_to(decode)?))
+        };
+        Self {
+            request_id: request.request_id(),
+            method: request.method(),
+            path: request.path(),
+            status: request.status(),
+            streaming: request.streaming(),
+            prefill: pair.map(|pair| pair.prefill().url()),
+            decode: pair.map(|pair| pair.decode().url()),
+            phase: request.progress.as_str(),
+            failure: request.failure.as_ref().map(|failure| {
+                let (code, cause) = (failure.code, failure.cause.as_ref());
+                RequestFailure { code, cause }
+            }),
+            attempts: request.attempts(),
+            retried: retried(request),
+            bytes_in: request.bytes_in(),
+            bytes_out: request.bytes_out(),
+            times: RequestTimes {
+                request: request.time_to(Phase::BodyRead),
+                sent: written(),
+                prefill_head: request.time_to(Phase::PrefillHead),
+                decode_head: request.time_to(Phase::DecodeHead),
+                first_byte: request.time_to(Phase::FirstByteToClient),
+                end: request.duration,
+            },
+            severity: request.severity,
+            access_log,
+        }
+    }
 }
 
 impl RequestLine<'_> {
-    /// How severe it is.
+    /// The level of the line: error for a defect of the router, warn for a request that failed, info for one
+    /// that was rejected or succeeded. A request that its client cancelled has debug, or info in an access
+    /// log.
     pub fn level(&self) -> Level {
-        match self.severity() {
-            Severity::RetryReason => Level::ERROR,
+        match self.severity {
+            Severity::InternalError => Level::ERROR,
             Severity::Failed => Level::WARN,
             Severity::Cancelled if !self.access_log => Level::DEBUG,
-            Severity::Refused | Severity::Cancelled | Severity::Well => Level::INFO,
+            Severity::Rejected | Severity::Cancelled | Severity::Ok => Level::INFO,
         }
     }
 
-    /// How it went, and what went wrong.
+    /// The message of the line: how the request ended and, if it failed, the cause, at most 1,024 bytes of
+    /// it.
     pub fn message(&self) -> Cow<'static, str> {
-        let how = match self.severity() {
-            Severity::RetryReason | Severity::Failed => "request failed",
-            Severity::Refused => "request refused",
+        let how = match self.severity {
+            Severity::InternalError | Severity::Failed => "request failed",
+            Severity::Rejected => "request refused",
             Severity::Cancelled => "request cancelled",
-            Severity::Well => return "request".into(),
+            Severity::Ok => return "request".into(),
         };
         match self.failure {
-            Some(failure) => format!("{how}: {}", cut(failure.cause, MAX_CAUSE)).into(),
+            Some(failure) => format!("{how}: {}", truncate(failure.cause, MAX_CAUSE)).into(),
             None => how.into(),
         }
     }
 
-    pub(super) fn severity(&self) -> Severity {
-        let status = self.status.unwrap_or_default();
-        match self.failure {
-            Some(failure) if failure.code == "internal" => Severity::RetryReason,
-            // Whoever asks for /ready is told; it is not a request that failed.
-            Some(failure) if failure.code == "not_ready" => Severity::Well,
-            Some(_) if (400..500).contains(&status) => Severity::Refused,
-            Some(_) => Severity::Failed,
-            None if self.end == End::Cancelled => Severity::Cancelled,
-            None => Severity::Well,
-        }
+    /// Calls the visitor for each field that has a value, in the order of a log line: those of a tracing
+    /// event of the target `mini_lb::request`, without the message.
+    // Inlined into the program, where names and their lengths become constants.
+    #[inline]
+    pub fn visit(&self, visitor: &mut impl RequestLineVisitor) {
+        let line = self;
+        fields!(visit_each!(visitor) of line);
     }
 
-    /// Writes the line, if there is to be one: one a request at most.
+    /// Writes the line, if one is wanted of this request.
     pub(super) fn log(&self, log: Option<&RequestLog>) {
-        match (log, self.level()) {
-            // What nobody would see is not counted either.
-            (Some(log), level) if level > log.level => {}
-            (None, Level::INFO) if !enabled!(target: "mini_lb::request", Level::INFO) => {}
-            _ if !self.is_admitted() => {}
+        let (line, level) = (self, self.level());
+        // A line that is not shown for its level must not count as suppressed either.
+        let is_shown = match log {
+            Some(log) => level <= log.level,
+            None => level != Level::INFO || enabled!(target: TARGET, Level::INFO),
+        };
+        if !is_shown || !self.is_allowed() {
+            return;
+        }
+        // The level is a constant of an event's call site, so each level has one.
+        match (log, level) {
             (Some(log), _) => (log.write)(self),
-            (None, Level::ERROR) => event!(error, self),
-            (None, Level::WARN) => event!(warn, self),
-            (None, Level::INFO) => event!(info, self),
-            (None, _) => event!(debug, self),
+            (None, Level::ERROR) => fields!(emit!(error, self.message()) of line),
+            (None, Level::WARN) => fields!(emit!(warn, self.message()) of line),
+            (None, Level::INFO) => fields!(emit!(info, self.message()) of line),
+            (None, _) => fields!(emit!(debug, self.message()) of line),
         }
     }
 
-    fn is_admitted(&self) -> bool {
-        match (self.severity(), self.failure) {
+    fn is_allowed(&self) -> bool {
+        match self.failure {
+            // An access log has each request, whatever that costs.
             _ if self.access_log => true,
-            (Severity::Well, _) => false,
-            (_, Some(failure)) => log_limit::admit(failure.code),
-            (_, None) => true,
+            // Here without an access log if spans are exported, and for a failed /ready.
+            _ if self.severity == Severity::Ok => false,
+            Some(failure) => log_limit::allow(failure.code),
+            // Cancelled by the client: at debug, whose reader wants all lines.
+            None => true,
         }
     }
 }
 
-/// A client's text as a line has it.
-pub(super) fn shown(text: &str) -> &str {
-    cut(text, MAX_TEXT)
-}
-
-fn milliseconds(time: Option<Duration>) -> Option<f64> {
-    // Nobody wants more digits than microseconds.
-    time.map(|time| time.as_micros() as u64 as f64 / 1_000.0)
-}
-
-/// The beginning of a text.
-fn cut(text: &str, most: usize) -> &str {
-    let mut end = text.len().min(most);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn finished(status: Option<u16>, code: Option<&'static str>, end: End) -> RequestLine<'static> {
-        RequestLine {
-            request_id: "r",
-            method: "POST",
-            path: "/generate",
-            status,
-            streaming: false,
-            prefill: None,
-            decode: None,
-            phase: "answer",
-            failure: code.map(|code| RequestFailure { code, cause: "" }),
-            attempts: 1,
-            retried: None,
-            bytes_in: 0,
-            bytes_out: 0,
-            times: RequestTimes::default(),
-            end,
-            access_log: false,
-        }
-    }
-
-    #[test]
-    fn how_bad_it_is_depends_on_whose_fault_it_is() {
-        use Severity::*;
-        for (status, code, end, expected) in [
-            (Some(500), Some("internal"), End::Complete, RetryReason),
-            (Some(502), Some("decode_closed"), End::Complete, Failed),
-            (Some(200), Some("decode_closed"), End::Cancelled, Failed),
-            (Some(503), Some("not_ready"), End::Complete, Well),
-            (Some(400), Some("invalid_json"), End::Complete, Refused),
-            (Some(200), None, End::Cancelled, Cancelled),
-            (None, None, End::Cancelled, Cancelled),
-            (Some(200), None, End::Complete, Well),
-        ] {
-            assert_eq!(finished(status, code, end).severity(), expected, "{status:?} {code:?}");
-        }
-    }
-
-    #[test]
-    fn a_text_is_cut_between_characters() {
-        assert_eq!(cut("aäb", 2), "a");
-        assert_eq!(cut("aäb", 3), "aä");
-        assert_eq!(cut("ab", 9), "ab");
-    }
+fn retried(request: &CompletedRequest<'_>) -> Option<String> {
+    let codes: Vec<_> = request.retries().iter().map(|reason| reason.code.unwrap_or("status")).collect();
+    (!codes.is_empty()).then(|| codes.join(","))
 }

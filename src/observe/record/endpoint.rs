@@ -1,0 +1,75 @@
+//! The label of a request's path in metrics.
+
+use crate::wire::shape::Dialect;
+
+/// What a client asked for. A fixed set whatever paths are sent, so that a client cannot add series to the
+/// metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Endpoint {
+    Generate,
+    Chat,
+    Completions,
+    Health,
+    Ready,
+    HealthGenerate,
+    FlushCache,
+    ServerInfo,
+    ModelInfo,
+    /// The admin API for backends: `/workers`, `/pd_role_switch` and the like.
+    Workers,
+    /// Any other path; most of these requests are answered 404.
+    Other,
+}
+
+impl Endpoint {
+    /// All of them, in the order of their definition, which is the index of their counters. Those that
+    /// generate come first, so that arrays for them alone need no gaps.
+    pub(crate) const ALL: [Self; 11] = [
+        Self::Generate,
+        Self::Chat,
+        Self::Completions,
+        Self::Health,
+        Self::Ready,
+        Self::HealthGenerate,
+        Self::FlushCache,
+        Self::ServerInfo,
+        Self::ModelInfo,
+        Self::Workers,
+        Self::Other,
+    ];
+
+    /// How many of [`ALL`](Self::ALL) generate tokens.
+    pub(crate) const GENERATING: usize = 3;
+
+    /// The value of the label `endpoint`.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Generate => "generate",
+            Self::Chat => "chat_completions",
+            Self::Completions => "completions",
+            Self::Health => "health",
+            Self::Ready => "ready",
+            Self::HealthGenerate => "health_generate",
+            Self::FlushCache => "flush_cache",
+            Self::ServerInfo => "server_info",
+            Self::ModelInfo => "model_info",
+            Self::Workers => "workers",
+            Self::Other => "other",
+        }
+    }
+
+    /// Whether the request runs on a prefill-decode pair.
+    pub(crate) fn generates(self) -> bool {
+        (self as usize) < Self::GENERATING
+    }
+}
+
+impl From<Dialect> for Endpoint {
+    fn from(dialect: Dialect) -> Self {
+        match dialect {
+            Dialect::Generate => Self::Generate,
+            Dialect::Chat => Self::Chat,
+            Dialect::Completions => Self::Completions,
+        }
+    }
+}
