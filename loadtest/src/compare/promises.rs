@@ -4,6 +4,7 @@
 
 use super::metric::{Metric, Spread};
 use super::results::{BUSY, Outcome, Results, Row};
+use crate::testbed::HYPER;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Bound {
@@ -56,9 +57,14 @@ pub(super) fn promises(results: &Results) -> Vec<Promise> {
         rounds,
         ..promise
     };
-    let ratios = |scenario, metric, peer| {
-        let rows = results.row(scenario, "mini-lb").zip(results.row(scenario, peer));
+    let ratios_of = |ours, scenario, metric, peer| {
+        let rows = results.row(scenario, ours).zip(results.row(scenario, peer));
         rows.map_or_else(Vec::new, |(ours, theirs)| ratios(ours, theirs, metric))
+    };
+    let ratios = |scenario, metric, peer| ratios_of("mini-lb", scenario, metric, peer);
+    let hyper_cpu = |what, limit, scenario| {
+        let rounds = ratios_of(HYPER, scenario, Metric::CpuPerRequest, "haproxy");
+        compared(at_most(what, limit, None), rounds)
     };
     let cpu = |what, limit, scenario| {
         compared(at_most(what, limit, None), ratios(scenario, Metric::CpuPerRequest, "haproxy"))
@@ -98,6 +104,14 @@ pub(super) fn promises(results: &Results) -> Vec<Promise> {
             "32 long streams: difference in connections between two workers",
             2.0,
             ours("spread_32", Metric::ConnectionImbalance),
+        ),
+        hyper_cpu("hyper engine, 300 B chat: CPU per request, relative to haproxy", 2.4, "chat_300b"),
+        hyper_cpu("hyper engine, streams of 64 tokens: CPU, relative to haproxy", 1.5, "stream_64"),
+        hyper_cpu("hyper engine, 64 KiB prompts: CPU, relative to haproxy", 1.35, "body_64k"),
+        at_most(
+            "hyper engine, 1,000 streams: KiB per stream",
+            40.0,
+            results.median("paced_1000", HYPER, Metric::MemoryPerConnection),
         ),
         added("500/s: added latency, p50, relative to haproxy", 0.5),
         added("500/s: added latency, p99, relative to haproxy", 0.99),

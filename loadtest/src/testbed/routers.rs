@@ -18,6 +18,9 @@ use crate::load::{Load, Request, RequestKind};
 /// A router that is not ready after this time has failed: Python routers need several seconds.
 const START_TIMEOUT: Duration = Duration::from_secs(40);
 
+/// The row of this router with its other HTTP/1.1 engine.
+pub(crate) const HYPER: &str = "mini-lb (hyper)";
+
 const HAPROXY: &str = include_str!("../../assets/haproxy.cfg");
 const NGINX: &str = include_str!("../../assets/nginx.conf");
 
@@ -26,8 +29,8 @@ const NGINX: &str = include_str!("../../assets/nginx.conf");
 pub(crate) enum Router {
     /// No router: the generator sends to decode. The lower bound of every latency.
     Direct,
-    /// A build of this project.
-    MiniLb { name: String, program: PathBuf },
+    /// A build of this project, with its flags besides those that all have.
+    MiniLb { name: String, program: PathBuf, flags: &'static str },
     /// A plain reverse proxy of decode.
     Haproxy(PathBuf),
     /// A plain reverse proxy of decode.
@@ -57,20 +60,30 @@ pub(crate) struct RouterPaths {
 impl RouterPaths {
     /// This project's router.
     pub(crate) fn mini_lb(&self) -> io::Result<Router> {
+        Ok(Router::MiniLb { name: "mini-lb".to_owned(), program: self.program()?, flags: "" })
+    }
+
+    /// The same program with hyper's HTTP/1.1 instead of its own.
+    fn mini_lb_on_hyper(&self) -> io::Result<Router> {
+        let program = self.program()?;
+        Ok(Router::MiniLb { name: HYPER.to_owned(), program, flags: "--http1-engine hyper" })
+    }
+
+    fn program(&self) -> io::Result<PathBuf> {
         let beside = std::env::current_exe()?.with_file_name("mini-lb");
-        let program = fs::canonicalize(self.mini_lb.as_ref().unwrap_or(&beside)).map_err(|error| {
+        fs::canonicalize(self.mini_lb.as_ref().unwrap_or(&beside)).map_err(|error| {
             io::Error::other(format!("no mini-lb ({error}): build it with `cargo build --release`"))
-        })?;
-        Ok(Router::MiniLb { name: "mini-lb".to_owned(), program })
+        })
     }
 
     /// All routers that are installed, and the names of the peers that are not.
     pub(crate) fn find(&self) -> io::Result<(Vec<Router>, Vec<&'static str>)> {
-        let mut found = vec![Router::Direct, self.mini_lb()?];
+        let mut found = vec![Router::Direct, self.mini_lb()?, self.mini_lb_on_hyper()?];
         for also in &self.also {
             let (name, path) =
                 also.split_once('=').ok_or_else(|| io::Error::other("--also expects NAME=PATH"))?;
-            found.push(Router::MiniLb { name: name.to_owned(), program: fs::canonicalize(path)? });
+            let program = fs::canonicalize(path)?;
+            found.push(Router::MiniLb { name: name.to_owned(), program, flags: "" });
         }
         let python = fs::canonicalize(&self.peers).ok().map(|folder| folder.join("bin/python"));
         let has = |module: &str| python.clone().filter(|python| has_module(python, module));
@@ -172,8 +185,8 @@ impl Router {
         let python = format!("--pd-disaggregation {pair} --policy random --log-level error");
         let (program, arguments) = match self {
             Self::Direct => return Err(io::Error::other("nothing to start")),
-            Self::MiniLb { program, .. } => {
-                (program, format!("{pair} --worker-threads {workers} --log-level warn"))
+            Self::MiniLb { program, flags, .. } => {
+                (program, format!("{pair} --worker-threads {workers} --log-level warn {flags}"))
             }
             Self::Haproxy(program) => {
                 configured("haproxy.cfg", HAPROXY)?;
