@@ -247,6 +247,7 @@ fn shape_of(dialect: Dialect, body: &[u8]) -> Option<BodyShape> {
 /// Serves a client's connection to its end.
 async fn serve(proxy: Proxy, socket: DuplexStream, request_count: Arc<AtomicUsize>) {
     let timeouts = ClientTimeouts { head: Duration::from_secs(90), idle: Duration::from_secs(90) };
+    // Dropping the sender would start a drain.
     let (_open, closing) = watch::channel(());
     let handler = Arc::new(ProxyHandler { proxy, request_count });
     let transport = Transport::new(Http1Engine::Native, 1);
@@ -303,18 +304,15 @@ impl ConnectionHandler for ProxyHandler {
     }
 
     fn reject(&self, rejection: HeadRejection) -> RejectionResponse {
-        let (status, json) = match rejection {
-            HeadRejection::TooLarge => (Error::HeadTooLarge.status(), Error::HeadTooLarge.to_json()),
-            HeadRejection::Malformed(what) => {
-                let error = Error::BadRequest(what);
-                (error.status(), error.to_json())
-            }
+        let error = match rejection {
+            HeadRejection::TooLarge => Error::HeadTooLarge,
+            HeadRejection::Malformed(reason) => Error::BadRequest(reason),
             HeadRejection::Timeout(after) => {
-                let error = Error::RequestTimeout { what: "the rest of the request head", after };
-                (error.status(), error.to_json())
+                Error::RequestTimeout { what: "the rest of the request head", after }
             }
         };
-        RejectionResponse { status, json, request_id: RequestId::generate().as_str().to_owned() }
+        let request_id = RequestId::generate().as_str().to_owned();
+        RejectionResponse { status: error.status(), json: error.to_json(), request_id }
     }
 
     fn relayed(&self, _: Duration) {}
