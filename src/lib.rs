@@ -73,7 +73,7 @@ pub use config::{
     DEFAULT_WORKER_STARTUP_TIMEOUT, MiniLbConfig, Reloaded,
 };
 pub use observe::report::{LineFieldName, RequestFailure, RequestLine, RequestLineVisitor, RequestTimes};
-pub use options::{Bounds, OptionDefault, OptionSection, OptionSpec, Reload, Takes, option_sections};
+pub use options::{Bounds, OptionDefault, OptionSection, OptionSpec, Reload, ValueKind, option_sections};
 pub use transport::Http1Engine;
 pub use upstream::{Backend, Choice, Outcome, Policy, Random, Role, RoundRobin, ServerPair};
 

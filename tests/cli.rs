@@ -1,5 +1,5 @@
 //! The built program, as a user meets it: its command line, its sentences, its
-//! exit codes and its answer to signals. What it routes is tested elsewhere.
+//! exit codes and its reaction to signals. What it routes is tested elsewhere.
 
 #![allow(clippy::unwrap_used, reason = "clippy.toml allows it in test functions only, not in what they call")]
 
@@ -114,7 +114,7 @@ const SUPPORTED: &[(&str, &str)] = &[
 /// Without it each test that ends a router takes 3 s longer.
 const LAME_DUCK: &str = "--shutdown-lame-duck-secs";
 
-/// A configuration without a fault, for one fault to be added to.
+/// A good configuration, to which a test adds one error.
 const SERVERS: [&str; 4] = ["--prefill", "http://127.0.0.1:1", "--decode", "http://127.0.0.1:2"];
 
 #[test]
@@ -135,7 +135,7 @@ fn documented_command_line_starts_answers_and_ends_with_0_on_sigterm() {
 }
 
 #[test]
-fn sigterm_makes_the_router_unready_before_it_takes_no_more_connections() {
+fn sigterm_makes_the_router_unready_before_it_stops_accepting_connections() {
     let port = free_port().to_string();
     let typed = ["--disable-health-check", "--port", &port, LAME_DUCK, "1"];
     let mut router = start_plain(&typed);
@@ -188,7 +188,7 @@ fn max_payload_size_bounds_a_request_body() {
 }
 
 #[test]
-fn log_level_says_what_is_logged() {
+fn log_level_filters_the_log() {
     let port = free_port().to_string();
     let mut router = start_plain(&["--log-level", "error", "--port", &port]);
     assert_eq!(get("/health", &port), "HTTP/1.1 200 OK");
@@ -227,7 +227,7 @@ fn a_prefill_port_may_be_left_out_before_any_other_flag() {
 }
 
 #[test]
-fn flags_whose_request_is_already_fulfilled_are_accepted() {
+fn flags_without_an_effect_are_accepted() {
     let router = start_plain(ACCEPTED);
     router.wait_for("listening on ");
 }
@@ -505,12 +505,15 @@ fn help_is_grouped_and_shows_every_flag_with_its_default() {
     let mut rest = help.as_str();
     for heading in [
         "Servers",
-        "Choosing servers",
+        "Load balancing",
         "Listening",
         "Limits and timeouts",
-        "Queue and rate",
-        "Keys and origins",
+        "Concurrency and rate limits",
+        "Authentication and CORS",
+        "Health checks",
+        "Discovery and startup",
         "Sockets and threads",
+        "Admin listener",
         "Logging",
         "Traces",
         "Compatibility",
@@ -570,7 +573,7 @@ fn start_plain(args: &[&str]) -> Program {
     Program::start(plain.chain(args.iter().copied()))
 }
 
-/// A request that nobody answers: it is with the prefill server, which is silent.
+/// An open request: the prefill server has it and does not respond.
 struct OpenRequest {
     router: Program,
     client: TcpStream,
@@ -585,7 +588,7 @@ impl OpenRequest {
             servers.each_ref().map(|server| format!("http://{}", server.local_addr().unwrap()));
         let port = free_port().to_string();
         let typed = ["--prefill", &prefill, "--decode", &decode, "--host", "127.0.0.1", "--port", &port];
-        // Or a probe would be taken for the leg.
+        // The connection of a health check would be taken for that of the request.
         let quiet = ["--disable-health-check", LAME_DUCK, "0"];
         let router = Program::start(typed.into_iter().chain(quiet).chain(args.iter().copied()));
         let client = post_generate(&port);
@@ -599,7 +602,7 @@ fn finish<'a>(args: impl IntoIterator<Item = &'a str>) -> Output {
     program::output(args, &[])
 }
 
-/// What a program says that refuses its command line.
+/// The error of a program that refuses its command line.
 fn refused<'a>(args: impl Iterator<Item = &'a str>) -> String {
     let output = finish(args);
     let stderr = String::from_utf8(output.stderr).unwrap();
@@ -608,7 +611,7 @@ fn refused<'a>(args: impl Iterator<Item = &'a str>) -> String {
     stderr
 }
 
-/// Connects as soon as somebody listens.
+/// Connects as soon as the port is open.
 fn connect(port: &str) -> TcpStream {
     let deadline = Instant::now() + DEADLINE;
     loop {
@@ -617,7 +620,7 @@ fn connect(port: &str) -> TcpStream {
                 stream.set_read_timeout(Some(DEADLINE)).unwrap();
                 return stream;
             }
-            Err(error) => assert!(Instant::now() < deadline, "nobody listens on {port}: {error}"),
+            Err(error) => assert!(Instant::now() < deadline, "no listener on {port}: {error}"),
         }
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -629,7 +632,7 @@ fn accept(listener: &TcpListener) -> TcpStream {
     loop {
         match listener.accept() {
             Ok((stream, _)) => return stream,
-            Err(error) => assert!(Instant::now() < deadline, "nobody connected: {error}"),
+            Err(error) => assert!(Instant::now() < deadline, "no connection: {error}"),
         }
         std::thread::sleep(Duration::from_millis(2));
     }

@@ -1,4 +1,4 @@
-//! The layers of a configuration: flags over environment over file, and what `--check-config` says of them.
+//! The layers of a configuration (flags over environment over file), and `--check-config`.
 
 mod kit;
 
@@ -14,7 +14,7 @@ fn checked(args: &[&str], variables: &[(&str, &str)]) -> String {
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
-/// The one sentence with which a configuration is refused, with or without `--check-config`.
+/// The one sentence with which a configuration is refused, the same with and without `--check-config`.
 fn refused(args: &[&str], variables: &[(&str, &str)]) -> String {
     let sentences = [&["--check-config"][..], &[]].map(|more| {
         let output = output(args.iter().chain(more).copied(), variables);
@@ -34,7 +34,7 @@ fn line<'a>(text: &'a str, key: &str) -> &'a str {
     text.lines().find(is_it).unwrap_or_else(|| panic!("{key} in {text}"))
 }
 
-/// What is set, without comments.
+/// The lines that set a value, without comments.
 fn values(text: &str) -> Vec<&str> {
     text.lines()
         .filter(|line| !line.starts_with('#'))
@@ -43,7 +43,7 @@ fn values(text: &str) -> Vec<&str> {
 }
 
 #[test]
-fn flags_are_over_the_environment_which_is_over_the_file() {
+fn flags_override_the_environment_which_overrides_the_file() {
     let folder = Folder::new("over");
     let file = folder.put("a.toml", &file_with("port = 1001\nhost = \"a\"\nmax_merge_size = 11"));
     let file = file.to_str().unwrap();
@@ -54,7 +54,7 @@ fn flags_are_over_the_environment_which_is_over_the_file() {
     assert_eq!(line(&text, "max_merge_size"), format!("max_merge_size = 11  # {file}:5"));
     assert_eq!(line(&text, "max_payload_size"), "max_payload_size = 536870912  # default");
     assert!(text.contains("\n# worker_threads is not set: one per core\n"), "{text}");
-    // The file has a variable too, and the flag is over that.
+    // The file can be named by a variable too, and the flag overrides it.
     let other = folder.put("b.toml", &file_with("port = 1004"));
     let variables = [("MINI_LB_CONFIG", file)];
     assert!(line(&checked(&[], &variables), "port").starts_with("port = 1001 "));
@@ -115,7 +115,7 @@ fn a_prefill_server_can_be_written_in_four_ways() {
 }
 
 #[test]
-fn what_is_printed_is_a_file_that_says_the_same() {
+fn the_printed_configuration_is_a_file_with_the_same_effect() {
     let folder = Folder::new("round");
     let first = checked(
         &[
@@ -141,7 +141,7 @@ fn what_is_printed_is_a_file_that_says_the_same() {
 }
 
 #[test]
-fn what_is_wrong_with_a_file_is_said_with_its_line_and_key() {
+fn an_error_in_a_file_names_its_line_and_key() {
     let folder = Folder::new("wrong");
     for (text, sentence) in [
         ("prot = 1", "1: prot: unknown key; did you mean port?"),
@@ -201,14 +201,14 @@ fn what_is_wrong_with_a_file_is_said_with_its_line_and_key() {
     ] {
         let file = folder.put("a.toml", text);
         let file = file.to_str().unwrap();
-        // Servers come from a higher layer, unless the file's are at fault.
+        // Servers come from the command line, unless the error is in those of the file.
         let servers = if text.starts_with("prefill") { &SERVERS[2..] } else { &SERVERS[..] };
         assert_eq!(refused(&[&["--config", file], servers].concat(), &[]), format!("{file}:{sentence}"));
     }
 }
 
 #[test]
-fn what_is_wrong_with_a_variable_is_said_with_its_name() {
+fn an_error_in_a_variable_names_it() {
     for (name, value, sentence) in [
         ("MINI_LB_PRT", "1", "unknown variable; did you mean MINI_LB_PORT?"),
         (
@@ -233,7 +233,7 @@ fn what_is_wrong_with_a_variable_is_said_with_its_name() {
 }
 
 #[test]
-fn variables_that_kubernetes_makes_of_a_service_are_not_ours() {
+fn variables_that_kubernetes_sets_for_a_service_are_ignored() {
     let variables = [
         ("MINI_LB_SERVICE_HOST", "10.0.0.1"),
         ("MINI_LB_SERVICE_PORT", "8000"),
@@ -263,7 +263,7 @@ fn a_file_that_cannot_be_read_is_named() {
 }
 
 #[test]
-fn help_is_answered_whatever_the_layers_say() {
+fn help_is_printed_even_if_the_layers_have_errors() {
     let output = output(["--config", "/nobody/has/this", "--help"], &[("MINI_LB_XYZ", "1")]);
     assert_eq!(output.status.code(), Some(0));
 }

@@ -53,7 +53,7 @@ impl Running {
         program
     }
 
-    /// Puts a file in the place of the present one, and has it read.
+    /// Replaces the file, and reloads it.
     fn reload(&self, text: &str) -> String {
         self.folder.put("mini-lb.toml", text);
         self.program.reload()
@@ -65,7 +65,7 @@ impl Running {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sighup_changes_servers_and_cuts_no_stream() {
+async fn sighup_changes_servers_and_interrupts_no_stream() {
     let (prefill, new) = (server("prefill").await, server("new").await);
     let gate = Gate::new();
     let held = gate.clone();
@@ -104,7 +104,7 @@ async fn a_changed_file_is_read_without_a_signal() {
     let line = running.program.wait_for("reloaded (");
     assert!(line.contains("mini-lb.toml has changed): servers +1 -1"), "{line}");
     assert_eq!(running.answer().await, r#"{"from":"new"}"#);
-    // Written in place, and gone for a moment.
+    // Removed for a moment and written in place, as some editors do.
     let path = running.folder.path("mini-lb.toml");
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, of(&[&prefill], &[&old], "")).unwrap();
@@ -113,7 +113,7 @@ async fn a_changed_file_is_read_without_a_signal() {
     assert_eq!(running.answer().await, r#"{"from":"old"}"#);
 }
 
-/// As the kubelet does it: the file is a link through `..data`, which is a link that changes.
+/// As the kubelet does it: the file is a symbolic link through `..data`, which is replaced by another link.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_config_map_that_changes_is_read() {
     let (prefill, old, new) = (server("prefill").await, server("old").await, server("new").await);
@@ -133,7 +133,7 @@ async fn a_config_map_that_changes_is_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_file_is_refused_and_logged_and_the_old_state_serves() {
+async fn a_bad_file_is_refused_and_logged_and_the_running_configuration_stays() {
     let (prefill, old, new) = (server("prefill").await, server("old").await, server("new").await);
     let running = Running::start("bad", &of(&[&prefill], &[&old], "max_payload_size = 100"));
     for (more, why) in [
@@ -146,7 +146,7 @@ async fn a_bad_file_is_refused_and_logged_and_the_old_state_serves() {
         assert!(line.contains("reload failed (SIGHUP), keeping the running configuration: "), "{line}");
         assert_eq!(running.answer().await, r#"{"from":"old"}"#);
     }
-    // Nobody sends a signal when a file is deleted, and it is said once.
+    // The deleted file is noticed without a signal, and reported once.
     std::fs::remove_file(running.folder.path("mini-lb.toml")).unwrap();
     let line = running.program.wait_for("reload failed (");
     assert!(
@@ -161,7 +161,7 @@ async fn a_bad_file_is_refused_and_logged_and_the_old_state_serves() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn limits_hold_for_the_next_request() {
+async fn limits_take_effect_with_the_next_request() {
     let (prefill, decode) = (server("prefill").await, server("decode").await);
     let running = Running::start("limits", &of(&[&prefill], &[&decode], "max_payload_size = 100"));
     let mut kept = client(running.port).await;
@@ -174,7 +174,7 @@ async fn limits_hold_for_the_next_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_is_replaced_in_its_file_holds_from_then_on() {
+async fn a_key_that_is_replaced_in_its_file_takes_effect() {
     let (prefill, decode) = (server("prefill").await, server("decode").await);
     let keys = Folder::new("keys");
     let file = keys.put("clients", "the old one\n");
@@ -195,7 +195,7 @@ async fn a_key_that_is_replaced_in_its_file_holds_from_then_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_waits_for_a_restart_is_said_each_time() {
+async fn options_that_need_a_restart_are_reported_each_time() {
     let (prefill, decode) = (server("prefill").await, server("decode").await);
     let text = |more: &str| of(&[&prefill], &[&decode], more);
     let running = Running::start("restart", &text(""));

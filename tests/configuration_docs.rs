@@ -50,7 +50,7 @@ fn tables() -> String {
 }
 
 fn row(spec: &OptionSpec) -> String {
-    let flag = format!("--{} {}", spec.name, spec.takes);
+    let flag = format!("--{} {}", spec.name, spec.kind);
     let default = spec.default.to_string();
     let default = match default.as_str() {
         "" => "–".to_owned(),

@@ -11,13 +11,15 @@ use std::path::Path;
 
 use kit::Authority;
 use kit::program::{Folder, output};
-use mini_lb::{MiniLbConfig, MiniLoadBalancer, OptionSection, OptionSpec, Reload, Takes, option_sections};
+use mini_lb::{
+    MiniLbConfig, MiniLoadBalancer, OptionSection, OptionSpec, Reload, ValueKind, option_sections,
+};
 use program_options::{COMMAND_LINE_ONLY, COMPATIBILITY_HELP, PROGRAM};
 
 /// An option with a value that is not its default.
 struct Case {
     spec: OptionSpec,
-    uses: Vec<Vec<String>>,
+    occurrences: Vec<Vec<String>>,
     /// What must be in the file besides, as option and value.
     companions: Vec<(&'static str, String)>,
 }
@@ -49,7 +51,7 @@ impl Files {
         let path = |path: &Path| path.to_str().expect("a path of text").to_owned();
         let (cert, key) = (path(&identity.cert), path(&identity.key));
         let value = |value: &String| vec![vec![value.clone()]];
-        let (uses, companions) = match spec.name {
+        let (occurrences, companions) = match spec.name {
             "tls-cert-path" => (value(&cert), vec![("tls-key-path", key)]),
             "tls-key-path" => (value(&key), vec![("tls-cert-path", cert)]),
             "client-cert-path" => (value(&cert), vec![("client-key-path", key)]),
@@ -59,9 +61,9 @@ impl Files {
             "worker-api-key-replaces-authorization" => {
                 (vec![vec![]], vec![("worker-api-key", "w".to_owned())])
             }
-            _ => (vec![spec.takes.names().iter().map(|name| self.value(name)).collect()], vec![]),
+            _ => (vec![spec.kind.names().iter().map(|name| self.value(name)).collect()], vec![]),
         };
-        Case { spec: *spec, uses, companions }
+        Case { spec: *spec, occurrences, companions }
     }
 
     /// A value by its name in the help text. An option with a value of a new kind needs a line here.
@@ -105,27 +107,27 @@ impl Case {
             Err(_) => toml(value),
         };
         let group = |values: &Vec<String>| values.iter().map(literal).collect::<Vec<_>>().join(", ");
-        let uses: Vec<String> = self.uses.iter().map(group).collect();
-        match self.spec.takes {
-            Takes::Nothing => "true".to_owned(),
-            Takes::One(_) => uses[0].clone(),
-            Takes::Groups { .. } => format!("[[{}]]", uses.join("], [")),
-            _ => format!("[{}]", uses.join(", ")),
+        let occurrences: Vec<String> = self.occurrences.iter().map(group).collect();
+        match self.spec.kind {
+            ValueKind::Switch => "true".to_owned(),
+            ValueKind::Single(_) => occurrences[0].clone(),
+            ValueKind::Groups { .. } => format!("[[{}]]", occurrences.join("], [")),
+            _ => format!("[{}]", occurrences.join(", ")),
         }
     }
 
     /// As in a variable.
     fn variable(&self) -> String {
-        match self.spec.takes {
-            Takes::Nothing => "1".to_owned(),
-            _ => self.uses.iter().map(|values| values.join(" ")).collect::<Vec<_>>().join(","),
+        match self.spec.kind {
+            ValueKind::Switch => "1".to_owned(),
+            _ => self.occurrences.iter().map(|values| values.join(" ")).collect::<Vec<_>>().join(","),
         }
     }
 
     /// As on the command line.
     fn words(&self) -> Vec<String> {
         let flag = || vec![format!("--{}", self.spec.name)];
-        self.uses.iter().flat_map(|values| [flag(), values.clone()].concat()).collect()
+        self.occurrences.iter().flat_map(|values| [flag(), values.clone()].concat()).collect()
     }
 
     /// The other lines of a file with this option.
@@ -190,12 +192,13 @@ fn a_number_out_of_bounds_is_refused_by_name_wherever_it_is_given() {
         wrong.extend(bounds.min.checked_sub(1).map(|number| (number.to_string(), "the value must be ")));
         wrong.extend(bounds.max.checked_add(1).map(|number| (number.to_string(), "the value must be ")));
         let number = ["COUNT", "SECONDS", "BYTES", "PORT", "STATUS"];
-        if case.spec.takes.names().iter().all(|name| number.contains(name)) && !case.uses[0].is_empty() {
+        if case.spec.kind.names().iter().all(|name| number.contains(name)) && !case.occurrences[0].is_empty()
+        {
             wrong.push(("many".to_owned(), "not a whole number"));
         }
         for (value, why) in wrong {
             let (name, variable) = (case.spec.name, case.spec.variable());
-            case.uses = vec![vec![value.clone()]];
+            case.occurrences = vec![vec![value.clone()]];
             let refused = format!("--{name} {value}: {why}");
             let plain = files.file(&[]);
             let said = checked(&plain, &case.words(), &[]).expect_err(name);
@@ -224,8 +227,8 @@ fn a_changed_value_is_reported_as_in_effect_or_as_waiting_for_a_restart() {
         known.any(|spec| spec.name == case.spec.name)
     };
     for case in files.cases().into_iter().filter(is_library) {
-        let Case { spec, uses, companions } = case;
-        let changed = plain().set_option(spec.name, uses).expect(spec.name);
+        let Case { spec, occurrences, companions } = case;
+        let changed = plain().set_option(spec.name, occurrences).expect(spec.name);
         let changed = companions
             .iter()
             .fold(changed, |config, (name, value)| config.set_option(name, [[value.as_str()]]).expect(name));

@@ -48,7 +48,7 @@ impl MiniLbConfig {
         self
     }
 
-    /// Looks DNS names up this often. Default: [`DEFAULT_DNS_INTERVAL`].
+    /// Looks DNS names up this often. Default: [`DEFAULT_DNS_INTERVAL`](super::DEFAULT_DNS_INTERVAL).
     #[must_use]
     pub fn dns_interval(mut self, interval: Duration) -> Self {
         self.options.discovery.interval = interval.min(LONGEST_TIMEOUT);

@@ -58,7 +58,7 @@ impl MiniLbConfig {
     ///
     /// `prefill` has the URL and the bootstrap port (SGLang's `--disaggregation-bootstrap-port`) of each
     /// prefill server. Without a port, the server is asked for it, and decode servers get `null` until it is
-    /// known. `timeout_secs` is the longest a request may take, in seconds. Nothing is checked before
+    /// known. `timeout_secs` is the longest a request may take, in seconds. Switch is checked before
     /// [`MiniLoadBalancer::new`](crate::MiniLoadBalancer::new).
     pub fn new(
         host: impl Into<String>,
@@ -76,8 +76,8 @@ impl MiniLbConfig {
         Self { options }
     }
 
-    /// Sets an option by name, as its flag does. `uses` has the values of each use of the flag, all of which
-    /// replace the option's present value; without any use, a switch is off and a list is empty.
+    /// Sets an option by name, as its flag does. `occurrences` has the values of each occurrence of the flag,
+    /// all of which replace the option's present value; without any, a switch is off and a list is empty.
     ///
     /// ```
     /// # let config = mini_lb::MiniLbConfig::new("127.0.0.1", 30_000, vec![], vec![], 1_800);
@@ -97,15 +97,15 @@ impl MiniLbConfig {
     pub fn set_option<U, V>(
         mut self,
         name: &str,
-        uses: impl IntoIterator<Item = U>,
+        occurrences: impl IntoIterator<Item = U>,
     ) -> Result<Self, ConfigError>
     where
         U: IntoIterator<Item = V>,
         V: Into<String>,
     {
         let values = |values: U| values.into_iter().map(Into::into).collect();
-        let uses: Vec<Vec<String>> = uses.into_iter().map(values).collect();
-        self.options.set(name, &uses).map_err(ConfigError::new)?;
+        let occurrences: Vec<Vec<String>> = occurrences.into_iter().map(values).collect();
+        self.options.set(name, &occurrences).map_err(ConfigError::new)?;
         Ok(self)
     }
 
@@ -230,7 +230,7 @@ impl MiniLbConfig {
         self
     }
 
-    /// Checks a healthy server this often, with `GET /ready` (`/health` where that is 404). One that has
+    /// Checks a healthy server this often, with `GET /ready` (`/health` where that is 404). Single that has
     /// failed is checked once a second, if that is more often. Default: [`DEFAULT_HEALTH_CHECK_INTERVAL`].
     #[must_use]
     pub fn health_check_interval(mut self, interval: Duration) -> Self {
@@ -246,8 +246,8 @@ impl MiniLbConfig {
         self
     }
 
-    /// Takes a server out of rotation after this many consecutive failures, of health checks and of requests.
-    /// Default: [`DEFAULT_HEALTH_FAILURE_THRESHOLD`].
+    /// ValueKind a server out of rotation after this many consecutive failures, of health checks and of
+    /// requests. Default: [`DEFAULT_HEALTH_FAILURE_THRESHOLD`].
     #[must_use]
     pub fn health_failure_threshold(mut self, failures: u32) -> Self {
         self.options.health.failure_threshold = failures;

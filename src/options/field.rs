@@ -11,12 +11,12 @@ use crate::transport::Http1Engine;
 use crate::upstream::{Random, RoundRobin};
 
 /// Where the value of an option is kept.
-pub(super) trait Field: Debug {
+pub(super) trait OptionField: Debug {
     /// Unsets the value. One that must always be there stays.
     fn clear(&mut self);
 
-    /// Takes over the values of one use of the option; a list gets an item more. The error says what is wrong
-    /// with them, without naming the option.
+    /// Takes over the values of one occurrence of the option; a list gets one more item. The error says what is
+    /// wrong with them, without naming the option.
     fn add(&mut self, values: &[String]) -> Result<(), String>;
 
     /// The numbers that have bounds.
@@ -54,7 +54,7 @@ fn number(values: &[String], max: u64) -> Result<u64, String> {
 
 macro_rules! numbers {
     ($($type:ty),*) => {$(
-        impl Field for $type {
+        impl OptionField for $type {
             fn clear(&mut self) {}
 
             fn add(&mut self, values: &[String]) -> Result<(), String> {
@@ -67,7 +67,7 @@ macro_rules! numbers {
             }
         }
 
-        impl Field for Option<$type> {
+        impl OptionField for Option<$type> {
             fn clear(&mut self) {
                 *self = None;
             }
@@ -81,7 +81,7 @@ macro_rules! numbers {
             }
         }
 
-        impl Field for Vec<$type> {
+        impl OptionField for Vec<$type> {
             fn clear(&mut self) {
                 Vec::clear(self);
             }
@@ -103,7 +103,7 @@ macro_rules! numbers {
 numbers!(u16, u32, usize);
 
 /// In whole seconds: 136 years at most, so that no deadline overflows the clock.
-impl Field for Duration {
+impl OptionField for Duration {
     fn clear(&mut self) {}
 
     fn add(&mut self, values: &[String]) -> Result<(), String> {
@@ -118,7 +118,7 @@ impl Field for Duration {
 }
 
 /// A flag without a value, or `true` or `false`.
-impl Field for bool {
+impl OptionField for bool {
     fn clear(&mut self) {
         *self = false;
     }
@@ -129,7 +129,7 @@ impl Field for bool {
     }
 }
 
-impl Field for String {
+impl OptionField for String {
     fn clear(&mut self) {}
 
     fn add(&mut self, values: &[String]) -> Result<(), String> {
@@ -138,7 +138,7 @@ impl Field for String {
     }
 }
 
-impl Field for Option<String> {
+impl OptionField for Option<String> {
     fn clear(&mut self) {
         *self = None;
     }
@@ -149,7 +149,7 @@ impl Field for Option<String> {
     }
 }
 
-impl Field for Option<PathBuf> {
+impl OptionField for Option<PathBuf> {
     fn clear(&mut self) {
         *self = None;
     }
@@ -160,7 +160,7 @@ impl Field for Option<PathBuf> {
     }
 }
 
-impl Field for Vec<String> {
+impl OptionField for Vec<String> {
     fn clear(&mut self) {
         Vec::clear(self);
     }
@@ -172,7 +172,7 @@ impl Field for Vec<String> {
 }
 
 /// A URL or a name, and a bootstrap port.
-impl Field for Vec<(String, Option<u16>)> {
+impl OptionField for Vec<(String, Option<u16>)> {
     fn clear(&mut self) {
         Vec::clear(self);
     }
@@ -193,7 +193,7 @@ fn bootstrap_port(text: &str) -> Result<u16, String> {
     text.parse().ok().filter(|port| *port != 0).ok_or_else(|| BAD_BOOTSTRAP_PORT.to_owned())
 }
 
-impl Field for Vec<(String, String)> {
+impl OptionField for Vec<(String, String)> {
     fn clear(&mut self) {
         Vec::clear(self);
     }
@@ -205,7 +205,7 @@ impl Field for Vec<(String, String)> {
 }
 
 /// Both roles, each with a policy of its own.
-impl Field for Policies {
+impl OptionField for Policies {
     fn clear(&mut self) {}
 
     fn add(&mut self, values: &[String]) -> Result<(), String> {
@@ -214,7 +214,7 @@ impl Field for Policies {
     }
 }
 
-impl Field for NamedPolicy {
+impl OptionField for NamedPolicy {
     fn clear(&mut self) {}
 
     fn add(&mut self, values: &[String]) -> Result<(), String> {
@@ -226,7 +226,7 @@ impl Field for NamedPolicy {
     }
 }
 
-impl Field for Http1Engine {
+impl OptionField for Http1Engine {
     fn clear(&mut self) {}
 
     fn add(&mut self, values: &[String]) -> Result<(), String> {
@@ -236,7 +236,7 @@ impl Field for Http1Engine {
     }
 }
 
-impl Field for AdminPort {
+impl OptionField for AdminPort {
     fn clear(&mut self) {}
 
     fn add(&mut self, values: &[String]) -> Result<(), String> {
@@ -249,7 +249,7 @@ impl Field for AdminPort {
 }
 
 /// What tells certificates and keys from others is what is in their files.
-impl Field for PemFile {
+impl OptionField for PemFile {
     fn clear(&mut self) {
         self.0 = None;
     }
@@ -263,7 +263,7 @@ impl Field for PemFile {
     }
 }
 
-impl Field for PemFiles {
+impl OptionField for PemFiles {
     fn clear(&mut self) {
         self.0.clear();
     }
@@ -280,7 +280,7 @@ impl Field for PemFiles {
 
 /// The place of an option that this build does not have.
 #[cfg(not(feature = "otel"))]
-impl Field for super::values::NotBuilt {
+impl OptionField for super::values::NotBuilt {
     fn clear(&mut self) {}
 
     fn add(&mut self, _: &[String]) -> Result<(), String> {

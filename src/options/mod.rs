@@ -14,12 +14,12 @@ mod table;
 mod values;
 
 pub(crate) use field::BAD_BOOTSTRAP_PORT;
-pub use spec::{Bounds, OptionDefault, OptionSpec, Reload, Takes};
+pub use spec::{Bounds, OptionDefault, OptionSpec, Reload, ValueKind};
 pub(crate) use values::{
     AdminAddress, AdminPort, DiscoveryOptions, Keys, NamedPolicy, Options, PemFile, TlsOptions,
 };
 
-use field::Field;
+use field::OptionField;
 use table::SECTIONS;
 
 /// Options that belong together, under one heading of `--help` and of the documentation.
@@ -54,7 +54,7 @@ pub fn option_sections() -> &'static [OptionSection] {
 struct Entry {
     spec: OptionSpec,
     /// Where the value is kept.
-    field: for<'a> fn(&'a mut Options) -> &'a mut dyn Field,
+    field: for<'a> fn(&'a mut Options) -> &'a mut dyn OptionField,
 }
 
 fn entries() -> impl Iterator<Item = &'static Entry> {
@@ -67,25 +67,27 @@ impl Options {
     pub(crate) fn new() -> Self {
         let mut options = Self::unset();
         for Entry { spec, .. } in entries() {
-            let uses: Vec<Vec<String>> = spec.default.values().into_iter().map(|value| vec![value]).collect();
-            if !uses.is_empty() {
-                let set = options.set(spec.name, &uses);
+            let occurrences: Vec<Vec<String>> =
+                spec.default.values().into_iter().map(|value| vec![value]).collect();
+            if !occurrences.is_empty() {
+                let set = options.set(spec.name, &occurrences);
                 debug_assert!(set.is_ok(), "a default that is not a value: {set:?}");
             }
         }
         options
     }
 
-    /// Replaces the value of an option. `uses` has the values of each use of its flag; without any the option
-    /// is unset: a switch is off, a list is empty. The error is a sentence that begins with the flag.
-    pub(crate) fn set(&mut self, name: &str, uses: &[Vec<String>]) -> Result<(), String> {
+    /// Replaces the value of an option. `occurrences` has the values of each occurrence of its flag; without
+    /// any the option is unset: a switch is off, a list is empty. The error is a sentence that begins with
+    /// the flag.
+    pub(crate) fn set(&mut self, name: &str, occurrences: &[Vec<String>]) -> Result<(), String> {
         let Some(Entry { spec, field }) = entries().find(|entry| entry.spec.name == name) else {
             return Err(format!("--{}: there is no such option", name.escape_debug()));
         };
         let field = field(self);
-        // What always has a value keeps the present one if there are no uses.
+        // A field that always has a value keeps it here.
         field.clear();
-        for values in spec.split(uses) {
+        for values in spec.split(occurrences) {
             let checked = spec.check(&values);
             let set = checked.and_then(|()| match spec.is_unlimited(&values) {
                 true => {

@@ -1,4 +1,4 @@
-//! What an option is called, takes, defaults to and may be. No values are kept here.
+//! The description of an option: name, kind of value, default, bounds. No values are kept here.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,7 +11,7 @@ pub struct OptionSpec {
     /// The flag without its dashes, such as `max-payload-size`.
     pub name: &'static str,
     /// How many values it takes, and what `--help` calls them.
-    pub takes: Takes,
+    pub kind: ValueKind,
     /// What holds if it is not given.
     pub default: OptionDefault,
     /// What a number may be.
@@ -32,17 +32,17 @@ pub struct OptionSpec {
 /// `SECONDS`, `BYTES`. `FILE` is a file that is read again on a reload. Words in small letters stand for
 /// themselves: `text|json` is one of the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Takes {
-    /// None: it is on if it is given.
-    Nothing,
+pub enum ValueKind {
+    /// No value: it is on if it is given.
+    Switch,
     /// One value; of several, the last counts.
-    One(&'static str),
-    /// A list, with one item for each use of the flag.
+    Single(&'static str),
+    /// A list, with one item for each occurrence of the flag.
     List(&'static str),
     /// A list, with one or more items after the flag.
-    Words(&'static str),
+    WordList(&'static str),
     /// The same, where a comma separates items too.
-    Commas(&'static str),
+    CommaList(&'static str),
     /// A list whose items are groups of values; of each, the first `required` must be given.
     Groups {
         /// The name of each value.
@@ -52,12 +52,12 @@ pub enum Takes {
     },
 }
 
-impl Takes {
-    /// The names of the values of one use.
+impl ValueKind {
+    /// The names of the values of one occurrence.
     pub fn names(&self) -> &[&'static str] {
         match self {
-            Self::Nothing => &[],
-            Self::One(name) | Self::List(name) | Self::Words(name) | Self::Commas(name) => {
+            Self::Switch => &[],
+            Self::Single(name) | Self::List(name) | Self::WordList(name) | Self::CommaList(name) => {
                 std::slice::from_ref(name)
             }
             Self::Groups { names, .. } => names,
@@ -66,17 +66,17 @@ impl Takes {
 
     /// Whether the option may be given more than once.
     pub fn is_list(&self) -> bool {
-        !matches!(self, Self::Nothing | Self::One(_))
+        !matches!(self, Self::Switch | Self::Single(_))
     }
 }
 
 /// As a usage text has it, such as `<URL> [PORT|none]`.
-impl fmt::Display for Takes {
+impl fmt::Display for ValueKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Nothing => Ok(()),
-            Self::One(name) | Self::List(name) => write!(f, "<{name}>"),
-            Self::Words(name) | Self::Commas(name) => write!(f, "<{name}>..."),
+            Self::Switch => Ok(()),
+            Self::Single(name) | Self::List(name) => write!(f, "<{name}>"),
+            Self::WordList(name) | Self::CommaList(name) => write!(f, "<{name}>..."),
             Self::Groups { names, required } => {
                 for (place, name) in names.iter().enumerate() {
                     let gap = if place == 0 { "" } else { " " };
@@ -173,10 +173,10 @@ pub enum Reload {
 impl OptionSpec {
     /// An option of this name, without a description.
     #[must_use]
-    pub const fn new(name: &'static str, takes: Takes) -> Self {
+    pub const fn new(name: &'static str, kind: ValueKind) -> Self {
         Self {
             name,
-            takes,
+            kind,
             default: OptionDefault::Unset(""),
             bounds: Bounds::NONE,
             reload: Reload::Now,
@@ -254,23 +254,23 @@ impl OptionSpec {
 
     /// Whether its values are files that a reload reads again.
     pub fn names_files(&self) -> bool {
-        self.takes.names() == ["FILE"]
+        self.kind.names() == ["FILE"]
     }
 
-    /// The uses of this option, with each item of a list as a use of its own.
-    pub fn split(&self, uses: &[Vec<String>]) -> Vec<Vec<String>> {
-        let items = uses.iter().flatten();
-        match self.takes {
-            Takes::Words(_) => items.map(|item| vec![item.clone()]).collect(),
-            Takes::Commas(_) => {
+    /// The occurrences of this option, with each item of a list as one of its own.
+    pub fn split(&self, occurrences: &[Vec<String>]) -> Vec<Vec<String>> {
+        let items = occurrences.iter().flatten();
+        match self.kind {
+            ValueKind::WordList(_) => items.map(|item| vec![item.clone()]).collect(),
+            ValueKind::CommaList(_) => {
                 let parts = items.flat_map(|item| item.split(',')).map(str::trim);
                 parts.filter(|part| !part.is_empty()).map(|part| vec![part.to_owned()]).collect()
             }
-            _ => uses.to_vec(),
+            _ => occurrences.to_vec(),
         }
     }
 
-    /// One use of the flag, as it can be shown.
+    /// One occurrence of the flag, as it can be shown.
     pub fn shown(&self, values: &[String]) -> String {
         let values = match self.secret {
             true => values.iter().map(|_| "***".to_owned()).collect::<Vec<_>>(),
@@ -284,16 +284,16 @@ impl OptionSpec {
         self.minus_one_is_no_limit && values == ["-1"]
     }
 
-    /// Checks the number of values of one use. The command line cannot get it wrong, a file can.
+    /// Checks the number of values of one occurrence. The command line cannot get it wrong, a file can.
     pub(super) fn check(&self, values: &[String]) -> Result<(), String> {
-        let (least, most) = match self.takes {
-            Takes::Nothing => (0, 1),
-            Takes::Groups { names, required } => (required, names.len()),
+        let (least, most) = match self.kind {
+            ValueKind::Switch => (0, 1),
+            ValueKind::Groups { names, required } => (required, names.len()),
             _ => (1, 1),
         };
         match (least..=most).contains(&values.len()) {
             true => Ok(()),
-            false => Err(format!("the values must be {}", self.takes)),
+            false => Err(format!("the values must be {}", self.kind)),
         }
     }
 }

@@ -3,8 +3,8 @@
 
 use super::defaults::*;
 use super::spec::OptionDefault::{Number, Seconds, Text, Unset, Words};
-use super::spec::Takes::{Commas, Groups, List, Nothing, One};
-use super::spec::{OptionSpec, Takes};
+use super::spec::ValueKind::{CommaList, Groups, List, Single, Switch};
+use super::spec::{OptionSpec, ValueKind};
 use super::{Entry, OptionSection};
 use crate::observe::report::DEFAULT_HEADERS;
 
@@ -62,24 +62,24 @@ pub(super) static SECTIONS: &[OptionSection] = &[
         ],
     },
     OptionSection {
-        title: "Choosing servers",
+        title: "Load balancing",
         entries: &[
             // Sets both roles, so it stands before the options of one role, which override it.
             Entry {
-                spec: OptionSpec::new("policy", One("random|round_robin"))
+                spec: OptionSpec::new("policy", Single("random|round_robin"))
                     .default(Text("random"))
                     .reported_as("prefill-policy, decode-policy")
                     .help("How servers are chosen"),
                 field: |options| &mut options.policies,
             },
             Entry {
-                spec: OptionSpec::new("prefill-policy", One("random|round_robin"))
+                spec: OptionSpec::new("prefill-policy", Single("random|round_robin"))
                     .default(Unset("--policy"))
                     .help("How prefill servers are chosen"),
                 field: |options| &mut options.policies.prefill,
             },
             Entry {
-                spec: OptionSpec::new("decode-policy", One("random|round_robin"))
+                spec: OptionSpec::new("decode-policy", Single("random|round_robin"))
                     .default(Unset("--policy"))
                     .help("How decode servers are chosen"),
                 field: |options| &mut options.policies.decode,
@@ -91,14 +91,14 @@ pub(super) static SECTIONS: &[OptionSection] = &[
         entries: &[
             // The listener is open for as long as the program runs.
             Entry {
-                spec: OptionSpec::new("host", One("HOST"))
+                spec: OptionSpec::new("host", Single("HOST"))
                     .default(Text("0.0.0.0"))
                     .after_restart()
                     .help("Address to listen on"),
                 field: |options| &mut options.host,
             },
             Entry {
-                spec: OptionSpec::new("port", One("PORT"))
+                spec: OptionSpec::new("port", Single("PORT"))
                     .default(Number(30_000))
                     .between(1, 65_535)
                     .after_restart()
@@ -111,40 +111,41 @@ pub(super) static SECTIONS: &[OptionSection] = &[
         title: "TLS and HTTP/2",
         entries: &[
             Entry {
-                spec: OptionSpec::new("tls-cert-path", One("FILE"))
+                spec: OptionSpec::new("tls-cert-path", Single("FILE"))
                     .default(Unset("plain HTTP"))
                     .help("Certificate for clients and its intermediate CAs, in PEM. Clients then speak TLS 1.2 or 1.3"),
                 field: |options| &mut options.tls.cert,
             },
             Entry {
-                spec: OptionSpec::new("tls-key-path", One("FILE")).help("Private key of that certificate, in PEM"),
+                spec: OptionSpec::new("tls-key-path", Single("FILE")).help("Private key of that certificate, in PEM"),
                 field: |options| &mut options.tls.key,
             },
             Entry {
-                spec: OptionSpec::new("ca-cert-paths", Takes::Words("FILE"))
+                spec: OptionSpec::new("ca-cert-paths", ValueKind::WordList("FILE"))
                     .default(Unset("the system's"))
                     .help("CA certificates that servers with https URLs are checked against, in PEM"),
                 field: |options| &mut options.tls.cas,
             },
             Entry {
-                spec: OptionSpec::new("client-cert-path", One("FILE"))
+                spec: OptionSpec::new("client-cert-path", Single("FILE"))
                     .help("Client certificate for servers that ask for one, in PEM"),
                 field: |options| &mut options.tls.client_cert,
             },
             Entry {
-                spec: OptionSpec::new("client-key-path", One("FILE"))
+                spec: OptionSpec::new("client-key-path", Single("FILE"))
                     .help("Private key of the client certificate, in PEM"),
                 field: |options| &mut options.tls.client_key,
             },
             // Each worker thread is told at its start whether to look for HTTP/2 on new connections.
             Entry {
-                spec: OptionSpec::new("http2", Nothing).after_restart().help(
-                    "Accept HTTP/2 from clients: negotiated in the TLS handshake, or with prior knowledge without TLS",
+                spec: OptionSpec::new("http2", Switch).after_restart().help(
+                    "Accept HTTP/2 from clients: negotiated in the TLS handshake, or with prior knowledge \
+                     without TLS",
                 ),
                 field: |options| &mut options.tls.http2,
             },
             Entry {
-                spec: OptionSpec::new("http2-max-streams", One("COUNT"))
+                spec: OptionSpec::new("http2-max-streams", Single("COUNT"))
                     .default(Number(DEFAULT_HTTP2_MAX_STREAMS as u64))
                     .at_least(1)
                     .after_restart()
@@ -157,14 +158,14 @@ pub(super) static SECTIONS: &[OptionSection] = &[
         title: "Limits and timeouts",
         entries: &[
             Entry {
-                spec: OptionSpec::new("request-timeout-secs", One("SECONDS"))
+                spec: OptionSpec::new("request-timeout-secs", Single("SECONDS"))
                     .default(Seconds(DEFAULT_REQUEST_TIMEOUT))
                     .at_least(1)
-                    .help("Longest time a request may take; of a stream, until its first byte"),
+                    .help("Longest time a request may take. For a stream: until its first byte"),
                 field: |options| &mut options.request_timeout,
             },
             Entry {
-                spec: OptionSpec::new("stream-idle-timeout-secs", One("SECONDS"))
+                spec: OptionSpec::new("stream-idle-timeout-secs", Single("SECONDS"))
                     .default(Seconds(DEFAULT_STREAM_IDLE_TIMEOUT))
                     .at_least(1)
                     .help("Longest time decode may send nothing within a stream"),
@@ -172,7 +173,7 @@ pub(super) static SECTIONS: &[OptionSection] = &[
             },
             // 0 is allowed, and is what `disable-retries` means.
             Entry {
-                spec: OptionSpec::new("retry-max-retries", One("COUNT"))
+                spec: OptionSpec::new("retry-max-retries", Single("COUNT"))
                     .default(Number(DEFAULT_MAX_RETRIES as u64))
                     .help(
                         "Retries of a request that no server can have processed: a connection could not be opened, or \
@@ -181,45 +182,45 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                 field: |options| &mut options.max_retries,
             },
             Entry {
-                spec: OptionSpec::new("retry-on-status", Commas("STATUS")).between(400, 599).help(
+                spec: OptionSpec::new("retry-on-status", CommaList("STATUS")).between(400, 599).help(
                     "Also retry when a server responds with one of these statuses, such as 429,503, and nothing has \
                      been sent to the client. Each attempt may cost the server work",
                 ),
                 field: |options| &mut options.retry_on,
             },
             Entry {
-                spec: OptionSpec::new("disable-retries", Nothing)
+                spec: OptionSpec::new("disable-retries", Switch)
                     .reported_as("retry-max-retries")
                     .help("Never retry"),
                 field: |options| &mut options.disable_retries,
             },
             Entry {
-                spec: OptionSpec::new("request-head-timeout-secs", One("SECONDS"))
+                spec: OptionSpec::new("request-head-timeout-secs", Single("SECONDS"))
                     .default(Seconds(DEFAULT_REQUEST_HEAD_TIMEOUT))
                     .at_least(1)
                     .help("Longest time a client may take to send a request's head; then 408"),
                 field: |options| &mut options.request_head_timeout,
             },
             Entry {
-                spec: OptionSpec::new("request-body-idle-timeout-secs", One("SECONDS"))
+                spec: OptionSpec::new("request-body-idle-timeout-secs", Single("SECONDS"))
                     .default(Seconds(DEFAULT_REQUEST_BODY_IDLE_TIMEOUT))
                     .at_least(1)
                     .help("Longest pause within a request's body; then 408"),
                 field: |options| &mut options.request_body_idle_timeout,
             },
             Entry {
-                spec: OptionSpec::new("client-idle-timeout-secs", One("SECONDS"))
+                spec: OptionSpec::new("client-idle-timeout-secs", Single("SECONDS"))
                     .default(Seconds(DEFAULT_CLIENT_IDLE_TIMEOUT))
                     .at_least(1)
                     .help(
-                        "Closes a client's connection on which no request has begun, or whose response the client has \
-                         not read from, for this long",
+                        "Idle timeout of client connections: one is closed when no request has begun, or the \
+                         client has read nothing of its response, for this long",
                     ),
                 field: |options| &mut options.client_idle_timeout,
             },
             // Each worker thread opens connections with the options that it was started with.
             Entry {
-                spec: OptionSpec::new("connect-timeout-secs", One("SECONDS"))
+                spec: OptionSpec::new("connect-timeout-secs", Single("SECONDS"))
                     .default(Seconds(DEFAULT_CONNECT_TIMEOUT))
                     .at_least(1)
                     .after_restart()
@@ -228,7 +229,7 @@ pub(super) static SECTIONS: &[OptionSection] = &[
             },
             // 0 is allowed: a router without a load balancer in front need not wait.
             Entry {
-                spec: OptionSpec::new("shutdown-lame-duck-secs", One("SECONDS"))
+                spec: OptionSpec::new("shutdown-lame-duck-secs", Single("SECONDS"))
                     .default(Seconds(DEFAULT_SHUTDOWN_LAME_DUCK))
                     .help(
                         "Drain delay: after SIGTERM or SIGINT, new connections are accepted for this long while /ready \
@@ -237,7 +238,7 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                 field: |options| &mut options.shutdown_lame_duck,
             },
             Entry {
-                spec: OptionSpec::new("shutdown-grace-period-secs", One("SECONDS"))
+                spec: OptionSpec::new("shutdown-grace-period-secs", Single("SECONDS"))
                     .default(Seconds(DEFAULT_SHUTDOWN_GRACE_PERIOD))
                     .help(
                         "Time for open requests to finish after the drain delay. A second signal ends the program at \
@@ -246,14 +247,14 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                 field: |options| &mut options.shutdown_grace_period,
             },
             Entry {
-                spec: OptionSpec::new("max-payload-size", One("BYTES"))
+                spec: OptionSpec::new("max-payload-size", Single("BYTES"))
                     .default(Number(DEFAULT_MAX_PAYLOAD_SIZE as u64))
                     .at_least(1)
                     .help("Largest request body; a larger one is rejected with 413"),
                 field: |options| &mut options.max_payload_size,
             },
             Entry {
-                spec: OptionSpec::new("max-merge-size", One("BYTES"))
+                spec: OptionSpec::new("max-merge-size", Single("BYTES"))
                     .default(Number(DEFAULT_MAX_MERGE_SIZE as u64))
                     .at_least(1)
                     .help("Largest response, or event of a stream, that is buffered to merge logprobs; then 502"),
@@ -262,11 +263,11 @@ pub(super) static SECTIONS: &[OptionSection] = &[
         ],
     },
     OptionSection {
-        title: "Queue and rate",
+        title: "Concurrency and rate limits",
         entries: &[
             // sglang_router has -1 for no limit, and scripts pass it.
             Entry {
-                spec: OptionSpec::new("max-concurrent-requests", One("COUNT"))
+                spec: OptionSpec::new("max-concurrent-requests", Single("COUNT"))
                     .default(Text("-1"))
                     .at_least(1)
                     .minus_one_is_no_limit()
@@ -278,13 +279,13 @@ pub(super) static SECTIONS: &[OptionSection] = &[
             },
             // 0 is allowed: requests over a limit are then rejected at once.
             Entry {
-                spec: OptionSpec::new("queue-size", One("COUNT"))
+                spec: OptionSpec::new("queue-size", Single("COUNT"))
                     .default(Number(DEFAULT_QUEUE_SIZE as u64))
                     .help("Requests that may wait while a limit is reached; more are rejected with 429"),
                 field: |options| &mut options.gate.queue_size,
             },
             Entry {
-                spec: OptionSpec::new("queue-timeout-secs", One("SECONDS"))
+                spec: OptionSpec::new("queue-timeout-secs", Single("SECONDS"))
                     .default(Seconds(DEFAULT_QUEUE_TIMEOUT))
                     .at_least(1)
                     .help("Longest time a request may wait in the queue; then 503"),
@@ -292,7 +293,7 @@ pub(super) static SECTIONS: &[OptionSection] = &[
             },
             // The name is that of sglang_router, where a token is a request, too.
             Entry {
-                spec: OptionSpec::new("rate-limit-tokens-per-second", One("COUNT"))
+                spec: OptionSpec::new("rate-limit-tokens-per-second", Single("COUNT"))
                     .default(Unset("no limit"))
                     .at_least(1)
                     .help(
@@ -302,7 +303,7 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                 field: |options| &mut options.gate.rate,
             },
             Entry {
-                spec: OptionSpec::new("max-in-flight-per-prefill", One("COUNT"))
+                spec: OptionSpec::new("max-in-flight-per-prefill", Single("COUNT"))
                     .default(Unset("no limit"))
                     .at_least(1)
                     .help(
@@ -312,7 +313,7 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                 field: |options| &mut options.gate.caps.prefill,
             },
             Entry {
-                spec: OptionSpec::new("max-in-flight-per-decode", One("COUNT"))
+                spec: OptionSpec::new("max-in-flight-per-decode", Single("COUNT"))
                     .default(Unset("no limit"))
                     .at_least(1)
                     .help("Concurrent requests on one decode server"),
@@ -321,7 +322,7 @@ pub(super) static SECTIONS: &[OptionSection] = &[
         ],
     },
     OptionSection {
-        title: "Keys and origins",
+        title: "Authentication and CORS",
         entries: &[
             Entry {
                 spec: OptionSpec::new("api-key", List("KEY")).secret().help(
@@ -333,44 +334,44 @@ pub(super) static SECTIONS: &[OptionSection] = &[
             // Keys in files are not in the list of processes. They are compared and reported with the keys
             // that were typed.
             Entry {
-                spec: OptionSpec::new("api-key-file", One("FILE"))
+                spec: OptionSpec::new("api-key-file", Single("FILE"))
                     .reported_as("api-key")
                     .help("File with such keys, one per line"),
                 field: |options| &mut options.keys.client_file,
             },
             Entry {
-                spec: OptionSpec::new("admin-api-key", One("KEY"))
+                spec: OptionSpec::new("admin-api-key", Single("KEY"))
                     .secret()
                     .help("Key that operators must send; without one, only operators on loopback are allowed"),
                 field: |options| &mut options.keys.admin,
             },
             Entry {
-                spec: OptionSpec::new("admin-api-key-file", One("FILE"))
+                spec: OptionSpec::new("admin-api-key-file", Single("FILE"))
                     .reported_as("admin-api-key")
                     .help("File with the operators' key"),
                 field: |options| &mut options.keys.admin_file,
             },
             Entry {
-                spec: OptionSpec::new("worker-api-key", One("KEY"))
+                spec: OptionSpec::new("worker-api-key", Single("KEY"))
                     .secret()
                     .help("Key that the router sends to servers with its own requests, such as health checks"),
                 field: |options| &mut options.keys.worker,
             },
             Entry {
-                spec: OptionSpec::new("worker-api-key-file", One("FILE"))
+                spec: OptionSpec::new("worker-api-key-file", Single("FILE"))
                     .reported_as("worker-api-key")
                     .help("File with the servers' key"),
                 field: |options| &mut options.keys.worker_file,
             },
             Entry {
-                spec: OptionSpec::new("worker-api-key-replaces-authorization", Nothing).help(
+                spec: OptionSpec::new("worker-api-key-replaces-authorization", Switch).help(
                     "Send the servers' key with clients' requests too, instead of the Authorization that the client \
                      sent",
                 ),
                 field: |options| &mut options.keys.worker_replaces,
             },
             Entry {
-                spec: OptionSpec::new("cors-allowed-origins", Commas("ORIGIN")).help(
+                spec: OptionSpec::new("cors-allowed-origins", CommaList("ORIGIN")).help(
                     "Origins whose pages may read responses (CORS), such as https://chat.example.com; * allows every \
                      origin",
                 ),
@@ -379,10 +380,10 @@ pub(super) static SECTIONS: &[OptionSection] = &[
         ],
     },
     OptionSection {
-        title: "Health of servers",
+        title: "Health checks",
         entries: &[
             Entry {
-                spec: OptionSpec::new("health-check-interval-secs", One("SECONDS"))
+                spec: OptionSpec::new("health-check-interval-secs", Single("SECONDS"))
                     .default(Seconds(DEFAULT_HEALTH_CHECK_INTERVAL))
                     .at_least(1)
                     .help(
@@ -392,39 +393,39 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                 field: |options| &mut options.health.interval,
             },
             Entry {
-                spec: OptionSpec::new("health-check-timeout-secs", One("SECONDS"))
+                spec: OptionSpec::new("health-check-timeout-secs", Single("SECONDS"))
                     .default(Seconds(DEFAULT_HEALTH_CHECK_TIMEOUT))
                     .at_least(1)
                     .help("Longest time a server may take to respond to a health check"),
                 field: |options| &mut options.health.timeout,
             },
             Entry {
-                spec: OptionSpec::new("health-failure-threshold", One("COUNT"))
+                spec: OptionSpec::new("health-failure-threshold", Single("COUNT"))
                     .default(Number(DEFAULT_HEALTH_FAILURE_THRESHOLD as u64))
                     .at_least(1)
                     .help("Consecutive failures, of health checks and requests, that take a server out of rotation"),
                 field: |options| &mut options.health.failure_threshold,
             },
             Entry {
-                spec: OptionSpec::new("health-success-threshold", One("COUNT"))
+                spec: OptionSpec::new("health-success-threshold", Single("COUNT"))
                     .default(Number(DEFAULT_HEALTH_SUCCESS_THRESHOLD as u64))
                     .at_least(1)
                     .help("Consecutive successes that put it back into rotation"),
                 field: |options| &mut options.health.success_threshold,
             },
             Entry {
-                spec: OptionSpec::new("disable-health-check", Nothing)
+                spec: OptionSpec::new("disable-health-check", Switch)
                     .help("Run no health checks, and treat every server as healthy"),
                 field: |options| &mut options.disable_health_check,
             },
         ],
     },
     OptionSection {
-        title: "Servers that come and go",
+        title: "Discovery and startup",
         entries: &[
             // The task that follows names is started once, with this interval.
             Entry {
-                spec: OptionSpec::new("dns-interval-secs", One("SECONDS"))
+                spec: OptionSpec::new("dns-interval-secs", Single("SECONDS"))
                     .default(Seconds(DEFAULT_DNS_INTERVAL))
                     .at_least(1)
                     .after_restart()
@@ -432,7 +433,7 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                 field: |options| &mut options.discovery.interval,
             },
             Entry {
-                spec: OptionSpec::new("worker-startup-timeout-secs", One("SECONDS"))
+                spec: OptionSpec::new("worker-startup-timeout-secs", Single("SECONDS"))
                     .default(Seconds(DEFAULT_WORKER_STARTUP_TIMEOUT))
                     .at_least(1)
                     .help(
@@ -442,7 +443,7 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                 field: |options| &mut options.health.startup_timeout,
             },
             Entry {
-                spec: OptionSpec::new("worker-startup-check-interval", One("SECONDS"))
+                spec: OptionSpec::new("worker-startup-check-interval", Single("SECONDS"))
                     .default(Seconds(DEFAULT_WORKER_STARTUP_CHECK_INTERVAL))
                     .at_least(1)
                     .help("Time between health checks of a server that has not started yet"),
@@ -455,7 +456,7 @@ pub(super) static SECTIONS: &[OptionSection] = &[
         entries: &[
             // The pools of these threads are made at their start, with the options below.
             Entry {
-                spec: OptionSpec::new("worker-threads", One("COUNT"))
+                spec: OptionSpec::new("worker-threads", Single("COUNT"))
                     .default(Unset("one per core"))
                     .at_least(1)
                     .after_restart()
@@ -463,26 +464,26 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                 field: |options| &mut options.worker_threads,
             },
             Entry {
-                spec: OptionSpec::new("backend-idle-timeout-secs", One("SECONDS"))
+                spec: OptionSpec::new("backend-idle-timeout-secs", Single("SECONDS"))
                     .default(Seconds(DEFAULT_BACKEND_IDLE_TIMEOUT))
                     .at_least(1)
                     .after_restart()
                     .help(
-                        "Closes a connection to a server that was idle for this long. Keep it below the server's own \
-                         keep-alive timeout (5 s in SGLang)",
+                        "Idle timeout of connections to servers. Keep it below the server's own keep-alive \
+                         timeout (5 s in SGLang)",
                     ),
                 field: |options| &mut options.sockets.idle_timeout,
             },
             // 0 is allowed: a connection for each request.
             Entry {
-                spec: OptionSpec::new("max-idle-per-backend", One("COUNT"))
+                spec: OptionSpec::new("max-idle-per-backend", Single("COUNT"))
                     .default(Number(DEFAULT_MAX_IDLE_PER_BACKEND as u64))
                     .after_restart()
                     .help("Idle connections that each thread keeps to one server"),
                 field: |options| &mut options.sockets.max_idle,
             },
             Entry {
-                spec: OptionSpec::new("socket-buffer-size", One("BYTES"))
+                spec: OptionSpec::new("socket-buffer-size", Single("BYTES"))
                     .default(Unset("tuned by the kernel"))
                     .at_least(1)
                     .after_restart()
@@ -491,7 +492,7 @@ pub(super) static SECTIONS: &[OptionSection] = &[
             },
             // Connections that are open keep the engine that they began with.
             Entry {
-                spec: OptionSpec::new("http1-engine", One("native|hyper"))
+                spec: OptionSpec::new("http1-engine", Single("native|hyper"))
                     .default(Text("native"))
                     .after_restart()
                     .help(
@@ -503,10 +504,10 @@ pub(super) static SECTIONS: &[OptionSection] = &[
         ],
     },
     OptionSection {
-        title: "Metrics and status",
+        title: "Admin listener",
         entries: &[
             Entry {
-                spec: OptionSpec::new("prometheus-host", One("HOST"))
+                spec: OptionSpec::new("prometheus-host", Single("HOST"))
                     .default(Text("127.0.0.1"))
                     .after_restart()
                     .help("Address of the admin listener: metrics, status page and the operators' endpoints"),
@@ -515,7 +516,7 @@ pub(super) static SECTIONS: &[OptionSection] = &[
             // The program sets 29000 itself, which a library must not: another listener is the choice of its
             // user.
             Entry {
-                spec: OptionSpec::new("prometheus-port", One("PORT"))
+                spec: OptionSpec::new("prometheus-port", Single("PORT"))
                     .default(Unset("29000, or none if that is in use"))
                     .after_restart()
                     .help("Port of the admin listener; 0 turns it off"),
@@ -527,13 +528,13 @@ pub(super) static SECTIONS: &[OptionSection] = &[
         title: "Logging",
         entries: &[
             Entry {
-                spec: OptionSpec::new("access-log", Nothing)
+                spec: OptionSpec::new("access-log", Switch)
                     .after_restart()
                     .help("Log a line at level info for every request, not only for those that failed"),
                 field: |options| &mut options.report.access_log,
             },
             Entry {
-                spec: OptionSpec::new("request-id-headers", Takes::Words("HEADER"))
+                spec: OptionSpec::new("request-id-headers", ValueKind::WordList("HEADER"))
                     .default(Words(&DEFAULT_HEADERS))
                     .after_restart()
                     .help("Headers from which a request's id is taken; the first valid one counts"),
@@ -546,7 +547,7 @@ pub(super) static SECTIONS: &[OptionSection] = &[
         entries: &[
             // Without the feature the flags exist, so that the error can name it.
             Entry {
-                spec: OptionSpec::new("enable-trace", Nothing)
+                spec: OptionSpec::new("enable-trace", Switch)
                     .after_restart()
                     .reported_as("otlp-traces-endpoint")
                     .help("Send spans of requests to an OpenTelemetry collector. Needs a build with the feature otel"),
@@ -556,7 +557,7 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                 field: |options| &mut options.not_built,
             },
             Entry {
-                spec: OptionSpec::new("otlp-traces-endpoint", One("URL"))
+                spec: OptionSpec::new("otlp-traces-endpoint", Single("URL"))
                     .default(Unset("http://localhost:4318"))
                     .after_restart()
                     .help("URL of the collector, which takes OTLP over HTTP as JSON. Traces are on with it"),

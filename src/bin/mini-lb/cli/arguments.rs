@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use mini_lb::{OptionSpec, Takes};
+use mini_lb::{OptionSpec, ValueKind};
 
 use super::options;
 
@@ -38,16 +38,16 @@ pub(super) fn command() -> Command {
 fn arg(section: &'static str, spec: &OptionSpec) -> Arg {
     let hidden = section == options::COMPATIBILITY && !SHOWN.contains(&spec.name);
     let arg = Arg::new(spec.name).long(spec.name).help(help(spec)).help_heading(section).hide(hidden);
-    match spec.takes {
-        Takes::Nothing => arg.action(ArgAction::SetTrue),
-        Takes::One(name) => {
+    match spec.kind {
+        ValueKind::Switch => arg.action(ArgAction::SetTrue),
+        ValueKind::Single(name) => {
             arg.action(ArgAction::Set).value_name(name).allow_negative_numbers(spec.minus_one_is_no_limit)
         }
-        Takes::List(name) => arg.action(ArgAction::Append).value_name(name),
-        Takes::Words(name) | Takes::Commas(name) => {
+        ValueKind::List(name) => arg.action(ArgAction::Append).value_name(name),
+        ValueKind::WordList(name) | ValueKind::CommaList(name) => {
             arg.action(ArgAction::Append).value_name(name).num_args(1..)
         }
-        Takes::Groups { names, required } => {
+        ValueKind::Groups { names, required } => {
             arg.action(ArgAction::Append).value_names(names).num_args(required..=names.len())
         }
     }
@@ -70,9 +70,9 @@ fn help_args() -> [Arg; 2] {
     ]
 }
 
-/// The values of each use of an option on the command line. `None`: it was not used.
-pub(super) fn uses(matches: &ArgMatches, spec: &OptionSpec) -> Option<Vec<Vec<String>>> {
-    if spec.takes == Takes::Nothing {
+/// The values of each occurrence of an option on the command line. `None`: there is none.
+pub(super) fn occurrences(matches: &ArgMatches, spec: &OptionSpec) -> Option<Vec<Vec<String>>> {
+    if spec.kind == ValueKind::Switch {
         return matches.get_flag(spec.name).then(|| vec![Vec::new()]);
     }
     let occurrences = matches.get_occurrences::<String>(spec.name)?;

@@ -5,7 +5,7 @@
 
 use std::sync::LazyLock;
 
-use mini_lb::Takes::{Groups, Nothing};
+use mini_lb::ValueKind::{Groups, Switch};
 use mini_lb::{OptionSpec, option_sections};
 
 use super::arguments;
@@ -50,7 +50,7 @@ static FLAGS: LazyLock<Vec<Flag>> = LazyLock::new(|| {
 });
 
 fn accepted(flag: &'static str) -> OptionSpec {
-    OptionSpec::new(flag.trim_start_matches('-'), Nothing).help(COMPATIBILITY_HELP)
+    OptionSpec::new(flag.trim_start_matches('-'), Switch).help(COMPATIBILITY_HELP)
 }
 
 /// Every option, in the order of `--help`.
@@ -93,7 +93,7 @@ pub(super) fn unknown(key: &str, what: &str, spelled: impl Fn(&str) -> String) -
 pub(super) fn field(spec: &OptionSpec, name: &str) -> Option<usize> {
     let alias = FIELD_ALIASES.iter().find(|(flag, alias, _)| *flag == spec.name && *alias == name);
     let name = alias.map_or(name, |(_, _, name)| *name);
-    let Groups { names, .. } = spec.takes else { return None };
+    let Groups { names, .. } = spec.kind else { return None };
     let plain = |value: &str| value.split('|').next().unwrap_or_default().to_lowercase();
     names.iter().position(|value| plain(value) == name)
 }

@@ -3,7 +3,7 @@
 //!
 //! A table only: `tests/configuration_docs.rs` reads this same file.
 
-use mini_lb::Takes::{Nothing, One};
+use mini_lb::ValueKind::{Single, Switch};
 use mini_lb::{OptionDefault, OptionSpec};
 
 /// The options of the program alone, by section.
@@ -11,15 +11,15 @@ pub(crate) const PROGRAM: [(&str, &[OptionSpec]); 2] = [
     (
         "Logging",
         &[
-            OptionSpec::new("log-level", One("debug|info|warn|error"))
+            OptionSpec::new("log-level", Single("debug|info|warn|error"))
                 .default(OptionDefault::Text("info"))
                 .after_restart()
                 .help("Least severe events to log. The log goes to stderr"),
-            OptionSpec::new("log-format", One("text|json"))
+            OptionSpec::new("log-format", Single("text|json"))
                 .default(OptionDefault::Text("text"))
                 .after_restart()
                 .help("Format of log lines; json is one object per line"),
-            OptionSpec::new("log-dir", One("FOLDER")).after_restart().help(
+            OptionSpec::new("log-dir", Single("FOLDER")).after_restart().help(
                 "Folder to log to as well, with a file per day: mini-lb.2026-01-31.log (UTC). The newest 30 are kept",
             ),
         ],
@@ -27,11 +27,11 @@ pub(crate) const PROGRAM: [(&str, &[OptionSpec]); 2] = [
     (
         "Configuration",
         &[
-            OptionSpec::new("config", One("FILE")).help(
+            OptionSpec::new("config", Single("FILE")).help(
                 "TOML file with a key for each flag. Environment variables MINI_LB_... override it, and flags override \
                  both. It is read again on SIGHUP and when it changes. MINI_LB_CONFIG names it too",
             ),
-            OptionSpec::new("check-config", Nothing)
+            OptionSpec::new("check-config", Switch)
                 .help("Check the configuration, print the effective one as TOML with the origin of each value, and exit"),
         ],
     ),

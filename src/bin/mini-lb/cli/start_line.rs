@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use mini_lb::Takes;
+use mini_lb::ValueKind;
 use tracing::info;
 
 use super::layers::Layers;
@@ -13,7 +13,7 @@ use super::options::{self, Flag};
 const MAX_NAMED: usize = 64;
 
 /// Sections whose options are in the line anyway, or whose values may hold a token (a collector's URL).
-const NOT_LISTED: [&str; 4] = ["Servers", "Choosing servers", "Listening", "Traces"];
+const NOT_LISTED: [&str; 4] = ["Servers", "Load balancing", "Listening", "Traces"];
 
 /// What the program logs when it starts.
 pub(crate) struct StartLine {
@@ -82,13 +82,26 @@ fn changed(layers: &Layers) -> String {
     let is_listed =
         |flag: &&Flag| flag.is_library && !flag.spec.secret && !NOT_LISTED.contains(&flag.section);
     let changed = options::layered().filter(is_listed).filter_map(|Flag { spec, .. }| {
-        let uses = layers.values(spec.name);
-        let values: Vec<String> = uses.iter().flatten().cloned().collect();
-        match spec.takes {
-            Takes::Nothing => (!uses.is_empty()).then(|| format!("--{}", spec.name)),
+        let occurrences = layers.values(spec.name);
+        let values: Vec<String> = occurrences.iter().flatten().cloned().collect();
+        match spec.kind {
+            ValueKind::Switch => (!occurrences.is_empty()).then(|| format!("--{}", spec.name)),
             _ if values.is_empty() || values == spec.default.values() => None,
             _ => Some(format!("--{} {}", spec.name, values.join(","))),
         }
     });
     changed.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A section with another name would bring its values into the log.
+    #[test]
+    fn the_sections_that_are_not_listed_exist() {
+        for section in NOT_LISTED {
+            assert!(options::all().any(|flag| flag.section == section), "{section}");
+        }
+    }
 }

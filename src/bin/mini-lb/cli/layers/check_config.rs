@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use mini_lb::{OptionSpec, Takes};
+use mini_lb::{OptionSpec, ValueKind};
 
 use super::super::options;
 use super::{Layers, Origin};
@@ -28,7 +28,7 @@ pub(super) fn text(layers: &Layers) -> String {
 
 fn line(spec: &OptionSpec, layers: &Layers) -> String {
     let key = spec.key();
-    let (uses, origin) = match layers.setting(spec.name) {
+    let (occurrences, origin) = match layers.setting(spec.name) {
         Some(setting) => (
             layers.values(spec.name),
             match &setting.origin {
@@ -39,10 +39,10 @@ fn line(spec: &OptionSpec, layers: &Layers) -> String {
         None => (spec.default.values().into_iter().map(|value| vec![value]).collect(), "default"),
     };
     let origin = origin.escape_debug();
-    if spec.takes.is_list() && uses.is_empty() && layers.is_set(spec.name) {
+    if spec.kind.is_list() && occurrences.is_empty() && layers.is_set(spec.name) {
         return format!("{key} = []  # {origin}");
     }
-    match value(spec, &uses) {
+    match value(spec, &occurrences) {
         None => {
             let default = spec.default.to_string();
             format!("# {key} is not set: {}", if default.is_empty() { "none" } else { &default })
@@ -53,13 +53,14 @@ fn line(spec: &OptionSpec, layers: &Layers) -> String {
 }
 
 /// `None`: there is no value.
-fn value(spec: &OptionSpec, uses: &[Vec<String>]) -> Option<String> {
-    let groups = uses.iter().map(|values| values.iter().map(|value| literal(value)).collect::<Vec<_>>());
-    match spec.takes {
-        Takes::Nothing => Some((!uses.is_empty()).to_string()),
-        _ if uses.is_empty() => None,
-        Takes::One(_) => groups.flatten().next_back(),
-        Takes::Groups { .. } => Some(list(groups.map(|group| list(group.into_iter())))),
+fn value(spec: &OptionSpec, occurrences: &[Vec<String>]) -> Option<String> {
+    let groups =
+        occurrences.iter().map(|values| values.iter().map(|value| literal(value)).collect::<Vec<_>>());
+    match spec.kind {
+        ValueKind::Switch => Some((!occurrences.is_empty()).to_string()),
+        _ if occurrences.is_empty() => None,
+        ValueKind::Single(_) => groups.flatten().next_back(),
+        ValueKind::Groups { .. } => Some(list(groups.map(|group| list(group.into_iter())))),
         _ => Some(list(groups.flatten())),
     }
 }

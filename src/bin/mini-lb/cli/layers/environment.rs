@@ -2,10 +2,10 @@
 
 use std::ffi::OsString;
 
-use mini_lb::{OptionSpec, Takes};
+use mini_lb::{OptionSpec, ValueKind};
 
 use super::super::{options, refusal};
-use super::{CONFIG_VARIABLE, Origin, Setting, Use};
+use super::{CONFIG_VARIABLE, Occurrence, Origin, Setting};
 
 const PREFIX: &str = "MINI_LB_";
 
@@ -47,28 +47,28 @@ pub(super) fn read(
             let why = options::unknown(key, "variable", spelled);
             return Err(refusal(format_args!("{}: {why}", name.escape_debug())));
         };
-        let uses = uses(spec, &name, &value)?;
-        variables.settings.push(Setting { spec, origin: Origin::Place(name), uses });
+        let occurrences = occurrences(spec, &name, &value)?;
+        variables.settings.push(Setting { spec, origin: Origin::Place(name), occurrences });
     }
     Ok(variables)
 }
 
-/// A comma separates the uses of a flag that may be repeated, and a space the values of one use.
-fn uses(spec: &OptionSpec, name: &str, value: &str) -> Result<Vec<Use>, clap::Error> {
-    let used = |values: Vec<String>| Use { place: name.to_owned(), values };
+/// A comma separates the occurrences of a flag that may be repeated, and a space the values of one.
+fn occurrences(spec: &OptionSpec, name: &str, value: &str) -> Result<Vec<Occurrence>, clap::Error> {
+    let occurrence = |values: Vec<String>| Occurrence { place: name.to_owned(), values };
     let parts = || value.split(',').map(str::trim).filter(|part| !part.is_empty());
-    Ok(match spec.takes {
-        Takes::Nothing => match value {
-            "1" | "true" => vec![used(Vec::new())],
+    Ok(match spec.kind {
+        ValueKind::Switch => match value {
+            "1" | "true" => vec![occurrence(Vec::new())],
             "0" | "false" => Vec::new(),
             _ => return Err(refusal(format_args!("{name}: must be 1, 0, true or false"))),
         },
-        Takes::One(_) => vec![used(vec![value.to_owned()])],
-        Takes::List(_) | Takes::Words(_) | Takes::Commas(_) => {
-            parts().map(|part| used(vec![part.to_owned()])).collect()
+        ValueKind::Single(_) => vec![occurrence(vec![value.to_owned()])],
+        ValueKind::List(_) | ValueKind::WordList(_) | ValueKind::CommaList(_) => {
+            parts().map(|part| occurrence(vec![part.to_owned()])).collect()
         }
-        Takes::Groups { .. } => {
-            parts().map(|part| used(part.split_whitespace().map(str::to_owned).collect())).collect()
+        ValueKind::Groups { .. } => {
+            parts().map(|part| occurrence(part.split_whitespace().map(str::to_owned).collect())).collect()
         }
     })
 }

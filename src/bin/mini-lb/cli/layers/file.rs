@@ -4,12 +4,12 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use mini_lb::{OptionSpec, Takes};
+use mini_lb::{OptionSpec, ValueKind};
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
 use super::super::{options, refusal};
-use super::{Origin, Setting, Use};
+use super::{Occurrence, Origin, Setting};
 
 /// Largest configuration file. One with 10,000 servers has about a third of that.
 const MAX_SIZE: u64 = 1 << 20;
@@ -39,10 +39,10 @@ pub(super) fn read(path: &Path) -> Result<Vec<Setting>, clap::Error> {
         if settings.iter().any(|other| other.spec.name == spec.name) {
             return Err(refusal(format_args!("{place}: {shown}: duplicate key")));
         }
-        let uses = source.uses(spec, value).map_err(|error| {
+        let occurrences = source.occurrences(spec, value).map_err(|error| {
             refusal(format_args!("{}: {shown}: {}", source.place(error.begin), error.why))
         })?;
-        settings.push(Setting { spec, origin: Origin::Place(place), uses });
+        settings.push(Setting { spec, origin: Origin::Place(place), occurrences });
     }
     Ok(settings)
 }
@@ -77,17 +77,22 @@ impl Source<'_> {
         format!("{}:{}", self.name, before.iter().filter(|byte| **byte == b'\n').count() + 1)
     }
 
-    fn uses(&self, spec: &OptionSpec, value: &Spanned<DeValue<'_>>) -> Result<Vec<Use>, BadValue> {
-        let one = |item: &Spanned<DeValue<'_>>, values| Use { place: self.place(item.span().start), values };
-        match (spec.takes, value.get_ref()) {
-            (Takes::Nothing, DeValue::Boolean(true)) => Ok(vec![one(value, Vec::new())]),
-            (Takes::Nothing, DeValue::Boolean(false)) => Ok(Vec::new()),
-            (Takes::Nothing, _) => Err(bad(value, "must be true or false")),
-            (Takes::One(_), _) => Ok(vec![one(value, vec![word(value)?])]),
-            (Takes::Groups { .. }, DeValue::Array(items)) => {
+    fn occurrences(
+        &self,
+        spec: &OptionSpec,
+        value: &Spanned<DeValue<'_>>,
+    ) -> Result<Vec<Occurrence>, BadValue> {
+        let one =
+            |item: &Spanned<DeValue<'_>>, values| Occurrence { place: self.place(item.span().start), values };
+        match (spec.kind, value.get_ref()) {
+            (ValueKind::Switch, DeValue::Boolean(true)) => Ok(vec![one(value, Vec::new())]),
+            (ValueKind::Switch, DeValue::Boolean(false)) => Ok(Vec::new()),
+            (ValueKind::Switch, _) => Err(bad(value, "must be true or false")),
+            (ValueKind::Single(_), _) => Ok(vec![one(value, vec![word(value)?])]),
+            (ValueKind::Groups { .. }, DeValue::Array(items)) => {
                 items.iter().map(|item| Ok(one(item, group(spec, item)?))).collect()
             }
-            (Takes::Groups { .. }, _) => Ok(vec![one(value, group(spec, value)?)]),
+            (ValueKind::Groups { .. }, _) => Ok(vec![one(value, group(spec, value)?)]),
             // A list of one item may be written without brackets.
             (_, DeValue::Array(items)) => items.iter().map(|item| Ok(one(item, vec![word(item)?]))).collect(),
             _ => Ok(vec![one(value, vec![word(value)?])]),
@@ -99,7 +104,7 @@ fn bad(value: &Spanned<DeValue<'_>>, why: impl Into<String>) -> BadValue {
     BadValue { begin: value.span().start, why: why.into() }
 }
 
-/// The values of one use: one alone, a list, or a table with their names.
+/// The values of one occurrence: one alone, a list, or a table with their names.
 fn group(spec: &OptionSpec, value: &Spanned<DeValue<'_>>) -> Result<Vec<String>, BadValue> {
     match value.get_ref() {
         DeValue::Array(items) => words(items, value),

@@ -1,7 +1,7 @@
 //! Flags over environment over file: for each option, the values of the highest layer that has it.
 //!
 //! Nothing here has a list of options, and nothing knows what a value means: each
-//! layer becomes the uses of a flag, as if they had been typed.
+//! layer becomes occurrences of flags, as if they had been typed.
 
 mod check_config;
 mod environment;
@@ -18,25 +18,22 @@ use super::{arguments, options};
 /// Names the configuration file if the command line does not.
 const CONFIG_VARIABLE: &str = "MINI_LB_CONFIG";
 
-/// An option that a layer sets.
-#[derive(Debug)]
+/// An option that a layer sets. Not `Debug`, as the values may be keys.
 struct Setting {
     spec: &'static OptionSpec,
     origin: Origin,
-    /// Each use of the flag; none if a switch is off or a list is empty.
-    uses: Vec<Use>,
+    /// Each occurrence of the flag; none if a switch is off or a list is empty.
+    occurrences: Vec<Occurrence>,
 }
 
-/// One use of a flag.
-#[derive(Debug)]
-struct Use {
+/// One occurrence of a flag.
+struct Occurrence {
     /// The variable, or the file and the line. Of no use for a flag that was typed.
     place: String,
     values: Vec<String>,
 }
 
 /// Which layer a value comes from.
-#[derive(Debug)]
 enum Origin {
     CommandLine,
     /// A variable, or a file and a line.
@@ -44,7 +41,6 @@ enum Origin {
 }
 
 /// The options that are set, each by the highest layer that sets it.
-#[derive(Debug)]
 pub(crate) struct Layers {
     file: Option<PathBuf>,
     settings: Vec<Setting>,
@@ -80,33 +76,34 @@ impl Layers {
         self.setting(name).is_some()
     }
 
-    /// The values of each use of an option; none if it is not set.
+    /// The values of each occurrence of an option; none if it is not set.
     pub(super) fn values(&self, name: &str) -> Vec<Vec<String>> {
         let Some(setting) = self.setting(name) else { return Vec::new() };
-        let uses: Vec<_> = setting.uses.iter().map(|used| used.values.clone()).collect();
-        setting.spec.split(&uses)
+        let occurrences: Vec<_> =
+            setting.occurrences.iter().map(|occurrence| occurrence.values.clone()).collect();
+        setting.spec.split(&occurrences)
     }
 
     /// The value of an option that takes one.
     pub(super) fn value(&self, name: &str) -> Option<&str> {
-        self.setting(name)?.uses.last()?.values.first().map(String::as_str)
+        self.setting(name)?.occurrences.last()?.values.first().map(String::as_str)
     }
 
     /// Puts the place before a sentence that begins with a flag, if the value comes from a file or a
     /// variable.
     pub(crate) fn placed(&self, sentence: &str) -> String {
         let flag = sentence.strip_prefix("--").and_then(|rest| rest.split([' ', ':', '=']).next());
-        let Some(Setting { spec, origin: Origin::Place(place), uses }) =
+        let Some(Setting { spec, origin: Origin::Place(place), occurrences }) =
             flag.and_then(|flag| self.setting(flag))
         else {
             return sentence.to_owned();
         };
         // A list in a file has a line for each item.
-        let is_it = |used: &&Use| {
-            let rest = sentence.strip_prefix(&spec.shown(&used.values));
+        let is_it = |occurrence: &&Occurrence| {
+            let rest = sentence.strip_prefix(&spec.shown(&occurrence.values));
             rest.is_some_and(|rest| rest.starts_with([' ', ':']))
         };
-        let place = uses.iter().find(is_it).map_or(place, |used| &used.place);
+        let place = occurrences.iter().find(is_it).map_or(place, |occurrence| &occurrence.place);
         format!("{place}: {sentence}")
     }
 
@@ -125,9 +122,9 @@ impl Layers {
 
 fn typed(matches: &ArgMatches) -> Vec<Setting> {
     let setting = |spec: &'static OptionSpec| {
-        let uses = arguments::uses(matches, spec)?.into_iter();
-        let uses = uses.map(|values| Use { place: String::new(), values }).collect();
-        Some(Setting { spec, origin: Origin::CommandLine, uses })
+        let occurrences = arguments::occurrences(matches, spec)?.into_iter();
+        let occurrences = occurrences.map(|values| Occurrence { place: String::new(), values }).collect();
+        Some(Setting { spec, origin: Origin::CommandLine, occurrences })
     };
     options::layered().filter_map(|flag| setting(&flag.spec)).collect()
 }
