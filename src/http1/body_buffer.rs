@@ -1,25 +1,25 @@
-//! Buffers for large bodies, used again.
+//! Reused buffers for large request bodies, one pool per thread.
 //!
-//! Bodies come and go as a whole, in many buffers of one size. Given back to the allocator, these stay in its
-//! pages for as long as it likes: eight bodies of 8 MiB in flight took up to half as much again. So a thread keeps
-//! what it has no use for at the moment, and lets go of what it had no use for between two sweeps.
+//! A body is freed as a whole, in many buffers of one size. An allocator keeps such pages for an unknown
+//! time: eight bodies of 8 MiB in flight took up to half as much memory again. So each thread keeps its free
+//! buffers, and frees those that it has not needed between two [sweeps](sweep).
 
 use std::cell::RefCell;
 
 use bytes::Bytes;
 
-/// How large a buffer is: what is read at a time, if so much is there.
+/// Bytes of a buffer, and most bytes of one read.
 pub(crate) const BODY_BUFFER_SIZE: usize = 128 << 10;
 
 #[derive(Default)]
-struct Spare {
+struct FreeBuffers {
     buffers: Vec<Box<[u8]>>,
-    /// The fewest that there were since the last sweep.
+    /// The fewest since the last sweep: so many were not needed.
     fewest: usize,
 }
 
 thread_local! {
-    static SPARE: RefCell<Spare> = RefCell::default();
+    static FREE: RefCell<FreeBuffers> = RefCell::default();
 }
 
 /// A buffer that is being filled.
@@ -28,26 +28,26 @@ pub(crate) struct BodyBuffer {
     filled: usize,
 }
 
-/// Goes back to the spare ones when it is dropped.
+/// Returns to the free buffers when it is dropped.
 struct Buffer(Box<[u8]>);
 
 impl BodyBuffer {
-    /// An empty one.
+    /// An empty buffer: a free one of this thread, or a new one.
     pub(crate) fn take() -> Self {
-        let spare = SPARE.with_borrow_mut(|spare| {
-            let buffer = spare.buffers.pop();
-            spare.fewest = spare.fewest.min(spare.buffers.len());
+        let reused = FREE.with_borrow_mut(|free| {
+            let buffer = free.buffers.pop();
+            free.fewest = free.fewest.min(free.buffers.len());
             buffer
         });
-        Self { buffer: Buffer(spare.unwrap_or_else(|| vec![0; BODY_BUFFER_SIZE].into())), filled: 0 }
+        Self { buffer: Buffer(reused.unwrap_or_else(|| vec![0; BODY_BUFFER_SIZE].into())), filled: 0 }
     }
 
-    /// What is free.
+    /// The part that is not filled.
     pub(crate) fn free(&mut self) -> &mut [u8] {
         &mut self.buffer.0[self.filled..]
     }
 
-    /// So much of what was free is filled.
+    /// Marks the next `count` bytes as filled.
     pub(crate) fn fill(&mut self, count: usize) {
         self.filled += count;
     }
@@ -56,7 +56,7 @@ impl BodyBuffer {
         self.filled == BODY_BUFFER_SIZE
     }
 
-    /// What it was filled with. The buffer is used again when nobody holds any of it.
+    /// The filled bytes, without a copy. The buffer is free again when the last slice of them is dropped.
     pub(crate) fn into_bytes(self) -> Bytes {
         Bytes::from_owner(self.buffer).split_to(self.filled)
     }
@@ -71,17 +71,19 @@ impl AsRef<[u8]> for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let buffer = std::mem::take(&mut self.0);
-        // At the end of a thread it just goes.
-        let _ = SPARE.try_with(|spare| spare.borrow_mut().buffers.push(buffer));
+        // Fails while the thread ends and its free buffers are gone: then this one is freed.
+        let _ = FREE.try_with(|free| free.borrow_mut().buffers.push(buffer));
     }
 }
 
-/// Lets go of the buffers of this thread that nobody has needed since this was last called.
+/// Frees the buffers of this thread that were not needed since the last call. Worker threads call it at a
+/// fixed interval.
 pub(crate) fn sweep() {
-    SPARE.with_borrow_mut(|spare| {
-        let kept = spare.buffers.len() - spare.fewest;
-        spare.buffers.truncate(kept);
-        spare.fewest = kept;
+    FREE.with_borrow_mut(|free| {
+        // All buffers are alike, so it does not matter which of them are freed.
+        let kept = free.buffers.len() - free.fewest;
+        free.buffers.truncate(kept);
+        free.fewest = kept;
     });
 }
 
@@ -89,55 +91,55 @@ pub(crate) fn sweep() {
 mod tests {
     use super::*;
 
-    fn spares() -> usize {
-        SPARE.with_borrow(|spare| spare.buffers.len())
+    fn free_buffers() -> usize {
+        FREE.with_borrow(|free| free.buffers.len())
     }
 
     fn filled(with: u8) -> Bytes {
-        let mut room = BodyBuffer::take();
-        while !room.is_full() {
-            room.free()[..BODY_BUFFER_SIZE / 4].fill(with);
-            room.fill(BODY_BUFFER_SIZE / 4);
+        let mut buffer = BodyBuffer::take();
+        while !buffer.is_full() {
+            buffer.free()[..BODY_BUFFER_SIZE / 4].fill(with);
+            buffer.fill(BODY_BUFFER_SIZE / 4);
         }
-        room.into_bytes()
+        buffer.into_bytes()
     }
 
     #[test]
-    fn a_buffer_is_used_again_when_nobody_holds_any_of_it() {
+    fn a_buffer_is_reused_after_its_last_slice_is_dropped() {
         let first = filled(1);
-        let place = first.as_ptr();
+        let address = first.as_ptr();
         let slice = first.slice(5..6);
         drop(first);
-        assert_eq!(spares(), 0);
+        assert_eq!(free_buffers(), 0);
         assert_eq!(slice, [1][..]);
         drop(slice);
-        assert_eq!(spares(), 1);
+        assert_eq!(free_buffers(), 1);
         let second = filled(2);
-        assert_eq!((second.as_ptr(), spares()), (place, 0));
+        assert_eq!((second.as_ptr(), free_buffers()), (address, 0));
         assert!(second.iter().all(|byte| *byte == 2));
     }
 
     #[test]
-    fn what_is_not_needed_between_two_sweeps_goes() {
+    fn buffers_not_needed_between_two_sweeps_are_freed() {
         let many: Vec<Bytes> = (0..5).map(filled).collect();
         sweep();
         drop(many);
         sweep();
-        assert_eq!(spares(), 5, "they were needed");
-        // Two at a time are needed.
+        assert_eq!(free_buffers(), 5, "they were needed since the last sweep");
+        // Two are needed at once until the next sweep.
         let two = [filled(1), filled(2)];
         drop(two);
         sweep();
-        assert_eq!(spares(), 2);
+        assert_eq!(free_buffers(), 2);
         sweep();
-        assert_eq!(spares(), 0);
+        assert_eq!(free_buffers(), 0);
     }
 
     #[test]
-    fn a_part_is_all_that_was_filled() {
-        let mut room = BodyBuffer::take();
-        room.free()[..3].copy_from_slice(b"abc");
-        room.fill(3);
-        assert_eq!(room.into_bytes(), "abc");
+    fn only_the_filled_part_is_returned() {
+        let mut buffer = BodyBuffer::take();
+        buffer.free()[..3].copy_from_slice(b"abc");
+        buffer.fill(3);
+        assert_eq!(buffer.into_bytes(), "abc");
     }
 }

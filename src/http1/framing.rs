@@ -1,43 +1,48 @@
-//! A body out of its framing: of a length, chunked, or up to the connection's end.
+//! Body framing (RFC 9112, section 6): by length, chunked, or until the connection closes.
+//!
+//! A decoder only finds the body's bytes in the input. Which framing a message has is decided where its head
+//! is parsed, and reading and keeping the bytes is for the connection.
 
 use std::ops::Range;
 
 use super::{MAX_HEADERS, MAX_IGNORED, MalformedMessage};
 
-/// Takes a body's bytes out of its framing. It keeps nothing of them: whatever comes is used up.
+/// Finds a body's bytes in its framing. It buffers nothing, so the input may be cut anywhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum BodyDecoder {
-    /// So many bytes are to come.
+    /// The bytes that remain.
     Length(u64),
-    Chunked(Chunked),
+    Chunked(ChunkedDecoder),
+    /// For responses only: a request body always has a known end (RFC 9112, section 6.3, rule 7).
     UntilClose,
 }
 
-/// Where a chunked body is.
+/// The state of a chunked body (RFC 9112, section 7.1).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Chunked {
+pub(crate) struct ChunkedDecoder {
     state: State,
-    /// Of the chunk whose size is being read, or what is left of it.
+    /// The size read so far, then the bytes that remain of the chunk.
     size: u64,
-    /// Bytes of extensions and trailers so far.
+    /// Bytes of extensions and trailers so far. They are bounded because they carry no body: without a bound
+    /// a peer could send them for ever.
     ignored: usize,
     trailers: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Before a size's first digit.
+    /// Before the first digit of a chunk size.
     Size,
     Digits,
-    /// White space after a size: an extension or the line's end follows.
+    /// White space after a chunk size: an extension or the end of the line follows.
     Space,
     Extension,
-    /// Behind the CR of a size's line.
+    /// After the CR of a chunk size line.
     SizeLf,
     Data,
     DataCr,
     DataLf,
-    /// At the beginning of a trailer's line.
+    /// At the start of a trailer line, or of the empty line after the trailers.
     Trailer,
     TrailerName,
     TrailerValue,
@@ -47,7 +52,7 @@ enum State {
 }
 
 impl BodyDecoder {
-    /// Of no body.
+    /// The decoder of an empty body.
     pub(crate) fn ended() -> Self {
         Self::Length(0)
     }
@@ -61,29 +66,31 @@ impl BodyDecoder {
     }
 
     pub(crate) fn chunked() -> Self {
-        Self::Chunked(Chunked { state: State::Size, size: 0, ignored: 0, trailers: 0 })
+        Self::Chunked(ChunkedDecoder { state: State::Size, size: 0, ignored: 0, trailers: 0 })
     }
 
-    /// Finds the body's next bytes in `input`, which counts as read up to their end. Without any, all that belongs to
-    /// the body's framing has been read: what is behind it is not this message's, or there is nothing.
+    /// Finds the next bytes of the body in `input`, which is consumed up to their end. An empty range means
+    /// that the framing has been consumed up to the end of the body or of the input; what follows belongs to
+    /// the next message.
     pub(crate) fn next(&mut self, input: &[u8]) -> Result<Range<usize>, MalformedMessage> {
-        let chunk = match self {
-            Self::Length(left) => return Ok(0..take(left, input.len())),
-            Self::Chunked(chunked) => chunked,
+        let decoder = match self {
+            Self::Length(remaining) => return Ok(0..take(remaining, input.len())),
+            Self::Chunked(decoder) => decoder,
             Self::UntilClose => return Ok(0..input.len()),
         };
-        let at = chunk.skip_framing(input)?;
-        Ok(at..at + chunk.take_data(input.len() - at))
+        let start = decoder.skip_framing(input)?;
+        Ok(start..start + decoder.take_data(input.len() - start))
     }
 
-    /// Appends what is body of `input` to `body`. Returns how many bytes belong to the body or its framing: those behind
-    /// them are not this message's.
+    /// Appends the body's bytes in `input` to `body`. Returns how many bytes of the input belong to the body
+    /// or its framing; the others belong to the next message.
     pub(crate) fn decode(&mut self, input: &[u8], body: &mut Vec<u8>) -> Result<usize, MalformedMessage> {
         let mut at = 0;
         while !self.is_ended() {
             let data = self.next(&input[at..])?;
             body.extend_from_slice(&input[at..][data.clone()]);
             at += data.end;
+            // The rest of the input was framing.
             if data.is_empty() {
                 break;
             }
@@ -91,24 +98,25 @@ impl BodyDecoder {
         Ok(at)
     }
 
-    /// Whether all of the body has come. Of one that ends with the connection this is not known before.
+    /// Whether the body is complete. A body until close is complete only after [`close`](Self::close).
     pub(crate) fn is_ended(&self) -> bool {
         match self {
-            Self::Length(left) => *left == 0,
-            Self::Chunked(chunked) => chunked.state == State::Ended,
+            Self::Length(remaining) => *remaining == 0,
+            Self::Chunked(decoder) => decoder.state == State::Ended,
             Self::UntilClose => false,
         }
     }
 
-    /// What is to come, where that was announced.
+    /// The bytes that remain, if the message has a `Content-Length`.
     pub(crate) fn remaining(&self) -> Option<u64> {
         match self {
-            Self::Length(left) => Some(*left),
+            Self::Length(remaining) => Some(*remaining),
             Self::Chunked(_) | Self::UntilClose => None,
         }
     }
 
-    /// The connection has ended. Whether the body has too.
+    /// Notes that the peer closed the connection. Returns whether the body is complete: one with a length or
+    /// in chunks that is cut off here is not, and must not be passed on as if it were (RFC 9112, section 8).
     pub(crate) fn close(&mut self) -> bool {
         if *self == Self::UntilClose {
             *self = Self::Length(0);
@@ -117,8 +125,8 @@ impl BodyDecoder {
     }
 }
 
-impl Chunked {
-    /// Reads framing up to the next byte of data. Returns how many bytes it has.
+impl ChunkedDecoder {
+    /// Consumes framing up to the next byte of data. Returns its length.
     fn skip_framing(&mut self, input: &[u8]) -> Result<usize, MalformedMessage> {
         let mut at = 0;
         while at < input.len() && ![State::Data, State::Ended].contains(&self.state) {
@@ -128,19 +136,21 @@ impl Chunked {
         Ok(at)
     }
 
-    /// Reads so many bytes of data, or fewer if the chunk has not as many. Returns how many it has.
-    fn take_data(&mut self, most: usize) -> usize {
+    /// Consumes up to `max` bytes of the current chunk. Returns how many.
+    fn take_data(&mut self, max: usize) -> usize {
         if self.state != State::Data {
             return 0;
         }
-        let taken = take(&mut self.size, most);
+        let taken = take(&mut self.size, max);
         if self.size == 0 {
             self.state = State::DataCr;
         }
         taken
     }
 
-    /// Takes one byte of framing.
+    /// The state after one byte of framing. Stricter than some servers: line ends must be CR LF and nothing
+    /// may precede a size, because a lenient reading of either is how requests are smuggled (RFC 9112,
+    /// section 11.2).
     fn step(&mut self, byte: u8) -> Result<State, MalformedMessage> {
         use State::*;
         Ok(match (self.state, byte) {
@@ -148,40 +158,49 @@ impl Chunked {
                 self.add_digit(byte)?;
                 Digits
             }
+            // White space before an extension (RFC 9112, section 7.1.1) or as padding cannot be misread.
             (Digits | Space, b' ' | b'\t') => self.ignore(Space)?,
             (Digits | Space, b';') => self.ignore(Extension)?,
             (Digits | Space | Extension, b'\r') => SizeLf,
+            // A bare LF in an extension would end the line for a parser that accepts LF as a line end.
             (Extension, byte) if byte != b'\n' => self.ignore(Extension)?,
+            // The last chunk has size 0 and no data.
             (SizeLf, b'\n') if self.size == 0 => Trailer,
             (SizeLf, b'\n') => Data,
             (DataCr, b'\r') => DataLf,
             (DataLf, b'\n') => Size,
             (Trailer, b'\r') => EndLf,
-            (Trailer, byte) if is_name(byte) => {
+            // Trailers are read and dropped. SGLang sends none, and to merge them into the headers is unsafe
+            // (RFC 9110, section 6.5.1).
+            (Trailer, byte) if is_token(byte) => {
                 self.trailers += 1;
                 self.ignore(TrailerName)?
             }
             (TrailerName, b':') => self.ignore(TrailerValue)?,
-            (TrailerName, byte) if is_name(byte) => self.ignore(TrailerName)?,
+            (TrailerName, byte) if is_token(byte) => self.ignore(TrailerName)?,
             (TrailerValue, b'\r') => TrailerLf,
+            // No control characters: a lenient parser could take a bare CR for the end of the line.
             (TrailerValue, byte) if byte == b'\t' || !byte.is_ascii_control() => self.ignore(TrailerValue)?,
             (TrailerLf, b'\n') => Trailer,
             (EndLf, b'\n') => Ended,
             (Size | Digits | Space | Extension | SizeLf, _) => {
-                return Err(MalformedMessage("a chunk's size is malformed"));
+                return Err(MalformedMessage("a chunk size is malformed"));
             }
+            // After so many bytes there must be CR LF. Anything else means that size and data disagree.
             (DataCr | DataLf, _) => return Err(MalformedMessage("a chunk is longer than its size")),
             _ => return Err(MalformedMessage("its trailers are malformed")),
         })
     }
 
+    /// Checked: a size that wraps around would end the chunk too early.
     fn add_digit(&mut self, digit: u8) -> Result<(), MalformedMessage> {
         let digit = u64::from(char::from(digit).to_digit(16).unwrap_or(0));
         let size = self.size.checked_mul(16).and_then(|size| size.checked_add(digit));
-        self.size = size.ok_or(MalformedMessage("a chunk's size is too large"))?;
+        self.size = size.ok_or(MalformedMessage("a chunk size is too large"))?;
         Ok(())
     }
 
+    /// Counts a byte of an extension or a trailer.
     fn ignore(&mut self, next: State) -> Result<State, MalformedMessage> {
         self.ignored += 1;
         if self.ignored > MAX_IGNORED || self.trailers > MAX_HEADERS {
@@ -191,14 +210,14 @@ impl Chunked {
     }
 }
 
-/// Takes so many of what is left, or all of it. Returns how many.
-fn take(left: &mut u64, most: usize) -> usize {
-    let taken = most.min(usize::try_from(*left).unwrap_or(usize::MAX));
-    *left -= taken as u64;
+/// Takes up to `max` of the remaining bytes. Returns how many.
+fn take(remaining: &mut u64, max: usize) -> usize {
+    let taken = max.min(usize::try_from(*remaining).unwrap_or(usize::MAX));
+    *remaining -= taken as u64;
     taken
 }
 
-/// Whether a byte may be in a field's name (RFC 9110, section 5.6.2).
-pub(super) fn is_name(byte: u8) -> bool {
+/// Whether a byte may be in a method or in the name of a header: a `tchar` (RFC 9110, section 5.6.2).
+pub(super) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }

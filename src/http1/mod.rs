@@ -1,8 +1,8 @@
-//! HTTP/1.1, and nothing else: heads, framing of bodies, and a connection's two sides.
+//! HTTP/1.1, and nothing else: heads, body framing, and both sides of a connection.
 //!
-//! Bytes may come cut anywhere. RFC 9112 is read strictly: what two parties could read in two
-//! ways is not guessed at. Nothing here knows a route, an error code of ours, a record or a
-//! metric; the room `transport` makes this one of its engines.
+//! Input may be cut anywhere. RFC 9112 is read strictly: what two parsers could read differently is an error,
+//! because that is how requests are smuggled (section 11.2). Routes, the router's error codes, records and
+//! metrics are not known here; `transport` makes this the native one of its engines.
 
 mod body_buffer;
 mod client;
@@ -35,18 +35,20 @@ pub(crate) use response_head::{ParsedResponse, ResponseHead, read_response_head}
 pub(crate) use response_writer::{HeadSummary, Incomplete, OutgoingResponse, WriteOptions, WriteOutcome};
 pub(crate) use server::{BodyReadError, ClientTimeouts, HeadRejection, NextRequest, ServerConnection};
 
-/// Largest head; of a server, of all heads that come before a body together.
+/// Largest head in bytes; for a response, the final head and the interim ones together.
 pub(crate) const MAX_HEAD: usize = 64 << 10;
-/// Most header lines of a head.
+/// Most header lines of a head. hyper's default limit too.
 pub(crate) const MAX_HEADERS: usize = 100;
-/// Most bytes of a body's chunk extensions and trailers, all in all: SGLang and its clients send neither.
+/// Most bytes of chunk extensions and trailers of a body. SGLang and its clients send neither, and hyper has
+/// the same limit for each of the two.
 const MAX_IGNORED: usize = 16 << 10;
 
-/// What came is not HTTP: what is wrong with it.
+/// A message that is not valid HTTP, and why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MalformedMessage(pub(crate) &'static str);
 
-/// Where the empty line ends that ends a head, if it does. Nothing before `from` needs to be looked at.
+/// Where the empty line at the end of a head ends. The search starts at `from`. A bare LF counts as a line
+/// end, as it does for httparse (RFC 9112, section 2.2).
 fn end_of_head(input: &[u8], from: usize) -> Option<usize> {
     memchr::memchr_iter(b'\n', &input[from..]).map(|at| from + at).find_map(|at| match &input[at + 1..] {
         [b'\r', b'\n', ..] => Some(at + 3),
@@ -55,14 +57,15 @@ fn end_of_head(input: &[u8], from: usize) -> Option<usize> {
     })
 }
 
-/// The one number that all of these are, or `None`.
+/// The value of one or several `Content-Length` lines, which must all be the same number (RFC 9112, section
+/// 6.3, rule 5).
 fn one_length<'a>(mut lengths: impl Iterator<Item = &'a [u8]>) -> Result<Option<u64>, ()> {
     let Some(first) = lengths.next() else { return Ok(None) };
     let length = length(first).ok_or(())?;
     if lengths.all(|other| self::length(other) == Some(length)) { Ok(Some(length)) } else { Err(()) }
 }
 
-/// Digits only: `parse` takes a plus sign.
+/// Only digits are valid (RFC 9110, section 8.6); `u64::from_str` would accept a plus sign.
 fn length(value: &[u8]) -> Option<u64> {
     let digit = |number: u64, digit: &u8| {
         let digit = digit.checked_sub(b'0').filter(|digit| *digit < 10)?;

@@ -1,7 +1,7 @@
-//! A client's request line and headers, and what they say of the body and of the connection.
+//! The head of a request: request line and headers, and the framing of the body that follows from them.
 //!
-//! A head that two programs could read in two ways is never guessed at: what is
-//! wrong with it is its reject_reason, and it is for the caller to refuse it.
+//! A head that two parsers could read differently is never guessed at: it is parsed, with a `reject_reason`,
+//! and the caller responds with an error. Routes and error codes are not known here.
 
 use std::mem::MaybeUninit;
 
@@ -9,32 +9,33 @@ use hyper::http::request;
 use hyper::http::uri::{PathAndQuery, Uri};
 use hyper::{Method, Version};
 
-use super::framing::is_name;
+use super::framing::is_token;
 use super::{BodyDecoder, HeaderId, MAX_HEAD, MAX_HEADERS, RawHeaders, end_of_head, one_length};
 
-/// What a client asks for, over whichever version of HTTP.
+/// The head of a request, over any version of HTTP.
 #[derive(Debug, Clone)]
 pub(crate) struct RequestHead {
     pub(crate) method: Method,
     pub(crate) target: PathAndQuery,
     pub(crate) fields: RawHeaders,
-    /// Why it must not be answered.
+    /// Why the request must be rejected. Kept beside the head, so that the rejection
+    /// can be logged with its id.
     pub(crate) reject_reason: Option<&'static str>,
 }
 
-/// What a request over HTTP/1 says of its body, and of what comes behind it.
+/// The framing of a request over HTTP/1: how its body is read, and whether the connection is used again.
 #[derive(Debug, Clone)]
 pub(crate) struct RequestFraming {
     pub(crate) body: BodyDecoder,
-    /// The client understands an answer in chunks.
+    /// The client understands chunked framing (RFC 9112, section 7.1: not before HTTP/1.1).
     pub(crate) is_http_11: bool,
-    /// The connection may have another request.
+    /// The connection may carry another request.
     pub(crate) keeps_alive: bool,
-    /// The client waits for a word before it sends the body.
+    /// The client waits for `100 Continue` before it sends the body (RFC 9110, section 10.1.1).
     pub(crate) expects_continue: bool,
 }
 
-/// What is no head of a request.
+/// Why a head cannot be parsed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HeadError {
     Malformed(&'static str),
@@ -50,8 +51,8 @@ impl RequestHead {
         self.target.query()
     }
 
-    /// A request that hyper has read. Over HTTP/2 `:authority` stands for `Host`, or says the same (RFC 9113,
-    /// section 8.3.1).
+    /// Converts a request that hyper has read. Over HTTP/2 `:authority` replaces `Host`, or must equal it
+    /// (RFC 9113, section 8.3.1).
     pub(crate) fn from_parts(head: &request::Parts) -> Self {
         let fields: RawHeaders =
             head.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
@@ -62,8 +63,8 @@ impl RequestHead {
             check_host(&fields, authority, authority.is_none())
         } else {
             let is_http_11 = head.version == Version::HTTP_11;
-            // hyper takes `Transfer-Encoding: chunked` twice, which another server may read in another way.
-            check_host(&fields, None, is_http_11).or_else(|| body(&fields, is_http_11).err())
+            // hyper accepts `Transfer-Encoding: chunked` twice, which another parser may read differently.
+            check_host(&fields, None, is_http_11).or_else(|| framing(&fields, is_http_11).err())
         };
         let reject_reason = reject_reason.or_else(|| check_target(&head.uri));
         let target = head.uri.path_and_query().cloned().unwrap_or_else(root);
@@ -71,9 +72,10 @@ impl RequestHead {
     }
 }
 
-/// Parses a head that the router wrote itself, which may be longer than a client's. Returns its length.
+/// Parses a head that the router wrote itself, for an engine that takes parsed
+/// heads. Returns also its length.
 pub(crate) fn parse_outgoing_head(text: &[u8]) -> Option<(RequestHead, usize)> {
-    // A client's headers, and the few that the router adds.
+    // A client's headers, and the few that the router adds: id, key, trace, length.
     let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS + 16];
     let mut parsed = httparse::Request::new(&mut []);
     let length = match parsed.parse_with_uninit_headers(text, &mut lines) {
@@ -86,41 +88,46 @@ pub(crate) fn parse_outgoing_head(text: &[u8]) -> Option<(RequestHead, usize)> {
     Some((RequestHead { method, target, fields, reject_reason: None }, length))
 }
 
-/// Reads the head of a request, if all of it has come, and says how many bytes it has. An empty line before it has been
-/// skipped. Nothing before `searched` can be its end; what has not been searched at all is read at once.
+/// Parses the head of a request. `None`: it is incomplete. Returns also its length, with an empty line before
+/// it, which is skipped (RFC 9112, section 2.2). The end of the head is not before `searched`; 0 means that
+/// this is the first call, at which most heads are complete.
 pub(crate) fn read_request_head(
     input: &[u8],
     searched: usize,
 ) -> Result<Option<(RequestHead, RequestFraming, usize)>, HeadError> {
-    // A head that comes in many parts is not read once a part.
-    let read = if searched == 0 || end_of_head(input, searched).is_some() { parse(input)? } else { None };
-    match read {
+    // After the first call search first, so that a head in many small reads is
+    // parsed once, not once per read.
+    let parsed = if searched == 0 || end_of_head(input, searched).is_some() { parse(input)? } else { None };
+    match parsed {
         Some((.., length)) if length > MAX_HEAD => Err(HeadError::TooLarge),
         None if input.len() >= MAX_HEAD => Err(HeadError::TooLarge),
-        None => check_beginning(input).map(|()| None),
-        read => Ok(read),
+        None => check_start(input).map(|()| None),
+        parsed => Ok(parsed),
     }
 }
 
-/// Longest method. The longest that is registered has 17 letters.
+/// Longest method. The longest in IANA's registry, UPDATEREDIRECTREF, has 17 letters.
 const MAX_METHOD: usize = 32;
 
-/// What does not begin as a request does is refused at once, not waited for.
-fn check_beginning(input: &[u8]) -> Result<(), HeadError> {
+/// Rejects at once what cannot become a request, such as a TLS handshake. Otherwise the client would see
+/// nothing but the timeout of the head.
+fn check_start(input: &[u8]) -> Result<(), HeadError> {
     let method = input.iter().take_while(|byte| **byte != b' ').take(MAX_METHOD + 1);
-    let is_good = method.clone().all(|byte| is_name(*byte)) && method.count() <= MAX_METHOD;
-    // Half of an empty line may be in front.
-    if is_good || input == b"\r" {
+    let is_method = method.clone().all(|byte| is_token(*byte)) && method.count() <= MAX_METHOD;
+    // The first half of an empty line before the request line.
+    if is_method || input == b"\r" {
         Ok(())
     } else {
-        Err(HeadError::Malformed("it does not begin with a method"))
+        Err(HeadError::Malformed("it does not start with a method"))
     }
 }
 
-/// `None`: the head goes on.
+/// `None`: the head is incomplete.
 fn parse(input: &[u8]) -> Result<Option<(RequestHead, RequestFraming, usize)>, HeadError> {
+    // httparse would report a wrong version, which is less clear. This is a client with
+    // prior knowledge of HTTP/2.
     if input.starts_with(b"PRI * HTTP/2.0\r\n") {
-        return Err(HeadError::Malformed("HTTP/2 is not spoken here"));
+        return Err(HeadError::Malformed("HTTP/2 is not enabled on this listener"));
     }
     let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut parsed = httparse::Request::new(&mut []);
@@ -128,34 +135,39 @@ fn parse(input: &[u8]) -> Result<Option<(RequestHead, RequestFraming, usize)>, H
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooLarge),
-        Err(error) => return Err(HeadError::Malformed(what(error))),
+        Err(error) => return Err(HeadError::Malformed(parse_error(error))),
     };
     let method = parsed.method.filter(|method| method.len() <= MAX_METHOD);
     let method = method.and_then(|method| Method::from_bytes(method.as_bytes()).ok());
-    let method = method.ok_or(HeadError::Malformed("its method is none"))?;
+    let method = method.ok_or(HeadError::Malformed("its method is invalid"))?;
     let (target, reject_reason) = target(parsed.path.unwrap_or_default())?;
     let is_http_11 = parsed.version == Some(1);
     let fields = RawHeaders::parsed(&input[..length], parsed.headers);
     let reject_reason = check_host(&fields, None, is_http_11).or(reject_reason);
-    let (body, reject_reason) = match body(&fields, is_http_11) {
+    let (body, reject_reason) = match framing(&fields, is_http_11) {
         Ok(body) => (body, reject_reason),
-        Err(what) => (BodyDecoder::ended(), Some(what)),
+        // Nothing is read as a body: the connection closes after the rejection.
+        Err(reason) => (BodyDecoder::ended(), Some(reason)),
     };
-    let option =
+    let has_option =
         |wanted: &[u8]| fields.connection_options().any(|option| option.eq_ignore_ascii_case(wanted));
-    // A length beside chunks is the sign of somebody who reads them otherwise (RFC 9112, section 6.1).
+    // Both framings at once may be an attempt at request smuggling. Transfer-Encoding decides, and the
+    // connection closes after the response (RFC 9112, section 6.1).
     let is_doubtful = reject_reason.is_some()
         || (fields.has(HeaderId::TransferEncoding) && fields.has(HeaderId::ContentLength));
-    let keeps_alive = !is_doubtful && !option(b"close") && (is_http_11 || option(b"keep-alive"));
-    let expects_continue = is_http_11
-        && fields
-            .get(HeaderId::Expect)
-            .is_some_and(|expected| expected.eq_ignore_ascii_case(b"100-continue"));
+    let keeps_alive = !is_doubtful && !has_option(b"close") && (is_http_11 || has_option(b"keep-alive"));
+    let expects_continue = is_http_11 && expects_continue(&fields);
     let head = RequestHead { method, target, fields, reject_reason };
     Ok(Some((head, RequestFraming { body, is_http_11, keeps_alive, expects_continue }, length)))
 }
 
-fn what(error: httparse::Error) -> &'static str {
+/// Whether the client waits for `100 Continue`. The caller knows that it is not HTTP/1.0, in which an
+/// expectation is ignored (RFC 9110, section 10.1.1).
+fn expects_continue(fields: &RawHeaders) -> bool {
+    fields.get(HeaderId::Expect).is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"))
+}
+
+fn parse_error(error: httparse::Error) -> &'static str {
     match error {
         httparse::Error::Version => "its version is not HTTP/1.1 or HTTP/1.0",
         httparse::Error::Token => "its method or its target is malformed",
@@ -168,13 +180,13 @@ fn root() -> PathAndQuery {
     PathAndQuery::from_static("/")
 }
 
-/// What is asked for, and what is wrong with it.
+/// The request target, and why it must be rejected.
 fn target(text: &str) -> Result<(PathAndQuery, Option<&'static str>), HeadError> {
     let malformed = HeadError::Malformed("its target is malformed");
-    // What nearly all ask for needs no memory.
-    const USUAL: [&str; 3] = ["/v1/chat/completions", "/generate", "/v1/completions"];
-    if let Some(usual) = USUAL.iter().find(|usual| **usual == text) {
-        return Ok((PathAndQuery::from_static(usual), None));
+    // The targets of nearly all requests need no allocation.
+    const COMMON: [&str; 3] = ["/v1/chat/completions", "/generate", "/v1/completions"];
+    if let Some(common) = COMMON.iter().find(|common| **common == text) {
+        return Ok((PathAndQuery::from_static(common), None));
     }
     if text.starts_with('/') {
         return text.parse().map(|target| (target, None)).map_err(|_| malformed);
@@ -184,20 +196,21 @@ fn target(text: &str) -> Result<(PathAndQuery, Option<&'static str>), HeadError>
     Ok((uri.into_parts().path_and_query.unwrap_or_else(root), reject_reason))
 }
 
-/// A path, or a whole URL (RFC 9112, sections 3.2.1 and 3.2.2). The other two forms are for proxies and for `OPTIONS`.
+/// A target must be a path or a whole URL (RFC 9112, sections 3.2.1 and 3.2.2). The authority form is for
+/// forward proxies, and the asterisk form names no resource that the router has.
 fn check_target(target: &Uri) -> Option<&'static str> {
-    let is_known = match target.scheme_str() {
+    let is_supported = match target.scheme_str() {
         None => target.authority().is_none() && target.path().starts_with('/'),
         Some(scheme) => ["http", "https"].contains(&scheme),
     };
-    if is_known { None } else { Some("the request target is not a path") }
+    if is_supported { None } else { Some("the request target is not a path") }
 }
 
-/// RFC 9112, section 3.2: one `Host` in HTTP/1.1, one or none in HTTP/1.0.
-fn check_host(fields: &RawHeaders, authority: Option<&[u8]>, must: bool) -> Option<&'static str> {
+/// One `Host` header in HTTP/1.1, one or none in HTTP/1.0 (RFC 9112, section 3.2).
+fn check_host(fields: &RawHeaders, authority: Option<&[u8]>, is_required: bool) -> Option<&'static str> {
     let mut hosts = fields.all(HeaderId::Host);
     match (hosts.next(), hosts.next()) {
-        (None, _) if must => Some("there is no Host header"),
+        (None, _) if is_required => Some("there is no Host header"),
         (None, _) => None,
         (Some(_), Some(_)) => Some("there is more than one Host header"),
         (Some(host), None) if !is_host(host) => Some("the Host header is not a host"),
@@ -208,35 +221,36 @@ fn check_host(fields: &RawHeaders, authority: Option<&[u8]>, must: bool) -> Opti
     }
 }
 
-/// Whether all characters may be part of a host and a port (RFC 3986, section 3.2.2). It may be empty.
+/// Whether all bytes may be part of a host and port (RFC 3986, section 3.2.2), which may be empty. User
+/// information (`@`) and paths are what a proxy before or behind the router could read differently.
 fn is_host(value: &[u8]) -> bool {
-    let may_be_part = |byte: &u8| {
+    let is_host_byte = |byte: &u8| {
         matches!(
             byte,
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'%' | b'!' | b'$' | b'&' | b'\''
                 ..=b',' | b';' | b'=' | b':' | b'[' | b']'
         )
     };
-    value.iter().all(may_be_part)
+    value.iter().all(is_host_byte)
 }
 
-/// How the body is framed (RFC 9112, section 6.3).
-fn body(fields: &RawHeaders, is_http_11: bool) -> Result<BodyDecoder, &'static str> {
+/// The framing of the body (RFC 9112, section 6.3).
+fn framing(fields: &RawHeaders, is_http_11: bool) -> Result<BodyDecoder, &'static str> {
     let mut codings = fields.all(HeaderId::TransferEncoding);
     match (codings.next(), codings.next()) {
         (None, _) => {
             let length = one_length(fields.all(HeaderId::ContentLength));
             Ok(BodyDecoder::length(length.map_err(|()| "its Content-Length is not one number")?.unwrap_or(0)))
         }
-        // Whoever came before may have understood another coding, or two, in another way.
+        // Any other coding, or two lines of it, a proxy before the router may have read differently.
         (Some(coding), None) if coding.eq_ignore_ascii_case(b"chunked") => {
             if is_http_11 {
                 Ok(BodyDecoder::chunked())
             } else {
-                Err("Transfer-Encoding is not known in HTTP/1.0")
+                Err("Transfer-Encoding is not allowed in HTTP/1.0")
             }
         }
-        _ => Err("the only Transfer-Encoding that is understood is chunked, once"),
+        _ => Err("the only supported Transfer-Encoding is chunked, once"),
     }
 }
 
@@ -244,33 +258,34 @@ fn body(fields: &RawHeaders, is_http_11: bool) -> Result<BodyDecoder, &'static s
 mod tests {
     use super::*;
 
-    type Seen = (String, String, usize);
+    /// Method, target, and length of the head.
+    type Read = (String, String, usize);
 
-    /// What is read of a head that comes in pieces of any length: method, target, and how many bytes it has.
-    fn read(text: &str) -> Result<Option<Seen>, HeadError> {
+    /// Parses a head that arrives in one read, and in reads of 1 to 7 bytes, which must all give the same.
+    fn read(text: &str) -> Result<Option<Read>, HeadError> {
         let whole = read_request_head(text.as_bytes(), 0);
         for step in 1..8 {
-            let (mut come, mut searched) = (0, 0);
-            let pieces = loop {
-                come = (come + step).min(text.len());
-                let read = read_request_head(&text.as_bytes()[..come], searched);
-                if !matches!(read, Ok(None)) || come == text.len() {
+            let (mut received, mut searched) = (0, 0);
+            let in_parts = loop {
+                received = (received + step).min(text.len());
+                let read = read_request_head(&text.as_bytes()[..received], searched);
+                if !matches!(read, Ok(None)) || received == text.len() {
                     break read;
                 }
-                searched = come.saturating_sub(3);
+                searched = received.saturating_sub(3);
             };
             let shown =
                 |read: &Result<Option<(RequestHead, RequestFraming, usize)>, HeadError>| format!("{read:?}");
-            // What is malformed may be seen before all of it is there.
-            assert!(whole.is_err() == pieces.is_err(), "in pieces of {step}: {pieces:?}");
-            assert!(whole.is_err() || shown(&pieces) == shown(&whole), "in pieces of {step}: {pieces:?}");
+            // In parts, another error may be found first than in the whole.
+            assert!(whole.is_err() == in_parts.is_err(), "in reads of {step}: {in_parts:?}");
+            assert!(whole.is_err() || shown(&in_parts) == shown(&whole), "in reads of {step}: {in_parts:?}");
         }
         whole.map(|read| {
             read.map(|(head, _, length)| (head.method.to_string(), head.target.to_string(), length))
         })
     }
 
-    fn manner(text: &str) -> RequestFraming {
+    fn framing_of(text: &str) -> RequestFraming {
         read_request_head(text.as_bytes(), 0).unwrap().unwrap().1
     }
 
@@ -292,20 +307,20 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_begin_like_a_request_is_refused_at_once() {
+    fn what_cannot_become_a_request_is_malformed_at_its_first_byte() {
         for text in ["\x16\x03\x01", "{\"a\":1}", &"x".repeat(MAX_METHOD + 1), "\0"] {
             assert!(matches!(read(text), Err(HeadError::Malformed(_))), "{text:?}");
         }
         assert_eq!(read(&"x".repeat(MAX_METHOD)), Ok(None));
-        // Found by fuzzing: taken if all of it came at once.
+        // Found by fuzzing: this was accepted if it arrived in one read.
         let long = format!("{} / HTTP/1.1\r\nhost: r\r\n\r\n", "x".repeat(MAX_METHOD + 1));
         assert!(matches!(read(&long), Err(HeadError::Malformed(_))));
         let preface = read("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
-        assert_eq!(preface, Err(HeadError::Malformed("HTTP/2 is not spoken here")));
+        assert_eq!(preface, Err(HeadError::Malformed("HTTP/2 is not enabled on this listener")));
     }
 
     #[test]
-    fn a_head_is_bounded() {
+    fn a_head_is_bounded_in_bytes_and_in_headers() {
         let of =
             |length: usize| format!("GET / HTTP/1.1\r\nhost: r\r\nx: {}\r\n\r\n", "a".repeat(length - 32));
         let read =
@@ -319,8 +334,8 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_goes_on_if_client_and_version_say_so() {
-        for (head, goes_on) in [
+    fn a_connection_is_kept_alive_by_the_version_or_by_the_client() {
+        for (head, keeps_alive) in [
             ("GET / HTTP/1.1\r\nhost: r\r\n", true),
             ("GET / HTTP/1.1\r\nhost: r\r\nconnection: a, Close\r\n", false),
             ("GET / HTTP/1.0\r\n", false),
@@ -329,12 +344,12 @@ mod tests {
             ("GET / HTTP/1.1\r\n", false),
             ("GET / HTTP/1.1\r\nhost: r\r\ntransfer-encoding: chunked\r\ncontent-length: 1\r\n", false),
         ] {
-            assert_eq!(manner(&format!("{head}\r\n")).keeps_alive, goes_on, "{head}");
+            assert_eq!(framing_of(&format!("{head}\r\n")).keeps_alive, keeps_alive, "{head}");
         }
     }
 
     #[test]
-    fn a_body_is_framed_by_one_length_or_in_chunks() {
+    fn a_body_is_framed_by_one_length_or_by_chunks() {
         let framed = |lines: &str| format!("POST / HTTP/1.1\r\nhost: r\r\n{lines}\r\n");
         for (lines, body) in [
             ("", BodyDecoder::length(0)),
@@ -343,7 +358,7 @@ mod tests {
             ("Transfer-Encoding: CHUNKED\r\n", BodyDecoder::chunked()),
         ] {
             let text = framed(lines);
-            assert_eq!((manner(&text).body, reject_reason(&text)), (body, None), "{lines}");
+            assert_eq!((framing_of(&text).body, reject_reason(&text)), (body, None), "{lines}");
         }
         for lines in
             ["content-length: 7\r\ncontent-length: 8\r\n", "content-length:\r\n", "content-length: +7\r\n"]
@@ -354,9 +369,9 @@ mod tests {
                 "{lines}"
             );
         }
-        let old = "POST / HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n";
-        assert_eq!(reject_reason(old), Some("Transfer-Encoding is not known in HTTP/1.0"));
-        assert!(manner(&framed("expect: 100-Continue\r\n")).expects_continue);
-        assert!(!manner(&framed("expect: 200-ok\r\n")).expects_continue);
+        let http_10 = "POST / HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n";
+        assert_eq!(reject_reason(http_10), Some("Transfer-Encoding is not allowed in HTTP/1.0"));
+        assert!(framing_of(&framed("expect: 100-Continue\r\n")).expects_continue);
+        assert!(!framing_of(&framed("expect: 200-ok\r\n")).expects_continue);
     }
 }

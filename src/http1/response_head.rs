@@ -1,4 +1,7 @@
-//! Status line and headers, and what they say of the body.
+//! The head of a response: status line and headers, and the framing of the body that follows from them.
+//!
+//! A head that two parsers could read differently is an error, never a guess. Reading the bytes is for the
+//! connection; what a status means is for the caller.
 
 use std::mem::MaybeUninit;
 
@@ -11,15 +14,15 @@ use super::{
     BodyDecoder, HeaderId, MAX_HEAD, MAX_HEADERS, MalformedMessage, RawHeaders, end_of_head, one_length,
 };
 
-/// An answer whose head has come.
+/// A parsed response head, the framing of the body, and whether the connection is used again.
 #[derive(Debug)]
 pub(crate) struct ParsedResponse {
     pub(crate) head: ResponseHead,
-    /// For what follows the head.
+    /// For the bytes after the head.
     pub(crate) decoder: BodyDecoder,
-    /// The server means to keep the connection, and the body's end will be known.
+    /// The server keeps the connection open, and the end of the body is known without a close.
     pub(crate) keeps_alive: bool,
-    /// Bytes of the head.
+    /// Length of the head in bytes, with the interim responses before it.
     pub(crate) length: usize,
 }
 
@@ -27,31 +30,31 @@ pub(crate) struct ParsedResponse {
 #[derive(Debug, Default)]
 pub(crate) struct ResponseHead {
     pub(crate) status: StatusCode,
-    /// The body is a stream of server-sent events.
+    /// The content type is `text/event-stream`. Stored, because it is read several times per response.
     pub(crate) is_event_stream: bool,
     pub(crate) fields: RawHeaders,
-    /// What the server says of the status in words, if they are not the usual ones.
+    /// The reason phrase, if it differs from the standard one of the status.
     pub(crate) reason: Option<Box<str>>,
 }
 
 impl ResponseHead {
-    /// A response that hyper has read.
+    /// Converts a response that hyper has read.
     pub(crate) fn from_parts(head: response::Parts) -> Self {
         let fields: RawHeaders =
             head.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
-        let is_event_stream = fields.get(HeaderId::ContentType).is_some_and(names_event_stream);
+        let is_event_stream = fields.get(HeaderId::ContentType).is_some_and(is_event_stream_type);
         let reason = head.extensions.get::<ReasonPhrase>();
         let reason = reason.and_then(|reason| std::str::from_utf8(reason.as_bytes()).ok());
         Self { status: head.status, is_event_stream, fields, reason: reason.map(Into::into) }
     }
 
-    /// The same with its headers in a map, for HTTP/2.
+    /// Converts to a header map, which hyper's HTTP/2 takes.
     pub(crate) fn into_parts(self) -> response::Parts {
         let (mut parts, ()) = Response::new(()).into_parts();
         parts.status = self.status;
         parts.headers = HeaderMap::with_capacity(self.fields.len());
         for line in self.fields.iter() {
-            // httparse has let nothing else pass.
+            // Never skips a line: httparse accepts only what these accept.
             if let (Ok(name), Ok(value)) =
                 (HeaderName::from_bytes(line.name), HeaderValue::from_bytes(line.value))
             {
@@ -62,49 +65,49 @@ impl ResponseHead {
     }
 }
 
-/// Reads the head of a response, if all of it has come. Interim responses (1xx) before it are skipped. If some of the
-/// input was `searched` before, the end is looked for first: a head that comes in many parts is not parsed once a part.
+/// Parses the head of a response. `None`: it is incomplete. Interim responses (1xx) before it are skipped
+/// (RFC 9110, section 15.2). If `searched` bytes of the input were there at the last call, the end of the
+/// head is searched for first, so that a head in many small reads is parsed once instead of once per read.
 pub(crate) fn read_response_head(
     mut input: &[u8],
     searched: usize,
 ) -> Result<Option<ParsedResponse>, MalformedMessage> {
     let mut skipped = 0;
     loop {
-        check_beginning(input)?;
-        let answer = if searched == 0 || end_of_head(input, 0).is_some() { parse(input)? } else { None };
+        check_start(input)?;
+        let parsed = if searched == 0 || end_of_head(input, 0).is_some() { parse(input)? } else { None };
         let too_long = Err(MalformedMessage("its head is too long"));
-        let Some(mut answer) = answer else {
+        let Some(mut response) = parsed else {
+            // A server must not make the router buffer for ever, with one head or with many interim ones.
             return if skipped + input.len() >= MAX_HEAD { too_long } else { Ok(None) };
         };
-        if skipped + answer.length > MAX_HEAD {
+        if skipped + response.length > MAX_HEAD {
             return too_long;
         }
-        match answer.head.status {
+        match response.head.status {
+            // What follows would not be HTTP. The router never sends Upgrade, so no server may send this.
             StatusCode::SWITCHING_PROTOCOLS => return Err(MalformedMessage("it switches protocols")),
             status if status.is_informational() => {
-                skipped += answer.length;
-                input = &input[answer.length..];
+                skipped += response.length;
+                input = &input[response.length..];
             }
             _ => {
-                answer.length += skipped;
-                return Ok(Some(answer));
+                response.length += skipped;
+                return Ok(Some(response));
             }
         }
     }
 }
 
-/// What does not begin as an answer does is refused at once, not waited for.
-fn check_beginning(input: &[u8]) -> Result<(), MalformedMessage> {
-    const BEGIN: &[u8] = b"HTTP/1.";
-    let begin = &input[..input.len().min(BEGIN.len())];
-    if BEGIN.starts_with(begin) {
-        Ok(())
-    } else {
-        Err(MalformedMessage("it does not begin with a version of HTTP/1"))
-    }
+/// Rejects at once what cannot become a response, such as a TLS alert. Otherwise the router would wait for
+/// the end of a head until the request times out.
+fn check_start(input: &[u8]) -> Result<(), MalformedMessage> {
+    const START: &[u8] = b"HTTP/1.";
+    let start = &input[..input.len().min(START.len())];
+    if START.starts_with(start) { Ok(()) } else { Err(MalformedMessage("it does not start with HTTP/1")) }
 }
 
-/// `None`: the head goes on.
+/// `None`: the head is incomplete.
 fn parse(input: &[u8]) -> Result<Option<ParsedResponse>, MalformedMessage> {
     let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut parsed = httparse::Response::new(&mut []);
@@ -116,16 +119,19 @@ fn parse(input: &[u8]) -> Result<Option<ParsedResponse>, MalformedMessage> {
         Err(_) => return Err(MalformedMessage("its head is malformed")),
     };
     let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
-    let status = status.ok_or(MalformedMessage("its status is none"))?;
+    let status = status.ok_or(MalformedMessage("its status code is invalid"))?;
     let version = if parsed.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
     let fields = RawHeaders::parsed(&input[..length], parsed.headers);
     let decoder = decoder(status, version, &fields)?;
+    // Both framings at once may be an attempt to smuggle a response. Transfer-Encoding decides, and the
+    // connection is not used again (RFC 9112, section 6.3, rule 3).
     let has_two_lengths = fields.has(HeaderId::TransferEncoding) && fields.has(HeaderId::ContentLength);
+    // An HTTP/1.0 server may offer keep-alive too. SGLang speaks 1.1, so that is not worth the code.
     let keeps_alive = version == Version::HTTP_11
         && !fields.connection_options().any(|option| option.eq_ignore_ascii_case(b"close"))
         && !has_two_lengths
         && decoder != BodyDecoder::until_close();
-    let is_event_stream = fields.get(HeaderId::ContentType).is_some_and(names_event_stream);
+    let is_event_stream = fields.get(HeaderId::ContentType).is_some_and(is_event_stream_type);
     let reason = uncommon_reason(status, parsed.reason);
     let head = ResponseHead { status, is_event_stream, fields, reason };
     Ok(Some(ParsedResponse { head, decoder, keeps_alive, length }))
@@ -136,35 +142,38 @@ fn uncommon_reason(status: StatusCode, reason: Option<&str>) -> Option<Box<str>>
     Some(reason.into())
 }
 
-/// Whether a content type is that of server-sent events.
-fn names_event_stream(content_type: &[u8]) -> bool {
-    const KIND: &[u8] = b"text/event-stream";
-    content_type.get(..KIND.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(KIND))
+/// Whether a content type is that of server-sent events, whatever its parameters.
+fn is_event_stream_type(content_type: &[u8]) -> bool {
+    const MEDIA_TYPE: &[u8] = b"text/event-stream";
+    content_type.get(..MEDIA_TYPE.len()).is_some_and(|start| start.eq_ignore_ascii_case(MEDIA_TYPE))
 }
 
-/// How the body is framed (RFC 9112, section 6.3).
+/// The framing of the body (RFC 9112, section 6.3). Stricter in one point: a transfer coding other than
+/// `chunked` alone is an error, because the router could not pass the body on decoded.
 fn decoder(
     status: StatusCode,
     version: Version,
     fields: &RawHeaders,
 ) -> Result<BodyDecoder, MalformedMessage> {
+    // Rule 1: these have no body, whatever the headers are.
     if status.is_informational() || [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&status) {
         return Ok(BodyDecoder::length(0));
     }
     let mut codings = fields.all(HeaderId::TransferEncoding);
     match (codings.next(), codings.next()) {
         (Some(coding), None) if coding.trim_ascii().eq_ignore_ascii_case(b"chunked") => {
-            // Section 6.1: whoever sends it as HTTP/1.0 does not know what it says.
+            // Section 6.1: the framing of an HTTP/1.0 message with Transfer-Encoding counts as faulty.
             return if version == Version::HTTP_11 {
                 Ok(BodyDecoder::chunked())
             } else {
-                Err(MalformedMessage("it is chunked and HTTP/1.0"))
+                Err(MalformedMessage("it has Transfer-Encoding in HTTP/1.0"))
             };
         }
         (Some(_), _) => return Err(MalformedMessage("its transfer coding is not chunked")),
         (None, _) => {}
     }
     let length = one_length(fields.all(HeaderId::ContentLength));
-    let length = length.map_err(|()| MalformedMessage("its length is not one number"))?;
+    let length = length.map_err(|()| MalformedMessage("its Content-Length is not one number"))?;
+    // Rule 8: without either header the body ends with the connection.
     Ok(length.map_or_else(BodyDecoder::until_close, BodyDecoder::length))
 }

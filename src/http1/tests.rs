@@ -1,45 +1,52 @@
+//! Responses that arrive in reads of any size: heads, and bodies in each framing.
+
 use super::*;
 
+/// Status, body, unread bytes of the input, and whether the body is complete.
 type Read<Body> = (u16, Body, usize, bool);
 
-/// What is read of an answer that comes in pieces of `step` bytes: its status, its body, what is left of the input, and
-/// whether the body has ended.
+/// Reads a response that arrives in reads of `step` bytes. `None`: its head is incomplete.
 fn read(text: &[u8], step: usize) -> Result<Option<Read<Vec<u8>>>, MalformedMessage> {
-    let mut come = 0;
-    let answer = loop {
-        if come == text.len() {
+    let mut received = 0;
+    let response = loop {
+        if received == text.len() {
             return Ok(None);
         }
-        come = (come + step).min(text.len());
-        if let Some(answer) = read_response_head(&text[..come], come.saturating_sub(step))? {
-            break answer;
+        received = (received + step).min(text.len());
+        if let Some(response) = read_response_head(&text[..received], received.saturating_sub(step))? {
+            break response;
         }
     };
-    let (mut decoder, mut body) = (answer.decoder, Vec::new());
-    let mut at = answer.length;
+    let (mut decoder, mut body) = (response.decoder, Vec::new());
+    let mut at = response.length;
     while at < text.len() {
-        let piece = &text[at..(at + step).min(text.len())];
-        let used = decoder.decode(piece, &mut body)?;
+        let received = &text[at..(at + step).min(text.len())];
+        let used = decoder.decode(received, &mut body)?;
         at += used;
-        if used < piece.len() {
+        if used < received.len() {
             break;
         }
     }
-    Ok(Some((answer.head.status.as_u16(), body, text.len() - at, decoder.is_ended())))
+    Ok(Some((response.head.status.as_u16(), body, text.len() - at, decoder.is_ended())))
 }
 
-/// The same for any pieces.
+/// Reads a response in one read, and in reads of 1 to 8 bytes, which must all give the same.
 fn read_any(text: &str) -> Result<Option<Read<String>>, &'static str> {
     let whole = read(text.as_bytes(), text.len());
     for step in 1..9 {
-        assert_eq!(read(text.as_bytes(), step), whole, "in pieces of {step}: {text}");
+        assert_eq!(read(text.as_bytes(), step), whole, "in reads of {step}: {text}");
     }
-    let text = |(status, body, left, ended)| (status, String::from_utf8(body).unwrap(), left, ended);
+    let text = |(status, body, unread, ended)| (status, String::from_utf8(body).unwrap(), unread, ended);
     whole.map(|read| read.map(text)).map_err(|MalformedMessage(what)| what)
 }
 
-fn of(status: u16, body: &str, left: usize, ended: bool) -> Result<Option<Read<String>>, &'static str> {
-    Ok(Some((status, body.to_owned(), left, ended)))
+fn response(
+    status: u16,
+    body: &str,
+    unread: usize,
+    ended: bool,
+) -> Result<Option<Read<String>>, &'static str> {
+    Ok(Some((status, body.to_owned(), unread, ended)))
 }
 
 fn keeps_alive(text: &str) -> bool {
@@ -47,39 +54,39 @@ fn keeps_alive(text: &str) -> bool {
 }
 
 #[test]
-fn bodies_of_a_length() {
+fn a_body_with_a_length_ends_after_so_many_bytes() {
     let ok = "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n";
-    assert_eq!(read_any(&format!("{ok}abc")), of(200, "abc", 0, true));
-    assert_eq!(read_any(&format!("{ok}ab")), of(200, "ab", 0, false));
-    assert_eq!(read_any(&format!("{ok}abcHTTP")), of(200, "abc", 4, true));
-    assert_eq!(read_any("HTTP/1.1 204 No Content\r\ncontent-length: 3\r\n\r\n"), of(204, "", 0, true));
-    assert_eq!(read_any("HTTP/1.1 304 x\r\nTransfer-Encoding: chunked\r\n\r\n"), of(304, "", 0, true));
+    assert_eq!(read_any(&format!("{ok}abc")), response(200, "abc", 0, true));
+    assert_eq!(read_any(&format!("{ok}ab")), response(200, "ab", 0, false));
+    assert_eq!(read_any(&format!("{ok}abcHTTP")), response(200, "abc", 4, true));
+    assert_eq!(read_any("HTTP/1.1 204 No Content\r\ncontent-length: 3\r\n\r\n"), response(204, "", 0, true));
+    assert_eq!(read_any("HTTP/1.1 304 x\r\nTransfer-Encoding: chunked\r\n\r\n"), response(304, "", 0, true));
     let twice = "HTTP/1.1 200 OK\r\ncontent-length: 3\r\nContent-Length: 3\r\n\r\nabc";
-    assert_eq!(read_any(twice), of(200, "abc", 0, true));
+    assert_eq!(read_any(twice), response(200, "abc", 0, true));
 }
 
 #[test]
-fn lengths_that_are_none() {
+fn a_content_length_that_is_not_one_number_is_malformed() {
     for lengths in ["3\r\ncontent-length: 4", "-3", "+3", "3, 3", "0x3", "", "99999999999999999999"] {
         let text = format!("HTTP/1.1 200 OK\r\ncontent-length: {lengths}\r\n\r\nabc");
-        assert_eq!(read_any(&text), Err("its length is not one number"), "{lengths}");
+        assert_eq!(read_any(&text), Err("its Content-Length is not one number"), "{lengths}");
     }
 }
 
 #[test]
-fn bodies_up_to_the_end_of_the_connection() {
+fn a_body_without_length_or_chunks_ends_when_the_connection_closes() {
     let text = "HTTP/1.1 200 OK\r\n\r\nabc";
-    assert_eq!(read_any(text), of(200, "abc", 0, false));
-    let mut answer = read_response_head(text.as_bytes(), 0).unwrap().unwrap();
-    assert!(answer.decoder.close() && answer.decoder.is_ended());
-    assert!(!answer.keeps_alive);
+    assert_eq!(read_any(text), response(200, "abc", 0, false));
+    let mut response = read_response_head(text.as_bytes(), 0).unwrap().unwrap();
+    assert!(response.decoder.close() && response.decoder.is_ended());
+    assert!(!response.keeps_alive);
 }
 
 const CHUNKED: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
 
 #[test]
-fn chunked_bodies() {
-    for (framed, body, left) in [
+fn a_chunked_body_ends_with_its_last_chunk() {
+    for (framed, body, unread) in [
         ("3\r\nabc\r\n0\r\n\r\n", "abc", 0),
         ("3\r\nabc\r\n2\r\nde\r\n0\r\n\r\nnext", "abcde", 4),
         ("00A\r\n0123456789\r\n000\r\n\r\n", "0123456789", 0),
@@ -88,11 +95,11 @@ fn chunked_bodies() {
         ("1 \t\r\nx\r\n0\r\nA: b\r\nC: d\r\n\r\n", "x", 0),
         ("0\r\n\r\n", "", 0),
     ] {
-        assert_eq!(read_any(&format!("{CHUNKED}{framed}")), of(200, body, left, true), "{framed}");
+        assert_eq!(read_any(&format!("{CHUNKED}{framed}")), response(200, body, unread, true), "{framed}");
     }
     for (framed, body) in [("3\r\nab", "ab"), ("3\r\nabc\r\n", "abc"), ("3\r\nabc\r\n0\r\n", "abc"), ("", "")]
     {
-        assert_eq!(read_any(&format!("{CHUNKED}{framed}")), of(200, body, 0, false), "{framed}");
+        assert_eq!(read_any(&format!("{CHUNKED}{framed}")), response(200, body, 0, false), "{framed}");
         let mut decoder = read_response_head(CHUNKED.as_bytes(), 0).unwrap().unwrap().decoder;
         decoder.decode(framed.as_bytes(), &mut Vec::new()).unwrap();
         assert!(!decoder.close(), "{framed}");
@@ -100,9 +107,9 @@ fn chunked_bodies() {
 }
 
 #[test]
-fn chunks_that_could_be_read_in_two_ways() {
+fn chunks_that_two_parsers_could_read_differently_are_malformed() {
     let (size, longer, trailers) =
-        ("a chunk's size is malformed", "a chunk is longer than its size", "its trailers are malformed");
+        ("a chunk size is malformed", "a chunk is longer than its size", "its trailers are malformed");
     for (framed, what) in [
         ("zz\r\n", size),
         ("\r\n", size),
@@ -125,14 +132,14 @@ fn chunks_that_could_be_read_in_two_ways() {
         ("0\r\nA: b\r\n c\r\n\r\n", trailers),
         ("0\r\nA: b\x00\r\n\r\n", trailers),
         ("0\r\n\u{ed}: b\r\n\r\n", trailers),
-        ("11111111111111111\r\n", "a chunk's size is too large"),
+        ("11111111111111111\r\n", "a chunk size is too large"),
     ] {
         assert_eq!(read_any(&format!("{CHUNKED}{framed}")), Err(what), "{framed:?}");
     }
 }
 
 #[test]
-fn what_is_ignored_is_bounded() {
+fn chunk_extensions_and_trailers_are_bounded() {
     let too_long = Err("its chunk extensions or trailers are too long");
     let long = "x".repeat(MAX_IGNORED);
     let each = "1;x\r\na\r\n".repeat(MAX_IGNORED);
@@ -147,27 +154,27 @@ fn what_is_ignored_is_bounded() {
 }
 
 #[test]
-fn codings_other_than_chunked_are_refused() {
+fn transfer_codings_other_than_chunked_are_malformed() {
     for coding in ["gzip, chunked", "gzip", "identity", "chunked\r\ntransfer-encoding: chunked", ""] {
         let text = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: {coding}\r\ncontent-length: 1\r\n\r\na");
         assert_eq!(read_any(&text), Err("its transfer coding is not chunked"), "{coding}");
     }
-    let old = "HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n";
-    assert_eq!(read_any(old), Err("it is chunked and HTTP/1.0"));
+    let http_10 = "HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n";
+    assert_eq!(read_any(http_10), Err("it has Transfer-Encoding in HTTP/1.0"));
 }
 
 #[test]
-fn interim_answers_are_skipped() {
+fn interim_responses_are_skipped() {
     let text = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 x\r\na: b\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nx";
-    assert_eq!(read_any(text), of(200, "x", 0, true));
+    assert_eq!(read_any(text), response(200, "x", 0, true));
     assert_eq!(read_any("HTTP/1.1 101 x\r\n\r\n"), Err("it switches protocols"));
     let many = "HTTP/1.1 100 Continue\r\n\r\n".repeat(MAX_HEAD / 25 + 1);
     assert!(read_response_head(many.as_bytes(), 0).is_err());
 }
 
 #[test]
-fn what_does_not_begin_like_an_answer_is_refused_at_once() {
-    let no_version = Err("it does not begin with a version of HTTP/1");
+fn what_cannot_become_a_response_is_malformed_at_its_first_byte() {
+    let no_version = Err("it does not start with HTTP/1");
     for text in [
         "S",
         "SSH-2.0-x\r\n\r\n",
@@ -183,7 +190,7 @@ fn what_does_not_begin_like_an_answer_is_refused_at_once() {
 }
 
 #[test]
-fn malformed_heads_are_refused() {
+fn invalid_heads_are_malformed() {
     for text in [
         "HTTP/1.1 2x0 OK\r\n\r\n",
         "HTTP/1.1 99 OK\r\n\r\n",
@@ -211,7 +218,7 @@ fn headers_keep_their_values_and_order() {
 }
 
 #[test]
-fn a_connection_is_kept_if_the_server_means_to_and_the_end_is_sure() {
+fn a_connection_is_reused_if_the_server_keeps_it_and_the_body_has_a_known_end() {
     let length = "content-length: 0\r\n";
     assert!(keeps_alive(&format!("HTTP/1.1 200 OK\r\n{length}\r\n")));
     assert!(keeps_alive(&format!("HTTP/1.1 200 OK\r\n{length}connection: keep-alive\r\n\r\n")));

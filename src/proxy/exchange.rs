@@ -1,5 +1,7 @@
-//! One client request, two legs: sends both at once and decides when and with
-//! what the answer starts.
+//! One request and its attempts: sends both legs at once, and decides when and with what the response starts.
+//!
+//! What the client receives from then on is for [`relay`](super::relay). Servers are chosen by `upstream`;
+//! here is decided only whether a request is sent again.
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -20,7 +22,7 @@ use super::leg::{
 use super::relay::{Relay, TimeLimit};
 use crate::admission::AdmissionHandle;
 use crate::error::{Cause, Error};
-use crate::http1::{RequestHead, ResponseHead};
+use crate::http1::{OutgoingRequest, RequestHead, ResponseHead};
 use crate::observe::record::{Attempt, Record};
 use crate::timer::Timer;
 use crate::transport::RequestBody;
@@ -33,43 +35,53 @@ use crate::wire::logprobs::{Merge, PromptLogprobs};
 use crate::wire::shape::{BodyShape, Dialect};
 use crate::wire::upstream_request::UpstreamHead;
 
-/// Sends requests to pairs of servers.
+/// Sends generation requests to pairs of servers.
 pub(crate) struct Proxy {
     fleet: Arc<LiveFleet>,
     pools: Arc<Pools>,
     limits: Arc<ArcSwap<RequestLimits>>,
 }
 
-/// What a request may take.
+/// Bounds of one request.
 pub(crate) struct RequestLimits {
-    /// Bytes of its body.
+    /// Largest request body, in bytes.
     pub(crate) max_payload_size: usize,
-    /// Between two pieces of its body.
+    /// Longest pause in the request body.
     pub(crate) body_idle_timeout: Duration,
-    /// Bytes of an answer, or of one event, that are held for a logprob merge.
+    /// Most bytes of a response, or of one event, that are held in memory for a logprob merge.
     pub(crate) max_merge_size: usize,
-    /// From its last byte to the end of the answer, or to the first byte of a stream.
+    /// From the last byte of the request to the end of the response, or to the first byte of a stream.
     pub(crate) request_timeout: Duration,
-    /// Between two pieces of a stream.
+    /// Longest pause in a stream.
     pub(crate) stream_idle_timeout: Duration,
-    /// How often a request is sent again.
+    /// Most retries of a request.
     pub(crate) max_retries: u32,
-    /// With which statuses a server says that another one should be asked.
+    /// Statuses of a server upon which the request is retried.
     pub(crate) retry_on: Vec<u16>,
 }
 
-/// A generation request that has been read. It keeps the limits that it began with.
+/// A generation request whose body has been read. It keeps its limits if a reload changes them.
 pub(crate) struct ReadRequest {
     limits: Arc<RequestLimits>,
-    outgoing: UpstreamHead,
+    upstream_head: UpstreamHead,
     body: ClientBody,
     shape: BodyShape,
     deadline: Deadline,
 }
 
-/// An answer that has begun.
+impl ReadRequest {
+    /// Bounds of prefill's response if its body is needed, which is for a merge only. Then the client waits
+    /// for prefill, and the deadline covers both legs.
+    fn collect_limits(&self) -> Option<CollectLimits> {
+        let limits = CollectLimits { max_bytes: self.limits.max_merge_size, deadline: self.deadline };
+        self.shape.merge.map(|_| limits)
+    }
+}
+
+/// A response that has started.
 pub(crate) struct UpstreamResponse {
     pub(crate) head: ClientResponseHead,
+    /// Boxed, because it is moved several times on its way to the connection that writes it.
     pub(crate) body: Box<Relay>,
 }
 
@@ -78,333 +90,356 @@ impl Proxy {
         Self { fleet, pools, limits }
     }
 
-    /// Reads a generation request.
+    /// Reads the body of a generation request.
     pub(crate) async fn read(
         &self,
         dialect: Dialect,
         head: &RequestHead,
-        upload: &mut impl RequestBody,
+        request: &mut impl RequestBody,
         record: &mut Record,
         timer: &mut Timer,
     ) -> Result<ReadRequest, Error> {
         let limits = self.limits.load_full();
         let (max, idle) = (limits.max_payload_size, limits.body_idle_timeout);
-        let (body, shape, waited) = intake::read(&head.fields, upload, dialect, max, idle, timer).await?;
+        let (body, shape, waited) = intake::read(&head.fields, request, dialect, max, idle, timer).await?;
         let now = Instant::now();
         record.body_read(body.len(), shape.stream, waited.then(|| now.into_std()));
+        // SGLang runs the n samples of a request in one bootstrap room, and decode hangs (#24223, #26486).
         if shape.parallel_sampling {
             return Err(Error::ManySamples);
         }
         let deadline = Deadline::since(now, limits.request_timeout);
-        let outgoing = UpstreamHead::new(&head.method, head.target.as_str(), &head.fields, true);
-        Ok(ReadRequest { limits, outgoing, body, shape, deadline })
+        let upstream_head = UpstreamHead::new(&head.method, head.target.as_str(), &head.fields, true);
+        Ok(ReadRequest { limits, upstream_head, body, shape, deadline })
     }
 
-    /// Answers a request. One that no server can have seen is sent again, and one that was refused with a
-    /// status that says so. Where servers have so many requests at a time only, it comes with its seats.
+    /// Sends a request to a pair, and again after a failure that allows a retry. `admitted` is the pair if
+    /// the requests in flight on each server are limited; otherwise the policy chooses it here.
     pub(crate) async fn dispatch(
         &self,
-        asked: &ReadRequest,
-        seats: Option<AdmittedPair>,
+        request: &ReadRequest,
+        admitted: Option<AdmittedPair>,
         record: &mut Record,
         timer: &mut Timer,
     ) -> Result<UpstreamResponse, Error> {
-        let exchange = Exchange { fleet: &self.fleet, pools: &self.pools, asked };
-        let limited = seats.as_ref().map(|seated| Arc::clone(&seated.admission));
-        let (mut pair, mut legs) = match seats {
-            Some(seated) => from_permits(seated.permits),
+        let exchange = Exchange { fleet: &self.fleet, pools: &self.pools, request };
+        let admission = admitted.as_ref().map(|admitted| Arc::clone(&admitted.admission));
+        let (mut pair, mut legs) = match admitted {
+            Some(admitted) => from_permits(admitted.permits),
             None => unlimited(self.fleet.now().select_pair().map_err(Error::NoServer)?),
         };
         let mut connection = ConnectionChoice::Any;
-        let mut retries = asked.limits.max_retries;
+        let mut retries = request.limits.max_retries;
         loop {
             let attempt = record.begin_attempt(&pair);
-            let answered = exchange.attempt(&attempt, legs, connection, timer).await;
-            let again = if retries > 0 { exchange.sent_again(&pair, &answered) } else { None };
-            let Some((server, next)) = again else { return answered.map(Answered::into_answer) };
-            record.add_retry(&server, answered.as_ref().err());
-            // Both legs end here.
-            drop(answered);
-            (pair, legs) = exchange.other(&server, limited.as_ref()).map_err(Error::NoServer)?;
+            let result = exchange.attempt(&attempt, legs, connection, timer).await;
+            let retry = if retries > 0 { exchange.retry_target(&pair, &result) } else { None };
+            let Some((failed, next)) = retry else { return result.map(AttemptResult::into_response) };
+            record.add_retry(&failed, result.as_ref().err());
+            // Closes both legs before the next attempt: a leg without its partner holds a slot of its server,
+            // for up to 300 s.
+            drop(result);
+            (pair, legs) =
+                exchange.select_other_pair(&failed, admission.as_ref()).map_err(Error::NoServer)?;
             connection = next;
             retries -= 1;
         }
     }
 }
 
-/// One request's way.
+/// The attempts of one request.
 struct Exchange<'a> {
     fleet: &'a LiveFleet,
     pools: &'a Arc<Pools>,
-    asked: &'a ReadRequest,
+    request: &'a ReadRequest,
 }
 
 impl Exchange<'_> {
-    /// Another pair than the one of a server that has failed.
-    fn other(
+    /// Selects a pair without the server that has failed, if its role has another one.
+    fn select_other_pair(
         &self,
         failed: &Arc<Backend>,
-        limited: Option<&Arc<AdmissionHandle>>,
+        admission: Option<&Arc<AdmissionHandle>>,
     ) -> Result<(ServerPair, Legs), Role> {
         let fleet = self.fleet.now();
-        match limited {
-            Some(entrance) => {
-                fleet.acquire_other_pair(failed, entrance.controller().caps(), entrance).map(from_permits)
+        match admission {
+            Some(admission) => {
+                fleet.acquire_other_pair(failed, admission.controller().caps(), admission).map(from_permits)
             }
             None => fleet.select_other_pair(failed).map(unlimited),
         }
     }
 
-    /// Whether a request is sent again after this: which server is to be avoided, and on which connections.
-    fn sent_again(
+    /// If the request is to be retried: the server to avoid, and which connections to use.
+    fn retry_target(
         &self,
         pair: &ServerPair,
-        answered: &Result<Answered, Error>,
+        result: &Result<AttemptResult, Error>,
     ) -> Option<(Arc<Backend>, ConnectionChoice)> {
-        match answered {
+        match result {
+            // No server can have read the request, so a retry does not run it twice. Other pooled connections
+            // may be as stale as this one was.
             Err(error) if error.is_unseen() => {
-                debug!(code = error.code(), "sending again: {error}");
+                debug!(code = error.code(), "retrying the request: {error}");
                 Some((Arc::clone(error.server()?), ConnectionChoice::New))
             }
-            Ok(Answered::Refused(role, refusal))
-                if self.asked.limits.retry_on.contains(&refusal.head.status().as_u16()) =>
-            {
+            Ok(AttemptResult::ErrorResponse(role, response)) => {
+                let status = response.head.status().as_u16();
+                if !self.request.limits.retry_on.contains(&status) {
+                    return None;
+                }
                 let server = match role {
                     Role::Prefill => pair.prefill(),
                     Role::Decode => pair.decode(),
                 };
-                debug!(
-                    status = refusal.head.status().as_u16(),
-                    "sending again: {role} server {} refused",
-                    server.url()
-                );
+                debug!(status, "retrying the request: {role} server {} responded {status}", server.url());
                 Some((Arc::clone(server), ConnectionChoice::Any))
             }
             _ => None,
         }
     }
 
-    /// Sends a request to a pair, in a room of its own. Both legs have ended when this fails.
+    /// The requests to prefill and to decode, which share one body.
+    fn leg_requests(&self, attempt: &Attempt<'_>) -> (OutgoingRequest, OutgoingRequest) {
+        let ReadRequest { upstream_head, body, shape, .. } = self.request;
+        let (prefill, decode) = (attempt.pair.prefill(), attempt.pair.decode());
+        let fields = prefill.bootstrap().expect("a prefill server has bootstrap fields");
+        // A new room for each attempt: two live requests in one room crash both schedulers (sglang #40125),
+        // and the last attempt may still be live on its servers. Decode takes room 0 for "not arrived yet".
+        let body = body.with_bootstrap(&shape.edit, fields, fastrand::u64(1..=MAX_BOOTSTRAP_ROOM));
+        let to = |server: &Backend, role| {
+            upstream_head.for_backend(server.host_header(), attempt.trace_headers(role), &body)
+        };
+        (to(prefill, Role::Prefill), to(decode, Role::Decode))
+    }
+
+    /// Sends the request to one pair. If this fails, both legs have ended.
     async fn attempt(
         &self,
         attempt: &Attempt<'_>,
         (on_prefill, on_decode): Legs,
         connection: ConnectionChoice,
         timer: &mut Timer,
-    ) -> Result<Answered, Error> {
-        let ReadRequest { limits, outgoing, body, shape, deadline } = self.asked;
-        let deadline = *deadline;
-        let pair = attempt.pair;
-        let fields = pair.prefill().bootstrap().expect("a prefill server has bootstrap fields");
-        let body = body.with_bootstrap(&shape.edit, fields, fastrand::u64(1..=MAX_BOOTSTRAP_ROOM));
-        let to = |server: &Backend, role| {
-            outgoing.for_backend(server.host_header(), attempt.trace_headers(role), &body)
+    ) -> Result<AttemptResult, Error> {
+        let (to_prefill, to_decode) = self.leg_requests(attempt);
+        let collect = self.request.collect_limits();
+        let (on_prefill, on_decode) = (attempt.begin_leg(on_prefill), attempt.begin_leg(on_decode));
+        let prefill = run_prefill(Arc::clone(self.pools), on_prefill, to_prefill, connection, collect);
+        let mut prefill = PrefillLeg::Running(prefill);
+        let mut timer = DeadlineTimer { deadline: self.request.deadline, timer };
+        // Both at once: prefill responds only after decode has connected to it and taken the KV cache, so one
+        // leg after the other would wait for SGLang's own timeout of 300 s.
+        let winner = {
+            // Pinned here: passed by value, the future would be copied at every step to where it is polled.
+            let decode = Leg::start(self.pools, on_decode, to_decode, connection, Some(&mut timer));
+            prefill.race(pin!(decode)).await?
         };
-        let (to_prefill, to_decode) = (to(pair.prefill(), Role::Prefill), to(pair.decode(), Role::Decode));
-        let keep = shape.merge.map(|_| CollectLimits { most: limits.max_merge_size, deadline });
-        let on_prefill = attempt.begin_leg(on_prefill);
-        let prefill = run_prefill(Arc::clone(self.pools), on_prefill, to_prefill, connection, keep);
-        let mut prefill = Prefill::Running(prefill);
-        let mut limit = DeadlineTimer { deadline, timer };
-        let begun = {
-            let on_decode = attempt.begin_leg(on_decode);
-            // Pinned here: handed on by value, it would be copied at every step on the way to where it is polled.
-            let decode = Leg::start(self.pools, on_decode, to_decode, connection, Some(&mut limit));
-            prefill.race_prefill_failure(pin!(decode)).await?
+        let (head, leg) = match winner {
+            RaceWinner::Decode(response) => response,
+            RaceWinner::PrefillError(response) => return Ok(AttemptResult::prefill_error(response)),
         };
-        let (head, leg) = match begun {
-            First::Decode(begun) => begun,
-            First::Refused(refusal) => return Ok(Answered::by_prefill(refusal)),
-        };
-        match shape.merge {
-            // Decode's refusal is the answer; prefill is dropped.
-            _ if !head.status.is_success() => {
-                let body = Relay::piped(leg, None, self.time_limit(false, deadline));
-                Ok(Answered::Refused(Role::Decode, UpstreamResponse { head: head.into(), body: body.into() }))
-            }
-            None => self.piped(prefill, head, leg, limit).await,
-            Some(merge) => match prefill.end().await? {
-                PrefillEnd::Answered(lists) => {
-                    attempt.set_merged();
-                    // Boxed, so that requests with nothing to merge are not as large.
-                    let merged = Box::pin(self.merged(pair, merge, &lists, head, leg, limit));
-                    merged.await.map(Answered::Prefixed)
-                }
-                PrefillEnd::Refused { refusal, .. } => Ok(Answered::by_prefill(refusal)),
-            },
+        if !head.status.is_success() {
+            // Prefill is dropped with it: no one takes its KV cache.
+            return Ok(self.decode_error(head, leg));
         }
+        let Some(merge) = self.request.shape.merge else {
+            return self.pass_through(prefill, head, leg, timer).await;
+        };
+        let body = match prefill.end().await? {
+            PrefillEnd::Completed(body) => body,
+            PrefillEnd::ErrorResponse { response, .. } => return Ok(AttemptResult::prefill_error(response)),
+        };
+        attempt.set_merged();
+        // Boxed: few requests need a merge, and the others would have a larger future.
+        let merged = Box::pin(self.merge(attempt.pair, merge, &body, head, leg, timer));
+        merged.await.map(AttemptResult::Response)
     }
 
-    /// Makes the answer of decode's alone. Until something of its body is there, either leg can still fail with a
-    /// status of its own.
-    async fn piped(
+    /// Decode's error response, which is passed on as it arrives, within the deadline.
+    fn decode_error(&self, head: ResponseHead, leg: Leg) -> AttemptResult {
+        let relay = Relay::pass_through(leg, None, self.time_limit(false, self.request.deadline));
+        let response = UpstreamResponse { head: head.into(), body: relay.into() };
+        AttemptResult::ErrorResponse(Role::Decode, response)
+    }
+
+    /// Makes the response of decode's alone. Until decode's body starts, the failure of either leg can still
+    /// become a response with an error status.
+    async fn pass_through(
         &self,
-        mut prefill: Prefill,
+        mut prefill: PrefillLeg,
         head: ResponseHead,
         mut leg: Leg,
         DeadlineTimer { deadline, timer }: DeadlineTimer<'_>,
-    ) -> Result<Answered, Error> {
-        let events = head.is_event_stream;
-        // A `/generate` stream has its head at once, and its first event when prefill is done.
-        let grace = if events { Instant::now() + HEAD_GRACE } else { deadline.at };
-        let begun = {
-            let begun = pin!(prefill.race_prefill_failure(leg.begun()));
-            timer.before(grace.min(deadline.at), begun).await.transpose()?
+    ) -> Result<AttemptResult, Error> {
+        let is_stream = head.is_event_stream;
+        let grace = if is_stream { Instant::now() + FIRST_EVENT_GRACE } else { deadline.at };
+        let winner = {
+            let started = pin!(prefill.race(leg.body_started()));
+            timer.before(grace.min(deadline.at), started).await.transpose()?
         };
-        match begun {
-            Some(First::Decode(())) => {}
-            Some(First::Refused(refusal)) => return Ok(Answered::by_prefill(refusal)),
+        match winner {
+            Some(RaceWinner::Decode(())) => {}
+            Some(RaceWinner::PrefillError(response)) => return Ok(AttemptResult::prefill_error(response)),
+            // The grace is over, but not the timeout: the client gets the head, and
+            // events when there are any.
             None if grace < deadline.at => {}
-            None => return Err(leg.fail(Cause::Timeout(deadline.after))),
+            None => return Err(leg.record_failure(Cause::Timeout(deadline.timeout))),
         }
         let prefill = match prefill {
-            Prefill::Refusing(PrefillEnd::Refused { refusal, .. }, _) if !leg.has_begun() => {
-                return Ok(Answered::by_prefill(refusal));
+            // The head is due and decode is silent: an error status is worth more than the rest of its grace.
+            PrefillLeg::HiddenError(response, _) if !leg.has_body_started() => {
+                return Ok(AttemptResult::prefill_error(response));
             }
-            Prefill::Running(run) => Some(run),
-            Prefill::Answered(_) | Prefill::Refusing(..) => None,
+            PrefillLeg::Running(run) => Some(run),
+            PrefillLeg::Completed(_) | PrefillLeg::HiddenError(..) => None,
         };
-        let relay = Relay::piped(leg, prefill, self.time_limit(events, deadline));
-        Ok(Answered::Prefixed(UpstreamResponse { head: head.into(), body: relay.with_events(events).into() }))
+        let relay = Relay::pass_through(leg, prefill, self.time_limit(is_stream, deadline));
+        let body = relay.with_event_stream(is_stream).into();
+        Ok(AttemptResult::Response(UpstreamResponse { head: head.into(), body }))
     }
 
-    fn time_limit(&self, events: bool, deadline: Deadline) -> TimeLimit {
-        TimeLimit::new(deadline, events.then_some(self.asked.limits.stream_idle_timeout))
+    fn time_limit(&self, is_stream: bool, deadline: Deadline) -> TimeLimit {
+        TimeLimit::new(deadline, is_stream.then_some(self.request.limits.stream_idle_timeout))
     }
 
-    /// Makes the answer to a request for prompt logprobs, of both servers' answers.
-    async fn merged(
+    /// Makes the response to a request for prompt logprobs, from both servers' responses.
+    async fn merge(
         &self,
         pair: &ServerPair,
         merge: Merge,
         prefill: &Bytes,
         head: ResponseHead,
         leg: Leg,
-        mut limit: DeadlineTimer<'_>,
+        mut deadline: DeadlineTimer<'_>,
     ) -> Result<UpstreamResponse, Error> {
         let unmergeable = |server: &Arc<Backend>, what| Error::upstream(server, Cause::Unmergeable(what));
         let lists = PromptLogprobs::read(merge, prefill)
             .map_err(|error| unmergeable(pair.prefill(), error.reason))?;
-        let events = head.is_event_stream;
+        let is_stream = head.is_event_stream;
         if headers::unreadable_encoding(&head.fields).is_some() {
-            return Err(unmergeable(pair.decode(), "the answer is compressed"));
+            return Err(unmergeable(pair.decode(), "the response is compressed"));
         }
-        let max = self.asked.limits.max_merge_size;
+        let max = self.request.limits.max_merge_size;
         let mut head = ClientResponseHead::from(head);
-        if events {
+        if is_stream {
+            // The events grow by prefill's logprobs, by how much is not known before the last one.
             head.remove(&CONTENT_LENGTH);
-            let relay = Relay::spliced(leg, lists.into_splicer(max), self.time_limit(true, limit.deadline));
-            return Ok(UpstreamResponse { head, body: relay.with_events(true).into() });
+            let time_limit = self.time_limit(true, deadline.deadline);
+            let relay = Relay::merging(leg, lists.into_splicer(max), time_limit);
+            return Ok(UpstreamResponse { head, body: relay.with_event_stream(true).into() });
         }
-        let body = lists.splice_body(&leg.collect(max, Some(&mut limit)).await?);
+        let body = lists.splice_body(&leg.collect(max, Some(&mut deadline)).await?);
         head.set(CONTENT_LENGTH, HeaderValue::from(body.len()));
-        Ok(UpstreamResponse { head, body: Relay::whole(body).into() })
+        Ok(UpstreamResponse { head, body: Relay::buffered(body).into() })
     }
 }
 
-/// What came of sending a request to a pair.
-enum Answered {
-    /// What was asked for, or the beginning of it.
-    Prefixed(UpstreamResponse),
-    /// One server's own words, of which the client has seen nothing yet.
-    Refused(Role, UpstreamResponse),
+/// What a pair responded to one attempt.
+enum AttemptResult {
+    /// A response with a status of success. Of a stream it is only the start.
+    Response(UpstreamResponse),
+    /// The error response of one server, of which nothing has been sent to the client.
+    ErrorResponse(Role, UpstreamResponse),
 }
 
-impl Answered {
-    /// Prefill's own words.
-    fn by_prefill(ErrorResponse { mut head, body }: ErrorResponse) -> Self {
+impl AttemptResult {
+    fn prefill_error(ErrorResponse { mut head, body }: ErrorResponse) -> Self {
+        // The body was read whole, whatever its framing was, or is one event of a stream.
         head.set(CONTENT_LENGTH, HeaderValue::from(body.len()));
-        Self::Refused(Role::Prefill, UpstreamResponse { head, body: Relay::whole(body).into() })
+        Self::ErrorResponse(Role::Prefill, UpstreamResponse { head, body: Relay::buffered(body).into() })
     }
 
-    fn into_answer(self) -> UpstreamResponse {
+    fn into_response(self) -> UpstreamResponse {
         match self {
-            Self::Prefixed(answer) | Self::Refused(_, answer) => answer,
+            Self::Response(response) | Self::ErrorResponse(_, response) => response,
         }
     }
 }
 
-/// How long a stream's head waits for its first event, so that a failure in this time has a status. The client
-/// loses nothing: a head says no more than that the server listens.
-const HEAD_GRACE: Duration = Duration::from_millis(100);
+/// How long the head of a stream waits for the first event, so that a failure in this time has an error
+/// status. SGLang sends the head of a `/generate` stream before it does any work, so the client loses nothing
+/// by the wait.
+const FIRST_EVENT_GRACE: Duration = Duration::from_millis(100);
 
-/// What comes first: what decode was asked for, or prefill's refusal.
-enum First<T> {
+/// How long decode may still respond after an error event of prefill. Both servers reject a prompt that is
+/// too long, for example, and then decode's response is the one that a single server would send.
+const HIDDEN_ERROR_GRACE: Duration = Duration::from_millis(100);
+
+/// Which leg decides the response.
+enum RaceWinner<T> {
+    /// Decode has what was waited for.
     Decode(T),
-    Refused(ErrorResponse),
+    /// Prefill has responded with an error.
+    PrefillError(ErrorResponse),
 }
 
-/// How long decode may still answer when prefill has refused within a 200. A prompt that is too long, say, is
-/// refused by both in this way, and decode's answer is the one that a single server would give.
-const HIDDEN_GRACE: Duration = Duration::from_millis(100);
-
-/// The prefill leg, beside decode's.
-enum Prefill {
+/// The prefill leg while decode's response is waited for.
+enum PrefillLeg {
     Running(PrefillRun),
-    Answered(Bytes),
-    /// It has refused within a 200; until the timer ends decode may answer.
-    Refusing(PrefillEnd, Pin<Box<Sleep>>),
+    /// With the response's body, for a merge.
+    Completed(Bytes),
+    /// It has failed inside a 200. Decode has until the end of [`HIDDEN_ERROR_GRACE`].
+    HiddenError(ErrorResponse, Pin<Box<Sleep>>),
 }
 
-impl Prefill {
-    /// Waits for `decode`, and for prefill to fail. Whatever it waits for is polled in this one task.
-    async fn race_prefill_failure<T>(
+impl PrefillLeg {
+    /// Waits for `decode`, or for prefill to fail. Both are polled in the request's own task.
+    async fn race<T>(
         &mut self,
         decode: impl Future<Output = Result<T, Error>>,
-    ) -> Result<First<T>, Error> {
+    ) -> Result<RaceWinner<T>, Error> {
         let mut decode = pin!(decode);
         std::future::poll_fn(|cx| {
-            // Prefill first: when it has failed, decode's silence means nothing.
+            // Prefill first: without its KV cache decode waits for 300 s, so its failure decides.
             if let Self::Running(run) = self
-                && let Poll::Ready(end) = run.as_mut().poll(cx)
+                && let Poll::Ready(end) = Pin::new(run).poll(cx)
             {
                 match end? {
-                    PrefillEnd::Answered(answer) => *self = Self::Answered(answer),
-                    PrefillEnd::Refused { refusal, hidden: false, .. } => {
-                        return Poll::Ready(Ok(First::Refused(refusal)));
+                    PrefillEnd::Completed(body) => *self = Self::Completed(body),
+                    PrefillEnd::ErrorResponse { response, hidden: false } => {
+                        return Poll::Ready(Ok(RaceWinner::PrefillError(response)));
                     }
-                    hidden => *self = Self::Refusing(hidden, Box::pin(sleep(HIDDEN_GRACE))),
+                    PrefillEnd::ErrorResponse { response, hidden: true } => {
+                        *self = Self::HiddenError(response, Box::pin(sleep(HIDDEN_ERROR_GRACE)));
+                    }
                 }
             }
-            if let Poll::Ready(begun) = decode.as_mut().poll(cx) {
-                return Poll::Ready(begun.map(First::Decode));
+            if let Poll::Ready(result) = decode.as_mut().poll(cx) {
+                return Poll::Ready(result.map(RaceWinner::Decode));
             }
-            match self {
-                Self::Refusing(PrefillEnd::Refused { refusal, .. }, timer) => {
-                    ready!(timer.as_mut().poll(cx));
-                    Poll::Ready(Ok(First::Refused(std::mem::take(refusal))))
-                }
-                _ => Poll::Pending,
-            }
+            let Self::HiddenError(response, grace) = self else { return Poll::Pending };
+            ready!(grace.as_mut().poll(cx));
+            Poll::Ready(Ok(RaceWinner::PrefillError(std::mem::take(response))))
         })
         .await
     }
 
-    /// Waits for its end.
+    /// Waits for the end of the leg.
     async fn end(self) -> Result<PrefillEnd, Error> {
         match self {
             Self::Running(run) => run.await,
-            Self::Answered(answer) => Ok(PrefillEnd::Answered(answer)),
-            Self::Refusing(refused, _) => Ok(refused),
+            Self::Completed(body) => Ok(PrefillEnd::Completed(body)),
+            Self::HiddenError(response, _) => Ok(PrefillEnd::ErrorResponse { response, hidden: true }),
         }
     }
 }
 
-/// The request under way on prefill, and on decode.
+/// The entries of one request in the in-flight counts of prefill and of decode.
 type Legs = (InFlight, InFlight);
 
-/// A pair with a place on each server, taken before the request was read.
+/// A pair with a permit on each server. The permits were taken before the request's body was read.
 pub(crate) struct AdmittedPair {
     pub(crate) permits: PairPermits,
-    /// Who is told when they are free.
+    /// Wakes the wait queue when the permits are returned.
     pub(crate) admission: Arc<AdmissionHandle>,
 }
 
-fn from_permits(seats: PairPermits) -> (ServerPair, Legs) {
-    let (pair, on_prefill, on_decode) = seats.into_legs();
+fn from_permits(permits: PairPermits) -> (ServerPair, Legs) {
+    let (pair, on_prefill, on_decode) = permits.into_legs();
     (pair, (on_prefill, on_decode))
 }
 
+/// Counts a request in flight on servers that have no limit.
 fn unlimited(pair: ServerPair) -> (ServerPair, Legs) {
     let enter = |server: &Arc<Backend>| InFlight::enter(Arc::clone(server));
     let legs = (enter(pair.prefill()), enter(pair.decode()));

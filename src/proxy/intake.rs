@@ -1,4 +1,6 @@
-//! Reads a client's body: bounded in size and in its pauses, looked at once as it arrives, kept as it came.
+//! Reads the body of a client's request: bounded in size and in its pauses, and scanned once, as it arrives.
+//!
+//! The bytes are kept as they arrived. What is in them is for [`wire`](crate::wire) to find and to change.
 
 use std::task::{Poll, ready};
 use std::time::Duration;
@@ -14,73 +16,76 @@ use crate::wire::body::ClientBody;
 use crate::wire::headers::unreadable_encoding;
 use crate::wire::shape::{BodyInspector, BodyShape, Dialect};
 
-/// How much of a body is read only to throw it away, so that the connection stays usable after a refusal.
+/// Most bytes of a rejected body that are read and discarded. Closing with unread data makes the kernel send
+/// a reset, which can reach the client before our response does; over 64 MiB a new connection is cheaper.
 const MAX_DISCARDED: usize = 64 << 20;
 
-/// Reads a whole request body, and says whether it had to be waited for. When it is refused, the rest of it has been read as well, unless that would be
-/// more than [`MAX_DISCARDED`].
+/// Reads a whole request body. The last value tells whether some of it was waited for, or all of it was there
+/// with the head. A rejected body is read to its end as well, up to [`MAX_DISCARDED`].
 pub(super) async fn read(
-    fields: &RawHeaders,
-    upload: &mut impl RequestBody,
+    headers: &RawHeaders,
+    request: &mut impl RequestBody,
     dialect: Dialect,
     limit: usize,
     idle_timeout: Duration,
     timer: &mut Timer,
 ) -> Result<(ClientBody, BodyShape, bool), Error> {
-    refuse_early(fields, upload, limit)?;
+    reject_early(headers, request, limit)?;
     let mut inspector = BodyInspector::new(dialect);
-    let mut kept = ClientBody::default();
-    let mut refused = encoded(fields);
+    let mut body = ClientBody::default();
+    let mut rejection = encoding_error(headers);
     let (mut length, mut waited) = (0, false);
-    while let Some(data) = next_chunk(upload, timer, idle_timeout, &mut waited).await? {
+    while let Some(data) = next_chunk(request, timer, idle_timeout, &mut waited).await? {
         length += data.len();
         if length > limit {
             if length - limit > MAX_DISCARDED {
                 return Err(Error::BodyTooLarge { limit, drained: false });
             }
-            refused = Some(Error::BodyTooLarge { limit, drained: true });
+            // Drained, so that the client reads the 413 instead of a reset, and can use the connection again.
+            rejection = Some(Error::BodyTooLarge { limit, drained: true });
         }
-        if refused.is_some() {
-            kept = ClientBody::default();
+        if rejection.is_some() {
+            // Free what was kept: the rest may take as long as the client likes to send it.
+            body = ClientBody::default();
             continue;
         }
         match inspector.feed(&data) {
-            Ok(()) => kept.push(data),
-            Err(error) => refused = Some(Error::InvalidBody(error)),
+            Ok(()) => body.push(data),
+            Err(error) => rejection = Some(Error::InvalidBody(error)),
         }
     }
-    match refused {
+    match rejection {
         Some(error) => Err(error),
-        None => Ok((kept, inspector.finish().map_err(Error::InvalidBody)?, waited)),
+        None => Ok((body, inspector.finish().map_err(Error::InvalidBody)?, waited)),
     }
 }
 
-/// Refuses a body whose announced length is over the limit, when reading it would be a waste: the client waits
-/// for our word before it sends (`Expect: 100-continue`), or it is too long to be thrown away.
-fn refuse_early(fields: &RawHeaders, upload: &impl RequestBody, limit: usize) -> Result<(), Error> {
-    let over = upload.content_length_hint().saturating_sub(limit as u64);
-    if over > MAX_DISCARDED as u64 || (over > 0 && fields.has(HeaderId::Expect)) {
+/// Rejects a body whose `Content-Length` is over the limit without reading it, if the client waits for our
+/// decision (`Expect: 100-continue`, RFC 9110, section 10.1.1), or if it is too long to discard.
+fn reject_early(headers: &RawHeaders, request: &impl RequestBody, limit: usize) -> Result<(), Error> {
+    let excess = request.content_length_hint().saturating_sub(limit as u64);
+    if excess > MAX_DISCARDED as u64 || (excess > 0 && headers.has(HeaderId::Expect)) {
         return Err(Error::BodyTooLarge { limit, drained: false });
     }
     Ok(())
 }
 
-fn encoded(fields: &RawHeaders) -> Option<Error> {
-    let encoding = unreadable_encoding(fields)?;
+fn encoding_error(headers: &RawHeaders) -> Option<Error> {
+    let encoding = unreadable_encoding(headers)?;
     Some(Error::BodyEncoded { encoding: String::from_utf8_lossy(encoding).into_owned() })
 }
 
-/// Reads a body that nobody wants, so that the connection stays usable. Returns whether it came to its end.
+/// Reads and discards a body, so that the connection stays usable. Returns whether its end was reached.
 pub(crate) async fn discard(
-    upload: &mut impl RequestBody,
+    request: &mut impl RequestBody,
     idle_timeout: Duration,
     timer: &mut Timer,
 ) -> Result<bool, Error> {
-    if upload.is_ended() {
+    if request.is_ended() {
         return Ok(true);
     }
     let mut length = 0;
-    while let Some(data) = next_chunk(upload, timer, idle_timeout, &mut false).await? {
+    while let Some(data) = next_chunk(request, timer, idle_timeout, &mut false).await? {
         length += data.len();
         if length > MAX_DISCARDED {
             return Ok(false);
@@ -89,24 +94,27 @@ pub(crate) async fn discard(
     Ok(true)
 }
 
-/// The body's next piece, if it comes within `idle_timeout`. Whether it had to be waited for is noted.
+/// The next chunk of the body. Fails if no byte arrives within `idle_timeout`. Sets `waited` if the chunk was
+/// not there at once.
 async fn next_chunk(
-    upload: &mut impl RequestBody,
+    request: &mut impl RequestBody,
     timer: &mut Timer,
     idle_timeout: Duration,
     waited: &mut bool,
 ) -> Result<Option<Bytes>, Error> {
-    let (mut waiting_until, mut seen) = (None, upload.bytes_read());
+    let (mut deadline, mut bytes_before) = (None, request.bytes_read());
     std::future::poll_fn(|cx| {
-        if let Poll::Ready(piece) = upload.poll_chunk(cx) {
-            return Poll::Ready(piece.map_err(Error::BodyRead));
+        if let Poll::Ready(chunk) = request.poll_chunk(cx) {
+            return Poll::Ready(chunk.map_err(Error::BodyRead));
         }
         *waited = true;
-        let now = upload.bytes_read();
-        if now > seen {
-            (waiting_until, seen) = (None, now);
+        // A chunk is up to a whole body buffer (128 KiB), which a slow client fills in many reads: each byte
+        // that arrives restarts the timeout, not only each chunk.
+        let bytes_now = request.bytes_read();
+        if bytes_now > bytes_before {
+            (deadline, bytes_before) = (None, bytes_now);
         }
-        let deadline = *waiting_until.get_or_insert_with(|| Instant::now() + idle_timeout);
+        let deadline = *deadline.get_or_insert_with(|| Instant::now() + idle_timeout);
         ready!(timer.poll_until(deadline, cx));
         let what = "more of the request body";
         Poll::Ready(Err(Error::RequestTimeout { what, after: idle_timeout }))

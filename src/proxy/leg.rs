@@ -1,7 +1,8 @@
-//! One request on one server: connection, head, body.
+//! A leg: the part of a request that runs on one of its two servers.
 //!
-//! A leg that is dropped closes its connection, and the server takes that as a
-//! cancellation. It gives the connection back only when its body has ended.
+//! A leg that is dropped closes its connection, which SGLang takes as an abort. The connection returns to its
+//! pool only after the body has ended. Which pair serves, whether to retry, and what the client receives is
+//! decided in [`exchange`](super::exchange) and [`relay`](super::relay).
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -23,136 +24,145 @@ use crate::wire::client_response::ClientResponseHead;
 use crate::wire::sse::{EventSplitter, EventTooLarge};
 use crate::wire::stream_error;
 
-/// Which connections will do.
+/// Which connections a leg may use.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum ConnectionChoice {
-    /// A kept one, if there is any.
+    /// An idle connection of the pool if there is one, otherwise a new one.
     Any,
-    /// A new one: kept ones have failed the request, and others may be as old.
+    /// A new connection: a pooled one was stale, and the others may have been idle for as long.
     New,
 }
 
-/// When something must have happened.
+/// The moment at which a timeout ends.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Deadline {
     pub(super) at: Instant,
-    /// How long that was from the beginning, for the error.
-    pub(super) after: Duration,
+    /// The whole timeout, for the error message.
+    pub(super) timeout: Duration,
 }
 
 impl Deadline {
-    pub(super) fn after(limit: Duration) -> Self {
-        Self::since(Instant::now(), limit)
+    pub(super) fn from_now(timeout: Duration) -> Self {
+        Self::since(Instant::now(), timeout)
     }
 
-    pub(super) fn since(begun: Instant, limit: Duration) -> Self {
-        Self { at: begun + limit, after: limit }
+    pub(super) fn since(start: Instant, timeout: Duration) -> Self {
+        Self { at: start + timeout, timeout }
     }
 }
 
-/// Until when there is time, and the timer that tells when it is over.
+/// A deadline, and the timer to wait for it with.
 pub(super) struct DeadlineTimer<'a> {
     pub(super) deadline: Deadline,
     pub(super) timer: &'a mut Timer,
 }
 
+/// Waits for `future` until the deadline, if there is one.
 async fn before<T>(
-    limit: Option<&mut DeadlineTimer<'_>>,
-    wait: Pin<&mut impl Future<Output = T>>,
+    deadline: Option<&mut DeadlineTimer<'_>>,
+    future: Pin<&mut impl Future<Output = T>>,
 ) -> Result<T, Cause> {
-    let Some(DeadlineTimer { deadline, timer }) = limit else { return Ok(wait.await) };
-    timer.before(deadline.at, wait).await.ok_or(Cause::Timeout(deadline.after))
+    let Some(DeadlineTimer { deadline, timer }) = deadline else { return Ok(future.await) };
+    timer.before(deadline.at, future).await.ok_or(Cause::Timeout(deadline.timeout))
 }
 
-/// A leg whose answer has begun.
+/// A leg whose response head has been read.
 pub(super) struct Leg {
     lease: Lease,
-    server: LegRecord,
-    /// How it ends if its body does.
+    record: LegRecord,
+    /// The leg's outcome if the response is read to its end.
     outcome: Outcome,
 }
 
 impl Leg {
-    /// Takes a connection, sends the request, and waits for the head of the answer.
+    /// Takes a connection, sends the request, and reads the head of the response.
     pub(super) async fn start(
         pools: &Pools,
-        mut server: LegRecord,
+        mut record: LegRecord,
         request: OutgoingRequest,
         connection: ConnectionChoice,
-        limit: Option<&mut DeadlineTimer<'_>>,
+        deadline: Option<&mut DeadlineTimer<'_>>,
     ) -> Result<(ResponseHead, Self), Error> {
         let sent = {
-            let sent = pin!(send(pools, server.backend(), request, connection));
-            before(limit, sent).await.flatten()
+            let sent = pin!(send(pools, record.backend(), request, connection));
+            before(deadline, sent).await.flatten()
         };
-        match sent {
-            Ok((lease, head)) => {
-                server.response_head_received(lease.write_timing(), lease.body_progress());
-                let outcome = outcome(head.status);
-                if !head.status.is_success() {
-                    // That is said, whether the rest of it is read or not.
-                    server.set_outcome(outcome);
-                }
-                Ok((head, Self { lease, server, outcome }))
-            }
-            Err(cause) => Err(failed(&mut server, cause)),
+        let (lease, head) = match sent {
+            Ok(sent) => sent,
+            Err(cause) => return Err(record_failure(&mut record, cause)),
+        };
+        record.response_head_received(lease.write_timing(), lease.body_progress());
+        let outcome = outcome(head.status);
+        if !head.status.is_success() {
+            // The status settles the outcome: dropping the rest of an error response is not a cancelled leg.
+            record.set_outcome(outcome);
         }
+        Ok((head, Self { lease, record, outcome }))
     }
 
     /// The next data of the body.
     pub(super) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
         let data = ready!(self.lease.poll_data(cx));
+        // For every chunk, but the record reads the clock for the first one only.
         if let Some(Ok(_)) = data {
-            self.server.body_received();
+            self.record.body_received();
         }
-        Poll::Ready(data.map(|data| data.map_err(|error| self.fail(error))))
+        Poll::Ready(data.map(|data| data.map_err(|error| self.record_failure(error))))
     }
 
-    /// Waits for the first data, or for the end of an empty body. Both are still to be had afterwards.
-    pub(super) async fn begun(&mut self) -> Result<(), Error> {
+    /// Waits for the first data, or for the end of an empty body. [`poll_data`](Self::poll_data) still
+    /// returns both.
+    pub(super) async fn body_started(&mut self) -> Result<(), Error> {
         match self.lease.body_started().await {
             Ok(()) => {
-                self.server.body_received();
+                self.record.body_received();
                 Ok(())
             }
-            Err(error) => Err(self.fail(error)),
+            Err(error) => Err(self.record_failure(error)),
         }
     }
 
-    /// The whole body, which may have `most` bytes, and the connection back to the pool.
+    /// Reads the whole body, of at most `max` bytes, and parks the connection.
     pub(super) async fn collect(
         mut self,
-        most: usize,
-        limit: Option<&mut DeadlineTimer<'_>>,
+        max: usize,
+        deadline: Option<&mut DeadlineTimer<'_>>,
     ) -> Result<Bytes, Error> {
-        let whole = self.whole(most, limit).await?;
+        let body = self.read_body(max, deadline).await?;
         self.park();
-        Ok(whole)
+        Ok(body)
     }
 
-    async fn whole(&mut self, most: usize, limit: Option<&mut DeadlineTimer<'_>>) -> Result<Bytes, Error> {
-        let whole = before(limit, pin!(self.lease.collect(most))).await;
-        match whole {
-            Ok(Ok(whole)) => Ok(whole),
-            Ok(Err(error)) => Err(self.fail(error)),
-            Err(late) => Err(self.fail(late)),
+    async fn read_body(
+        &mut self,
+        max: usize,
+        deadline: Option<&mut DeadlineTimer<'_>>,
+    ) -> Result<Bytes, Error> {
+        let result = before(deadline, pin!(self.lease.collect(max))).await;
+        match result {
+            Ok(Ok(body)) => Ok(body),
+            Ok(Err(error)) => Err(self.record_failure(error)),
+            Err(timeout) => Err(self.record_failure(timeout)),
         }
     }
 
-    /// Reads the body to its end and throws it away, and gives the connection back to the pool; or finds a refusal
-    /// in it. `events`: the body is a stream of events.
-    async fn drain(mut self, events: bool) -> Result<Option<HiddenError>, Error> {
-        let mut events = events.then(|| EventSplitter::new(MAX_REFUSAL));
+    /// Reads the body to its end, discards it, and parks the connection. Stops at an error event, if the body
+    /// is an event stream, and returns it.
+    async fn drain(mut self, is_event_stream: bool) -> Result<Option<HiddenError>, Error> {
+        let mut events = is_event_stream.then(|| EventSplitter::new(MAX_ERROR_RESPONSE));
         while let Some(data) = poll_fn(|cx| self.poll_data(cx)).await.transpose()? {
-            let Some(watched) = &mut events else { continue };
-            watched.push(data);
-            match next_refusal(watched) {
+            let Some(unread) = &mut events else { continue };
+            unread.push(data);
+            match next_error(unread) {
                 Ok(None) => {}
-                Ok(Some(refusal)) => {
-                    self.server.set_outcome(Outcome::Refused);
-                    return Ok(Some(refusal));
+                Ok(Some(error)) => {
+                    // Not parked: the rest of the stream is unread. The request has failed,
+                    // so closing aborts nothing.
+                    self.record.set_outcome(Outcome::Refused);
+                    return Ok(Some(error));
                 }
-                // An event that large is no refusal, and what comes after it is not looked at.
+                // An error event is a few hundred bytes. One of over 1 MiB is something else, and the rest of
+                // the stream is drained without a search.
                 Err(EventTooLarge { .. }) => events = None,
             }
         }
@@ -160,20 +170,20 @@ impl Leg {
         Ok(None)
     }
 
-    /// Whether something of the body is there, or all of an empty one.
-    pub(super) fn has_begun(&self) -> bool {
+    /// Whether some of the body has been read, or all of an empty one.
+    pub(super) fn has_body_started(&self) -> bool {
         self.lease.body_progress() != BodyProgress::None
     }
 
-    /// Gives the connection back. Only for a leg whose body has ended.
+    /// Records the outcome and returns the connection to its pool. Only for a leg whose body has ended.
     pub(super) fn park(mut self) {
-        self.server.set_outcome(self.outcome);
+        self.record.set_outcome(self.outcome);
         self.lease.park();
     }
 
-    /// The leg has failed of a cause; what is left to do is to drop it.
-    pub(super) fn fail(&mut self, cause: impl Into<Cause>) -> Error {
-        failed(&mut self.server, cause.into())
+    /// Records why the leg failed, and makes the error of it. The connection closes when the leg is dropped.
+    pub(super) fn record_failure(&mut self, cause: impl Into<Cause>) -> Error {
+        record_failure(&mut self.record, cause.into())
     }
 
     /// Whether the body has been read to its end.
@@ -181,7 +191,7 @@ impl Leg {
         self.lease.is_ended()
     }
 
-    /// What is left of a body of announced length.
+    /// Unread bytes of a body with a `Content-Length`.
     pub(super) fn remaining(&self) -> Option<u64> {
         self.lease.remaining()
     }
@@ -189,26 +199,29 @@ impl Leg {
 
 async fn send(
     pools: &Pools,
-    server: &Backend,
+    backend: &Backend,
     request: OutgoingRequest,
     connection: ConnectionChoice,
 ) -> Result<(Lease, ResponseHead), Cause> {
     let mut lease = match connection {
-        ConnectionChoice::Any => pools.lease(server).await?,
-        ConnectionChoice::New => Box::pin(pools.lease_new(server)).await?,
+        ConnectionChoice::Any => pools.lease(backend).await?,
+        // Boxed: only retries take this path, and dialling would enlarge the future of every leg.
+        ConnectionChoice::New => Box::pin(pools.lease_new(backend)).await?,
     };
     let head = lease.send(request).await?;
     Ok((lease, head))
 }
 
-fn failed(server: &mut LegRecord, cause: Cause) -> Error {
-    server.set_outcome(cause.outcome());
-    Error::upstream(server.backend(), cause)
+fn record_failure(record: &mut LegRecord, cause: Cause) -> Error {
+    record.set_outcome(cause.outcome());
+    Error::upstream(record.backend(), cause)
 }
 
-/// How a leg ends when its answer is complete.
+/// The outcome of a leg whose response is complete.
 fn outcome(status: StatusCode) -> Outcome {
     match status {
+        // SGLang returns 503 while it starts, shuts down, or is out of memory for KV cache. That is no fault
+        // of the process, so it must not count towards ejection as other 5xx do.
         StatusCode::SERVICE_UNAVAILABLE => Outcome::Refused,
         status if status.is_server_error() => Outcome::ServerError,
         status if status.is_success() => Outcome::Completed,
@@ -216,104 +229,124 @@ fn outcome(status: StatusCode) -> Outcome {
     }
 }
 
-/// Largest error answer of a prefill server that is passed on.
-const MAX_REFUSAL: usize = 1 << 20;
+/// Largest error response of a prefill server that is passed on to the client.
+const MAX_ERROR_RESPONSE: usize = 1 << 20;
 
-/// How a prefill leg ended, if it came to an answer.
+/// How a prefill leg ended, if its response could be read.
 pub(super) enum PrefillEnd {
-    /// The answer's body, or nothing of it when nobody wants it.
-    Answered(Bytes),
-    /// An answer that says no. It was `hidden` in a 200.
-    Refused { server: Arc<Backend>, refusal: ErrorResponse, hidden: bool },
+    /// With the response's body, which is empty if it was not collected.
+    Completed(Bytes),
+    /// With an error. `hidden`: the status was 200, and the error was an event of the stream.
+    ErrorResponse { response: ErrorResponse, hidden: bool },
 }
 
-/// A server's words when it says no.
+/// A server's response with an error status.
 #[derive(Debug, Default)]
 pub(super) struct ErrorResponse {
     pub(super) head: ClientResponseHead,
     pub(super) body: Bytes,
 }
 
-/// A prefill leg under way. It is boxed because it is handed on as it stands: from waiting for decode's head, to
-/// the answer's body, to a task of its own when decode is done first.
-pub(super) type PrefillRun = Pin<Box<dyn Future<Output = Result<PrefillEnd, Error>> + Send>>;
+/// A prefill leg in flight.
+pub(super) struct PrefillRun {
+    backend: Arc<Backend>,
+    /// Boxed because it moves while it runs: it is polled beside decode's head, then with the response's
+    /// body, and last in a task of its own if decode finishes first.
+    future: Pin<Box<dyn Future<Output = Result<PrefillEnd, Error>> + Send>>,
+}
 
-/// A refusal in a 200: its status and its JSON.
+impl PrefillRun {
+    pub(super) fn backend(&self) -> &Arc<Backend> {
+        &self.backend
+    }
+}
+
+impl Future for PrefillRun {
+    type Output = Result<PrefillEnd, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.future.as_mut().poll(cx)
+    }
+}
+
+/// An error inside a response with status 200: the status it should have had, and the JSON of the event.
 struct HiddenError {
     status: StatusCode,
     json: Bytes,
 }
 
-fn next_refusal(events: &mut EventSplitter) -> Result<Option<HiddenError>, EventTooLarge> {
+impl HiddenError {
+    /// Makes the response that the server would have sent, had it failed before its head was out.
+    fn into_end(self, head: ResponseHead) -> PrefillEnd {
+        let mut head = ClientResponseHead::from(head);
+        head.set_status(self.status);
+        head.set(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        PrefillEnd::ErrorResponse { response: ErrorResponse { head, body: self.json }, hidden: true }
+    }
+}
+
+fn next_error(events: &mut EventSplitter) -> Result<Option<HiddenError>, EventTooLarge> {
     while let Some(event) = events.next().transpose()? {
-        if let Some(refusal) = stream_error::in_event(&event) {
-            let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            return Ok(Some(HiddenError { status, json: event.slice(refusal.json) }));
+        if let Some(error) = stream_error::in_event(&event) {
+            let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            return Ok(Some(HiddenError { status, json: event.slice(error.json) }));
         }
     }
     Ok(None)
 }
 
-/// The answer that a server would have given, had it refused before its 200.
-fn into_response(head: ResponseHead, hidden: HiddenError) -> ErrorResponse {
-    let mut head = ClientResponseHead::from(head);
-    head.set_status(hidden.status);
-    head.set(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    ErrorResponse { head, body: hidden.json }
-}
-
-/// An answer of prefill's that is wanted: up to how many bytes, and until when.
+/// Bounds of a prefill response that is collected for a merge.
 #[derive(Clone, Copy)]
 pub(super) struct CollectLimits {
-    pub(super) most: usize,
+    pub(super) max_bytes: usize,
     pub(super) deadline: Deadline,
 }
 
-/// Starts a prefill leg. Its answer is kept only if `keep` says how; otherwise it is drained, so that
-/// the server can finish in peace and the connection is used again. Only an answer that is waited for has a
-/// deadline.
+/// Makes a prefill leg, which starts when it is first polled. Without `limits` its response is drained: a
+/// prefill leg that is closed before it has responded aborts the KV transfer, and the request fails on
+/// decode. A drained leg has no deadline, because nothing waits for it.
 pub(super) fn run_prefill(
     pools: Arc<Pools>,
-    server: LegRecord,
+    record: LegRecord,
     request: OutgoingRequest,
     connection: ConnectionChoice,
-    keep: Option<CollectLimits>,
+    limits: Option<CollectLimits>,
 ) -> PrefillRun {
-    Box::pin(async move {
-        let backend = Arc::clone(server.backend());
+    let backend = Arc::clone(record.backend());
+    let future = Box::pin(async move {
         let mut timer = Timer::default();
-        let mut limit = keep.map(|keep| DeadlineTimer { deadline: keep.deadline, timer: &mut timer });
-        let (head, mut leg) = Leg::start(&pools, server, request, connection, limit.as_mut()).await?;
+        let mut deadline =
+            limits.map(|limits| DeadlineTimer { deadline: limits.deadline, timer: &mut timer });
+        let (head, mut leg) = Leg::start(&pools, record, request, connection, deadline.as_mut()).await?;
         if !head.status.is_success() {
-            let body = leg.collect(MAX_REFUSAL, limit.as_mut()).await?;
-            let refusal = ErrorResponse { head: head.into(), body };
-            return Ok(PrefillEnd::Refused { server: backend, refusal, hidden: false });
+            // Read whole, because it is the response to the client if decode does not respond first.
+            let body = leg.collect(MAX_ERROR_RESPONSE, deadline.as_mut()).await?;
+            let response = ErrorResponse { head: head.into(), body };
+            return Ok(PrefillEnd::ErrorResponse { response, hidden: false });
         }
-        let events = head.is_event_stream;
-        let (answer, hidden) = match keep {
-            Some(CollectLimits { most, .. }) => {
-                let answer = leg.whole(most, limit.as_mut()).await?;
-                let hidden = if events { refusal_in(answer.clone()) } else { None };
-                if hidden.is_some() {
+        let is_event_stream = head.is_event_stream;
+        let (body, error) = match limits {
+            Some(CollectLimits { max_bytes, .. }) => {
+                let body = leg.read_body(max_bytes, deadline.as_mut()).await?;
+                // The clone shares the bytes.
+                let error = if is_event_stream { error_in(body.clone()) } else { None };
+                if error.is_some() {
+                    // Counted as an error status would be: the server works, and rejects this request.
                     leg.outcome = Outcome::Refused;
                 }
                 leg.park();
-                (answer, hidden)
+                (body, error)
             }
-            None => (Bytes::new(), leg.drain(events).await?),
+            None => (Bytes::new(), leg.drain(is_event_stream).await?),
         };
-        Ok(match hidden {
-            Some(hidden) => {
-                let refusal = into_response(head, hidden);
-                PrefillEnd::Refused { server: backend, refusal, hidden: true }
-            }
-            None => PrefillEnd::Answered(answer),
-        })
-    })
+        Ok(error.map_or(PrefillEnd::Completed(body), |error| error.into_end(head)))
+    });
+    PrefillRun { backend, future }
 }
 
-fn refusal_in(answer: Bytes) -> Option<HiddenError> {
-    let mut events = EventSplitter::new(answer.len());
-    events.push(answer);
-    next_refusal(&mut events).ok().flatten()
+/// The error event of a stream that is all here, if it has one.
+fn error_in(body: Bytes) -> Option<HiddenError> {
+    let mut events = EventSplitter::new(body.len());
+    events.push(body);
+    next_error(&mut events).ok().flatten()
 }

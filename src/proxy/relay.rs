@@ -1,9 +1,11 @@
-//! The body of an answer: decode's bytes, as soon as they come.
+//! The body of a response: decode's bytes, passed on as soon as they arrive.
 //!
-//! What is left of the prefill leg is drained here too, in the same task. Dropping
-//! a relay early closes both connections.
+//! What is left of the prefill leg is drained here too, in the same task. Dropping a relay early closes both
+//! connections. Retries are over before there is a relay; how the bytes are framed for the client is for
+//! [`transport`](crate::transport).
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -15,73 +17,75 @@ use super::leg::{Deadline, Leg, PrefillEnd, PrefillRun};
 use crate::error::{Cause, Error};
 use crate::observe::report::log_limit;
 use crate::timer::Timer;
+use crate::upstream::Backend;
 use crate::wire::logprobs::StreamSplicer;
 use crate::wire::segments::SegmentedBytes;
 
-/// An answer's body on its way to the client.
+/// The body of a response on its way to the client.
 pub(crate) struct Relay {
     source: Source,
-    /// What is left of the prefill leg.
+    /// The prefill leg, if it was still in flight when the response started.
     prefill: Option<PrefillRun>,
     time_limit: Option<TimeLimit>,
-    /// The body is a stream of events: an error can be told in it.
-    events: bool,
-    /// Something of decode's body is on its way to the client.
-    begun: bool,
-    /// What is on its way ends with a whole event.
+    /// The client reads server-sent events, so an error can be reported as one.
+    is_event_stream: bool,
+    /// Some of decode's body has arrived.
+    started: bool,
+    /// The last bytes that were passed on end an event.
     at_event_end: bool,
-    failing: Option<Failing>,
+    failure: Option<Failure>,
 }
 
 /// Where the bytes come from.
 enum Source {
-    /// Decode's body as it is.
-    Piped(Leg),
-    /// Decode's events with prefill's logprobs in them.
-    Spliced(Box<(Leg, StreamSplicer)>),
-    /// Bytes that are all here.
-    Whole(SegmentedBytes),
-    /// Nothing more comes.
+    /// Decode's body, unchanged.
+    PassThrough(Leg),
+    /// Decode's events with prefill's logprobs inserted.
+    Merging(Box<(Leg, StreamSplicer)>),
+    /// A body that is held in memory as a whole.
+    Buffered(SegmentedBytes),
     Ended,
 }
 
-/// How long a body may take, or may be silent.
+/// How long a body may take, or how long a stream may pause.
 pub(super) struct TimeLimit {
     deadline: Deadline,
-    /// How far apart the pieces of a stream may be. Its first one has until the deadline.
+    /// Longest pause in a stream. The first chunk has until the deadline.
     idle: Option<Duration>,
     timer: Timer,
 }
 
 impl TimeLimit {
-    /// The body must be complete, or with `idle` must have begun, at the deadline.
+    /// At the deadline the body must be complete or, with `idle`, have started.
     pub(super) fn new(deadline: Deadline, idle: Option<Duration>) -> Self {
         Self { deadline, idle, timer: Timer::default() }
     }
 
-    /// A piece has come. The timer is not touched, which would cost more than the piece.
+    /// Moves the deadline after a chunk. The timer is left alone: to reset it would cost more than the chunk.
     fn note_chunk(&mut self) {
         if let Some(idle) = self.idle {
-            self.deadline = Deadline::after(idle);
+            self.deadline = Deadline::from_now(idle);
         }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        // The first piece of a stream brings the deadline forward, the others put it off.
+        // The first chunk of a stream brings the deadline forward, later ones put it
+        // off; the timer handles both.
         self.timer.poll_until(self.deadline.at, cx)
     }
 }
 
-/// The end of an answer that cannot be completed: an event that says why, if events are what the client reads,
-/// and then an error, upon which hyper cuts the connection off.
-struct Failing {
+/// The end of a response that cannot be completed: in a stream an event with the error, and then the error
+/// itself, upon which the connection is cut off (RFC 9112, section 8: so the client sees that the body is
+/// incomplete).
+struct Failure {
     event: Option<Bytes>,
-    /// hyper writes out what it has when it is told to wait, but not when it is told of an error.
+    /// hyper flushes what it has written when the body is pending, but not when the body fails.
     flushed: bool,
     error: Option<Error>,
 }
 
-impl Failing {
+impl Failure {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<SegmentedBytes>, Error>>> {
         if let Some(event) = self.event.take() {
             return Poll::Ready(Some(Ok(Frame::data(event.into()))));
@@ -97,68 +101,74 @@ impl Failing {
 
 impl Relay {
     fn new(source: Source, prefill: Option<PrefillRun>, time_limit: Option<TimeLimit>) -> Self {
-        Self { source, prefill, time_limit, events: false, begun: false, at_event_end: true, failing: None }
+        Self {
+            source,
+            prefill,
+            time_limit,
+            is_event_stream: false,
+            started: false,
+            at_event_end: true,
+            failure: None,
+        }
     }
 
-    /// Decode's body as it comes.
-    pub(super) fn piped(leg: Leg, prefill: Option<PrefillRun>, time_limit: TimeLimit) -> Self {
-        let begun = leg.has_begun();
-        let mut relay = Self::new(Source::Piped(leg), prefill, Some(time_limit));
-        relay.begun = begun;
+    /// Passes on decode's body, and drains prefill's.
+    pub(super) fn pass_through(leg: Leg, prefill: Option<PrefillRun>, time_limit: TimeLimit) -> Self {
+        let started = leg.has_body_started();
+        let mut relay = Self::new(Source::PassThrough(leg), prefill, Some(time_limit));
+        relay.started = started;
         relay
     }
 
-    /// Decode's events, spliced one by one.
-    pub(super) fn spliced(leg: Leg, splicer: StreamSplicer, time_limit: TimeLimit) -> Self {
-        Self::new(Source::Spliced(Box::new((leg, splicer))), None, Some(time_limit))
+    /// Merges prefill's logprobs into each of decode's events.
+    pub(super) fn merging(leg: Leg, splicer: StreamSplicer, time_limit: TimeLimit) -> Self {
+        Self::new(Source::Merging(Box::new((leg, splicer))), None, Some(time_limit))
     }
 
-    /// Bytes that are all here.
-    pub(super) fn whole(bytes: impl Into<SegmentedBytes>) -> Self {
-        Self::new(Source::Whole(bytes.into()), None, None)
+    /// Sends a body that is held in memory as a whole.
+    pub(super) fn buffered(body: impl Into<SegmentedBytes>) -> Self {
+        Self::new(Source::Buffered(body.into()), None, None)
     }
 
-    /// Whether the client reads events, so that an error can be told as one.
-    pub(super) fn with_events(mut self, events: bool) -> Self {
-        self.events = events;
+    /// Sets whether the client reads server-sent events.
+    pub(super) fn with_event_stream(mut self, is_event_stream: bool) -> Self {
+        self.is_event_stream = is_event_stream;
         self
     }
 
-    /// Why the answer will not be completed, if the client has not been told yet.
+    /// Why the response cannot be completed, until this error has been returned from `poll_frame`.
     pub(crate) fn failure(&self) -> Option<&Error> {
-        self.failing.as_ref().and_then(|failing| failing.error.as_ref())
+        self.failure.as_ref().and_then(|failure| failure.error.as_ref())
     }
 
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<SegmentedBytes, Error>>> {
         match &mut self.source {
-            Source::Piped(leg) => leg.poll_data(cx).map_ok(SegmentedBytes::One),
-            Source::Spliced(spliced) => {
-                let (leg, splicer) = &mut **spliced;
-                poll_spliced(leg, splicer, cx)
+            Source::PassThrough(leg) => leg.poll_data(cx).map_ok(SegmentedBytes::One),
+            Source::Merging(merging) => {
+                let (leg, splicer) = &mut **merging;
+                poll_merged(leg, splicer, cx)
             }
-            Source::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
-            Source::Whole(bytes) => Poll::Ready(Some(Ok(std::mem::take(bytes)))),
+            Source::Buffered(body) if body.is_empty() => Poll::Ready(None),
+            Source::Buffered(body) => Poll::Ready(Some(Ok(std::mem::take(body)))),
             Source::Ended => Poll::Ready(None),
         }
     }
 
-    /// Moves the prefill leg on. Its failure is the request's as long as decode is silent; from decode's first byte
-    /// on it changes nothing for the client.
+    /// Drains the prefill leg. Its failure fails the response only while decode is silent: after decode's
+    /// first byte the KV cache has been transferred, and decode no longer needs prefill.
     fn poll_prefill(&mut self, cx: &mut Context<'_>) -> Option<Error> {
-        let end = match self.prefill.as_mut()?.as_mut().poll(cx) {
-            Poll::Ready(end) => end,
-            Poll::Pending => return None,
-        };
-        self.prefill = None;
-        if self.begun {
-            note_late_end(end);
+        let Poll::Ready(end) = Pin::new(self.prefill.as_mut()?).poll(cx) else { return None };
+        let ended = self.prefill.take()?;
+        if self.started {
+            log_late_end(ended.backend(), end);
             return None;
         }
-        let Source::Piped(_) = &self.source else { return None };
+        // A merge has waited for prefill before, and a buffered response needs no leg.
+        let Source::PassThrough(_) = &self.source else { return None };
         match end {
-            Ok(PrefillEnd::Answered(_)) => None,
-            Ok(PrefillEnd::Refused { server, refusal, .. }) => {
-                Some(Error::upstream(&server, Cause::LateRefusal(refusal.head.status().as_u16())))
+            Ok(PrefillEnd::Completed(_)) => None,
+            Ok(PrefillEnd::ErrorResponse { response, .. }) => {
+                Some(Error::upstream(ended.backend(), Cause::LateRefusal(response.head.status().as_u16())))
             }
             Err(error) => Some(error),
         }
@@ -166,99 +176,113 @@ impl Relay {
 
     fn poll_time_limit(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
         let leg = match &mut self.source {
-            Source::Piped(leg) => leg,
-            Source::Spliced(spliced) => &mut spliced.0,
-            Source::Whole(_) | Source::Ended => return Poll::Pending,
+            Source::PassThrough(leg) => leg,
+            Source::Merging(merging) => &mut merging.0,
+            // No server is waited for.
+            Source::Buffered(_) | Source::Ended => return Poll::Pending,
         };
         let Some(limit) = &mut self.time_limit else { return Poll::Pending };
         ready!(limit.poll(cx));
-        Poll::Ready(leg.fail(Cause::Timeout(limit.deadline.after)))
+        Poll::Ready(leg.record_failure(Cause::Timeout(limit.deadline.timeout)))
     }
 
-    /// A piece of the body is on its way.
     fn note_chunk(&mut self, data: &SegmentedBytes) {
-        self.begun = true;
+        self.started = true;
         self.at_event_end = data.ends_with(b"\n\n") || data.ends_with(b"\r\n\r\n");
         if let Some(limit) = &mut self.time_limit {
             limit.note_chunk();
         }
     }
 
-    /// Decode has ended cleanly: its connection goes back, and a prefill leg that still runs goes on by itself.
-    fn ended(&mut self) {
+    /// Ends a response that is complete: parks decode's connection, and leaves a prefill leg that is still in
+    /// flight to a task of its own.
+    fn finish(&mut self) {
         match std::mem::replace(&mut self.source, Source::Ended) {
-            Source::Piped(leg) => leg.park(),
-            Source::Spliced(spliced) => spliced.0.park(),
-            Source::Whole(_) | Source::Ended => {}
+            Source::PassThrough(leg) => leg.park(),
+            Source::Merging(merging) => merging.0.park(),
+            Source::Buffered(_) | Source::Ended => {}
         }
         if let Some(prefill) = self.prefill.take() {
-            finish_by_itself(prefill);
+            drain_in_background(prefill);
         }
     }
 
-    /// Both connections are closed, and the client is told why.
-    fn fail(&mut self, error: Error) {
-        // Within an announced length an event would be taken for decode's bytes, and could make the body complete.
-        let tells = self.events && self.size_hint().exact().is_none();
+    /// Fails the response: closes both connections, and prepares what the client is still to be sent.
+    fn fail_response(&mut self, error: Error) {
+        // With a Content-Length the event would count as decode's bytes, and could
+        // make a cut body look complete.
+        let sends_event = self.is_event_stream && self.size_hint().exact().is_none();
         self.source = Source::Ended;
         self.prefill = None;
-        // An event that was cut off must not swallow the next.
+        // A blank line first if decode stopped inside an event, which would otherwise run into this one.
         let separator = if self.at_event_end { "" } else { "\n\n" };
-        let event = tells.then(|| format!("{separator}data: {}\n\n", error.to_json()).into());
-        self.failing = Some(Failing { event, flushed: false, error: Some(error) });
+        let event = sends_event.then(|| format!("{separator}data: {}\n\n", error.to_json()).into());
+        self.failure = Some(Failure { event, flushed: false, error: Some(error) });
     }
 }
 
-fn poll_spliced(
+fn poll_merged(
     leg: &mut Leg,
     splicer: &mut StreamSplicer,
     cx: &mut Context<'_>,
 ) -> Poll<Option<Result<SegmentedBytes, Error>>> {
     loop {
         if let Some(events) = splicer.next() {
-            let events = events.map_err(|error| leg.fail(Cause::TooLarge { limit: error.limit }));
-            return Poll::Ready(Some(events));
+            let mut too_large = |limit| leg.record_failure(Cause::TooLarge { limit });
+            return Poll::Ready(Some(events.map_err(|error| too_large(error.limit))));
         }
         match ready!(leg.poll_data(cx)) {
             Some(Ok(data)) => splicer.push(data),
             Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+            // What follows the last whole event, if anything does, is passed on as it is.
             None => return Poll::Ready(splicer.finish().map(|rest| Ok(rest.into()))),
         }
     }
 }
 
-/// A server whose connection is closed before it has answered takes that as an abort, which is not what a finished
-/// request wants (the transfer to decode may still be booked). So the rest of a late prefill answer is read by a
-/// task of its own; the alternative is a client that waits for it.
-fn finish_by_itself(prefill: PrefillRun) {
-    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-        runtime.spawn(async move {
-            match tokio::time::timeout(LATE_PREFILL_TIMEOUT, prefill).await {
-                Ok(end) => note_late_end(end),
-                Err(_) if !log_limit::allow("late_prefill") => {}
-                Err(_) => {
-                    warn!("prefill did not finish its answer after decode had; its connection is closed")
-                }
-            }
-        });
-    }
+/// Reads the rest of a late prefill response in a task of its own. SGLang aborts a request whose connection
+/// closes before it has responded, though the transfer to decode may still be on its books. Without the task
+/// the client would have to wait for prefill. It is the only task that the data path spawns.
+fn drain_in_background(prefill: PrefillRun) {
+    // Outside of a runtime a relay is only dropped by a worker thread that ends with requests left.
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+    let backend = Arc::clone(prefill.backend());
+    runtime.spawn(async move {
+        match tokio::time::timeout(LATE_PREFILL_TIMEOUT, prefill).await {
+            Ok(end) => log_late_end(&backend, end),
+            Err(_) if !log_limit::allow("late_prefill") => {}
+            Err(_) => warn!(
+                "prefill server {} did not finish its response within {LATE_PREFILL_TIMEOUT:?} of decode's, \
+                 closing its connection; the client has decode's whole response",
+                backend.url()
+            ),
+        }
+    });
 }
 
-/// How long a prefill answer may come after decode's end. SGLang's own limits for a pair that lost each other are
-/// 300 s.
+/// How long a prefill response may end after decode's. SGLang itself gives up on a pair after 300 s
+/// (`SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT` and `SGLANG_DISAGGREGATION_WAITING_TIMEOUT`).
 const LATE_PREFILL_TIMEOUT: Duration = Duration::from_secs(300);
 
-fn note_late_end(end: Result<PrefillEnd, Error>) {
+/// Logs a failure of prefill that the client does not notice, because decode's response has started.
+fn log_late_end(backend: &Backend, end: Result<PrefillEnd, Error>) {
     match end {
-        Ok(PrefillEnd::Answered(_)) => {}
+        Ok(PrefillEnd::Completed(_)) => {}
         _ if !log_limit::allow("late_prefill") => {}
-        Ok(PrefillEnd::Refused { refusal, .. }) => {
+        Ok(PrefillEnd::ErrorResponse { response, .. }) => {
+            let status = response.head.status().as_u16();
             warn!(
-                status = refusal.head.status().as_u16(),
-                "prefill refused after decode had begun to answer"
+                status,
+                "prefill server {} responded {status} after decode had started to respond; the client gets \
+                 decode's response",
+                backend.url()
             );
         }
-        Err(error) => warn!(code = error.code(), "after decode had begun to answer: {error}"),
+        // The error names the server.
+        Err(error) => warn!(
+            code = error.code(),
+            "{error}, after decode had started to respond; the client gets decode's response"
+        ),
     }
 }
 
@@ -270,13 +294,14 @@ impl Body for Relay {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<SegmentedBytes>, Error>>> {
-        if self.failing.is_none()
+        // Prefill first: if it has failed, that explains why decode is silent, and is the better error.
+        if self.failure.is_none()
             && let Some(error) = self.poll_prefill(cx)
         {
-            self.fail(error);
+            self.fail_response(error);
         }
-        if let Some(failing) = &mut self.failing {
-            return failing.poll(cx);
+        if let Some(failure) = &mut self.failure {
+            return failure.poll(cx);
         }
         let error = match self.poll_source(cx) {
             Poll::Ready(Some(Ok(data))) => {
@@ -284,43 +309,44 @@ impl Body for Relay {
                 return Poll::Ready(Some(Ok(Frame::data(data))));
             }
             Poll::Ready(None) => {
-                self.ended();
+                self.finish();
                 return Poll::Ready(None);
             }
             Poll::Ready(Some(Err(error))) => error,
             Poll::Pending => ready!(self.poll_time_limit(cx)),
         };
-        self.fail(error);
-        self.failing.as_mut().expect("it has just failed").poll(cx)
+        self.fail_response(error);
+        self.failure.as_mut().expect("the response has just failed").poll(cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        if self.failing.is_some() {
+        if self.failure.is_some() {
             return false;
         }
         match &self.source {
-            Source::Piped(leg) => leg.is_ended(),
-            Source::Spliced(_) => false,
-            Source::Whole(bytes) => bytes.is_empty(),
+            Source::PassThrough(leg) => leg.is_ended(),
+            // The splicer may still hold the start of an event.
+            Source::Merging(_) => false,
+            Source::Buffered(body) => body.is_empty(),
             Source::Ended => true,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
-            Source::Piped(leg) => leg.remaining().map_or_else(SizeHint::default, SizeHint::with_exact),
-            Source::Spliced(_) => SizeHint::default(),
-            Source::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Source::PassThrough(leg) => leg.remaining().map_or_else(SizeHint::default, SizeHint::with_exact),
+            Source::Merging(_) => SizeHint::default(),
+            Source::Buffered(body) => SizeHint::with_exact(body.len() as u64),
             Source::Ended => SizeHint::default(),
         }
     }
 }
 
 impl Drop for Relay {
-    /// hyper does not ask a body of announced length for its end: it drops it after the last byte.
+    /// hyper does not poll a body with a `Content-Length` for its end: it drops it after the last byte.
     fn drop(&mut self) {
         if self.is_end_stream() {
-            self.ended();
+            self.finish();
         }
     }
 }

@@ -1,4 +1,7 @@
-//! The body of an admin request, on either listener: small, and read as a whole.
+//! Reads the body of an admin request, on either listener: small, and held in memory as a whole.
+//!
+//! What is in it is for `admin`. Generation requests are read by `proxy`, which bounds
+//! only the pauses in a body.
 
 use std::future::poll_fn;
 use std::time::Duration;
@@ -8,18 +11,20 @@ use bytes::Bytes;
 use crate::error::Error;
 use crate::transport::RequestBody;
 
-/// Largest body.
+/// Largest body. An admin request names one server, usually in less than 1 KiB.
 const MAX_BODY: usize = 64 << 10;
-/// How long it may take.
+/// How long the whole body may take. An operator's tool sends it at once; a slow
+/// body is a client that stalls.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Reads all of it.
+/// Reads the whole body.
 pub(super) async fn read(request: &mut impl RequestBody) -> Result<Bytes, Error> {
     let reading = async {
         let mut body = Vec::new();
-        while let Some(piece) = poll_fn(|cx| request.poll_chunk(cx)).await.map_err(Error::BodyRead)? {
-            body.extend_from_slice(&piece);
+        while let Some(chunk) = poll_fn(|cx| request.poll_chunk(cx)).await.map_err(Error::BodyRead)? {
+            body.extend_from_slice(&chunk);
             if body.len() > MAX_BODY {
+                // Not drained: the connection closes, which costs an operator one reconnect.
                 return Err(Error::BodyTooLarge { limit: MAX_BODY, drained: false });
             }
         }

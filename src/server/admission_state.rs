@@ -1,11 +1,12 @@
-//! Access rules and concurrency limits, shared by all workers and changed by a reload.
+//! Access control and the admission controller, shared by all worker threads.
+//!
+//! Both decide in `admission`; this only holds them together for a reload.
 
 use std::sync::Arc;
 
-use crate::admission::{AccessControl, AccessOptions};
-use crate::admission::{AdmissionController, AdmissionOptions};
+use crate::admission::{AccessControl, AccessOptions, AdmissionController, AdmissionOptions};
 
-/// What is decided about a request before its body is read.
+/// What decides about a request before its body is read.
 #[derive(Clone)]
 pub(crate) struct Admission {
     pub(crate) access: Arc<AccessControl>,
@@ -17,7 +18,8 @@ impl Admission {
         Self { access: Arc::new(AccessControl::new(access)), gate: Arc::new(AdmissionController::new(gate)) }
     }
 
-    /// Replaces keys and limits, for requests that begin from now on.
+    /// Replaces keys and limits. Requests that were admitted keep their permits; those
+    /// that wait see the new limits.
     pub(crate) fn reload(&self, access: AccessOptions, gate: &AdmissionOptions) {
         self.access.reload(access);
         self.gate.reload(gate);

@@ -1,6 +1,7 @@
-//! The options that a reload changes, as workers read them.
+//! The settings that a reload can change, as worker threads read them.
 //!
-//! A request keeps the limits that it began with, and a connection its timeouts.
+//! A request keeps the limits that it started with, and a connection its timeouts: a reload never shortens
+//! what runs. Reading and comparing configurations is for the program and for `config`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,16 +12,16 @@ use crate::config::Options;
 use crate::http1::ClientTimeouts;
 use crate::proxy::RequestLimits;
 
-/// The options as they are now.
+/// The settings in effect. `ArcSwap`, because a load costs a few nanoseconds and takes no lock.
 pub(crate) struct LiveSettings {
-    /// Read once a request.
+    /// Read once per request.
     limits: Arc<ArcSwap<RequestLimits>>,
-    /// Read once a connection, and at a shutdown.
-    times: ArcSwap<Times>,
+    /// Read once per connection, and at a shutdown.
+    timeouts: ArcSwap<Timeouts>,
 }
 
-/// Times of connections and of a shutdown.
-struct Times {
+/// Timeouts of client connections and of a shutdown.
+struct Timeouts {
     client_timeouts: ClientTimeouts,
     lame_duck: Duration,
     grace_period: Duration,
@@ -30,31 +31,32 @@ impl LiveSettings {
     pub(crate) fn new(options: &Options) -> Self {
         Self {
             limits: Arc::new(ArcSwap::from_pointee(limits(options))),
-            times: ArcSwap::from_pointee(times(options)),
+            timeouts: ArcSwap::from_pointee(timeouts(options)),
         }
     }
 
-    /// Replaces the options, for requests and connections that begin from now on.
+    /// Replaces the settings, for requests and connections that start from now on.
     pub(crate) fn reload(&self, options: &Options) {
         self.limits.store(Arc::new(limits(options)));
-        self.times.store(Arc::new(times(options)));
+        self.timeouts.store(Arc::new(timeouts(options)));
     }
 
-    /// Shared with the proxy.
+    /// The limits, which each worker thread's proxy shares.
     pub(super) fn limits(&self) -> &Arc<ArcSwap<RequestLimits>> {
         &self.limits
     }
 
     pub(super) fn client_timeouts(&self) -> ClientTimeouts {
-        self.times.load().client_timeouts
+        self.timeouts.load().client_timeouts
     }
 
+    /// The drain delay.
     pub(super) fn lame_duck(&self) -> Duration {
-        self.times.load().lame_duck
+        self.timeouts.load().lame_duck
     }
 
     pub(super) fn grace_period(&self) -> Duration {
-        self.times.load().grace_period
+        self.timeouts.load().grace_period
     }
 }
 
@@ -70,8 +72,8 @@ fn limits(options: &Options) -> RequestLimits {
     }
 }
 
-fn times(options: &Options) -> Times {
-    Times {
+fn timeouts(options: &Options) -> Timeouts {
+    Timeouts {
         client_timeouts: ClientTimeouts {
             head: options.request_head_timeout,
             idle: options.client_idle_timeout,

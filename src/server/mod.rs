@@ -1,9 +1,9 @@
-//! The router's listeners: accepting, worker threads, protocol negotiation, routes, and the end.
+//! The router's listeners: accept, worker threads, protocol negotiation, routes, and shutdown.
 //!
-//! An acceptor (here) hands sockets to [`worker_threads`]. [`negotiate`] finds out what a client
-//! speaks, [`transport`](crate::transport) reads its requests, and [`service`] answers them by
-//! [`routes`]. Operators have a listener of their own ([`admin_listener`]). What a reload changes is in
-//! [`live_settings`] and [`admission_state`]. What a request means is for `proxy` and `admin` to know.
+//! The acceptor (here) gives sockets to [`worker_threads`]. [`negotiate`] finds out which protocol a client
+//! uses, [`transport`](crate::transport) reads its requests, and [`service`] responds to them by [`routes`].
+//! Operators have a listener of their own ([`admin_listener`]). What a reload changes is in [`live_settings`]
+//! and [`admission_state`]. What a request means is known only to `proxy` and `admin`.
 
 mod admin_body;
 mod admin_listener;
@@ -43,10 +43,10 @@ pub(crate) use live_settings::LiveSettings;
 #[cfg(any(test, fuzzing))]
 pub(crate) use response::{ClientResponseBody, error as error_response, relayed as relayed_response};
 
-/// Serves until `shutdown` ends, announces the shutdown for the drain delay (lame duck), then lets open requests finish
-/// within the grace period.
+/// Serves until `shutdown` completes, then announces the shutdown for the drain delay ("lame duck"), then
+/// gives requests in flight the grace period to finish.
 ///
-/// Dropping the future ends all workers and probes at once.
+/// Dropping the future ends all worker threads and probes at once.
 pub(crate) async fn serve(
     listener: TcpListener,
     members: Arc<DesiredFleet>,
@@ -58,24 +58,10 @@ pub(crate) async fn serve(
     let draining = Draining::default();
     let metrics = Arc::new(Metrics::default());
     let admin_listener = admin_listener::bind(options.admin.address().as_ref()).await?;
-    // One for both listeners, so that they see the same state.
-    let workers_api = Arc::new(WorkersApi::new(
-        Arc::clone(&members),
-        Arc::clone(&admission.access),
-        &options.sockets,
-        options.request_timeout,
-    ));
+    let workers_api = workers_api(&members, admission, &options);
     let logger = Arc::new(RequestLogger::new(&options.report));
     let transport = Transport::new(options.sockets.engine, options.tls.http2_max_streams);
-    let admin = AdminService {
-        endpoints: Arc::new(OperatorEndpoints::new(
-            Arc::clone(&workers_api),
-            Arc::clone(&metrics),
-            Arc::clone(&admission.gate),
-        )),
-        logger: Arc::clone(&logger),
-        transport,
-    };
+    let admin = admin_service(&workers_api, &metrics, admission, &logger, transport);
     let shared = SharedState {
         fleet: members.fleet(),
         workers_api: &workers_api,
@@ -87,34 +73,69 @@ pub(crate) async fn serve(
         transport,
     };
     let workers = WorkerThreads::spawn(&shared, &options)?;
-    let clients = async {
-        let acceptor = Acceptor { listener, dialer: Dialer::new(&options.sockets), workers: &workers };
-        let accept = async {
-            acceptor.accept_until(shutdown).await;
-            draining.begin();
-            let lame_duck = settings.lame_duck();
-            info!("shutting down: /ready responds 503, and connections are accepted for {lame_duck:?}");
-            acceptor.accept_until(tokio::time::sleep(lame_duck)).await;
-        };
-        tokio::select! {
-            () = accept => {}
-            () = probe_all(&members, &admission.access, &options.sockets) => {}
-            () = follow_names(&members, options.discovery.interval) => {}
-        }
-        drop(acceptor);
-        let grace_period = settings.grace_period();
-        info!("no more connections are accepted; open requests have {grace_period:?} to finish");
-        workers.finish().await;
-    };
-    // Operators are served, and logs written, to the end of the shutdown.
+    let clients = ClientServer { listener, workers, shared, members: &members, options: &options };
+    // Operators are served to the end of the shutdown: they want to see what is still in flight, and why.
     tokio::select! {
-        () = clients => {}
+        () = clients.run(shutdown) => {}
         () = admin_listener::serve(admin_listener, &admin) => {}
         () = logger.run() => {}
         () = log_backend_changes(members.fleet()) => {}
     }
     logger.finish().await;
     Ok(())
+}
+
+/// The workers API. One for both listeners: they must see the same state, a role
+/// switch in progress for example.
+fn workers_api(members: &Arc<DesiredFleet>, admission: &Admission, options: &Options) -> Arc<WorkersApi> {
+    Arc::new(WorkersApi::new(
+        Arc::clone(members),
+        Arc::clone(&admission.access),
+        &options.sockets,
+        options.request_timeout,
+    ))
+}
+
+fn admin_service(
+    workers_api: &Arc<WorkersApi>,
+    metrics: &Arc<Metrics>,
+    admission: &Admission,
+    logger: &Arc<RequestLogger>,
+    transport: Transport,
+) -> AdminService {
+    let gate = Arc::clone(&admission.gate);
+    AdminService {
+        endpoints: Arc::new(OperatorEndpoints::new(Arc::clone(workers_api), Arc::clone(metrics), gate)),
+        logger: Arc::clone(logger),
+        transport,
+    }
+}
+
+/// Everything that serves clients, and what ends with it: health checks and discovery.
+struct ClientServer<'a> {
+    listener: TcpListener,
+    workers: WorkerThreads,
+    shared: SharedState<'a>,
+    members: &'a Arc<DesiredFleet>,
+    options: &'a Options,
+}
+
+impl ClientServer<'_> {
+    /// Serves until `shutdown` completes, and then shuts down.
+    async fn run(self, shutdown: impl Future<Output = ()>) {
+        let Self { listener, workers, shared, members, options } = self;
+        let acceptor = Acceptor { listener, dialer: Dialer::new(&options.sockets), workers: &workers };
+        tokio::select! {
+            () = acceptor.accept_until_shutdown(shutdown, shared.draining, shared.settings) => {}
+            () = probe_all(members, &shared.admission.access, &options.sockets) => {}
+            () = follow_names(members, options.discovery.interval) => {}
+        }
+        // Closes the listener, so that the kernel refuses connections instead of queueing them.
+        drop(acceptor);
+        let grace_period = shared.settings.grace_period();
+        info!("stopped accepting connections; requests in flight have {grace_period:?} to finish");
+        workers.finish().await;
+    }
 }
 
 struct Acceptor<'a> {
@@ -124,29 +145,50 @@ struct Acceptor<'a> {
 }
 
 impl Acceptor<'_> {
+    /// Accepts connections until `shutdown` completes, and for the drain delay after it.
+    async fn accept_until_shutdown(
+        &self,
+        shutdown: impl Future<Output = ()>,
+        draining: &Draining,
+        settings: &LiveSettings,
+    ) {
+        self.accept_until(shutdown).await;
+        draining.begin();
+        let drain_delay = settings.lame_duck();
+        // Load balancers take a while to act on a failed readiness probe, and send requests until then.
+        info!("shutting down: /ready responds 503, and connections are accepted for {drain_delay:?} more");
+        self.accept_until(tokio::time::sleep(drain_delay)).await;
+    }
+
     async fn accept_until(&self, end: impl Future<Output = ()>) {
         let mut end = pin!(end);
         loop {
             tokio::select! {
+                // The end first: under a flood of connections there is always one to accept.
                 biased;
                 () = &mut end => return,
-                accepted = self.listener.accept() => self.take(accepted).await,
+                accepted = self.listener.accept() => self.hand_over(accepted).await,
             }
         }
     }
 
-    async fn take(&self, accepted: io::Result<(TcpStream, SocketAddr)>) {
+    /// Gives an accepted socket to a worker thread.
+    async fn hand_over(&self, accepted: io::Result<(TcpStream, SocketAddr)>) {
         match accepted {
             Ok((socket, _)) => {
                 match self.dialer.tune(SockRef::from(&socket)).and_then(|()| socket.into_std()) {
                     Ok(socket) => self.workers.hand_over(socket).await,
-                    // Mostly the client has left already.
-                    Err(error) => debug!("cannot set the options of an accepted socket: {error}"),
+                    // Not a warning: nearly always the client has closed the connection already.
+                    Err(error) => debug!("cannot set socket options, closing the client connection: {error}"),
                 }
             }
+            // Out of descriptors or memory: accept would fail again at once, and keep a core busy.
             Err(error) => {
                 if log_limit::allow("accept") {
-                    warn!("cannot accept a connection: {error}");
+                    warn!(
+                        "cannot accept a client connection, retrying in {ACCEPT_PAUSE:?}: {error}; if file \
+                         descriptors have run out, raise their limit (ulimit -n)"
+                    );
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }

@@ -44,7 +44,7 @@ pub(crate) fn retain_for_client(fields: &mut RawHeaders) {
     let listed: Vec<Vec<u8>> = listed_in_connection(fields).into_iter().map(<[u8]>::to_vec).collect();
     fields.retain(|line| {
         let is_listed = listed.iter().any(|name| name.eq_ignore_ascii_case(line.name));
-        !is_listed && !is_not_for_clients(line.known, has_encoding)
+        !is_listed && !is_not_for_clients(line.id, has_encoding)
     });
 }
 
@@ -59,7 +59,7 @@ fn write_except(fields: &RawHeaders, is_left_out: impl Fn(HeaderId) -> bool, int
     let listed = listed_in_connection(fields);
     for line in fields.iter() {
         let is_listed = || listed.iter().any(|name| name.eq_ignore_ascii_case(line.name));
-        if !is_left_out(line.known) && !is_listed() {
+        if !is_left_out(line.id) && !is_listed() {
             into.extend_from_slice(line.text);
             into.extend_from_slice(b"\r\n");
         }
