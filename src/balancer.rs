@@ -53,7 +53,7 @@ impl MiniLoadBalancer {
         let (started_with, last) = (snapshot.clone(), Mutex::new(snapshot));
         let members = Arc::new(DesiredFleet::new(wanted, names));
         let settings = Arc::new(LiveSettings::new(&options));
-        let admission = Admission::new(access, &options.gate);
+        let admission = Admission::new(access, &options.admission);
         Ok(Self { members, settings, admission, options, started_with, last })
     }
 
@@ -122,7 +122,7 @@ impl MiniLoadBalancer {
         // Each part of the router that holds a part of the configuration.
         self.options.take_certificates(&settings.options);
         self.settings.reload(&settings.options);
-        self.admission.reload(settings.access, &settings.options.gate);
+        self.admission.reload(settings.access, &settings.options.admission);
         self.members.configure(settings.wanted, settings.names);
         let after = self.servers();
         let reloaded = Reloaded {
@@ -142,7 +142,7 @@ impl MiniLoadBalancer {
 
     /// The number of requests in the wait queue.
     pub fn queued(&self) -> usize {
-        self.admission.gate.waiting()
+        self.admission.controller.waiting()
     }
 
     /// Chooses a prefill and a decode server with the current policies, as for a request. Returns `None` if a

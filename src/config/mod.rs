@@ -5,8 +5,8 @@
 //! defaults, is in `options`. No flag is read and no socket is opened here.
 
 mod access;
+mod admission;
 mod discovery;
-mod gate;
 mod reload;
 mod reports;
 mod settings;

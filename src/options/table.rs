@@ -275,21 +275,21 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                         "Concurrent generation requests, from the end of a request's head to the end of its response; \
                          others wait in a queue. -1: no limit",
                     ),
-                field: |options| &mut options.gate.max_concurrent,
+                field: |options| &mut options.admission.max_concurrent,
             },
             // 0 is allowed: requests over a limit are then rejected at once.
             Entry {
                 spec: OptionSpec::new("queue-size", Single("COUNT"))
                     .default(Number(DEFAULT_QUEUE_SIZE as u64))
                     .help("Requests that may wait while a limit is reached; more are rejected with 429"),
-                field: |options| &mut options.gate.queue_size,
+                field: |options| &mut options.admission.queue_size,
             },
             Entry {
                 spec: OptionSpec::new("queue-timeout-secs", Single("SECONDS"))
                     .default(Seconds(DEFAULT_QUEUE_TIMEOUT))
                     .at_least(1)
                     .help("Longest time a request may wait in the queue; then 503"),
-                field: |options| &mut options.gate.queue_timeout,
+                field: |options| &mut options.admission.queue_timeout,
             },
             // The name is that of sglang_router, where a token is a request, too.
             Entry {
@@ -300,7 +300,7 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                         "Generation requests per second (a token is one request), with bursts of as many; more are \
                          rejected with 429",
                     ),
-                field: |options| &mut options.gate.rate,
+                field: |options| &mut options.admission.rate,
             },
             Entry {
                 spec: OptionSpec::new("max-in-flight-per-prefill", Single("COUNT"))
@@ -310,14 +310,14 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                         "Concurrent requests on one prefill server. A full server is not chosen; if all are full, \
                          requests wait in the queue",
                     ),
-                field: |options| &mut options.gate.caps.prefill,
+                field: |options| &mut options.admission.caps.prefill,
             },
             Entry {
                 spec: OptionSpec::new("max-in-flight-per-decode", Single("COUNT"))
                     .default(Unset("no limit"))
                     .at_least(1)
                     .help("Concurrent requests on one decode server"),
-                field: |options| &mut options.gate.caps.decode,
+                field: |options| &mut options.admission.caps.decode,
             },
         ],
     },

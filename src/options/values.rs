@@ -42,7 +42,7 @@ pub(crate) struct Options {
     pub(crate) sockets: SocketOptions,
     pub(crate) discovery: DiscoveryOptions,
     pub(crate) worker_threads: usize,
-    pub(crate) gate: AdmissionOptions,
+    pub(crate) admission: AdmissionOptions,
     pub(crate) keys: Keys,
     pub(crate) admin: AdminOptions,
     pub(crate) tls: TlsOptions,

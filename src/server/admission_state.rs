@@ -10,18 +10,21 @@ use crate::admission::{AccessControl, AccessOptions, AdmissionController, Admiss
 #[derive(Clone)]
 pub(crate) struct Admission {
     pub(crate) access: Arc<AccessControl>,
-    pub(crate) gate: Arc<AdmissionController>,
+    pub(crate) controller: Arc<AdmissionController>,
 }
 
 impl Admission {
-    pub(crate) fn new(access: AccessOptions, gate: &AdmissionOptions) -> Self {
-        Self { access: Arc::new(AccessControl::new(access)), gate: Arc::new(AdmissionController::new(gate)) }
+    pub(crate) fn new(access: AccessOptions, limits: &AdmissionOptions) -> Self {
+        Self {
+            access: Arc::new(AccessControl::new(access)),
+            controller: Arc::new(AdmissionController::new(limits)),
+        }
     }
 
     /// Replaces keys and limits. Requests that were admitted keep their permits; those
     /// that wait see the new limits.
-    pub(crate) fn reload(&self, access: AccessOptions, gate: &AdmissionOptions) {
+    pub(crate) fn reload(&self, access: AccessOptions, limits: &AdmissionOptions) {
         self.access.reload(access);
-        self.gate.reload(gate);
+        self.controller.reload(limits);
     }
 }

@@ -103,9 +103,9 @@ fn admin_service(
     logger: &Arc<RequestLogger>,
     transport: Transport,
 ) -> AdminService {
-    let gate = Arc::clone(&admission.gate);
+    let controller = Arc::clone(&admission.controller);
     AdminService {
-        endpoints: Arc::new(OperatorEndpoints::new(Arc::clone(workers_api), Arc::clone(metrics), gate)),
+        endpoints: Arc::new(OperatorEndpoints::new(Arc::clone(workers_api), Arc::clone(metrics), controller)),
         logger: Arc::clone(logger),
         transport,
     }

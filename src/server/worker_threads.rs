@@ -126,7 +126,7 @@ fn service(shared: &SharedState<'_>, options: &Options) -> Service {
         draining: draining.clone(),
         settings: Arc::clone(settings),
         fleet: Arc::clone(fleet),
-        admission: AdmissionHandle::new(Arc::clone(&admission.gate)),
+        admission: AdmissionHandle::new(Arc::clone(&admission.controller)),
         queue_metrics,
         access: Arc::clone(&admission.access),
     }

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::histogram::{Bounds, Histogram};
+use super::histogram::{BucketBounds, Histogram};
 use crate::observe::record::{CompletedRequest, Endpoint, Phase, RequestEnd, RetryCause, StatusClass};
 use crate::upstream::{IdMap, Role};
 
-/// Bounds for whole requests: 1 ms to 1,000 s, as a generation may take minutes.
-pub(super) static REQUEST_BOUNDS: Bounds<19> = Bounds::micros([
+/// BucketBounds for whole requests: 1 ms to 1,000 s, as a generation may take minutes.
+pub(super) static REQUEST_BOUNDS: BucketBounds<19> = BucketBounds::micros([
     1_000,
     2_000,
     5_000,
@@ -28,11 +28,12 @@ pub(super) static REQUEST_BOUNDS: Bounds<19> = Bounds::micros([
     500_000_000,
     1_000_000_000,
 ]);
-/// Bounds for the router's own time: 5 µs to 1 s.
-pub(super) static ROUTER_BOUNDS: Bounds<14> =
-    Bounds::micros([5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 100_000, 1_000_000]);
-/// Bounds for a pair's phases: 5 ms to 60 s. Few, because each is a series of each pair.
-pub(super) static PHASE_BOUNDS: Bounds<11> = Bounds::micros([
+/// BucketBounds for the router's own time: 5 µs to 1 s.
+pub(super) static ROUTER_BOUNDS: BucketBounds<14> = BucketBounds::micros([
+    5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 100_000, 1_000_000,
+]);
+/// BucketBounds for a pair's phases: 5 ms to 60 s. Few, because each is a series of each pair.
+pub(super) static PHASE_BOUNDS: BucketBounds<11> = BucketBounds::micros([
     5_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000, 5_000_000, 20_000_000, 60_000_000,
 ]);
 

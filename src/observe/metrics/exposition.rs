@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Write as _};
 
-use super::histogram::{Bounds, Histogram};
+use super::histogram::{BucketBounds, Histogram};
 
 /// A metric family: what is written of a metric besides its samples.
 pub(super) struct Family {
@@ -39,7 +39,7 @@ impl Exposition {
         &mut self,
         family: &Family,
         labels: &[Label<'_>],
-        bounds: &Bounds<N>,
+        bounds: &BucketBounds<N>,
         histogram: &Histogram<N>,
     ) {
         let mut count = 0;
@@ -101,7 +101,7 @@ mod tests {
 
     #[test]
     fn buckets_are_cumulative_and_end_with_all() {
-        static BOUNDS: Bounds<2> = Bounds::micros([5, 1_000]);
+        static BOUNDS: BucketBounds<2> = BucketBounds::micros([5, 1_000]);
         let mut histogram = Histogram::default();
         for micros in [1, 7, 2_000] {
             histogram.observe(&BOUNDS, Duration::from_micros(micros));

@@ -1,19 +1,19 @@
 //! Histograms of durations with fixed bounds.
 //!
-//! Bounds are at least a factor of two apart. So the number of leading zeros of a duration
+//! BucketBounds are at least a factor of two apart. So the number of leading zeros of a duration
 //! leaves one bound to compare with, and finding a bucket needs no search.
 
 use std::time::Duration;
 
 /// The upper bounds of a histogram's buckets, in nanoseconds, ascending.
-pub(super) struct Bounds<const N: usize> {
+pub(super) struct BucketBounds<const N: usize> {
     pub(super) nanos: [u64; N],
     /// By the count of significant bits of a duration: the first bucket that it may belong to.
     first: [u8; 65],
 }
 
-impl<const N: usize> Bounds<N> {
-    /// Bounds given in microseconds. Evaluated by the compiler, so that wrong ones do not compile.
+impl<const N: usize> BucketBounds<N> {
+    /// BucketBounds given in microseconds. Evaluated by the compiler, so that wrong ones do not compile.
     pub(super) const fn micros(micros: [u64; N]) -> Self {
         let mut nanos = [0; N];
         let mut index = 0;
@@ -64,11 +64,11 @@ impl<const N: usize> Default for Histogram<N> {
 }
 
 impl<const N: usize> Histogram<N> {
-    pub(super) fn observe(&mut self, bounds: &Bounds<N>, duration: Duration) {
+    pub(super) fn observe(&mut self, bounds: &BucketBounds<N>, duration: Duration) {
         self.observe_nanos(bounds, u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
     }
 
-    pub(super) fn observe_nanos(&mut self, bounds: &Bounds<N>, nanos: u64) {
+    pub(super) fn observe_nanos(&mut self, bounds: &BucketBounds<N>, nanos: u64) {
         *self.buckets.get_mut(bounds.bucket(nanos)).unwrap_or(&mut self.overflow) += 1;
         self.sum = self.sum.saturating_add(nanos);
     }
@@ -84,7 +84,7 @@ impl<const N: usize> Histogram<N> {
 mod tests {
     use super::*;
 
-    static BOUNDS: Bounds<5> = Bounds::micros([1, 2, 5, 1_000, 60_000_000]);
+    static BOUNDS: BucketBounds<5> = BucketBounds::micros([1, 2, 5, 1_000, 60_000_000]);
 
     #[test]
     fn a_duration_belongs_to_the_first_bound_that_is_not_less() {

@@ -6,8 +6,8 @@ use super::*;
 use crate::wire::body::ClientBody;
 use crate::wire::bootstrap::BootstrapFields;
 
+mod generators;
 mod properties;
-mod texts;
 
 const FIELDS: &str = r#""bootstrap_host":"h","bootstrap_port":1,"bootstrap_room":2"#;
 const DIALECTS: [Dialect; 3] = [Dialect::Generate, Dialect::Chat, Dialect::Completions];

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use super::put::digits;
+use super::escape::digits;
 
 /// Formats times. Caches the text of a second, since most lines share theirs with the line before.
 #[derive(Default)]

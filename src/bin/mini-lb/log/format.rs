@@ -8,7 +8,7 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level};
 
 use super::clock::Clock;
-use super::put;
+use super::escape;
 
 /// Longest value in a line, in bytes; longer ones are truncated.
 const MAX_VALUE: usize = 8 << 10;
@@ -35,15 +35,15 @@ impl Begin<'_> {
         match format {
             Format::Text => {
                 clock.put_now(line);
-                put::text(["", " ", "  "][6_usize.saturating_sub(level.len()).min(2)], line);
-                put::all(&[level, " ", target, ": "], line);
-                put::escaped(message, line);
+                escape::text(["", " ", "  "][6_usize.saturating_sub(level.len()).min(2)], line);
+                escape::all(&[level, " ", target, ": "], line);
+                escape::escaped(message, line);
             }
             Format::Json => {
-                put::text("{\"timestamp\":\"", line);
+                escape::text("{\"timestamp\":\"", line);
                 clock.put_now(line);
-                put::all(&["\",\"level\":\"", level, "\",\"target\":\"", target, "\",\"message\":"], line);
-                put::json(message, line);
+                escape::all(&["\",\"level\":\"", level, "\",\"target\":\"", target, "\",\"message\":"], line);
+                escape::json(message, line);
             }
         }
     }
@@ -51,7 +51,7 @@ impl Begin<'_> {
 
 /// Puts the end of every line.
 pub(super) fn end(format: Format, line: &mut Vec<u8>) {
-    put::text(if format == Format::Json { "}\n" } else { "\n" }, line);
+    escape::text(if format == Format::Json { "}\n" } else { "\n" }, line);
 }
 
 /// Puts an event's line, with its end.
@@ -87,7 +87,7 @@ pub(super) fn lost(count: u64, format: Format) -> Vec<u8> {
         Format::Text => [" ", "="],
         Format::Json => [",\"", "\":"],
     };
-    put::all(&[before, "lost", behind, &count.to_string()], &mut line);
+    escape::all(&[before, "lost", behind, &count.to_string()], &mut line);
     end(format, &mut line);
     line
 }
@@ -104,7 +104,7 @@ impl Fields {
     /// Puts a field's name, and then a value that needs no quotes.
     fn plain(&mut self, field: &Field, value: &str) {
         self.name(field);
-        put::text(value, &mut self.others);
+        escape::text(value, &mut self.others);
     }
 
     fn name(&mut self, field: &Field) {
@@ -112,7 +112,7 @@ impl Fields {
             Format::Text => [" ", "="],
             Format::Json => [",\"", "\":"],
         };
-        put::all(&[before, field.name(), behind], &mut self.others);
+        escape::all(&[before, field.name(), behind], &mut self.others);
     }
 
     fn text(&mut self, field: &Field, value: &str) {
@@ -122,8 +122,8 @@ impl Fields {
         }
         self.name(field);
         match self.format {
-            Format::Json => put::json(value, &mut self.others),
-            Format::Text => put::word(value, &mut self.others),
+            Format::Json => escape::json(value, &mut self.others),
+            Format::Text => escape::word(value, &mut self.others),
         }
     }
 }

@@ -5,9 +5,9 @@
 //! logged in one event.
 
 mod clock;
+mod escape;
 mod files;
 mod format;
-mod put;
 mod queue;
 mod request;
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use mini_lb::{LineFieldName, RequestLine, RequestLineVisitor};
 
 use super::clock::Clock;
+use super::escape;
 use super::format::{self, Begin, Format};
-use super::put;
 
 /// The target of the library's events of the same content.
 const TARGET: &str = "mini_lb::request";
@@ -31,26 +31,26 @@ struct TextFields<'a>(&'a mut Vec<u8>);
 impl RequestLineVisitor for TextFields<'_> {
     #[inline(always)]
     fn text(&mut self, name: LineFieldName, value: &str) {
-        put::text(name.as_key(), self.0);
-        put::word(value, self.0);
+        escape::text(name.as_key(), self.0);
+        escape::word(value, self.0);
     }
 
     #[inline(always)]
     fn number(&mut self, name: LineFieldName, value: u64) {
-        put::text(name.as_key(), self.0);
-        put::number(value, self.0);
+        escape::text(name.as_key(), self.0);
+        escape::number(value, self.0);
     }
 
     #[inline(always)]
     fn flag(&mut self, name: LineFieldName, value: bool) {
-        put::text(name.as_key(), self.0);
-        put::text(if value { "true" } else { "false" }, self.0);
+        escape::text(name.as_key(), self.0);
+        escape::text(if value { "true" } else { "false" }, self.0);
     }
 
     #[inline(always)]
     fn time(&mut self, name: LineFieldName, value: Duration) {
-        put::text(name.as_key(), self.0);
-        put::milliseconds(value, self.0);
+        escape::text(name.as_key(), self.0);
+        escape::milliseconds(value, self.0);
     }
 }
 
@@ -60,32 +60,32 @@ struct JsonFields<'a>(&'a mut Vec<u8>);
 impl RequestLineVisitor for JsonFields<'_> {
     #[inline(always)]
     fn text(&mut self, name: LineFieldName, value: &str) {
-        put::text(name.as_json_key(), self.0);
-        put::json(value, self.0);
+        escape::text(name.as_json_key(), self.0);
+        escape::json(value, self.0);
     }
 
     /// Without a look for characters to escape, which the library promises not to be there.
     #[inline(always)]
     fn plain(&mut self, name: LineFieldName, value: &str) {
-        put::text(name.as_json_key(), self.0);
-        put::quoted(value, self.0);
+        escape::text(name.as_json_key(), self.0);
+        escape::quoted(value, self.0);
     }
 
     #[inline(always)]
     fn number(&mut self, name: LineFieldName, value: u64) {
-        put::text(name.as_json_key(), self.0);
-        put::number(value, self.0);
+        escape::text(name.as_json_key(), self.0);
+        escape::number(value, self.0);
     }
 
     #[inline(always)]
     fn flag(&mut self, name: LineFieldName, value: bool) {
-        put::text(name.as_json_key(), self.0);
-        put::text(if value { "true" } else { "false" }, self.0);
+        escape::text(name.as_json_key(), self.0);
+        escape::text(if value { "true" } else { "false" }, self.0);
     }
 
     #[inline(always)]
     fn time(&mut self, name: LineFieldName, value: Duration) {
-        put::text(name.as_json_key(), self.0);
-        put::milliseconds(value, self.0);
+        escape::text(name.as_json_key(), self.0);
+        escape::milliseconds(value, self.0);
     }
 }

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use simd_json::OwnedValue;
 use simd_json::prelude::{ValueAsArray, ValueAsObject, ValueAsScalar};
 
-use super::texts::{deep, object, steering_object};
+use super::generators::{deep, object, steering_object};
 use super::*;
 use crate::wire::json;
 use crate::wire::shape::strict::Utf8Validator;

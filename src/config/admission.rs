@@ -9,7 +9,7 @@ impl MiniLbConfig {
     /// of its response; others wait in a queue. Default: no limit.
     #[must_use]
     pub fn max_concurrent_requests(mut self, requests: u32) -> Self {
-        self.options.gate.max_concurrent = Some(requests);
+        self.options.admission.max_concurrent = Some(requests);
         self
     }
 
@@ -17,7 +17,7 @@ impl MiniLbConfig {
     /// Default: [`DEFAULT_QUEUE_SIZE`](super::DEFAULT_QUEUE_SIZE).
     #[must_use]
     pub fn queue_size(mut self, requests: usize) -> Self {
-        self.options.gate.queue_size = requests;
+        self.options.admission.queue_size = requests;
         self
     }
 
@@ -25,7 +25,7 @@ impl MiniLbConfig {
     /// [`DEFAULT_QUEUE_TIMEOUT`](super::DEFAULT_QUEUE_TIMEOUT).
     #[must_use]
     pub fn queue_timeout(mut self, timeout: Duration) -> Self {
-        self.options.gate.queue_timeout = timeout.min(LONGEST_TIMEOUT);
+        self.options.admission.queue_timeout = timeout.min(LONGEST_TIMEOUT);
         self
     }
 
@@ -33,7 +33,7 @@ impl MiniLbConfig {
     /// Default: no limit.
     #[must_use]
     pub fn rate_limit(mut self, requests_per_second: u32) -> Self {
-        self.options.gate.rate = Some(requests_per_second);
+        self.options.admission.rate = Some(requests_per_second);
         self
     }
 
@@ -41,14 +41,14 @@ impl MiniLbConfig {
     /// are full, requests wait in the queue. Only a retry may exceed the limit. Default: no limit.
     #[must_use]
     pub fn max_in_flight_per_prefill(mut self, requests: usize) -> Self {
-        self.options.gate.caps.prefill = requests;
+        self.options.admission.caps.prefill = requests;
         self
     }
 
     /// As [`max_in_flight_per_prefill`](Self::max_in_flight_per_prefill), for decode servers.
     #[must_use]
     pub fn max_in_flight_per_decode(mut self, requests: usize) -> Self {
-        self.options.gate.caps.decode = requests;
+        self.options.admission.caps.decode = requests;
         self
     }
 }
