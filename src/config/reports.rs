@@ -74,7 +74,7 @@ impl Options {
         }
         #[cfg(feature = "otel")]
         if let Some(url) = &self.report.traces {
-            crate::observe::report::traces::Endpoint::parse(url).map_err(|why| {
+            crate::observe::report::traces::CollectorEndpoint::parse(url).map_err(|why| {
                 ConfigError::new(format!("--otlp-traces-endpoint {}: {why}", url.escape_debug()))
             })?;
         }
