@@ -118,3 +118,48 @@ impl Options {
         compared.map(|Entry { spec, field }| (spec, field(self).snapshot())).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(options: &mut Options, name: &str, occurrences: &[&[&str]]) -> Result<(), String> {
+        let owned = |values: &&[&str]| values.iter().map(|value| (*value).to_owned()).collect();
+        options.set(name, &occurrences.iter().map(owned).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_value_replaces_the_one_before_and_a_list_the_whole_list() {
+        let mut options = Options::new();
+        for _ in 0..2 {
+            set(&mut options, "retry-on-status", &[&["429,503"], &["500"]]).unwrap();
+            set(&mut options, "max-concurrent-requests", &[&["5"], &["-1"]]).unwrap();
+            set(&mut options, "http2", &[&[]]).unwrap();
+        }
+        assert_eq!(options.retry_on, [429, 503, 500]);
+        assert_eq!((options.gate.max_concurrent, options.tls.http2), (None, true));
+        set(&mut options, "retry-on-status", &[]).unwrap();
+        set(&mut options, "http2", &[]).unwrap();
+        assert_eq!((options.retry_on.len(), options.tls.http2), (0, false));
+    }
+
+    #[test]
+    fn an_error_names_the_option_and_its_value_unless_that_is_secret() {
+        let mut options = Options::new();
+        for (name, occurrences, error) in [
+            ("nothing", &[&["1"][..]][..], "--nothing: there is no such option"),
+            ("port", &[&["\n"]], "--port \\n: not a whole number"),
+            ("port", &[&[""]], "--port \"\": not a whole number"),
+            ("port", &[&["1", "2"]], "--port 1 2: the values must be <PORT>"),
+            ("http2", &[&["yes"]], "--http2 yes: must be true or false"),
+            ("admin-api-key", &[&["a", "b"]], "--admin-api-key *** ***: the values must be <KEY>"),
+            (
+                "prefill",
+                &[&["http://a", "0"]],
+                "--prefill http://a 0: the bootstrap port must be between 1 and 65535, or none",
+            ),
+        ] {
+            assert_eq!(set(&mut options, name, occurrences), Err(error.to_owned()));
+        }
+    }
+}

@@ -274,7 +274,7 @@ impl OptionSpec {
     pub fn shown(&self, values: &[String]) -> String {
         let values = match self.secret {
             true => values.iter().map(|_| "***".to_owned()).collect::<Vec<_>>(),
-            false => values.iter().map(|value| value.escape_debug().to_string()).collect(),
+            false => values.iter().map(|value| plain(value)).collect(),
         };
         [&[format!("--{}", self.name)], values.as_slice()].concat().join(" ")
     }
@@ -296,4 +296,9 @@ impl OptionSpec {
             false => Err(format!("the values must be {}", self.kind)),
         }
     }
+}
+
+/// A value in one line of text. An empty one would not be seen.
+fn plain(value: &str) -> String {
+    if value.is_empty() { "\"\"".to_owned() } else { value.escape_debug().to_string() }
 }
