@@ -27,7 +27,7 @@ fn main() {
         return;
     };
     let is_guarded = std::env::args().any(|arg| arg == "guarded");
-    let mut peers = if is_guarded { LockStep::start_guarded(PAUSE) } else { LockStep::start(PAUSE) };
+    let mut peers = if is_guarded { LockStep::start_with_limits(PAUSE) } else { LockStep::start(PAUSE) };
     exchange(&mut peers, 20, 5);
     exchange(&mut peers, requests, streams);
 }

@@ -1,5 +1,5 @@
-//! How often the router allocates: for a plain request of 300 bytes, and for one
-//! token of a stream. Its peers allocate nothing, so all of the process is counted.
+//! Allocations for a plain request of 300 bytes and for one token of a stream. The peers allocate nothing, so the whole
+//! process is counted.
 
 #[path = "kit/lockstep.rs"]
 mod lockstep;
@@ -13,20 +13,20 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// Measured: 21.2 without optimisation, as tests are built. Both legs are in it.
-const MOST_OF_A_REQUEST: f64 = 22.0;
-/// Measured: 1.0, the bytes. One more for each frame makes it 2.
-const MOST_OF_A_TOKEN: f64 = 1.2;
+/// Measured: 21.2 without optimisation, as tests are built. Includes both legs.
+const MAX_PER_REQUEST: f64 = 22.0;
+/// Measured: 1.0, for the bytes. One more allocation per frame would make it 2.
+const MAX_PER_TOKEN: f64 = 1.2;
 
-/// What limits, keys and origins add, if all are on. Measured: none.
-const MOST_OF_GUARDS: f64 = 0.5;
+/// Added by limits, keys and origins, all of them on. Measured: 0.
+const MAX_FOR_LIMITS: f64 = 0.5;
 
-/// Longer than the router needs for a turn.
+/// Longer than the router needs for a step.
 const PAUSE: Duration = Duration::from_micros(200);
 const REQUESTS: usize = 200;
 const STREAMS: usize = 10;
 
-/// Allocations of all threads, grown ones included.
+/// Allocations and reallocations of all threads.
 fn allocations(act: impl FnOnce()) -> f64 {
     let region = Region::new(ALLOCATOR);
     act();
@@ -34,26 +34,26 @@ fn allocations(act: impl FnOnce()) -> f64 {
     (change.allocations + change.reallocations) as f64
 }
 
-/// One test: another one beside it would be counted too.
+/// The only test of this file: the allocations of a concurrent one would be counted too.
 #[test]
-fn a_request_and_a_token_take_few_allocations() {
+fn allocations_per_request_and_per_token_are_bounded() {
     let mut peers = LockStep::start(PAUSE);
-    // What is allocated once: connections, buffers, and timers.
+    // Allocated once: connections, buffers and timers.
     (0..50).for_each(|_| peers.plain());
     peers.stream(8);
 
-    let of_a_request = allocations(|| (0..REQUESTS).for_each(|_| peers.plain())) / REQUESTS as f64;
+    let per_request = allocations(|| (0..REQUESTS).for_each(|_| peers.plain())) / REQUESTS as f64;
     let mut of_streams = |tokens| allocations(|| (0..STREAMS).for_each(|_| peers.stream(tokens)));
-    let of_a_token = (of_streams(128) - of_streams(64)) / (STREAMS * 64) as f64;
-    println!("allocations: {of_a_request:.2} a request, {of_a_token:.2} a token");
-    assert!(of_a_request <= MOST_OF_A_REQUEST, "{of_a_request} allocations a request");
-    assert!(of_a_token <= MOST_OF_A_TOKEN, "{of_a_token} allocations a token");
-    let mut guarded = LockStep::start_guarded(PAUSE);
-    (0..50).for_each(|_| guarded.plain());
-    let of_guards =
-        allocations(|| (0..REQUESTS).for_each(|_| guarded.plain())) / REQUESTS as f64 - of_a_request;
-    println!("allocations: {of_guards:.2} for limits, keys and origins");
-    assert!(of_guards <= MOST_OF_GUARDS, "{of_guards} allocations for limits, keys and origins");
-    // Less than this is a count that has gone wrong.
-    assert!(of_a_request > 5.0 && of_a_token > 0.5, "{of_a_request} a request, {of_a_token} a token");
+    let per_token = (of_streams(128) - of_streams(64)) / (STREAMS * 64) as f64;
+    println!("allocations: {per_request:.2} a request, {per_token:.2} a token");
+    assert!(per_request <= MAX_PER_REQUEST, "{per_request} allocations a request");
+    assert!(per_token <= MAX_PER_TOKEN, "{per_token} allocations a token");
+    let mut with_limits = LockStep::start_with_limits(PAUSE);
+    (0..50).for_each(|_| with_limits.plain());
+    let for_limits =
+        allocations(|| (0..REQUESTS).for_each(|_| with_limits.plain())) / REQUESTS as f64 - per_request;
+    println!("allocations: {for_limits:.2} for limits, keys and origins");
+    assert!(for_limits <= MAX_FOR_LIMITS, "{for_limits} allocations for limits, keys and origins");
+    // Fewer would mean that counting is broken.
+    assert!(per_request > 5.0 && per_token > 0.5, "{per_request} a request, {per_token} a token");
 }

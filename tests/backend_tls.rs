@@ -1,5 +1,4 @@
-//! TLS towards servers: who is trusted, what is told of those who are not, and
-//! answers that break off.
+//! TLS towards backends: which are trusted, how untrusted ones are reported, and truncated responses.
 
 mod kit;
 
@@ -7,7 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use kit::{
-    Answer, Authority, FrontOptions, Gate, Handshake, Identity, Router, Step, TlsFront, Upstream, json,
+    Gate, Handshake, Identity, Response, Router, ScriptedServer, Step, TerminatorOptions, TestCa,
+    TlsTerminator, json,
 };
 use mini_lb::MiniLbConfig;
 use tokio::net::TcpListener;
@@ -15,57 +15,63 @@ use tokio::net::TcpListener;
 const BODY: &str = r#"{"text":"a"}"#;
 const OK: &str = r#"{"text":"hi"}"#;
 
-async fn answering() -> Upstream {
-    Upstream::always(json("200 OK", OK)).await
+async fn ok_server() -> ScriptedServer {
+    ScriptedServer::always(json("200 OK", OK)).await
 }
 
-async fn encrypted(server: &Upstream, identity: &Identity) -> TlsFront {
-    let options = FrontOptions { identity: identity.clone(), cuts: false, slow: false, wants: None };
-    TlsFront::start(server.address(), options).await
+async fn tls_terminator(server: &ScriptedServer, identity: &Identity) -> TlsTerminator {
+    let options = TerminatorOptions {
+        identity: identity.clone(),
+        truncates: false,
+        reads_slowly: false,
+        client_ca: None,
+    };
+    TlsTerminator::start(server.address(), options).await
 }
 
 /// A router in front of a plain prefill server and a decode server at this URL.
 async fn router(
-    prefill: &Upstream,
+    prefill: &ScriptedServer,
     decode: &str,
     options: impl FnOnce(MiniLbConfig) -> MiniLbConfig,
 ) -> Router {
-    Router::serve(options(config(prefill, decode))).await
+    Router::start_with_config(options(config(prefill, decode))).await
 }
 
-fn config(prefill: &Upstream, decode: &str) -> MiniLbConfig {
+fn config(prefill: &ScriptedServer, decode: &str) -> MiniLbConfig {
     let prefill = vec![(prefill.url(), Some(kit::BOOTSTRAP_PORT))];
     MiniLbConfig::new("127.0.0.1", 30_000, prefill, vec![decode.to_owned()], 60).worker_threads(1)
 }
 
-fn trusting(ca: &Authority) -> impl FnOnce(MiniLbConfig) -> MiniLbConfig {
+fn with_ca(ca: &TestCa) -> impl FnOnce(MiniLbConfig) -> MiniLbConfig {
     let file = ca.file();
     move |config| config.backend_ca([file])
 }
 
-async fn post(router: &Router) -> Answer {
+async fn post(router: &Router) -> Response {
     router.client().await.post("/generate", BODY).await
 }
 
-fn message(answer: &Answer) -> String {
-    answer.json()["error"]["message"].as_str().expect("a message").to_owned()
+fn message(response: &Response) -> String {
+    response.json()["error"]["message"].as_str().expect("a message").to_owned()
 }
 
 #[tokio::test]
-async fn both_servers_may_speak_tls() {
-    let ca = Authority::new();
+async fn both_legs_can_use_tls() {
+    let ca = TestCa::new();
     let identity = ca.issue("server", &["localhost", "127.0.0.1"]);
-    let (prefill, decode) = (answering().await, answering().await);
-    let (front, other) = (encrypted(&prefill, &identity).await, encrypted(&decode, &identity).await);
-    // By an address, to which a certificate may be issued too.
+    let (prefill, decode) = (ok_server().await, ok_server().await);
+    let (terminator, other) =
+        (tls_terminator(&prefill, &identity).await, tls_terminator(&decode, &identity).await);
+    // By address, for which a certificate can be issued too.
     let by_address = format!("https://{}", other.address());
-    let config = MiniLbConfig::new("127.0.0.1", 1, vec![(front.url(), None)], vec![by_address], 60);
-    let router = Router::serve(config.worker_threads(1).backend_ca([ca.file()])).await;
+    let config = MiniLbConfig::new("127.0.0.1", 1, vec![(terminator.url(), None)], vec![by_address], 60);
+    let router = Router::start_with_config(config.worker_threads(1).backend_ca([ca.file()])).await;
     let mut client = router.client().await;
     for _ in 0..3 {
-        let answer = client.post("/generate", BODY).await;
-        assert_eq!((answer.status(), answer.text()), (200, OK));
-        router.idle().await;
+        let response = client.post("/generate", BODY).await;
+        assert_eq!((response.status(), response.text()), (200, OK));
+        router.wait_idle().await;
     }
     let handshake = |name: Option<&str>| Handshake {
         name: name.map(str::to_owned),
@@ -73,56 +79,57 @@ async fn both_servers_may_speak_tls() {
         resumed: false,
         has_certificate: false,
     };
-    // One connection each, for all three.
-    assert_eq!(front.handshakes(), [handshake(Some("localhost"))]);
+    // One connection per backend for all three requests.
+    assert_eq!(terminator.handshakes(), [handshake(Some("localhost"))]);
     assert_eq!(other.handshakes(), [handshake(None)]);
-    let host = format!("localhost:{}", front.address().port());
-    prefill.arrived(1).await;
-    assert_eq!(prefill.seen()[0].head.header("host"), Some(host.as_str()));
-    assert_eq!(prefill.seen()[0].json()["bootstrap_host"], "localhost");
+    let host = format!("localhost:{}", terminator.address().port());
+    prefill.wait_for_requests(1).await;
+    assert_eq!(prefill.requests()[0].head.header("host"), Some(host.as_str()));
+    assert_eq!(prefill.requests()[0].json()["bootstrap_host"], "localhost");
 }
 
 #[tokio::test]
-async fn a_second_connection_resumes_the_session() {
-    let ca = Authority::new();
-    let (prefill, decode) = (answering().await, answering().await);
-    let front = encrypted(&decode, &ca.issue("server", &["localhost"])).await;
-    let router = router(&prefill, &front.url(), |config| {
+async fn second_connection_resumes_the_tls_session() {
+    let ca = TestCa::new();
+    let (prefill, decode) = (ok_server().await, ok_server().await);
+    let terminator = tls_terminator(&decode, &ca.issue("server", &["localhost"])).await;
+    let router = router(&prefill, &terminator.url(), |config| {
         config.backend_ca([ca.file()]).backend_idle_timeout(Duration::from_millis(50))
     })
     .await;
     assert_eq!(post(&router).await.status(), 200);
-    // The idle connection is closed, and the server is told.
-    front.ended_well(1).await;
+    // The idle connection is closed with a close_notify.
+    terminator.closed_cleanly(1).await;
     assert_eq!(post(&router).await.status(), 200);
-    let resumed: Vec<bool> = front.handshakes().iter().map(|handshake| handshake.resumed).collect();
+    let resumed: Vec<bool> = terminator.handshakes().iter().map(|handshake| handshake.resumed).collect();
     assert_eq!(resumed, [false, true]);
 }
 
 #[tokio::test]
 async fn large_bodies_pass_in_both_directions() {
-    let ca = Authority::new();
+    let ca = TestCa::new();
     let large = format!("\"{}\"", "y".repeat(8 << 20));
-    let (prefill, decode) = (answering().await, Upstream::always(json("200 OK", &large)).await);
-    let front = encrypted(&decode, &ca.issue("server", &["localhost"])).await;
-    let router = router(&prefill, &front.url(), trusting(&ca)).await;
+    let (prefill, decode) = (ok_server().await, ScriptedServer::always(json("200 OK", &large)).await);
+    let terminator = tls_terminator(&decode, &ca.issue("server", &["localhost"])).await;
+    let router = router(&prefill, &terminator.url(), with_ca(&ca)).await;
     let body = format!(r#"{{"text":"{}"}}"#, "x".repeat(8 << 20));
-    let answer = router.client().await.post("/generate", &body).await;
-    assert_eq!(answer.status(), 200);
-    assert!(answer.complete && answer.text() == large);
-    assert!(decode.only().await.body.starts_with(&body.as_bytes()[..body.len() - 1]));
+    let response = router.client().await.post("/generate", &body).await;
+    assert_eq!(response.status(), 200);
+    assert!(response.complete && response.text() == large);
+    assert!(decode.only_request().await.body.starts_with(&body.as_bytes()[..body.len() - 1]));
 }
 
 #[tokio::test]
-async fn all_of_a_request_reaches_a_server_that_reads_slowly() {
-    let ca = Authority::new();
-    let (prefill, decode) = (answering().await, answering().await);
+async fn slowly_reading_backend_gets_the_whole_request() {
+    let ca = TestCa::new();
+    let (prefill, decode) = (ok_server().await, ok_server().await);
     let identity = ca.issue("server", &["localhost"]);
-    let options = FrontOptions { identity, cuts: false, slow: true, wants: None };
-    let front = TlsFront::start(decode.address(), options).await;
-    let router =
-        router(&prefill, &front.url(), |config| config.backend_ca([ca.file()]).socket_buffer_size(16 << 10))
-            .await;
+    let options = TerminatorOptions { identity, truncates: false, reads_slowly: true, client_ca: None };
+    let terminator = TlsTerminator::start(decode.address(), options).await;
+    let router = router(&prefill, &terminator.url(), |config| {
+        config.backend_ca([ca.file()]).socket_buffer_size(16 << 10)
+    })
+    .await;
     for length in [100_000, 200_000, 300_000] {
         let body = format!(r#"{{"text":"{}"}}"#, "x".repeat(length));
         assert_eq!(router.client().await.post("/generate", &body).await.status(), 200);
@@ -130,13 +137,13 @@ async fn all_of_a_request_reaches_a_server_that_reads_slowly() {
 }
 
 #[tokio::test]
-async fn each_piece_of_a_stream_is_there_before_the_next() {
+async fn stream_events_are_relayed_as_they_arrive() {
     const HEAD: &str =
         "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
-    let ca = Authority::new();
-    let (prefill, gate) = (answering().await, Gate::new());
+    let ca = TestCa::new();
+    let (prefill, gate) = (ok_server().await, Gate::new());
     let held = gate.clone();
-    let decode = Upstream::start(move |_| {
+    let decode = ScriptedServer::start(move |_| {
         vec![
             Step::Send([HEAD.as_bytes(), b"9\r\ndata: 1\n\n\r\n"].concat()),
             Step::Wait(held.clone()),
@@ -144,10 +151,10 @@ async fn each_piece_of_a_stream_is_there_before_the_next() {
         ]
     })
     .await;
-    let front = encrypted(&decode, &ca.issue("server", &["localhost"])).await;
-    let router = router(&prefill, &front.url(), trusting(&ca)).await;
+    let terminator = tls_terminator(&decode, &ca.issue("server", &["localhost"])).await;
+    let router = router(&prefill, &terminator.url(), with_ca(&ca)).await;
     let mut client = router.client().await;
-    client.start("POST", "/generate", &[], br#"{"stream":true}"#).await;
+    client.send_request("POST", "/generate", &[], br#"{"stream":true}"#).await;
     client.head().await;
     client.read_until("data: 1").await;
     gate.open();
@@ -155,84 +162,87 @@ async fn each_piece_of_a_stream_is_there_before_the_next() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_trusted_gets_nothing() {
-    let (ca, stranger) = (Authority::new(), Authority::new());
+async fn untrusted_backend_gets_no_request() {
+    let (ca, stranger) = (TestCa::new(), TestCa::new());
     for (identity, why) in [
         (stranger.issue("unknown", &["localhost"]), "does not come from a known CA"),
         (ca.issue_expired("expired", &["localhost"]), "has expired"),
         (ca.issue("renamed", &["elsewhere.example"]), "is for another name"),
     ] {
-        let (prefill, decode) = (answering().await, answering().await);
-        let front = encrypted(&decode, &identity).await;
-        let router = router(&prefill, &front.url(), trusting(&ca)).await;
-        let answer = post(&router).await;
-        assert_eq!((answer.status(), answer.code().as_str()), (502, "decode_connect"));
-        assert!(message(&answer).contains(why), "{}", message(&answer));
-        assert!(decode.seen().is_empty());
+        let (prefill, decode) = (ok_server().await, ok_server().await);
+        let terminator = tls_terminator(&decode, &identity).await;
+        let router = router(&prefill, &terminator.url(), with_ca(&ca)).await;
+        let response = post(&router).await;
+        assert_eq!((response.status(), response.error_code().as_str()), (502, "decode_connect"));
+        assert!(message(&response).contains(why), "{}", message(&response));
+        assert!(decode.requests().is_empty());
     }
 }
 
 #[tokio::test]
-async fn the_systems_cas_are_not_those_of_a_test() {
-    let ca = Authority::new();
-    let (prefill, decode) = (answering().await, answering().await);
-    let front = encrypted(&decode, &ca.issue("server", &["localhost"])).await;
+async fn without_a_configured_ca_only_system_cas_are_trusted() {
+    let ca = TestCa::new();
+    let (prefill, decode) = (ok_server().await, ok_server().await);
+    let terminator = tls_terminator(&decode, &ca.issue("server", &["localhost"])).await;
     if !PathBuf::from("/etc/ssl/certs/ca-certificates.crt").exists() {
         return;
     }
-    let router = router(&prefill, &front.url(), |config| config).await;
-    assert_eq!(post(&router).await.code(), "decode_connect");
+    let router = router(&prefill, &terminator.url(), |config| config).await;
+    assert_eq!(post(&router).await.error_code(), "decode_connect");
 }
 
 #[tokio::test]
-async fn a_server_without_tls_is_told_apart() {
-    let ca = Authority::new();
-    let prefill = answering().await;
-    // It answers anything with HTTP.
+async fn plain_http_backend_behind_an_https_url_is_reported_as_not_tls() {
+    let ca = TestCa::new();
+    let prefill = ok_server().await;
+    // Responds to any bytes with HTTP.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
-    let answering = tokio::spawn(async move {
+    let plain_server = tokio::spawn(async move {
         while let Ok((mut socket, _)) = listener.accept().await {
             use tokio::io::{AsyncReadExt, AsyncWriteExt};
             let _asked = socket.read(&mut [0; 4096]).await;
             socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.ok();
         }
     });
-    let router = router(&prefill, &url, trusting(&ca)).await;
-    let answer = post(&router).await;
-    assert_eq!((answer.status(), answer.code().as_str()), (502, "decode_connect"));
-    assert!(message(&answer).contains("is not TLS"), "{}", message(&answer));
-    answering.abort();
+    let router = router(&prefill, &url, with_ca(&ca)).await;
+    let response = post(&router).await;
+    assert_eq!((response.status(), response.error_code().as_str()), (502, "decode_connect"));
+    assert!(message(&response).contains("is not TLS"), "{}", message(&response));
+    plain_server.abort();
 }
 
 #[tokio::test]
-async fn a_handshake_that_hangs_is_a_connection_that_does_not_open() {
-    let ca = Authority::new();
-    let prefill = answering().await;
+async fn hanging_tls_handshake_is_a_connect_timeout() {
+    let ca = TestCa::new();
+    let prefill = ok_server().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
     let router = router(&prefill, &url, |config| {
         config.backend_ca([ca.file()]).connect_timeout(Duration::from_millis(300)).max_retries(0)
     })
     .await;
-    let answer = post(&router).await;
-    assert_eq!((answer.status(), answer.code().as_str()), (504, "decode_connect_timeout"));
+    let response = post(&router).await;
+    assert_eq!((response.status(), response.error_code().as_str()), (504, "decode_connect_timeout"));
 }
 
-/// The answer to a request that a server answers like this, and ends the connection then.
-async fn after(answer: &'static str, cuts: bool) -> Answer {
-    let ca = Authority::new();
-    let prefill = answering().await;
-    let decode = Upstream::start(move |_| vec![Step::Send(answer.into()), Step::Close]).await;
+/// What a client gets if decode sends this response and closes the connection.
+async fn after(response: &'static str, truncates: bool) -> Response {
+    let ca = TestCa::new();
+    let prefill = ok_server().await;
+    let decode = ScriptedServer::start(move |_| vec![Step::Send(response.into()), Step::Close]).await;
     let identity = ca.issue("server", &["localhost"]);
-    let front =
-        TlsFront::start(decode.address(), FrontOptions { identity, cuts, slow: false, wants: None }).await;
-    let router = router(&prefill, &front.url(), trusting(&ca)).await;
+    let terminator = TlsTerminator::start(
+        decode.address(),
+        TerminatorOptions { identity, truncates, reads_slowly: false, client_ca: None },
+    )
+    .await;
+    let router = router(&prefill, &terminator.url(), with_ca(&ca)).await;
     post(&router).await
 }
 
 #[tokio::test]
-async fn a_body_that_ends_with_the_connection_must_end_as_tls_does() {
+async fn close_delimited_body_requires_close_notify() {
     const TO_THE_END: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n{}";
     let whole = after(TO_THE_END, false).await;
     assert_eq!((whole.status(), whole.text(), whole.complete), (200, "{}", true));
@@ -241,104 +251,107 @@ async fn a_body_that_ends_with_the_connection_must_end_as_tls_does() {
 }
 
 #[tokio::test]
-async fn a_body_that_says_its_end_needs_no_other() {
-    for answer in [
+async fn self_delimited_body_needs_no_close_notify() {
+    for response in [
         "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}",
         "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
     ] {
-        let got = after(answer, true).await;
+        let got = after(response, true).await;
         assert_eq!((got.status(), got.text(), got.complete), (200, "{}", true));
     }
-    for answer in [
+    for response in [
         "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n{}",
         "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n",
     ] {
-        for cuts in [true, false] {
-            let got = after(answer, cuts).await;
+        for truncates in [true, false] {
+            let got = after(response, truncates).await;
             assert!(!got.complete || got.status() == 502, "{got:?}");
         }
     }
 }
 
 #[tokio::test]
-async fn an_idle_connection_that_the_server_has_ended_is_not_used() {
-    for cuts in [true, false] {
-        let ca = Authority::new();
-        let prefill = answering().await;
-        let decode = Upstream::start(|_| vec![Step::Send(json("200 OK", OK)), Step::Close]).await;
+async fn idle_tls_connection_closed_by_the_backend_is_not_reused() {
+    for truncates in [true, false] {
+        let ca = TestCa::new();
+        let prefill = ok_server().await;
+        let decode = ScriptedServer::start(|_| vec![Step::Send(json("200 OK", OK)), Step::Close]).await;
         let identity = ca.issue("server", &["localhost"]);
-        let front =
-            TlsFront::start(decode.address(), FrontOptions { identity, cuts, slow: false, wants: None })
-                .await;
+        let terminator = TlsTerminator::start(
+            decode.address(),
+            TerminatorOptions { identity, truncates, reads_slowly: false, client_ca: None },
+        )
+        .await;
         let router =
-            router(&prefill, &front.url(), |config| config.backend_ca([ca.file()]).max_retries(0)).await;
+            router(&prefill, &terminator.url(), |config| config.backend_ca([ca.file()]).max_retries(0)).await;
         for count in 1..4 {
-            assert_eq!(post(&router).await.status(), 200, "request {count}, cuts: {cuts}");
-            decode.closed(count).await;
-            front.finished(count).await;
+            assert_eq!(post(&router).await.status(), 200, "request {count}, truncates: {truncates}");
+            decode.wait_closed(count).await;
+            terminator.finished(count).await;
         }
-        assert_eq!(front.handshakes().len(), 3);
+        assert_eq!(terminator.handshakes().len(), 3);
     }
 }
 
 #[tokio::test]
-async fn a_server_that_wants_a_certificate_gets_one() {
-    let ca = Authority::new();
+async fn client_certificate_is_sent_to_a_backend_that_requests_it() {
+    let ca = TestCa::new();
     let own = ca.issue("router", &["router"]);
-    let (prefill, decode) = (answering().await, answering().await);
+    let (prefill, decode) = (ok_server().await, ok_server().await);
     let identity = ca.issue("server", &["localhost"]);
-    let options = FrontOptions { identity, cuts: false, slow: false, wants: Some(ca.file()) };
-    let front = TlsFront::start(decode.address(), options).await;
-    let with = router(&prefill, &front.url(), |config| {
+    let options =
+        TerminatorOptions { identity, truncates: false, reads_slowly: false, client_ca: Some(ca.file()) };
+    let terminator = TlsTerminator::start(decode.address(), options).await;
+    let with = router(&prefill, &terminator.url(), |config| {
         config.backend_ca([ca.file()]).backend_client_cert(&own.cert, &own.key)
     })
     .await;
     assert_eq!(post(&with).await.status(), 200);
-    assert!(front.handshakes()[0].has_certificate);
+    assert!(terminator.handshakes()[0].has_certificate);
 
-    let without = router(&prefill, &front.url(), trusting(&ca)).await;
-    let answer = post(&without).await;
-    assert_eq!(answer.status(), 502);
-    assert!(message(&answer).contains("CertificateRequired"), "{}", message(&answer));
-    assert_eq!(decode.seen().len(), 1);
+    let without = router(&prefill, &terminator.url(), with_ca(&ca)).await;
+    let response = post(&without).await;
+    assert_eq!(response.status(), 502);
+    assert!(message(&response).contains("CertificateRequired"), "{}", message(&response));
+    assert_eq!(decode.requests().len(), 1);
 }
 
 #[tokio::test]
-async fn other_cas_hold_from_the_next_connection_on() {
-    let (old, new) = (Authority::new(), Authority::new());
-    let (prefill, decode) = (answering().await, answering().await);
-    let front = encrypted(&decode, &new.issue("server", &["localhost"])).await;
-    let router = router(&prefill, &front.url(), trusting(&old)).await;
-    assert_eq!(post(&router).await.code(), "decode_connect");
-    router.reload(config(&prefill, &front.url()).backend_ca([new.file()])).expect("good files");
+async fn reloaded_ca_applies_to_new_connections() {
+    let (old, new) = (TestCa::new(), TestCa::new());
+    let (prefill, decode) = (ok_server().await, ok_server().await);
+    let terminator = tls_terminator(&decode, &new.issue("server", &["localhost"])).await;
+    let router = router(&prefill, &terminator.url(), with_ca(&old)).await;
+    assert_eq!(post(&router).await.error_code(), "decode_connect");
+    router.reload(config(&prefill, &terminator.url()).backend_ca([new.file()])).expect("valid files");
     assert_eq!(post(&router).await.status(), 200);
 }
 
 #[tokio::test]
-async fn a_server_with_tls_is_probed_over_tls() {
-    let ca = Authority::new();
-    let decode = answering().await;
-    let front = encrypted(&decode, &ca.issue("server", &["localhost"])).await;
-    let prefill = answering().await;
-    let url = front.url();
+async fn https_backend_is_probed_over_tls() {
+    let ca = TestCa::new();
+    let decode = ok_server().await;
+    let terminator = tls_terminator(&decode, &ca.issue("server", &["localhost"])).await;
+    let prefill = ok_server().await;
+    let url = terminator.url();
     let router = Router::start_with(&[&prefill], &[], |_| {
         config(&prefill, &url).backend_ca([ca.file()]).health_checks(true)
     })
     .await;
-    decode.arrived(1).await;
-    assert_eq!(decode.seen()[0].target(), "/ready");
+    decode.wait_for_requests(1).await;
+    assert_eq!(decode.requests()[0].target(), "/ready");
     drop(router);
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_ends_the_leg() {
-    let ca = Authority::new();
-    let (prefill, decode) = (answering().await, Upstream::start(|_| vec![Step::Hang]).await);
-    let front = encrypted(&decode, &ca.issue("server", &["localhost"])).await;
-    let router = router(&prefill, &front.url(), trusting(&ca)).await;
+async fn client_disconnect_closes_the_tls_leg() {
+    let ca = TestCa::new();
+    let (prefill, decode) = (ok_server().await, ScriptedServer::start(|_| vec![Step::Hang]).await);
+    let terminator = tls_terminator(&decode, &ca.issue("server", &["localhost"])).await;
+    let router = router(&prefill, &terminator.url(), with_ca(&ca)).await;
     let mut client = router.client().await;
-    client.start("POST", "/generate", &[], BODY.as_bytes()).await;
-    decode.arrived(1).await;
+    client.send_request("POST", "/generate", &[], BODY.as_bytes()).await;
+    decode.wait_for_requests(1).await;
     drop(client);
-    decode.closed(1).await;
+    decode.wait_closed(1).await;
 }

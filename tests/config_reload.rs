@@ -5,18 +5,18 @@ mod kit;
 use std::time::Duration;
 
 use kit::program::{Folder, Program, client, free_port};
-use kit::{Gate, PATIENCE, Step, Upstream, json, patiently};
+use kit::{Gate, ScriptedServer, Step, TIMEOUT, json, with_timeout};
 
 const BODY: &str = r#"{"text":"a","stream":true}"#;
 const HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
 
-async fn server(name: &str) -> Upstream {
-    Upstream::always(json("200 OK", &format!(r#"{{"from":"{name}"}}"#))).await
+async fn server(name: &str) -> ScriptedServer {
+    ScriptedServer::always(json("200 OK", &format!(r#"{{"from":"{name}"}}"#))).await
 }
 
 /// A configuration of such servers, and `more`.
-fn of(prefill: &[&Upstream], decode: &[&Upstream], more: &str) -> String {
-    let urls = |servers: &[&Upstream]| servers.iter().map(|server| server.url()).collect::<Vec<_>>();
+fn of(prefill: &[&ScriptedServer], decode: &[&ScriptedServer], more: &str) -> String {
+    let urls = |servers: &[&ScriptedServer]| servers.iter().map(|server| server.url()).collect::<Vec<_>>();
     format!(
         "prefill = {:?}\ndecode = {:?}\ndisable_health_check = true\n{more}\n",
         urls(prefill),
@@ -59,7 +59,7 @@ impl Running {
         self.program.reload()
     }
 
-    async fn answer(&self) -> String {
+    async fn response(&self) -> String {
         client(self.port).await.post("/generate", BODY).await.text().to_owned()
     }
 }
@@ -69,7 +69,7 @@ async fn sighup_changes_servers_and_interrupts_no_stream() {
     let (prefill, new) = (server("prefill").await, server("new").await);
     let gate = Gate::new();
     let held = gate.clone();
-    let old = Upstream::start(move |_| {
+    let old = ScriptedServer::start(move |_| {
         let event = |text: &str| Step::Send(format!("{:x}\r\n{text}\r\n", text.len()).into());
         vec![
             Step::Send(HEAD.into()),
@@ -82,35 +82,35 @@ async fn sighup_changes_servers_and_interrupts_no_stream() {
     .await;
     let running = Running::start("sighup", &of(&[&prefill], &[&old], ""));
     let mut open = client(running.port).await;
-    open.start("POST", "/generate", &[], BODY.as_bytes()).await;
+    open.send_request("POST", "/generate", &[], BODY.as_bytes()).await;
     open.read_until("data: 1").await;
     let line = running.reload(&of(&[&prefill], &[&new], ""));
     assert!(line.ends_with("reloaded (SIGHUP): servers +1 -1"), "{line}");
-    assert_eq!(running.answer().await, r#"{"from":"new"}"#);
+    assert_eq!(running.response().await, r#"{"from":"new"}"#);
     let line = running.reload(&of(&[&prefill], &[&new, &old], "policy = \"round_robin\""));
     assert!(line.ends_with(": servers +1 -0, prefill-policy, decode-policy"), "{line}");
     gate.open();
-    let answer = open.answer().await;
-    assert!(answer.complete, "{answer:?}");
-    assert_eq!(answer.text(), "data: 1\n\ndata: 2\n\n");
+    let response = open.response().await;
+    assert!(response.complete, "{response:?}");
+    assert_eq!(response.text(), "data: 1\n\ndata: 2\n\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_file_is_read_without_a_signal() {
     let (prefill, old, new) = (server("prefill").await, server("old").await, server("new").await);
     let running = Running::start("file", &of(&[&prefill], &[&old], ""));
-    assert_eq!(running.answer().await, r#"{"from":"old"}"#);
+    assert_eq!(running.response().await, r#"{"from":"old"}"#);
     running.folder.put("mini-lb.toml", &of(&[&prefill], &[&new], ""));
     let line = running.program.wait_for("reloaded (");
     assert!(line.contains("mini-lb.toml has changed): servers +1 -1"), "{line}");
-    assert_eq!(running.answer().await, r#"{"from":"new"}"#);
-    // Removed for a moment and written in place, as some editors do.
+    assert_eq!(running.response().await, r#"{"from":"new"}"#);
+    // Written in place, and gone for a moment.
     let path = running.folder.path("mini-lb.toml");
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, of(&[&prefill], &[&old], "")).unwrap();
     let line = running.program.wait_for("reloaded (");
     assert!(line.contains("mini-lb.toml has changed): servers +1 -1"), "{line}");
-    assert_eq!(running.answer().await, r#"{"from":"old"}"#);
+    assert_eq!(running.response().await, r#"{"from":"old"}"#);
 }
 
 /// As the kubelet does it: the file is a symbolic link through `..data`, which is replaced by another link.
@@ -144,7 +144,7 @@ async fn a_bad_file_is_refused_and_logged_and_the_running_configuration_stays() 
         let line = running.reload(&of(&[&prefill], &[&new], more));
         assert!(line.contains("ERROR") && line.contains(why), "{line}");
         assert!(line.contains("reload failed (SIGHUP), keeping the running configuration: "), "{line}");
-        assert_eq!(running.answer().await, r#"{"from":"old"}"#);
+        assert_eq!(running.response().await, r#"{"from":"old"}"#);
     }
     // The deleted file is noticed without a signal, and reported once.
     std::fs::remove_file(running.folder.path("mini-lb.toml")).unwrap();
@@ -154,7 +154,7 @@ async fn a_bad_file_is_refused_and_logged_and_the_running_configuration_stays() 
             && line.contains("cannot be read"),
         "{line}"
     );
-    assert_eq!(running.answer().await, r#"{"from":"old"}"#);
+    assert_eq!(running.response().await, r#"{"from":"old"}"#);
     running.folder.put("mini-lb.toml", &of(&[&prefill], &[&new], "max_payload_size = 100"));
     let line = running.program.wait_for("reloaded (");
     assert!(line.contains("has changed): servers +1 -1"), "{line}");
@@ -184,8 +184,8 @@ async fn a_key_that_is_replaced_in_its_file_takes_effect() {
     let mut status = async |key: &str| {
         let headers = [("authorization", format!("Bearer {key}"))];
         let headers = headers.each_ref().map(|(name, value)| (*name, value.as_str()));
-        kept.start("POST", "/generate", &headers, BODY.as_bytes()).await;
-        kept.answer().await.status()
+        kept.send_request("POST", "/generate", &headers, BODY.as_bytes()).await;
+        kept.response().await.status()
     };
     assert_eq!((status("the old one").await, status("the new one").await), (200, 401));
     keys.put("clients", "the new one\n");
@@ -217,6 +217,6 @@ async fn sighup_before_there_is_a_file_does_not_end_the_program() {
     let program = Program::start(typed.split(' '));
     program.wait_for("listening on ");
     assert!(program.reload().ends_with("nothing has changed"));
-    let health = patiently("an answer", async { client(port).await.get("/health").await.status() });
-    assert_eq!(tokio::time::timeout(PATIENCE + Duration::from_secs(1), health).await, Ok(200));
+    let health = with_timeout("an answer", async { client(port).await.get("/health").await.status() });
+    assert_eq!(tokio::time::timeout(TIMEOUT + Duration::from_secs(1), health).await, Ok(200));
 }

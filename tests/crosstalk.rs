@@ -1,8 +1,7 @@
-//! Many requests at once, answered by servers that do everything servers do wrong: every client gets its own answer or
-//! an error.
+//! Many concurrent requests to servers with every kind of fault: each client gets its own response or an error.
 //!
-//! What happens to a request is written in the request: its number says what it asks for, how either server answers,
-//! and what the client does. Whatever comes back carries the token of the request that it answers.
+//! A request carries its own plan: its number determines what it asks for, how each server behaves, and what the client
+//! does. Every response carries the token of its request.
 
 mod kit;
 
@@ -11,85 +10,86 @@ use std::ops::Range;
 use std::time::Duration;
 
 use fastrand::Rng;
-use kit::{Answer, Client, Router, Seen, Step, Upstream};
+use kit::{Client, ReceivedRequest, Response, Router, ScriptedServer, Step};
 
 const REQUESTS: u64 = 400;
 const CONNECTIONS: u64 = 16;
 
 /// What a client asks for.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Kind {
+enum RequestKind {
     Whole,
     Stream,
-    /// Prompt logprobs: one answer, made of both servers'.
+    /// Prompt logprobs: the response is merged from both servers'.
     Merged,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fault {
-    Refuses(&'static str),
-    /// Prefill only: a stream that says in an event that the request was aborted.
-    HidesAnAbort,
+    ErrorStatus(&'static str),
+    /// Prefill only: a stream with an event that reports an aborted request.
+    AbortEvent,
     Closes,
     Resets,
-    ClosesInTheHead,
-    ClosesInTheBody,
-    ResetsInTheBody,
-    IsNoHttp,
-    SendsABadChunk,
+    ClosesInHead,
+    ClosesInBody,
+    ResetsInBody,
+    NotHttp,
+    BadChunk,
 }
 
 const FAULTS: [Fault; 11] = [
-    Fault::Refuses("400 Bad Request"),
-    Fault::Refuses("429 Too Many Requests"),
-    Fault::Refuses("503 Service Unavailable"),
-    Fault::HidesAnAbort,
+    Fault::ErrorStatus("400 Bad Request"),
+    Fault::ErrorStatus("429 Too Many Requests"),
+    Fault::ErrorStatus("503 Service Unavailable"),
+    Fault::AbortEvent,
     Fault::Closes,
     Fault::Resets,
-    Fault::ClosesInTheHead,
-    Fault::ClosesInTheBody,
-    Fault::ResetsInTheBody,
-    Fault::IsNoHttp,
-    Fault::SendsABadChunk,
+    Fault::ClosesInHead,
+    Fault::ClosesInBody,
+    Fault::ResetsInBody,
+    Fault::NotHttp,
+    Fault::BadChunk,
 ];
 
-/// What a server does after its answer. None of it is the client's business.
+/// What a server does after its response. None of it may affect the client.
 #[derive(Debug, Clone, Copy)]
-enum After {
+enum AfterResponse {
     StaysOpen,
     Closes,
-    /// Sends an answer that nobody has asked for.
-    SaysMore,
+    /// Sends a response without a request.
+    SendsExtra,
 }
 
-/// How one server answers one request.
+/// How one server behaves for one request.
 #[derive(Debug)]
-struct Manner {
+struct Behavior {
     fault: Option<Fault>,
     chunked: bool,
     slow: bool,
-    after: After,
+    after: AfterResponse,
 }
 
 /// All that happens to one request.
 #[derive(Debug)]
 struct Plan {
     number: u64,
-    kind: Kind,
-    prefill: Manner,
-    decode: Manner,
-    /// How much decode has to say.
+    kind: RequestKind,
+    prefill: Behavior,
+    decode: Behavior,
+    /// The number of events in decode's response.
     events: usize,
-    /// The client leaves: at once, or when the answer has begun.
-    leaves: Option<bool>,
+    /// The client disconnects: at once (false), or after the response head (true).
+    disconnect: Option<bool>,
 }
 
 impl Plan {
     fn new(number: u64) -> Self {
         let mut rng = Rng::with_seed(number);
-        // The first number hardly depends on the seed.
+        // The first output hardly depends on the seed.
         rng.u64(..);
-        let kind = [Kind::Whole, Kind::Stream, Kind::Stream, Kind::Merged][rng.usize(..4)];
+        let kind = [RequestKind::Whole, RequestKind::Stream, RequestKind::Stream, RequestKind::Merged]
+            [rng.usize(..4)];
         let (prefill, decode) = match rng.u8(..10) {
             _ if number >= REQUESTS => (false, false),
             0..5 => (false, false),
@@ -97,23 +97,28 @@ impl Plan {
             7..9 => (false, true),
             _ => (true, true),
         };
-        let leaves = (number < REQUESTS && rng.u8(..12) == 0).then(|| rng.bool());
-        let mut manner = |faulty: bool, chunked: bool| Manner {
+        let disconnect = (number < REQUESTS && rng.u8(..12) == 0).then(|| rng.bool());
+        let mut behavior = |faulty: bool, chunked: bool| Behavior {
             fault: faulty.then(|| FAULTS[rng.usize(..FAULTS.len())]),
             chunked: chunked || rng.bool(),
             slow: rng.u8(..3) == 0,
-            after: [After::StaysOpen, After::StaysOpen, After::Closes, After::SaysMore][rng.usize(..4)],
+            after: [
+                AfterResponse::StaysOpen,
+                AfterResponse::StaysOpen,
+                AfterResponse::Closes,
+                AfterResponse::SendsExtra,
+            ][rng.usize(..4)],
         };
-        let prefill = manner(prefill, false);
-        let mut decode = manner(decode, kind == Kind::Stream);
-        if decode.fault == Some(Fault::HidesAnAbort) {
+        let prefill = behavior(prefill, false);
+        let mut decode = behavior(decode, kind == RequestKind::Stream);
+        if decode.fault == Some(Fault::AbortEvent) {
             decode.fault = Some(Fault::Closes);
         }
-        Self { number, kind, prefill, decode, events: rng.usize(1..200), leaves }
+        Self { number, kind, prefill, decode, events: rng.usize(1..200), disconnect }
     }
 
-    /// The plan that a request asks its server to follow.
-    fn of(seen: &Seen) -> (Self, String) {
+    /// The plan and the token of a request.
+    fn of(seen: &ReceivedRequest) -> (Self, String) {
         let body = seen.json();
         (Self::new(body["number"].as_u64().unwrap()), body["text"].as_str().unwrap().to_owned())
     }
@@ -123,19 +128,22 @@ impl Plan {
     }
 
     fn request(&self) -> String {
-        let (number, token, stream) = (self.number, self.token(), self.kind == Kind::Stream);
-        let merged =
-            if self.kind == Kind::Merged { r#","return_logprob":true,"logprob_start_len":0"# } else { "" };
+        let (number, token, stream) = (self.number, self.token(), self.kind == RequestKind::Stream);
+        let merged = if self.kind == RequestKind::Merged {
+            r#","return_logprob":true,"logprob_start_len":0"#
+        } else {
+            ""
+        };
         format!(r#"{{"number":{number},"text":"{token}","stream":{stream}{merged}}}"#)
     }
 
-    /// Whether nothing keeps the client from its answer.
+    /// Whether neither server has a fault.
     fn is_faultless(&self) -> bool {
         self.prefill.fault.is_none() && self.decode.fault.is_none()
     }
 
-    /// What the client of this token gets.
-    fn answer(&self, token: &str) -> String {
+    /// The body that the client of this token must get.
+    fn response(&self, token: &str) -> String {
         let decode = self.decode_body(token).concat();
         decode.replace(r#""input_token_logprobs":[]"#, &prompt_logprobs(token))
     }
@@ -143,12 +151,12 @@ impl Plan {
     fn decode_body(&self, token: &str) -> Vec<String> {
         let words = || (0..self.events).map(|count| format!("{token}:{count} "));
         match self.kind {
-            Kind::Whole => vec![format!(r#"{{"text":"{}"}}"#, words().collect::<String>())],
-            Kind::Merged => {
+            RequestKind::Whole => vec![format!(r#"{{"text":"{}"}}"#, words().collect::<String>())],
+            RequestKind::Merged => {
                 let text: String = words().collect();
                 vec![format!(r#"{{"text":"{text}","meta_info":{{"input_token_logprobs":[]}}}}"#)]
             }
-            Kind::Stream => {
+            RequestKind::Stream => {
                 let events = words().map(|word| format!("data: {{\"text\":\"{word}\"}}\n\n"));
                 events.chain(["data: [DONE]\n\n".to_owned()]).collect()
             }
@@ -158,9 +166,9 @@ impl Plan {
     fn prefill_body(&self, token: &str) -> Vec<String> {
         let lists = prompt_logprobs(token);
         match self.kind {
-            Kind::Whole => vec![format!(r#"{{"text":"{token}"}}"#)],
-            Kind::Merged => vec![format!(r#"{{"text":"","meta_info":{{{lists}}}}}"#)],
-            Kind::Stream => {
+            RequestKind::Whole => vec![format!(r#"{{"text":"{token}"}}"#)],
+            RequestKind::Merged => vec![format!(r#"{{"text":"","meta_info":{{{lists}}}}}"#)],
+            RequestKind::Stream => {
                 vec![format!("data: {{\"text\":\"{token}\"}}\n\n"), "data: [DONE]\n\n".to_owned()]
             }
         }
@@ -171,60 +179,62 @@ fn prompt_logprobs(token: &str) -> String {
     format!(r#""input_token_logprobs":[[null,7,"{token}"],[-0.5,8,"{token}"]]"#)
 }
 
-fn prefill_steps(seen: &Seen) -> Vec<Step> {
+fn prefill_steps(seen: &ReceivedRequest) -> Vec<Step> {
     let (plan, token) = Plan::of(seen);
-    steps(&plan.prefill, &plan.prefill_body(&token), &token, plan.kind == Kind::Stream, plan.number)
+    steps(&plan.prefill, &plan.prefill_body(&token), &token, plan.kind == RequestKind::Stream, plan.number)
 }
 
-fn decode_steps(seen: &Seen) -> Vec<Step> {
+fn decode_steps(seen: &ReceivedRequest) -> Vec<Step> {
     let (plan, token) = Plan::of(seen);
-    // Another seed than prefill's: the two are cut in other places.
-    steps(&plan.decode, &plan.decode_body(&token), &token, plan.kind == Kind::Stream, !plan.number)
+    // Another seed than prefill's, so that the two are split at different places.
+    steps(&plan.decode, &plan.decode_body(&token), &token, plan.kind == RequestKind::Stream, !plan.number)
 }
 
-/// An answer that nobody has asked for.
-const MORE: &str = "HTTP/1.1 200 OK\r\ncontent-length: 22\r\n\r\n{\"text\":\"token-stray\"}\n";
+/// A response without a request.
+const EXTRA_RESPONSE: &str = "HTTP/1.1 200 OK\r\ncontent-length: 22\r\n\r\n{\"text\":\"token-stray\"}\n";
 
-fn steps(manner: &Manner, body: &[String], token: &str, events: bool, seed: u64) -> Vec<Step> {
+fn steps(behavior: &Behavior, body: &[String], token: &str, events: bool, seed: u64) -> Vec<Step> {
     let mut rng = Rng::with_seed(seed);
-    let (head, framed) = framed("200 OK", body, events, manner.chunked);
+    let (head, framed) = framed("200 OK", body, events, behavior.chunked);
     let whole = [head.as_bytes(), framed.as_bytes()].concat();
-    // Short of its last byte.
+    // At least the head, never the last byte.
     let part = &whole[..rng.usize(head.len()..whole.len())];
-    let Some(fault) = manner.fault else {
-        let mut steps = in_pieces(&whole, manner.slow, &mut rng);
-        match (manner.after, steps.last_mut()) {
-            (After::Closes, _) => steps.push(Step::Close),
-            // In one piece with the answer's end, so that it is there before the next request.
-            (After::SaysMore, Some(Step::Send(last))) => last.extend_from_slice(MORE.as_bytes()),
+    let Some(fault) = behavior.fault else {
+        let mut steps = split_randomly(&whole, behavior.slow, &mut rng);
+        match (behavior.after, steps.last_mut()) {
+            (AfterResponse::Closes, _) => steps.push(Step::Close),
+            // In one write with the response's end, so that it arrives before the next request.
+            (AfterResponse::SendsExtra, Some(Step::Send(last))) => {
+                last.extend_from_slice(EXTRA_RESPONSE.as_bytes())
+            }
             _ => {}
         }
         return steps;
     };
     let send = |text: &str| Step::Send(text.into());
     let broken = |last: Step, rng: &mut Rng| {
-        let mut steps = in_pieces(part, manner.slow, rng);
+        let mut steps = split_randomly(part, behavior.slow, rng);
         steps.push(last);
         steps
     };
     match fault {
-        Fault::Refuses(status) => {
-            let (head, body) = framed_error(status, token, manner.chunked);
-            in_pieces(&[head, body].concat().into_bytes(), manner.slow, &mut rng)
+        Fault::ErrorStatus(status) => {
+            let (head, body) = framed_error(status, token, behavior.chunked);
+            split_randomly(&[head, body].concat().into_bytes(), behavior.slow, &mut rng)
         }
-        Fault::HidesAnAbort => {
+        Fault::AbortEvent => {
             let reason = format!(r#"{{"type":"abort","message":"{token}","status_code":500}}"#);
             let event = format!("data: {{\"text\":\"\",\"meta_info\":{{\"finish_reason\":{reason}}}}}\n\n");
             let (head, body) = self::framed("200 OK", &[event], true, true);
-            in_pieces(&[head, body].concat().into_bytes(), manner.slow, &mut rng)
+            split_randomly(&[head, body].concat().into_bytes(), behavior.slow, &mut rng)
         }
         Fault::Closes => vec![Step::Close],
         Fault::Resets => vec![Step::Reset],
-        Fault::ClosesInTheHead => vec![send("HTTP/1.1 200 OK\r\ncontent-le"), Step::Close],
-        Fault::ClosesInTheBody => broken(Step::Close, &mut rng),
-        Fault::ResetsInTheBody => broken(Step::Reset, &mut rng),
-        Fault::IsNoHttp => vec![send("SSH-2.0-server\r\n\r\n"), Step::Close],
-        Fault::SendsABadChunk => {
+        Fault::ClosesInHead => vec![send("HTTP/1.1 200 OK\r\ncontent-le"), Step::Close],
+        Fault::ClosesInBody => broken(Step::Close, &mut rng),
+        Fault::ResetsInBody => broken(Step::Reset, &mut rng),
+        Fault::NotHttp => vec![send("SSH-2.0-server\r\n\r\n"), Step::Close],
+        Fault::BadChunk => {
             let (head, framed) = self::framed("200 OK", body, events, true);
             vec![send(&head), send(framed.strip_suffix("0\r\n\r\n").unwrap()), send("zz\r\n"), Step::Close]
         }
@@ -249,48 +259,49 @@ fn framed_error(status: &str, token: &str, chunked: bool) -> (String, String) {
     framed(status, &[format!(r#"{{"object":"error","message":"{token}"}}"#)], false, chunked)
 }
 
-/// Cuts bytes at random places.
-fn in_pieces(bytes: &[u8], slow: bool, rng: &mut Rng) -> Vec<Step> {
+/// Splits bytes at random places.
+fn split_randomly(bytes: &[u8], slow: bool, rng: &mut Rng) -> Vec<Step> {
     let mut cuts: Vec<usize> = (0..rng.usize(..6)).map(|_| rng.usize(..bytes.len())).collect();
     cuts.extend([0, bytes.len()]);
     cuts.sort_unstable();
     cuts.dedup();
-    let pieces = cuts.windows(2).map(|ends| Step::Send(bytes[ends[0]..ends[1]].to_vec()));
+    let pieces = cuts.windows(2).map(|outcomes| Step::Send(bytes[outcomes[0]..outcomes[1]].to_vec()));
     let pause = |rng: &mut Rng| Step::Pause(Duration::from_micros(if slow { rng.u64(..4_000) } else { 0 }));
     pieces.flat_map(|piece| [pause(rng), piece]).collect()
 }
 
 /// How a request ended for its client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum End {
-    Answered,
-    Refused,
-    CutOff,
-    Left,
+enum ClientOutcome {
+    Completed,
+    Rejected,
+    Truncated,
+    Disconnected,
 }
 
-/// Says how a request ended, if it ended in a way that is allowed.
-fn end(plan: &Plan, answer: &Answer) -> End {
+/// Classifies how a request ended. Panics if its plan does not allow it.
+fn outcome(plan: &Plan, response: &Response) -> ClientOutcome {
     let token = plan.token();
-    if !answer.complete {
-        assert_eq!(answer.status(), 200, "{plan:?}");
-        let body = if answer.head.is_chunked() { contents(&answer.body) } else { answer.body.clone() };
+    if !response.complete {
+        assert_eq!(response.status(), 200, "{plan:?}");
+        let body =
+            if response.head.is_chunked() { dechunk_partial(&response.body) } else { response.body.clone() };
         let text = String::from_utf8_lossy(&body);
-        // In a stream an event says why.
+        // A stream ends with an event that gives the reason.
         let (begun, reason) = text.split_once("data: {\"error\":").unwrap_or((&text, ""));
-        assert!(plan.answer(&token).starts_with(begun.trim_end_matches('\n')), "{plan:?}: {text}");
-        assert_eq!(reason.is_empty(), plan.kind != Kind::Stream, "{plan:?}: {text}");
-        return End::CutOff;
+        assert!(plan.response(&token).starts_with(begun.trim_end_matches('\n')), "{plan:?}: {text}");
+        assert_eq!(reason.is_empty(), plan.kind != RequestKind::Stream, "{plan:?}: {text}");
+        return ClientOutcome::Truncated;
     }
-    let text = answer.text();
-    if answer.status() == 200 {
-        assert_eq!(text, plan.answer(&token), "{plan:?}");
-        return End::Answered;
+    let text = response.text();
+    if response.status() == 200 {
+        assert_eq!(text, plan.response(&token), "{plan:?}");
+        return ClientOutcome::Completed;
     }
-    assert!(answer.status() >= 400, "{plan:?}: {}", answer.status());
-    let json = answer.json();
+    assert!(response.status() >= 400, "{plan:?}: {}", response.status());
+    let json = response.json();
     match json["error"]["code"].as_str() {
-        // The leg that is blamed is one that fails.
+        // The leg that the error names must have a fault.
         Some(code) => {
             let blamed = match code.split_once('_') {
                 Some(("prefill", _)) => plan.prefill.fault,
@@ -299,64 +310,64 @@ fn end(plan: &Plan, answer: &Answer) -> End {
             };
             assert!(blamed.is_some(), "{plan:?}: {text}");
         }
-        // A server's own words.
+        // A server's own error.
         None => assert!(text.contains(&token), "{plan:?}: {text}"),
     }
-    End::Refused
+    ClientOutcome::Rejected
 }
 
-/// What is in the chunks of a body that was cut off.
-fn contents(mut framed: &[u8]) -> Vec<u8> {
-    let mut contents = Vec::new();
+/// The content of a truncated chunked body.
+fn dechunk_partial(mut framed: &[u8]) -> Vec<u8> {
+    let mut dechunk_partial = Vec::new();
     while let Some(line) = framed.windows(2).position(|window| window == b"\r\n") {
         let size = std::str::from_utf8(&framed[..line]).expect("a chunk size");
         let size = usize::from_str_radix(size, 16).expect("a chunk size in hex");
         let rest = &framed[line + 2..];
-        contents.extend_from_slice(&rest[..size.min(rest.len())]);
+        dechunk_partial.extend_from_slice(&rest[..size.min(rest.len())]);
         framed = rest.get(size + 2..).unwrap_or_default();
     }
-    contents
+    dechunk_partial
 }
 
-/// Sends the requests of one client, one after another, on a connection that is kept as long as it lives.
-async fn converse(address: std::net::SocketAddr, numbers: Range<u64>) -> (Vec<(u64, End)>, bool) {
+/// Sends the requests of one client one after another, on one connection for as long as it stays open.
+async fn run_client(address: std::net::SocketAddr, numbers: Range<u64>) -> (Vec<(u64, ClientOutcome)>, bool) {
     let mut open = None;
-    let mut ends = Vec::new();
+    let mut outcomes = Vec::new();
     for plan in numbers.map(Plan::new) {
         let mut client = match open.take() {
             Some(client) => client,
             None => Client::connect(address).await,
         };
-        client.start("POST", "/generate", &[], plan.request().as_bytes()).await;
-        if let Some(late) = plan.leaves {
+        client.send_request("POST", "/generate", &[], plan.request().as_bytes()).await;
+        if let Some(late) = plan.disconnect {
             if late {
                 client.head().await;
             }
-            ends.push((plan.number, End::Left));
+            outcomes.push((plan.number, ClientOutcome::Disconnected));
             continue;
         }
-        let answer = client.answer().await;
-        let end = end(&plan, &answer);
-        if end == End::CutOff {
-            client.closed().await;
+        let response = client.response().await;
+        let outcome = outcome(&plan, &response);
+        if outcome == ClientOutcome::Truncated {
+            client.wait_closed().await;
         } else {
-            assert!(!client.has_leftovers(), "{plan:?}: bytes that belong to no answer");
+            assert!(!client.has_unread_bytes(), "{plan:?}: bytes beyond the response");
             open = Some(client);
         }
-        ends.push((plan.number, end));
+        outcomes.push((plan.number, outcome));
     }
-    // Whatever happened on it, a connection that is open is as good as new.
-    let Some(mut client) = open else { return (ends, false) };
-    let clean = Plan::new(REQUESTS + ends[0].0);
-    let answer = client.post("/generate", clean.request()).await;
-    assert_eq!(end(&clean, &answer), End::Answered, "{clean:?}");
-    (ends, true)
+    // A connection that is still open must be in a clean state.
+    let Some(mut client) = open else { return (outcomes, false) };
+    let clean = Plan::new(REQUESTS + outcomes[0].0);
+    let response = client.post("/generate", clean.request()).await;
+    assert_eq!(outcome(&clean, &response), ClientOutcome::Completed, "{clean:?}");
+    (outcomes, true)
 }
 
-/// The rooms in which servers saw each request, by its token.
-fn rooms(servers: &[&Upstream]) -> HashMap<String, HashSet<u64>> {
+/// The bootstrap rooms that these servers saw, by token.
+fn rooms(servers: &[&ScriptedServer]) -> HashMap<String, HashSet<u64>> {
     let mut rooms: HashMap<String, HashSet<u64>> = HashMap::new();
-    for seen in servers.iter().flat_map(|server| server.seen()) {
+    for seen in servers.iter().flat_map(|server| server.requests()) {
         let body = seen.json();
         let room = body["bootstrap_room"].as_u64().unwrap();
         let of_token = rooms.entry(body["text"].as_str().unwrap().to_owned()).or_default();
@@ -366,32 +377,36 @@ fn rooms(servers: &[&Upstream]) -> HashMap<String, HashSet<u64>> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_client_gets_its_own_answer_or_an_error() {
-    let (p1, p2) = (Upstream::start(prefill_steps).await, Upstream::start(prefill_steps).await);
-    let (d1, d2) = (Upstream::start(decode_steps).await, Upstream::start(decode_steps).await);
+async fn every_client_gets_its_own_response_or_an_error() {
+    let (p1, p2) = (ScriptedServer::start(prefill_steps).await, ScriptedServer::start(prefill_steps).await);
+    let (d1, d2) = (ScriptedServer::start(decode_steps).await, ScriptedServer::start(decode_steps).await);
     let router = Router::start_with(&[&p1, &p2], &[&d1, &d2], |config| config.worker_threads(2)).await;
     let share = REQUESTS / CONNECTIONS;
     let clients: Vec<_> = (0..CONNECTIONS)
-        .map(|client| tokio::spawn(converse(router.address(), client * share..(client + 1) * share)))
+        .map(|client| tokio::spawn(run_client(router.address(), client * share..(client + 1) * share)))
         .collect();
-    let mut tally: BTreeMap<End, usize> = BTreeMap::new();
+    let mut tally: BTreeMap<ClientOutcome, usize> = BTreeMap::new();
     let (prefill, decode) = (|| rooms(&[&p1, &p2]), || rooms(&[&d1, &d2]));
     let (mut answered, mut clean) = (HashSet::new(), 0);
     for client in clients {
-        let (ends, was_open) = client.await.expect("every answer is as it may be");
+        let (outcomes, was_open) = client.await.expect("every outcome is allowed by its plan");
         clean += usize::from(was_open);
-        for (number, end) in ends {
+        for (number, outcome) in outcomes {
             let plan = Plan::new(number);
-            *tally.entry(end).or_default() += 1;
-            if end == End::Answered {
+            *tally.entry(outcome).or_default() += 1;
+            if outcome == ClientOutcome::Completed {
                 answered.insert(plan.token());
                 assert!(plan.decode.fault.is_none(), "{plan:?}");
             }
-            assert!(!plan.is_faultless() || matches!(end, End::Answered | End::Left), "{plan:?}: {end:?}");
+            assert!(
+                !plan.is_faultless()
+                    || matches!(outcome, ClientOutcome::Completed | ClientOutcome::Disconnected),
+                "{plan:?}: {outcome:?}"
+            );
         }
     }
-    // One server may be done before the other has noted its request.
-    kit::patiently("every answered request at both servers", async {
+    // One server may respond before the other has recorded its request.
+    kit::with_timeout("every answered request at both servers", async {
         let (mut at_prefill, mut at_decode) = (prefill(), decode());
         while answered.iter().any(|token| !at_prefill.contains_key(token) || !at_decode.contains_key(token)) {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -401,12 +416,21 @@ async fn every_client_gets_its_own_answer_or_an_error() {
     .await;
     let (prefill, decode) = (prefill(), decode());
     for token in &answered {
-        assert!(!prefill[token].is_disjoint(&decode[token]), "{token}: its servers never met");
+        assert!(!prefill[token].is_disjoint(&decode[token]), "{token}: no room at both servers");
     }
-    // It was a storm: everything that can happen did, and more than once.
+    // The plans cover every outcome more than once.
     assert_eq!(tally.values().sum::<usize>() as u64, REQUESTS);
-    let faultless = (0..REQUESTS).map(Plan::new).filter(|plan| plan.is_faultless() && plan.leaves.is_none());
-    assert!(tally[&End::Answered] >= faultless.count() && tally[&End::Answered] >= 150, "{tally:?}");
-    assert!(tally[&End::Refused] >= 50 && tally[&End::CutOff] >= 10 && tally[&End::Left] >= 20, "{tally:?}");
+    let faultless =
+        (0..REQUESTS).map(Plan::new).filter(|plan| plan.is_faultless() && plan.disconnect.is_none());
+    assert!(
+        tally[&ClientOutcome::Completed] >= faultless.count() && tally[&ClientOutcome::Completed] >= 150,
+        "{tally:?}"
+    );
+    assert!(
+        tally[&ClientOutcome::Rejected] >= 50
+            && tally[&ClientOutcome::Truncated] >= 10
+            && tally[&ClientOutcome::Disconnected] >= 20,
+        "{tally:?}"
+    );
     assert!(clean >= 8, "{clean} connections were open at the end");
 }

@@ -1,7 +1,6 @@
-//! The examples, run as a newcomer runs them: what they print is what they promise, and they end as they should.
+//! The examples, run as a newcomer runs them: their output and exit status are what the documents promise.
 
-#[path = "clients/harness.rs"]
-mod harness;
+mod kit;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -10,7 +9,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::SystemTime;
 
-use harness::{BUILD_DEADLINE, Program, Router, Servers, command, missing, python, target};
+use kit::processes::{BUILD_DEADLINE, BuiltRouter, ChildProcess, Servers, command, missing, python, target};
 use loadtest::sim::{hash_text, hash_value, text::output_text};
 use serde_json::{Value, json};
 
@@ -60,27 +59,27 @@ fn build_examples() {
     cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
     cargo.args(["build", "--examples", "--profile", profile, "--target-dir"]);
     cargo.arg(target().parent().expect("a target folder"));
-    let mut cargo = Program::start(cargo);
-    let status = cargo.end_within(BUILD_DEADLINE);
-    assert!(status.success(), "{}", cargo.said());
+    let mut cargo = ChildProcess::start(cargo);
+    let status = cargo.wait_within(BUILD_DEADLINE);
+    assert!(status.success(), "{}", cargo.output());
 }
 
-fn run(name: &str, args: &[&str]) -> Program {
-    Program::start(command(example(name), args.iter().copied(), &[]))
+fn run(name: &str, args: &[&str]) -> ChildProcess {
+    ChildProcess::start(command(example(name), args.iter().copied(), &[]))
 }
 
 fn plain() -> Servers {
     Servers::start(|config| config)
 }
 
-/// What the simulated servers answer to a chat request.
+/// The text that the simulated servers generate for a chat request.
 fn predicted(chat: &str) -> String {
     let chat: Value = serde_json::from_str(chat).expect("a chat request");
     let tokens = chat["max_tokens"].as_u64().expect("a number of tokens");
     output_text(hash_value(&chat["messages"]), usize::try_from(tokens).expect("few tokens"))
 }
 
-/// The only line with a beginning; returns what follows it.
+/// What follows `start` in the only line that begins with it.
 fn line<'a>(output: &'a str, start: &str) -> &'a str {
     let mut lines = output.lines().filter_map(|line| line.trim_start().strip_prefix(start));
     let line = lines.next().unwrap_or_else(|| panic!("no line begins with {start:?}:\n{output}"));
@@ -91,12 +90,12 @@ fn line<'a>(output: &'a str, start: &str) -> &'a str {
 #[test]
 fn quickstart_streams_a_chat_and_shows_both_legs() {
     let mut quickstart = run("quickstart", &["--once"]);
-    let output = quickstart.succeed();
+    let output = quickstart.expect_success();
     let chat = output.lines().find(|line| line.starts_with('{')).expect("the request");
     let text = predicted(chat);
     assert!(output.contains(&format!("\n{text}\n")), "{text:?}:\n{output}");
-    // Tokens are there when they come, not at the end. Of 14, some may come together on a busy machine.
-    assert!(quickstart.stdout.pieces_of(&text) > 4, "{output}");
+    // Tokens are printed as they arrive. Of 14, some may arrive together on a busy machine.
+    assert!(quickstart.stdout.chunks_in(&text) > 4, "{output}");
 
     let (_, legs) = output.split_once("What each server received:\n").expect("the legs");
     let (prefill, decode) = legs.split_once("decode ").expect("decode's leg");
@@ -122,23 +121,23 @@ fn quickstart_serves_the_curl_line_that_it_prints_until_ctrl_c() {
     if Command::new("curl").arg("--version").output().is_err() {
         missing::<()>("curl is not installed");
     } else {
-        let answer = Program::start(command("sh", ["-c", &curl], &[])).succeed();
+        let response = ChildProcess::start(command("sh", ["-c", &curl], &[])).expect_success();
         let token = |event: &str| {
             let event: Value = serde_json::from_str(event).expect("JSON");
             event["choices"][0]["delta"]["content"].as_str().unwrap_or_default().to_owned()
         };
-        let events = answer.lines().filter_map(|line| line.strip_prefix("data: {"));
+        let events = response.lines().filter_map(|line| line.strip_prefix("data: {"));
         let text: String = events.map(|event| token(&format!("{{{event}"))).collect();
         assert_eq!(text, predicted(curl.split('\'').nth(3).expect("a body")));
-        assert!(answer.ends_with("data: [DONE]\n\n"), "{answer}");
+        assert!(response.ends_with("data: [DONE]\n\n"), "{response}");
     }
     quickstart.signal("INT");
-    quickstart.succeed();
+    quickstart.expect_success();
 }
 
 #[test]
 fn custom_config_spreads_requests_as_its_policies_say() {
-    let output = run("custom_config", &[]).succeed();
+    let output = run("custom_config", &[]).expect_success();
     let requests = |role: &str| -> Vec<usize> {
         let count = |line: &str| line.split_whitespace().nth(3).and_then(|count| count.parse().ok());
         let lines = output.lines().filter(|line| line.starts_with(role));
@@ -152,7 +151,7 @@ fn custom_config_spreads_requests_as_its_policies_say() {
 
 #[test]
 fn client_calls_every_endpoint() {
-    let output = run("client", &[]).succeed();
+    let output = run("client", &[]).expect_success();
     for called in [
         "GET  /health ",
         "GET  /health_generate ",
@@ -189,29 +188,29 @@ fn client_calls_every_endpoint() {
 #[test]
 fn client_calls_the_router_that_it_is_given() {
     let servers = plain();
-    let router = Router::start(&servers);
-    let output = run("client", &[&router.url]).succeed();
+    let router = BuiltRouter::start(&servers);
+    let output = run("client", &[&router.url]).expect_success();
     assert!(output.ends_with("all responses were as expected\n"), "{output}");
     assert!(servers.pair.decode.stats().completed >= 9);
 }
 
 #[test]
-fn client_fails_when_an_answer_is_not_the_expected_one() {
+fn client_fails_on_an_unexpected_response() {
     // A decode server alone cannot generate.
     let servers = plain();
     let mut client = run("client", &[&servers.pair.decode.url()]);
-    assert!(!client.end().success());
-    assert!(client.stdout.text().contains("expected 200"), "{}", client.said());
+    assert!(!client.wait().success());
+    assert!(client.stdout.text().contains("expected 200"), "{}", client.output());
 }
 
 #[test]
-fn python_client_prints_what_both_apis_answer() {
+fn python_client_prints_the_responses_of_both_apis() {
     let Some(python) = python() else { return };
     let servers = plain();
-    let router = Router::start(&servers);
+    let router = BuiltRouter::start(&servers);
     let script = source().join("python_client.py");
     let args = ["-X", "utf8", &script.to_string_lossy(), &router.url];
-    let output = Program::start(command(python, args, &[])).succeed();
+    let output = ChildProcess::start(command(python, args, &[])).expect_success();
     let messages = json!([{"role": "user", "content": "What is the capital of France?"}]);
     let chat = output_text(hash_value(&messages), 16);
     let generated = |prompt: &str| output_text(hash_text(prompt), 8);
@@ -230,7 +229,7 @@ fn python_client_prints_what_both_apis_answer() {
     assert!(line(&output, "flush_cache: ").starts_with("200 "), "{output}");
 }
 
-/// A Python string literal's text, as far as simulated servers need it.
+/// The text of a Python string literal, with the escapes that simulated servers produce.
 fn unquoted(literal: &str) -> String {
     let quote = &literal[..1];
     let inside = literal.strip_prefix(quote).and_then(|rest| rest.strip_suffix(quote)).expect("a literal");

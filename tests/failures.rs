@@ -1,25 +1,25 @@
-//! The failure matrix: leg × moment × failure × kind of request, a test each.
+//! The failure matrix: one test for each leg × moment × failure × kind of request.
 //!
-//! `docs/FAILURES.md` is written from the same rows; a test compares the two.
+//! `docs/FAILURES.md` has the same rows; a test compares the two.
 
 mod kit;
 
 use std::time::{Duration, Instant};
 
-use kit::{Answer, Client, Gate, Router, Step, Upstream};
-use mini_lb::Outcome as Counted;
+use kit::{Client, Gate, Response, Router, ScriptedServer, Step};
+use mini_lb::Outcome as LegOutcome;
 
-/// A failure must reach the client, and the other leg, in this time.
-const AT_ONCE: Duration = Duration::from_millis(250);
+/// Within this time a failure must reach the client and the other leg.
+const LIMIT: Duration = Duration::from_millis(250);
 
 /// What a client asks for.
 #[derive(Clone, Copy)]
-struct Kind {
+struct RequestKind {
     path: &'static str,
     stream: bool,
 }
 
-impl Kind {
+impl RequestKind {
     fn body(self) -> String {
         let prompt = match self.path {
             "/generate" => r#""text":"a""#,
@@ -29,8 +29,8 @@ impl Kind {
         format!(r#"{{{prompt},"stream":{}}}"#, self.stream)
     }
 
-    /// What decode answers when all is well, in two parts.
-    fn answer(self) -> (Vec<u8>, Vec<u8>) {
+    /// Decode's complete response, in two parts.
+    fn response(self) -> (Vec<u8>, Vec<u8>) {
         if !self.stream {
             let head =
                 "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 11\r\n\r\n{\"text\"";
@@ -51,30 +51,30 @@ fn chunk(text: &str) -> Vec<u8> {
 /// When a leg fails.
 #[derive(Clone, Copy, PartialEq)]
 enum Moment {
-    /// Before decode has answered anything.
-    BeforeTheAnswer,
+    /// Before decode has sent anything.
+    BeforeResponse,
     /// After decode's head, before the first byte of its body.
-    DecodeSilent,
+    AfterDecodeHead,
     /// After the first bytes of decode's body.
-    MidAnswer,
+    MidBody,
 }
 
 /// What the client gets.
 #[derive(Clone, Copy)]
 enum Outcome {
-    /// An error of the router's: 502 and this code.
+    /// The router's own error: 502 and this code.
     BadGateway(&'static str),
-    /// The leg's own refusal: status, body and headers that matter.
+    /// The leg's own error response: status, body and relevant headers.
     Verbatim(u16),
-    /// The status and the JSON of an event that refuses.
-    Unhidden(u16),
-    /// A stream ends with an event of this code; any answer is cut off without a clean end.
-    CutOff(&'static str),
-    /// Decode's answer, as if nothing had happened.
+    /// Status and JSON of an error event in a 200 stream.
+    ErrorFromEvent(u16),
+    /// Truncated; a stream has an event with this code before.
+    Truncated(&'static str),
+    /// Decode's complete response, as if nothing had failed.
     Complete,
 }
 
-/// One way to fail.
+/// A row of the matrix.
 struct Failure {
     leg: &'static str,
     moment: Moment,
@@ -84,14 +84,14 @@ struct Failure {
     outcome: Outcome,
 }
 
-fn refusing(status: &str, extra: &str, body: &str) -> Vec<Step> {
+fn error_response(status: &str, extra: &str, body: &str) -> Vec<Step> {
     let length = body.len();
     let kind = "content-type: application/problem+json";
-    let answer = format!("HTTP/1.1 {status}\r\n{kind}\r\n{extra}content-length: {length}\r\n\r\n{body}");
-    vec![Step::Send(answer.into()), Step::Hang]
+    let response = format!("HTTP/1.1 {status}\r\n{kind}\r\n{extra}content-length: {length}\r\n\r\n{body}");
+    vec![Step::Send(response.into()), Step::Hang]
 }
 
-fn hidden(event: &str) -> Vec<Step> {
+fn event_stream(event: &str) -> Vec<Step> {
     let events = [EVENTS_HEAD.as_bytes(), &chunk(&format!("data: {event}\n\n"))].concat();
     vec![
         Step::Send(events),
@@ -101,10 +101,10 @@ fn hidden(event: &str) -> Vec<Step> {
     ]
 }
 
-/// The body of each refusal.
-const NO: &str = r#"{"object":"error","message":"no","code":400}"#;
-const HIDDEN_ERROR: &str = r#"{"error":{"message":"too long","type":"invalid_request_error","code":400}}"#;
-const HIDDEN_ABORT: &str =
+/// The body of each error response.
+const ERROR_BODY: &str = r#"{"object":"error","message":"no","code":400}"#;
+const ERROR_EVENT: &str = r#"{"error":{"message":"too long","type":"invalid_request_error","code":400}}"#;
+const ABORT_EVENT: &str =
     r#"{"text":"","meta_info":{"finish_reason":{"type":"abort","message":"lost","status_code":500}}}"#;
 
 macro_rules! kinds {
@@ -116,7 +116,7 @@ macro_rules! kinds {
         }
         kinds!(streams);
     };
-    // What can only happen to a stream.
+    // Failures that are possible only in a stream.
     (streams) => {
         kinds! {
             generate_stream "/generate" true;
@@ -128,7 +128,7 @@ macro_rules! kinds {
         $(
             #[tokio::test]
             async fn $kind() {
-                check(&FAILURE, Kind { path: $path, stream: $stream }).await;
+                check(&FAILURE, RequestKind { path: $path, stream: $stream }).await;
             }
         )*
     };
@@ -162,73 +162,73 @@ macro_rules! failures {
 
 failures! {
     prefill {
-        refused, all, BeforeTheAnswer, None, Outcome::BadGateway("prefill_connect");
-        closed, all, BeforeTheAnswer, Some(|| vec![Step::Close]), Outcome::BadGateway("prefill_closed");
-        reset, all, BeforeTheAnswer, Some(|| vec![Step::Reset]), Outcome::BadGateway("prefill_closed");
-        garbage, all, BeforeTheAnswer, Some(|| vec![Step::Send(b"SSH-2.0-x\r\n\r\n".to_vec()), Step::Hang]),
+        refused, all, BeforeResponse, None, Outcome::BadGateway("prefill_connect");
+        closed, all, BeforeResponse, Some(|| vec![Step::Close]), Outcome::BadGateway("prefill_closed");
+        reset, all, BeforeResponse, Some(|| vec![Step::Reset]), Outcome::BadGateway("prefill_closed");
+        garbage, all, BeforeResponse, Some(|| vec![Step::Send(b"SSH-2.0-x\r\n\r\n".to_vec()), Step::Hang]),
             Outcome::BadGateway("prefill_bad_response");
-        half_a_head, all, BeforeTheAnswer, Some(|| vec![Step::Send(b"HTTP/1.1 200 OK\r\ncont".to_vec()), Step::Close]),
+        half_a_head, all, BeforeResponse, Some(|| vec![Step::Send(b"HTTP/1.1 200 OK\r\ncont".to_vec()), Step::Close]),
             Outcome::BadGateway("prefill_closed");
-        half_a_body, all, BeforeTheAnswer,
+        half_a_body, all, BeforeResponse,
             Some(|| vec![Step::Send(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{".to_vec()), Step::Close]),
             Outcome::BadGateway("prefill_closed");
-        bad_chunk, all, BeforeTheAnswer, Some(|| vec![Step::Send([EVENTS_HEAD, "zz\r\n"].concat().into()), Step::Hang]),
+        bad_chunk, all, BeforeResponse, Some(|| vec![Step::Send([EVENTS_HEAD, "zz\r\n"].concat().into()), Step::Hang]),
             Outcome::BadGateway("prefill_bad_response");
-        status_400, all, BeforeTheAnswer, Some(|| refusing("400 Bad Request", "", NO)), Outcome::Verbatim(400);
-        status_401, all, BeforeTheAnswer, Some(|| refusing("401 Unauthorized", "", NO)), Outcome::Verbatim(401);
-        status_404, all, BeforeTheAnswer, Some(|| refusing("404 Not Found", "", NO)), Outcome::Verbatim(404);
-        status_429, all, BeforeTheAnswer, Some(|| refusing("429 Too Many Requests", "retry-after: 7\r\n", NO)),
+        status_400, all, BeforeResponse, Some(|| error_response("400 Bad Request", "", ERROR_BODY)), Outcome::Verbatim(400);
+        status_401, all, BeforeResponse, Some(|| error_response("401 Unauthorized", "", ERROR_BODY)), Outcome::Verbatim(401);
+        status_404, all, BeforeResponse, Some(|| error_response("404 Not Found", "", ERROR_BODY)), Outcome::Verbatim(404);
+        status_429, all, BeforeResponse, Some(|| error_response("429 Too Many Requests", "retry-after: 7\r\n", ERROR_BODY)),
             Outcome::Verbatim(429);
-        status_500, all, BeforeTheAnswer, Some(|| refusing("500 Internal Server Error", "", NO)), Outcome::Verbatim(500);
-        status_503, all, BeforeTheAnswer, Some(|| refusing("503 Service Unavailable", "retry-after: 1\r\n", NO)),
+        status_500, all, BeforeResponse, Some(|| error_response("500 Internal Server Error", "", ERROR_BODY)), Outcome::Verbatim(500);
+        status_503, all, BeforeResponse, Some(|| error_response("503 Service Unavailable", "retry-after: 1\r\n", ERROR_BODY)),
             Outcome::Verbatim(503);
-        error_in_a_200, all, BeforeTheAnswer, Some(|| hidden(HIDDEN_ERROR)), Outcome::Unhidden(400);
-        abort_in_a_200, all, BeforeTheAnswer, Some(|| hidden(HIDDEN_ABORT)), Outcome::Unhidden(500);
-        closed_late, streams, DecodeSilent, Some(|| vec![Step::Close]), Outcome::CutOff("prefill_closed");
-        reset_late, streams, DecodeSilent, Some(|| vec![Step::Reset]), Outcome::CutOff("prefill_closed");
-        status_500_late, streams, DecodeSilent, Some(|| refusing("500 Internal Server Error", "", NO)),
-            Outcome::CutOff("prefill_refused");
-        abort_in_a_200_late, streams, DecodeSilent, Some(|| hidden(HIDDEN_ABORT)), Outcome::CutOff("prefill_refused");
-        closed_too_late, all, MidAnswer, Some(|| vec![Step::Close]), Outcome::Complete;
-        status_500_too_late, all, MidAnswer, Some(|| refusing("500 Internal Server Error", "", NO)), Outcome::Complete;
-        abort_in_a_200_too_late, all, MidAnswer, Some(|| hidden(HIDDEN_ABORT)), Outcome::Complete;
+        error_in_a_200, all, BeforeResponse, Some(|| event_stream(ERROR_EVENT)), Outcome::ErrorFromEvent(400);
+        abort_in_a_200, all, BeforeResponse, Some(|| event_stream(ABORT_EVENT)), Outcome::ErrorFromEvent(500);
+        closed_late, streams, AfterDecodeHead, Some(|| vec![Step::Close]), Outcome::Truncated("prefill_closed");
+        reset_late, streams, AfterDecodeHead, Some(|| vec![Step::Reset]), Outcome::Truncated("prefill_closed");
+        status_500_late, streams, AfterDecodeHead, Some(|| error_response("500 Internal Server Error", "", ERROR_BODY)),
+            Outcome::Truncated("prefill_refused");
+        abort_in_a_200_late, streams, AfterDecodeHead, Some(|| event_stream(ABORT_EVENT)), Outcome::Truncated("prefill_refused");
+        closed_too_late, all, MidBody, Some(|| vec![Step::Close]), Outcome::Complete;
+        status_500_too_late, all, MidBody, Some(|| error_response("500 Internal Server Error", "", ERROR_BODY)), Outcome::Complete;
+        abort_in_a_200_too_late, all, MidBody, Some(|| event_stream(ABORT_EVENT)), Outcome::Complete;
     }
     decode {
-        refused, all, BeforeTheAnswer, None, Outcome::BadGateway("decode_connect");
-        closed, all, BeforeTheAnswer, Some(|| vec![Step::Close]), Outcome::BadGateway("decode_closed");
-        reset, all, BeforeTheAnswer, Some(|| vec![Step::Reset]), Outcome::BadGateway("decode_closed");
-        garbage, all, BeforeTheAnswer, Some(|| vec![Step::Send(b"SSH-2.0-x\r\n\r\n".to_vec()), Step::Hang]),
+        refused, all, BeforeResponse, None, Outcome::BadGateway("decode_connect");
+        closed, all, BeforeResponse, Some(|| vec![Step::Close]), Outcome::BadGateway("decode_closed");
+        reset, all, BeforeResponse, Some(|| vec![Step::Reset]), Outcome::BadGateway("decode_closed");
+        garbage, all, BeforeResponse, Some(|| vec![Step::Send(b"SSH-2.0-x\r\n\r\n".to_vec()), Step::Hang]),
             Outcome::BadGateway("decode_bad_response");
-        half_a_head, all, BeforeTheAnswer, Some(|| vec![Step::Send(b"HTTP/1.1 200 OK\r\ncont".to_vec()), Step::Close]),
+        half_a_head, all, BeforeResponse, Some(|| vec![Step::Send(b"HTTP/1.1 200 OK\r\ncont".to_vec()), Step::Close]),
             Outcome::BadGateway("decode_closed");
-        only_a_head, all, BeforeTheAnswer,
+        only_a_head, all, BeforeResponse,
             Some(|| vec![Step::Send(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n".to_vec()), Step::Close]),
             Outcome::BadGateway("decode_closed");
-        status_400, all, BeforeTheAnswer, Some(|| refusing("400 Bad Request", "", NO)), Outcome::Verbatim(400);
-        status_401, all, BeforeTheAnswer, Some(|| refusing("401 Unauthorized", "", NO)), Outcome::Verbatim(401);
-        status_404, all, BeforeTheAnswer, Some(|| refusing("404 Not Found", "", NO)), Outcome::Verbatim(404);
-        status_429, all, BeforeTheAnswer, Some(|| refusing("429 Too Many Requests", "retry-after: 7\r\n", NO)),
+        status_400, all, BeforeResponse, Some(|| error_response("400 Bad Request", "", ERROR_BODY)), Outcome::Verbatim(400);
+        status_401, all, BeforeResponse, Some(|| error_response("401 Unauthorized", "", ERROR_BODY)), Outcome::Verbatim(401);
+        status_404, all, BeforeResponse, Some(|| error_response("404 Not Found", "", ERROR_BODY)), Outcome::Verbatim(404);
+        status_429, all, BeforeResponse, Some(|| error_response("429 Too Many Requests", "retry-after: 7\r\n", ERROR_BODY)),
             Outcome::Verbatim(429);
-        status_500, all, BeforeTheAnswer, Some(|| refusing("500 Internal Server Error", "", NO)), Outcome::Verbatim(500);
-        status_503, all, BeforeTheAnswer, Some(|| refusing("503 Service Unavailable", "retry-after: 1\r\n", NO)),
+        status_500, all, BeforeResponse, Some(|| error_response("500 Internal Server Error", "", ERROR_BODY)), Outcome::Verbatim(500);
+        status_503, all, BeforeResponse, Some(|| error_response("503 Service Unavailable", "retry-after: 1\r\n", ERROR_BODY)),
             Outcome::Verbatim(503);
-        closed_mid_answer, all, MidAnswer, Some(|| vec![Step::Close]), Outcome::CutOff("decode_closed");
-        reset_mid_answer, all, MidAnswer, Some(|| vec![Step::Reset]), Outcome::CutOff("decode_closed");
-        bad_chunk_mid_answer, streams, MidAnswer, Some(|| vec![Step::Send(b"zz\r\n".to_vec()), Step::Close]),
-            Outcome::CutOff("decode_bad_response");
+        closed_mid_answer, all, MidBody, Some(|| vec![Step::Close]), Outcome::Truncated("decode_closed");
+        reset_mid_answer, all, MidBody, Some(|| vec![Step::Reset]), Outcome::Truncated("decode_closed");
+        bad_chunk_mid_answer, streams, MidBody, Some(|| vec![Step::Send(b"zz\r\n".to_vec()), Step::Close]),
+            Outcome::Truncated("decode_bad_response");
     }
 }
 
-/// Runs one row. Time is part of what is tested, and this machine may be busy: a slow run gets two more chances.
-async fn check(failure: &Failure, kind: Kind) {
+/// Runs one row. A slow run is repeated twice, because the time limit is part of the test and the machine may be busy.
+async fn check(failure: &Failure, kind: RequestKind) {
     for chance in 1.. {
         let took = match failure.moment {
-            Moment::BeforeTheAnswer => before_the_answer(failure, kind).await,
-            // Only streams: the head of a complete answer waits for its body, so a failure still has a status.
-            Moment::DecodeSilent => decode_silent(failure, kind).await,
-            Moment::MidAnswer => mid_answer(failure, kind).await,
+            Moment::BeforeResponse => before_response(failure, kind).await,
+            // Streams only: the head of another response waits for its body, so a failure still gets a status.
+            Moment::AfterDecodeHead => after_decode_head(failure, kind).await,
+            Moment::MidBody => mid_body(failure, kind).await,
         };
-        if took < AT_ONCE {
+        if took < LIMIT {
             return;
         }
         assert!(chance < 3, "{} {}: {took:?}", failure.leg, failure.name);
@@ -237,8 +237,8 @@ async fn check(failure: &Failure, kind: Kind) {
 
 /// A pair of which one leg fails by its script and the other follows `other`.
 struct Pair {
-    failing: Upstream,
-    other: Upstream,
+    failing: ScriptedServer,
+    other: ScriptedServer,
     router: Router,
 }
 
@@ -248,67 +248,67 @@ async fn pair(failure: &Failure, before: Vec<Step>, other: Vec<Step>) -> Pair {
         [before.clone(), after].concat()
     };
     let steps = steps(failure);
-    let failing = Upstream::start(move |_| steps.clone()).await;
+    let failing = ScriptedServer::start(move |_| steps.clone()).await;
     if failure.steps.is_none() {
         failing.stop_listening().await;
     }
-    let other = Upstream::start(move |_| other.clone()).await;
+    let other = ScriptedServer::start(move |_| other.clone()).await;
     let (prefill, decode) = if failure.leg == "prefill" { (&failing, &other) } else { (&other, &failing) };
     let router = Router::start(&[prefill], &[decode]).await;
     Pair { failing, other, router }
 }
 
-async fn before_the_answer(failure: &Failure, kind: Kind) -> Duration {
+async fn before_response(failure: &Failure, kind: RequestKind) -> Duration {
     let pair = pair(failure, Vec::new(), vec![Step::Hang]).await;
     let start = Instant::now();
-    let answer = pair.router.client().await.post(kind.path, kind.body()).await;
+    let response = pair.router.client().await.post(kind.path, kind.body()).await;
     let took = start.elapsed();
-    assert_outcome(failure, &pair, &answer);
-    pair.other.closed(pair.other.opened()).await;
-    assert_counted(failure, &pair).await;
+    assert_outcome(failure, &pair, &response);
+    pair.other.wait_closed(pair.other.connections()).await;
+    assert_leg_outcomes(failure, &pair).await;
     took
 }
 
-async fn decode_silent(failure: &Failure, kind: Kind) -> Duration {
+async fn after_decode_head(failure: &Failure, kind: RequestKind) -> Duration {
     let now = Gate::new();
     let pair =
         pair(failure, vec![Step::Wait(now.clone())], vec![Step::Send(EVENTS_HEAD.into()), Step::Hang]).await;
     let mut client = pair.router.client().await;
-    client.start("POST", kind.path, &[], kind.body().as_bytes()).await;
+    client.send_request("POST", kind.path, &[], kind.body().as_bytes()).await;
     let head = client.head().await;
-    fails_now(failure, &pair, client, head, &now).await
+    fail_now(failure, &pair, client, head, &now).await
 }
 
-async fn mid_answer(failure: &Failure, kind: Kind) -> Duration {
+async fn mid_body(failure: &Failure, kind: RequestKind) -> Duration {
     let (now, rest) = (Gate::new(), Gate::new());
-    let (first, last) = kind.answer();
+    let (first, last) = kind.response();
     if failure.leg == "decode" {
         let pair = pair(failure, vec![Step::Send(first), Step::Wait(now.clone())], vec![Step::Hang]).await;
-        let (client, head) = begun(&pair, kind).await;
-        return fails_now(failure, &pair, client, head, &now).await;
+        let (client, head) = first_bytes(&pair, kind).await;
+        return fail_now(failure, &pair, client, head, &now).await;
     }
     let decode = vec![Step::Send(first), Step::Wait(rest.clone()), Step::Send(last)];
     let pair = pair(failure, vec![Step::Wait(now.clone())], decode).await;
-    let (mut client, head) = begun(&pair, kind).await;
+    let (mut client, head) = first_bytes(&pair, kind).await;
     now.open();
-    pair.failing.closed(1).await;
+    pair.failing.wait_closed(1).await;
     rest.open();
-    let answer = client.rest(head).await;
-    assert_outcome(failure, &pair, &answer);
-    assert_counted(failure, &pair).await;
+    let response = client.finish_response(head).await;
+    assert_outcome(failure, &pair, &response);
+    assert_leg_outcomes(failure, &pair).await;
     Duration::ZERO
 }
 
-/// Waits until the client has something of the body.
-async fn begun(pair: &Pair, kind: Kind) -> (Client, kit::Head) {
+/// Waits until the client has received the first bytes of the body.
+async fn first_bytes(pair: &Pair, kind: RequestKind) -> (Client, kit::Head) {
     let mut client = pair.router.client().await;
-    client.start("POST", kind.path, &[], kind.body().as_bytes()).await;
+    client.send_request("POST", kind.path, &[], kind.body().as_bytes()).await;
     let head = client.head().await;
     client.read_until("text").await;
     (client, head)
 }
 
-async fn fails_now(
+async fn fail_now(
     failure: &Failure,
     pair: &Pair,
     mut client: Client,
@@ -317,23 +317,23 @@ async fn fails_now(
 ) -> Duration {
     let start = Instant::now();
     now.open();
-    let answer = client.rest(head).await;
+    let response = client.finish_response(head).await;
     let took = start.elapsed();
-    assert_outcome(failure, pair, &answer);
-    pair.other.closed(pair.other.opened()).await;
-    assert_counted(failure, pair).await;
+    assert_outcome(failure, pair, &response);
+    pair.other.wait_closed(pair.other.connections()).await;
+    assert_leg_outcomes(failure, pair).await;
     took
 }
 
-fn assert_outcome(failure: &Failure, pair: &Pair, answer: &Answer) {
-    let header = |name| answer.head.header(name);
+fn assert_outcome(failure: &Failure, pair: &Pair, response: &Response) {
+    let header = |name| response.head.header(name);
     match failure.outcome {
         Outcome::BadGateway(code) => {
-            assert_eq!((answer.status(), answer.code().as_str()), (502, code));
-            assert_eq!(answer.json()["error"]["server"], pair.failing.url());
+            assert_eq!((response.status(), response.error_code().as_str()), (502, code));
+            assert_eq!(response.json()["error"]["server"], pair.failing.url());
         }
         Outcome::Verbatim(status) => {
-            assert_eq!((answer.status(), answer.text()), (status, NO));
+            assert_eq!((response.status(), response.text()), (status, ERROR_BODY));
             assert_eq!(header("content-type"), Some("application/problem+json"));
             let retry_after = match status {
                 429 => Some("7"),
@@ -342,20 +342,24 @@ fn assert_outcome(failure: &Failure, pair: &Pair, answer: &Answer) {
             };
             assert_eq!(header("retry-after"), retry_after);
         }
-        Outcome::Unhidden(status) => {
-            let json = if status == 400 { HIDDEN_ERROR } else { HIDDEN_ABORT };
-            assert_eq!((answer.status(), answer.text()), (status, json));
+        Outcome::ErrorFromEvent(status) => {
+            let json = if status == 400 { ERROR_EVENT } else { ABORT_EVENT };
+            assert_eq!((response.status(), response.text()), (status, json));
             assert_eq!(header("content-type"), Some("application/json"));
         }
-        Outcome::CutOff(code) => {
-            assert!(!answer.complete, "a clean end");
-            let text = String::from_utf8_lossy(&answer.body);
-            let told = text.contains(&format!("\"code\":\"{code}\""));
-            assert_eq!(told, header("content-type") == Some("text/event-stream; charset=utf-8"), "{text}");
+        Outcome::Truncated(code) => {
+            assert!(!response.complete, "a clean end");
+            let text = String::from_utf8_lossy(&response.body);
+            let notified = text.contains(&format!("\"code\":\"{code}\""));
+            assert_eq!(
+                notified,
+                header("content-type") == Some("text/event-stream; charset=utf-8"),
+                "{text}"
+            );
         }
         Outcome::Complete => {
-            assert!(answer.complete);
-            let text = answer.text();
+            assert!(response.complete);
+            let text = response.text();
             assert!(
                 text == "{\"text\":\"\"}" || text == "data: {\"text\":\"a\"}\n\ndata: [DONE]\n\n",
                 "{text}"
@@ -364,29 +368,33 @@ fn assert_outcome(failure: &Failure, pair: &Pair, answer: &Answer) {
     }
 }
 
-/// How the failing leg is counted. The other one is cancelled, or completes.
-fn counted(failure: &Failure) -> Counted {
+/// The outcome that is counted for the failing leg. The other one is cancelled or completes.
+fn leg_outcome(failure: &Failure) -> LegOutcome {
     match failure.name.split('_').collect::<Vec<_>>()[..] {
-        ["refused"] => Counted::Connect,
-        ["garbage"] | ["bad", ..] => Counted::BadResponse,
-        ["status", "500", ..] => Counted::ServerError,
-        ["status" | "error" | "abort", ..] => Counted::Refused,
-        ["closed" | "reset" | "half" | "only", ..] => Counted::Closed,
+        ["refused"] => LegOutcome::Connect,
+        ["garbage"] | ["bad", ..] => LegOutcome::BadResponse,
+        ["status", "500", ..] => LegOutcome::ServerError,
+        ["status" | "error" | "abort", ..] => LegOutcome::Refused,
+        ["closed" | "reset" | "half" | "only", ..] => LegOutcome::Closed,
         _ => panic!("{} is a new failure", failure.name),
     }
 }
 
-/// Each leg is counted once, as what it was, and on its own server.
-async fn assert_counted(failure: &Failure, pair: &Pair) {
-    pair.router.idle().await;
-    let other =
-        if matches!(failure.outcome, Outcome::Complete) { Counted::Completed } else { Counted::Cancelled };
-    for (server, expected) in [(&pair.failing, counted(failure)), (&pair.other, other)] {
-        let known = pair.router.knows(server);
-        let counts = Counted::ALL.map(|outcome| (outcome, known.ended(outcome)));
-        // A connection that could not be opened is tried a second time.
+/// Each leg is counted once, with its outcome, on its own backend.
+async fn assert_leg_outcomes(failure: &Failure, pair: &Pair) {
+    pair.router.wait_idle().await;
+    let other = if matches!(failure.outcome, Outcome::Complete) {
+        LegOutcome::Completed
+    } else {
+        LegOutcome::Cancelled
+    };
+    for (server, expected) in [(&pair.failing, leg_outcome(failure)), (&pair.other, other)] {
+        let known = pair.router.backend(server);
+        let counts = LegOutcome::ALL.map(|outcome| (outcome, known.ended(outcome)));
+        // A connection that cannot be opened is retried once.
         let attempts = if failure.steps.is_none() { 2 } else { 1 };
-        let expected = Counted::ALL.map(|outcome| (outcome, if outcome == expected { attempts } else { 0 }));
+        let expected =
+            LegOutcome::ALL.map(|outcome| (outcome, if outcome == expected { attempts } else { 0 }));
         assert_eq!(counts, expected, "{}", server.url());
     }
 }
@@ -398,24 +406,25 @@ fn table() -> String {
     );
     for failure in prefill::ALL.iter().chain(decode::ALL) {
         let moment = match failure.moment {
-            Moment::BeforeTheAnswer => "before decode's answer",
-            Moment::DecodeSilent => "decode has sent a stream's head only",
-            Moment::MidAnswer => "decode's body has begun",
+            Moment::BeforeResponse => "before decode's answer",
+            Moment::AfterDecodeHead => "decode has sent a stream's head only",
+            Moment::MidBody => "decode's body has begun",
         };
         let (gets, other) = match failure.outcome {
             Outcome::BadGateway(code) => (format!("502 `{code}`"), "closed"),
             Outcome::Verbatim(status) => (format!("that {status}, verbatim"), "closed"),
-            Outcome::Unhidden(status) => (format!("{status} and the event's JSON"), "closed"),
-            Outcome::CutOff(code) => {
+            Outcome::ErrorFromEvent(status) => (format!("{status} and the event's JSON"), "closed"),
+            Outcome::Truncated(code) => {
                 (format!("an event `{code}` in a stream; cut off in any case"), "closed")
             }
             Outcome::Complete => ("decode's answer, complete".to_owned(), "goes on"),
         };
         let name = failure.name.replace('_', " ");
-        let counted = counted(failure).as_str();
-        let other_counted = if other == "closed" { Counted::Cancelled } else { Counted::Completed }.as_str();
+        let leg_outcome = leg_outcome(failure).as_str();
+        let other_counted =
+            if other == "closed" { LegOutcome::Cancelled } else { LegOutcome::Completed }.as_str();
         table += &format!(
-            "| {} | {moment} | {name} | `{counted}` | {gets} | {other} | `{other_counted}` |\n",
+            "| {} | {moment} | {name} | `{leg_outcome}` | {gets} | {other} | `{other_counted}` |\n",
             failure.leg
         );
     }
@@ -423,7 +432,7 @@ fn table() -> String {
 }
 
 #[test]
-fn the_document_shows_this_matrix() {
+fn failures_md_contains_this_matrix() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/FAILURES.md");
     let document = std::fs::read_to_string(path).unwrap();
     let table = table();

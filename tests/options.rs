@@ -9,7 +9,7 @@ mod program_options;
 
 use std::path::Path;
 
-use kit::Authority;
+use kit::TestCa;
 use kit::program::{Folder, output};
 use mini_lb::{
     MiniLbConfig, MiniLoadBalancer, OptionSection, OptionSpec, Reload, ValueKind, option_sections,
@@ -26,13 +26,13 @@ struct Case {
 
 /// Certificates and keys for the options that take files.
 struct Files {
-    authority: Authority,
+    authority: TestCa,
     folder: Folder,
 }
 
 impl Files {
     fn new(name: &str) -> Self {
-        Self { authority: Authority::new(), folder: Folder::new(name) }
+        Self { authority: TestCa::new(), folder: Folder::new(name) }
     }
 
     /// Every option that can be in a file.

@@ -1,4 +1,4 @@
-//! Reloads while requests come at a fixed rate: none is lost, and none is answered with an error.
+//! Reloads under a fixed rate of requests lose none and cause no error.
 
 mod kit;
 
@@ -10,16 +10,16 @@ use loadtest::load::{Load, Mode, Request, RequestKind, Until};
 
 const RATE: u64 = 500;
 const RELOADS: u64 = 20;
-/// From one reload to the next.
+/// Between two reloads.
 const PAUSE: Duration = Duration::from_millis(350);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn five_hundred_requests_a_second_over_twenty_reloads_lose_none() {
+async fn twenty_reloads_at_500_requests_per_second_lose_none() {
     let plan = Plan { tokens: 4, interval: Duration::from_millis(20), ..Plan::default() };
     let start = |role| Canned::start(role, ([127, 0, 0, 1], 0).into(), plan).expect("a free port");
     let prefill = [start(Role::Prefill), start(Role::Prefill)];
     let decode = [start(Role::Decode), start(Role::Decode)];
-    // Each leaves and comes back, and limits go up and down.
+    // Each backend is removed and added again, and options change.
     let text = |turn: u64| {
         let pick = |servers: &[Canned; 2]| match turn % 3 {
             0 => vec![servers[0].url()],

@@ -9,7 +9,7 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use kit::{Program, Router, Step, Upstream, json};
+use kit::{Router, RouterProcess, ScriptedServer, Step, json};
 use mini_lb::{LineFieldName, MiniLbConfig, RequestLineVisitor};
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
@@ -80,13 +80,13 @@ const REFUSAL: &str = "{}";
 
 /// Servers that respond to `/generate`, and a prefill server that refuses completions while decode does not
 /// respond.
-async fn servers() -> [Upstream; 2] {
+async fn servers() -> [ScriptedServer; 2] {
     let ok = || vec![Step::Send(json("200 OK", RESPONSE))];
-    let prefill = Upstream::start(move |request| match request.target() {
+    let prefill = ScriptedServer::start(move |request| match request.target() {
         "/generate?key=secret" => ok(),
         _ => vec![Step::Send(json("503 Service Unavailable", REFUSAL))],
     });
-    let decode = Upstream::start(move |request| match request.target() {
+    let decode = ScriptedServer::start(move |request| match request.target() {
         "/generate?key=secret" => ok(),
         _ => vec![Step::Hang],
     });
@@ -99,8 +99,8 @@ async fn send_requests(client: &mut kit::Client) {
     for (target, body, status) in
         [("/generate?key=secret", MERGED, 200), ("/v1/completions", BODY, 503), ("/generate", "no", 400)]
     {
-        client.start("POST", target, &[("x-request-id", "r-1")], body.as_bytes()).await;
-        assert_eq!(client.answer().await.status(), status);
+        client.send_request("POST", target, &[("x-request-id", "r-1")], body.as_bytes()).await;
+        assert_eq!(client.response().await.status(), status);
     }
 }
 
@@ -171,7 +171,7 @@ async fn events_have_all_fields_in_order_unless_a_function_gets_the_lines() {
     let options = |config: MiniLbConfig| config.access_log(true).retry_on_status([503]).max_retries(1);
     let router = Router::start_with(&[&prefill], &[&decode], options).await;
     send_requests(&mut router.client().await).await;
-    router.ended().await;
+    router.wait_shutdown().await;
     let logged = std::mem::take(&mut *events.0.lock().unwrap());
     assert_eq!(logged.len(), 3, "{logged:?}");
     for (logged, (level, message, fields)) in
@@ -193,7 +193,7 @@ async fn events_have_all_fields_in_order_unless_a_function_gets_the_lines() {
     let options = |config: MiniLbConfig| options(config).request_log(LevelFilter::WARN, write);
     let router = Router::start_with(&[&prefill], &[&decode], options).await;
     send_requests(&mut router.client().await).await;
-    router.ended().await;
+    router.wait_shutdown().await;
     assert_eq!(*events.0.lock().unwrap(), []);
     let [_, (level, message, fields)] = expected_lines(&prefill.url(), &decode.url());
     let names = fields.into_iter().map(|(name, _)| name).collect();
@@ -227,9 +227,9 @@ async fn the_programs_lines_have_the_same_fields_in_text_and_in_json() {
     let [prefill, decode] = servers().await;
     for format in ["text", "json"] {
         let args = ["--access-log", "--log-format", format, "--retry-on-status", "503"];
-        let program = Program::between(&prefill, &decode, &args).await;
+        let program = RouterProcess::between(&prefill, &decode, &args).await;
         send_requests(&mut program.client().await).await;
-        let lines = program.ended().await;
+        let lines = program.stop().await;
         let lines: Vec<&String> = lines.iter().filter(|line| line.contains("mini_lb::request")).collect();
         assert_eq!(lines.len(), 3, "{lines:?}");
         for (line, (level, message, fields)) in

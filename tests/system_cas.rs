@@ -6,7 +6,7 @@ mod kit;
 use std::process::Child;
 
 use kit::program::{client, command, free_port, output};
-use kit::{Authority, FrontOptions, TlsFront, Upstream, json};
+use kit::{ScriptedServer, TerminatorOptions, TestCa, TlsTerminator, json};
 
 const OK: &str = r#"{"text":"hi"}"#;
 
@@ -22,12 +22,12 @@ impl Drop for Program {
 
 #[tokio::test]
 async fn ssl_cert_file_names_the_cas_of_backends() {
-    let ca = Authority::new();
+    let ca = TestCa::new();
     let (prefill, decode) =
-        (Upstream::always(json("200 OK", OK)).await, Upstream::always(json("200 OK", OK)).await);
+        (ScriptedServer::always(json("200 OK", OK)).await, ScriptedServer::always(json("200 OK", OK)).await);
     let identity = ca.issue("server", &["localhost"]);
-    let options = FrontOptions { identity, cuts: false, slow: false, wants: None };
-    let front = TlsFront::start(decode.address(), options).await;
+    let options = TerminatorOptions { identity, truncates: false, reads_slowly: false, client_ca: None };
+    let front = TlsTerminator::start(decode.address(), options).await;
     let (prefill_url, decode_url, port) = (prefill.url(), front.url(), free_port());
     let (port_arg, ca_file) = (port.to_string(), ca.file());
     let args = [
@@ -44,8 +44,8 @@ async fn ssl_cert_file_names_the_cas_of_backends() {
     ];
     let variables = [("SSL_CERT_FILE", ca_file.to_str().expect("a path in UTF-8"))];
     let _program = Program(command(args, &variables).spawn().expect("the program starts"));
-    let answer = client(port).await.post("/generate", r#"{"text":"a"}"#).await;
-    assert_eq!((answer.status(), answer.text()), (200, OK));
+    let response = client(port).await.post("/generate", r#"{"text":"a"}"#).await;
+    assert_eq!((response.status(), response.text()), (200, OK));
 }
 
 #[test]

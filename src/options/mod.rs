@@ -137,7 +137,7 @@ mod tests {
             set(&mut options, "http2", &[&[]]).unwrap();
         }
         assert_eq!(options.retry_on, [429, 503, 500]);
-        assert_eq!((options.gate.max_concurrent, options.tls.http2), (None, true));
+        assert_eq!((options.admission.max_concurrent, options.tls.http2), (None, true));
         set(&mut options, "retry-on-status", &[]).unwrap();
         set(&mut options, "http2", &[]).unwrap();
         assert_eq!((options.retry_on.len(), options.tls.http2), (0, false));

@@ -1,4 +1,4 @@
-//! A client that sends the bytes a test gives and shows the bytes that come.
+//! A client that sends exactly the bytes of a test and keeps every byte that it receives.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,23 +8,23 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::http::{Head, read_body, read_head};
-use super::patiently;
+use super::with_timeout;
 
 pub struct Client {
     stream: TcpStream,
     buffer: Vec<u8>,
 }
 
-/// One answer, read to its end.
+/// One response, read to its end.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Response {
     pub head: Head,
     pub body: Vec<u8>,
-    /// The body ended as its head announced.
+    /// Whether the body ended as its framing says, not with the connection.
     pub complete: bool,
 }
 
-impl Answer {
+impl Response {
     pub fn status(&self) -> u16 {
         self.head.start_line.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status")
     }
@@ -37,8 +37,8 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {:?}", self.text()))
     }
 
-    /// `code` of an error of the router's own.
-    pub fn code(&self) -> String {
+    /// The `code` of one of the router's own errors.
+    pub fn error_code(&self) -> String {
         self.json()["error"]["code"].as_str().expect("a code").to_owned()
     }
 }
@@ -50,13 +50,13 @@ impl Client {
         Self { stream, buffer: Vec::new() }
     }
 
-    /// Sets the kernel's buffer for what comes.
-    pub fn receives_at_most(&self, bytes: usize) {
+    /// Bounds what the kernel buffers of unread responses.
+    pub fn set_receive_buffer(&self, bytes: usize) {
         SockRef::from(&self.stream).set_recv_buffer_size(bytes).expect("SO_RCVBUF");
     }
 
-    /// Leaves with a reset instead of a clean end.
-    pub fn reset_when_dropped(&self) {
+    /// Makes dropping the client send a RST instead of a FIN.
+    pub fn reset_on_drop(&self) {
         SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
     }
 
@@ -64,8 +64,8 @@ impl Client {
         self.stream.write_all(bytes.as_ref()).await.expect("the router reads");
     }
 
-    /// Sends a request with a body of announced length.
-    pub async fn start(&mut self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) {
+    /// Sends a request with a `content-length`.
+    pub async fn send_request(&mut self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) {
         let mut head = format!("{method} {target} HTTP/1.1\r\nhost: router\r\n");
         for (name, value) in headers {
             head += &format!("{name}: {value}\r\n");
@@ -76,35 +76,35 @@ impl Client {
         self.send([head.as_bytes(), b"\r\n", body].concat()).await;
     }
 
-    pub async fn get(&mut self, target: &str) -> Answer {
-        self.start("GET", target, &[], b"").await;
-        self.answer().await
+    pub async fn get(&mut self, target: &str) -> Response {
+        self.send_request("GET", target, &[], b"").await;
+        self.response().await
     }
 
-    pub async fn post(&mut self, target: &str, body: impl AsRef<[u8]>) -> Answer {
-        self.start("POST", target, &[("content-type", "application/json")], body.as_ref()).await;
-        self.answer().await
+    pub async fn post(&mut self, target: &str, body: impl AsRef<[u8]>) -> Response {
+        self.send_request("POST", target, &[("content-type", "application/json")], body.as_ref()).await;
+        self.response().await
     }
 
-    pub async fn answer(&mut self) -> Answer {
+    pub async fn response(&mut self) -> Response {
         let head = self.head().await;
-        self.rest(head).await
+        self.finish_response(head).await
     }
 
-    /// The answer to `head`, read to its end.
-    pub async fn rest(&mut self, head: Head) -> Answer {
+    /// Reads the rest of the response that begins with `head`.
+    pub async fn finish_response(&mut self, head: Head) -> Response {
         let (body, complete) =
-            patiently("an answer's body", read_body(&mut self.stream, &mut self.buffer, &head)).await;
-        Answer { head, body, complete }
+            with_timeout("a response body", read_body(&mut self.stream, &mut self.buffer, &head)).await;
+        Response { head, body, complete }
     }
 
     pub async fn head(&mut self) -> Head {
-        self.head_or_end().await.expect("an answer before the connection's end")
+        self.head_or_eof().await.expect("a response before the connection's end")
     }
 
-    /// `None` when the connection ends without an answer.
-    pub async fn head_or_end(&mut self) -> Option<Head> {
-        patiently("an answer's head", read_head(&mut self.stream, &mut self.buffer)).await
+    /// `None` if the connection ends without a response.
+    pub async fn head_or_eof(&mut self) -> Option<Head> {
+        with_timeout("a response head", read_head(&mut self.stream, &mut self.buffer)).await
     }
 
     /// Reads body bytes, with their framing, until `wanted` is among them.
@@ -115,18 +115,18 @@ impl Client {
                 assert_ne!(count, 0, "the connection ended before {wanted:?}");
             }
         };
-        patiently(wanted, read).await;
+        with_timeout(wanted, read).await;
         String::from_utf8_lossy(&self.buffer).into_owned()
     }
 
-    /// Waits for the router to close the connection; what it sent before that is dropped.
-    pub async fn closed(&mut self) {
+    /// Waits for the router to close the connection. Discards what it sent before.
+    pub async fn wait_closed(&mut self) {
         let mut rest = Vec::new();
-        patiently("the connection's end", self.stream.read_to_end(&mut rest)).await.ok();
+        with_timeout("the connection's end", self.stream.read_to_end(&mut rest)).await.ok();
     }
 
-    /// Whether bytes are there that no answer accounts for.
-    pub fn has_leftovers(&self) -> bool {
+    /// Whether bytes were received beyond the responses that were read.
+    pub fn has_unread_bytes(&self) -> bool {
         !self.buffer.is_empty()
     }
 }

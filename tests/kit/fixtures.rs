@@ -5,16 +5,16 @@ use std::path::{Path, PathBuf};
 
 use super::http::{Head, dechunk};
 
-/// One recorded answer, or a request.
+/// One recorded response or request.
 pub struct Recording {
     pub head: Head,
     /// Without chunk framing.
     pub body: Vec<u8>,
-    /// As it was on the wire.
+    /// As it was on the wire, with its framing.
     pub raw: Vec<u8>,
 }
 
-/// A request and what both servers answered.
+/// A request and the responses of both servers.
 pub struct Exchange {
     pub name: String,
     pub request: Recording,
@@ -26,7 +26,7 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
-/// The recording in a file such as `reg/gen_basic.resp`. `None` if the server never answered.
+/// The recording in a file such as `reg/gen_basic.resp`. `None` if the server never responded.
 pub fn fixture(path: &str) -> Option<Recording> {
     let raw = fs::read(folder().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
     let end = raw.windows(4).position(|window| window == b"\r\n\r\n")?;
@@ -46,7 +46,7 @@ pub fn fixture_names(sub: &str, ending: &str) -> Vec<String> {
     names
 }
 
-/// All recorded pairs in which both servers answered.
+/// All recorded pairs in which both servers responded.
 pub fn exchanges() -> Vec<Exchange> {
     let exchange = |name: String| {
         let part = |what: &str| fixture(&format!("pd/{name}.{what}"));

@@ -1,4 +1,4 @@
-//! Just enough HTTP/1.1 to read a message off a socket, exactly as it came.
+//! Just enough HTTP/1.1 to read a message off a socket, without normalising it.
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 pub struct Head {
     /// `POST /path HTTP/1.1` or `HTTP/1.1 200 OK`.
     pub start_line: String,
-    /// In order, names as they came.
+    /// In order, with the case of their names.
     pub headers: Vec<(String, String)>,
 }
 
@@ -23,7 +23,7 @@ impl Head {
         Self { start_line, headers: lines.map(header).collect() }
     }
 
-    /// The value of a header that may come once.
+    /// The value of a header that must not be repeated.
     pub fn header(&self, name: &str) -> Option<&str> {
         let mut values = self.headers.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name));
         let value = values.next().map(|(_, value)| value.as_str());
@@ -50,7 +50,7 @@ pub async fn read_head(reader: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u
     }
 }
 
-/// Reads a body as its head announces it: its bytes, and whether it was complete.
+/// Reads a body with the framing of its head. Returns its bytes and whether it was complete.
 pub async fn read_body(
     reader: &mut (impl AsyncRead + Unpin),
     buffer: &mut Vec<u8>,
@@ -77,7 +77,7 @@ pub async fn read_body(
     (std::mem::replace(buffer, rest), true)
 }
 
-/// The contents of a complete chunked body at the beginning of `bytes`, and how long it was with its framing.
+/// Decodes the chunked body at the start of `bytes`, if it is complete. Returns its content and its encoded length.
 pub fn dechunk(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
     let mut body = Vec::new();
     let mut at = 0;

@@ -1,8 +1,8 @@
-//! A router, and its client and both of its servers in one thread: they take turns,
-//! so every exchange is the same to the router. They allocate nothing, and spend a
-//! few instructions a turn, so what is counted in the process is the router's.
+//! A router whose client and both servers are one thread, in lock step, so that every exchange is the same to the
+//! router. These peers allocate nothing and spend a few instructions per step, so that what is counted in the process
+//! is the router's.
 //!
-//! Included by what counts: `tests/allocations.rs` and `benches/instructions.rs`.
+//! Included by the two that count: `tests/allocations.rs` and `benches/instructions.rs`.
 
 #![allow(unreachable_pub, reason = "included in crates of their own")]
 
@@ -15,7 +15,7 @@ use std::time::Duration;
 use mini_lb::{MiniLbConfig, MiniLoadBalancer, RoundRobin};
 use tracing::level_filters::LevelFilter;
 
-/// What a client of OpenAI's sends: a body of 300 bytes behind a head of eleven lines.
+/// A request of OpenAI's Python client: a head of eleven lines and a body of 300 bytes.
 const REQUEST: &str = concat!(
     "POST /v1/chat/completions HTTP/1.1\r\nhost: router:8000\r\nconnection: keep-alive\r\n",
     "accept: application/json\r\naccept-encoding: gzip, deflate\r\nauthorization: Bearer sk-0123456789abcdef\r\n",
@@ -26,7 +26,7 @@ const REQUEST: &str = concat!(
     r#""temperature":0.2,"top_p":0.95,"max_tokens":64,"user":"user-0123","stream":"#,
 );
 const PLAIN: &str = "false}";
-/// The spaces make up for the shorter word.
+/// Padded to the length of `PLAIN`.
 const STREAMING: &str = "true }";
 
 const HEAD: &str = "HTTP/1.1 200 OK\r\ndate: Sun, 22 Nov 2026 00:00:00 GMT\r\nserver: uvicorn\r\n";
@@ -48,11 +48,11 @@ const EVENT: &str = concat!(
     "\n\n\r\n",
 );
 const LAST_CHUNK: &str = "0\r\n\r\n";
-/// How an answer begins for the client.
+/// How a response begins for the client.
 const SUCCESS: &str = "HTTP/1.1 200 OK\r\n";
 
-/// Longer than any turn takes.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than any step takes.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A router with one worker between a client and two servers.
 pub struct LockStep {
@@ -64,66 +64,65 @@ pub struct LockStep {
 }
 
 impl LockStep {
-    /// Starts a router that runs until the process ends. Its peers rest for `pause` before each turn, so that it has
-    /// done all that it can and waits for them, as it does for real ones.
+    /// Starts a router that runs until the process ends. Its peers sleep for `pause` before each step, so that
+    /// the router has become idle, as it does between the events of real peers.
     pub fn start(pause: Duration) -> Self {
         Self::start_with(pause, |config| config)
     }
 
-    /// The same with all that operators can have between a client and its servers.
-    pub fn start_guarded(pause: Duration) -> Self {
-        Self::start_with(pause, guarded)
+    /// The same with limits, API keys, CORS and the access log on.
+    pub fn start_with_limits(pause: Duration) -> Self {
+        Self::start_with(pause, with_limits)
     }
 
     fn start_with(pause: Duration, options: fn(MiniLbConfig) -> MiniLbConfig) -> Self {
         let (prefill, decode) = (Server::new(), Server::new());
         let client = TcpStream::connect(router(&prefill, &decode, options)).expect("a listening router");
-        tune(&client);
+        set_options(&client);
         Self { client, prefill, decode, input: vec![0; 16 << 10].into(), pause }
     }
 
-    /// One request of 300 bytes, answered with 300 bytes.
+    /// One request of 300 bytes with a response of 300 bytes.
     pub fn plain(&mut self) {
-        self.ask(PLAIN);
-        self.turn();
-        self.prefill.say(&[HEAD, COMPLETION]);
-        self.turn();
-        self.decode.say(&[HEAD, COMPLETION]);
+        self.send_request(PLAIN);
+        self.pause_between_turns();
+        self.prefill.respond(&[HEAD, COMPLETION]);
+        self.pause_between_turns();
+        self.decode.respond(&[HEAD, COMPLETION]);
         read(&mut self.client, &mut self.input, SUCCESS, "}}");
     }
 
-    /// One stream of so many tokens, each written when the client has the one before it.
+    /// One stream; each token is written after the client has read the one before it.
     pub fn stream(&mut self, tokens: usize) {
-        self.ask(STREAMING);
-        self.turn();
-        self.prefill.say(&[HEAD, STREAM_HEAD, EVENT, LAST_CHUNK]);
+        self.send_request(STREAMING);
+        self.pause_between_turns();
+        self.prefill.respond(&[HEAD, STREAM_HEAD, EVENT, LAST_CHUNK]);
         for token in 0..tokens {
-            self.turn();
+            self.pause_between_turns();
             let is_first = token == 0;
-            self.decode.say(if is_first { &[HEAD, STREAM_HEAD, EVENT] } else { &[EVENT] });
+            self.decode.respond(if is_first { &[HEAD, STREAM_HEAD, EVENT] } else { &[EVENT] });
             read(&mut self.client, &mut self.input, if is_first { SUCCESS } else { "" }, "\n\n\r\n");
         }
-        self.turn();
-        self.decode.say(&[LAST_CHUNK]);
+        self.pause_between_turns();
+        self.decode.respond(&[LAST_CHUNK]);
         read(&mut self.client, &mut self.input, "", LAST_CHUNK);
     }
 
     /// Sends a request that both servers get.
-    fn ask(&mut self, end: &str) {
-        self.turn();
+    fn send_request(&mut self, end: &str) {
+        self.pause_between_turns();
         write(&mut self.client, &[REQUEST, end]);
-        self.prefill.listen(&mut self.input);
-        self.decode.listen(&mut self.input);
+        self.prefill.read_request(&mut self.input);
+        self.decode.read_request(&mut self.input);
     }
 
-    fn turn(&self) {
+    fn pause_between_turns(&self) {
         thread::sleep(self.pause);
     }
 }
 
-/// A limit of each kind, none of which is reached, keys and origins, and a line about each request. The client's key is
-/// good.
-fn guarded(config: MiniLbConfig) -> MiniLbConfig {
+/// A limit of each kind, none of which is reached, API keys that the client satisfies, CORS origins, and the access log.
+fn with_limits(config: MiniLbConfig) -> MiniLbConfig {
     let config = config.max_concurrent_requests(1_000).rate_limit(1_000_000);
     let config = config.max_in_flight_per_prefill(1_000).max_in_flight_per_decode(1_000);
     let config = config.api_key("another").api_key("sk-0123456789abcdef");
@@ -132,14 +131,14 @@ fn guarded(config: MiniLbConfig) -> MiniLbConfig {
     config.access_log(true).request_log(LevelFilter::INFO, |line| drop(black_box(line.message())))
 }
 
-/// Starts a router between these servers: its address.
+/// Starts a router between these servers and returns its address.
 fn router(prefill: &Server, decode: &Server, options: fn(MiniLbConfig) -> MiniLbConfig) -> SocketAddr {
     let minute = Duration::from_secs(60);
     let config =
         MiniLbConfig::new("127.0.0.1", 30_000, vec![(prefill.url(), Some(8998))], vec![decode.url()], 60);
     let config = config.worker_threads(1).health_checks(false).policy(RoundRobin::default);
     let config = options(config.backend_idle_timeout(minute));
-    let router = MiniLoadBalancer::new(config).expect("a good configuration");
+    let router = MiniLoadBalancer::new(config).expect("a valid configuration");
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("a bound address");
     listener.set_nonblocking(true).expect("a socket of tokio's");
@@ -153,7 +152,7 @@ fn router(prefill: &Server, decode: &Server, options: fn(MiniLbConfig) -> MiniLb
     address
 }
 
-/// A server with one connection, on which it gets one request after the other.
+/// A server that takes its requests on one connection.
 struct Server {
     listener: TcpListener,
     connection: Option<TcpStream>,
@@ -168,27 +167,27 @@ impl Server {
         format!("http://{}", self.listener.local_addr().expect("a bound address"))
     }
 
-    fn listen(&mut self, input: &mut [u8]) {
+    fn read_request(&mut self, input: &mut [u8]) {
         let connection = self.connection.get_or_insert_with(|| {
             let (connection, _) = self.listener.accept().expect("the router's connection");
-            tune(&connection);
+            set_options(&connection);
             connection
         });
         read(connection, input, "POST /v1/chat/completions ", "}");
     }
 
-    fn say(&mut self, parts: &[&str]) {
+    fn respond(&mut self, parts: &[&str]) {
         write(self.connection.as_mut().expect("it has got a request"), parts);
     }
 }
 
-fn tune(socket: &TcpStream) {
+fn set_options(socket: &TcpStream) {
     socket.set_nodelay(true).expect("TCP_NODELAY");
-    // A turn that does not come fails, rather than waits for ever.
-    socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    // A step that never happens must fail the test, not hang it.
+    socket.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
 }
 
-/// Writes these parts at once.
+/// Writes these parts in one call.
 fn write(socket: &mut TcpStream, parts: &[&str]) {
     let mut joined = [0; 2 << 10];
     let mut length = 0;
@@ -199,7 +198,7 @@ fn write(socket: &mut TcpStream, parts: &[&str]) {
     socket.write_all(&joined[..length]).expect("an open connection");
 }
 
-/// Reads until `end` is the last that has come, of what begins with `begin`.
+/// Reads a text that begins with `begin` until it ends with `end`.
 fn read(socket: &mut TcpStream, input: &mut [u8], begin: &str, end: &str) {
     let mut length = 0;
     while !input[..length].ends_with(end.as_bytes()) {

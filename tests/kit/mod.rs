@@ -1,41 +1,44 @@
-//! What tests stand the router between: servers that follow a script, and a
-//! client that shows every byte. Neither uses hyper, so that the router is not
-//! tested against itself.
+//! The test kit: the router under test, in process or as the built program, between scripted servers and a client that
+//! keeps every byte. Neither peer uses hyper, so that the router is not tested against itself.
 
 #![allow(dead_code, unused_imports, reason = "each test file uses its own part")]
 #![allow(unreachable_pub, reason = "a test file is a crate of its own")]
 
 mod client;
+mod engine;
 mod fixtures;
 mod http;
-mod logged;
+pub mod processes;
 pub mod program;
+pub mod raw;
 mod router;
+mod router_process;
+mod scripted_server;
 mod tls;
-mod upstream;
 
-pub use client::{Answer, Client};
+pub use client::{Client, Response};
+pub use engine::skip_on_hyper;
 pub use fixtures::{Exchange, exchanges, fixture, fixture_names};
 pub use http::{Head, dechunk};
-pub use logged::Program;
 pub use router::{BOOTSTRAP_PORT, Router};
-pub use tls::{Authority, FrontOptions, Handshake, Identity, TlsClient, TlsFront, shake_hands};
-pub use upstream::{Gate, Seen, Step, Upstream, json};
+pub use router_process::RouterProcess;
+pub use scripted_server::{Gate, ReceivedRequest, ScriptedServer, Step, json};
+pub use tls::{Handshake, Identity, TerminatorOptions, TestCa, TlsClient, TlsTerminator, tls_handshake};
 
 use std::time::Duration;
 
-/// Nothing in a test takes longer than this unless the router hangs.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a test waits for anything before it fails.
+pub const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Fails the test when `wait` takes longer than [`PATIENCE`].
-pub async fn patiently<T>(what: &str, wait: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(PATIENCE, wait).await {
+/// Fails the test when `wait` takes longer than [`TIMEOUT`].
+pub async fn with_timeout<T>(what: &str, wait: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(TIMEOUT, wait).await {
         Ok(value) => value,
         Err(_) => panic!("timed out: {what}"),
     }
 }
 
-/// What curl printed. `None` where there is no curl, which CI does not allow.
+/// The output of a curl command. `None` where curl is not installed, which fails in CI.
 pub async fn run_curl(mut curl: std::process::Command) -> Option<String> {
     let output = tokio::task::spawn_blocking(move || curl.output()).await.expect("no panic");
     match output {

@@ -1,21 +1,28 @@
-//! The built program: its configuration file, its log and its end.
+//! The built program with its arguments, configuration file, log and exit status.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
-use super::{Client, PATIENCE};
+use super::{Client, TIMEOUT, engine};
 
-/// A folder of a test's own, gone with it.
+/// A folder of a test's own, removed with it.
 pub struct Folder(PathBuf);
 
 impl Folder {
     pub fn new(name: &str) -> Self {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).expect("a folder for tests");
-        Self(path)
+        // Tests of several files may be in one process and choose the same name.
+        for number in 0.. {
+            let folder = format!("{name}-{}-{number}", std::process::id());
+            let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(folder);
+            match std::fs::create_dir(&path) {
+                Ok(()) => return Self(path),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{}", path.display()),
+            }
+        }
+        unreachable!("a folder for each number")
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -37,7 +44,7 @@ impl Drop for Folder {
     }
 }
 
-/// The program with arguments, and without variables of ours that the test did not give.
+/// The program with these arguments, and without `MINI_LB_` variables that the test did not set.
 pub fn command<'a>(args: impl IntoIterator<Item = &'a str>, variables: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mini-lb"));
     for (name, _) in std::env::vars_os() {
@@ -45,14 +52,14 @@ pub fn command<'a>(args: impl IntoIterator<Item = &'a str>, variables: &[(&str, 
             command.env_remove(name);
         }
     }
-    command.args(args).envs(variables.iter().copied());
+    command.args(args).args(engine::args()).envs(variables.iter().copied());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
-/// Waits for a program's end.
+/// Waits for the program to exit.
 fn ended(child: &mut Child) -> ExitStatus {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         if let Some(status) = child.try_wait().expect("a child") {
             return status;
@@ -65,17 +72,17 @@ fn ended(child: &mut Child) -> ExitStatus {
     }
 }
 
-/// What the program says that ends by itself, and says less than a pipe holds.
+/// The output of a program that exits by itself and prints less than a pipe holds.
 pub fn output<'a>(args: impl IntoIterator<Item = &'a str>, variables: &[(&str, &str)]) -> Output {
     let mut child = command(args, variables).spawn().expect("the program starts");
     ended(&mut child);
     child.wait_with_output().expect("a child")
 }
 
-/// A program that goes on, killed when the test ends.
+/// A program that keeps running; killed when it is dropped.
 pub struct Program {
     child: Child,
-    /// Of the log, those that nobody has taken.
+    /// Lines of the log that were not read yet.
     pub lines: Receiver<String>,
 }
 
@@ -90,9 +97,9 @@ impl Program {
         Self { child, lines }
     }
 
-    /// Waits for a line of the log. Those before it are gone.
+    /// Waits for a line of the log and drops those before it.
     pub fn wait_for(&self, part: &str) -> String {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut seen = Vec::new();
         loop {
             match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
@@ -113,12 +120,12 @@ impl Program {
         self.child.try_wait().expect("a child").is_none()
     }
 
-    /// Waits for its end.
+    /// Waits for it to exit.
     pub fn exit_code(&mut self) -> Option<i32> {
         ended(&mut self.child).code()
     }
 
-    /// Tells it to read its configuration again. Returns what it says of it.
+    /// Makes it reload its configuration. Returns the line that it logs about it.
     pub fn reload(&self) -> String {
         self.send("HUP");
         self.wait_for(" (SIGHUP)")
@@ -137,7 +144,7 @@ pub fn free_port() -> u16 {
     listener.local_addr().expect("a bound address").port()
 }
 
-/// A file with one key for each server flag, and `line` in the place of the one that sets the same.
+/// A configuration file with both servers and `line`, which replaces the line of the same key.
 pub fn file_with(line: &str) -> String {
     let servers = ["prefill = [[\"http://127.0.0.1:1\", 8998]]", "decode = [\"http://127.0.0.1:2\"]"];
     let key = line.split(' ').next().unwrap_or_default();
@@ -145,10 +152,10 @@ pub fn file_with(line: &str) -> String {
     kept.copied().chain([line]).collect::<Vec<_>>().join("\n") + "\n"
 }
 
-/// A client of a program, as soon as that listens.
+/// Connects to the program as soon as it listens.
 pub async fn client(port: u16) -> Client {
     let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
-    super::patiently("the program's listener", async {
+    super::with_timeout("the program's listener", async {
         while tokio::net::TcpStream::connect(address).await.is_err() {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }

@@ -1,9 +1,8 @@
-//! Certificates of the tests' own, a client that speaks TLS, and TLS in front of a
-//! scripted server.
+//! A CA and its certificates, a TLS client, and a TLS terminator in front of a scripted server.
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -22,33 +21,30 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, server};
 
-use super::client::Answer;
+use super::client::Response;
 use super::http::{Head, read_body, read_head};
-use super::patiently;
+use super::program::Folder;
+use super::with_timeout;
 
-static FOLDERS: AtomicUsize = AtomicUsize::new(0);
-
-/// A CA with a folder of its own for what it issues.
-pub struct Authority {
+/// A CA with a folder for the certificates it issues.
+pub struct TestCa {
     issuer: CertifiedIssuer<'static, KeyPair>,
-    folder: PathBuf,
+    folder: Folder,
 }
 
-/// A certificate and its key, in files.
+/// The files of a certificate and its key.
 #[derive(Debug, Clone)]
 pub struct Identity {
     pub cert: PathBuf,
     pub key: PathBuf,
 }
 
-impl Authority {
+impl TestCa {
     pub fn new() -> Self {
-        let number = FOLDERS.fetch_add(1, Ordering::Relaxed);
-        let folder = format!("tls-{}-{number}", std::process::id());
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(folder);
-        fs::create_dir_all(&folder).expect("a folder for files");
+        // No two CAs have the same name, or a verifier would try the wrong one first.
+        let folder = Folder::new("tls");
         let mut params = CertificateParams::new(vec![]).expect("no names");
-        params.distinguished_name.push(DnType::CommonName, format!("CA {number}"));
+        params.distinguished_name.push(DnType::CommonName, format!("CA {:?}", folder.path("").file_name()));
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().expect("a key");
         let issuer = CertifiedIssuer::self_signed(params, key).expect("a certificate");
@@ -57,22 +53,22 @@ impl Authority {
         authority
     }
 
-    /// The CA's own certificate.
+    /// The file of the CA's certificate.
     pub fn file(&self) -> PathBuf {
         self.path("ca.pem")
     }
 
-    /// A file of this CA's folder.
+    /// A path in this CA's folder.
     pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+        self.folder.path(name)
     }
 
-    /// A certificate for these names, or addresses, in files of this name.
+    /// Issues a certificate for these DNS names or addresses into files named after `file`.
     pub fn issue(&self, file: &str, names: &[&str]) -> Identity {
         self.issue_until(file, names, 2100)
     }
 
-    /// One that has expired.
+    /// The same, expired in 2021.
     pub fn issue_expired(&self, file: &str, names: &[&str]) -> Identity {
         self.issue_until(file, names, 2021)
     }
@@ -100,12 +96,12 @@ impl Authority {
         roots
     }
 
-    /// What a client of this CA's servers needs.
+    /// The configuration of a client that trusts this CA.
     pub fn client(&self, alpn: &[&str]) -> Arc<ClientConfig> {
         self.client_of(rustls::ALL_VERSIONS, alpn)
     }
 
-    /// The same for some versions of TLS.
+    /// The same for these versions of TLS only.
     pub fn client_of(
         &self,
         versions: &[&'static SupportedProtocolVersion],
@@ -116,12 +112,6 @@ impl Authority {
         let mut config = builder.with_no_client_auth();
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         Arc::new(config)
-    }
-}
-
-impl Drop for Authority {
-    fn drop(&mut self) {
-        fs::remove_dir_all(&self.folder).ok();
     }
 }
 
@@ -136,17 +126,17 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-/// Shakes hands with `localhost` at an address.
-pub async fn shake_hands(
+/// A TLS handshake with the server `localhost` at an address.
+pub async fn tls_handshake(
     address: SocketAddr,
     config: Arc<ClientConfig>,
 ) -> std::io::Result<TlsStream<TcpStream>> {
     let socket = TcpStream::connect(address).await?;
     let name = ServerName::try_from("localhost").expect("a name");
-    patiently("a TLS handshake", TlsConnector::from(config).connect(name, socket)).await
+    with_timeout("a TLS handshake", TlsConnector::from(config).connect(name, socket)).await
 }
 
-/// A client as [`super::Client`] is, over TLS.
+/// [`super::Client`] over TLS.
 pub struct TlsClient {
     pub stream: TlsStream<TcpStream>,
     buffer: Vec<u8>,
@@ -154,7 +144,7 @@ pub struct TlsClient {
 
 impl TlsClient {
     pub async fn connect(address: SocketAddr, config: Arc<ClientConfig>) -> Self {
-        let stream = shake_hands(address, config).await.expect("a good certificate");
+        let stream = tls_handshake(address, config).await.expect("a good certificate");
         Self { stream, buffer: Vec::new() }
     }
 
@@ -163,30 +153,30 @@ impl TlsClient {
         self.stream.flush().await.expect("the router reads");
     }
 
-    pub async fn start(&mut self, target: &str, body: &[u8]) {
+    pub async fn send_request(&mut self, target: &str, body: &[u8]) {
         let length = body.len();
         let head = format!("POST {target} HTTP/1.1\r\nhost: router\r\ncontent-length: {length}\r\n\r\n");
         self.send([head.as_bytes(), body].concat()).await;
     }
 
-    pub async fn post(&mut self, target: &str, body: &[u8]) -> Answer {
-        self.start(target, body).await;
-        self.answer().await
+    pub async fn post(&mut self, target: &str, body: &[u8]) -> Response {
+        self.send_request(target, body).await;
+        self.response().await
     }
 
-    pub async fn answer(&mut self) -> Answer {
+    pub async fn response(&mut self) -> Response {
         let head = self.head().await;
         let (body, complete) =
-            patiently("an answer's body", read_body(&mut self.stream, &mut self.buffer, &head)).await;
-        Answer { head, body, complete }
+            with_timeout("a response body", read_body(&mut self.stream, &mut self.buffer, &head)).await;
+        Response { head, body, complete }
     }
 
     pub async fn head(&mut self) -> Head {
-        let head = patiently("an answer's head", read_head(&mut self.stream, &mut self.buffer)).await;
-        head.expect("an answer before the connection's end")
+        let head = with_timeout("a response head", read_head(&mut self.stream, &mut self.buffer)).await;
+        head.expect("a response before the connection's end")
     }
 
-    /// Reads body bytes, with their framing, up to the end of `wanted`.
+    /// Reads body bytes, with their framing, up to and including `wanted`.
     pub async fn read_until(&mut self, wanted: &str) {
         let read = async {
             while !String::from_utf8_lossy(&self.buffer).contains(wanted) {
@@ -194,37 +184,39 @@ impl TlsClient {
                 assert_ne!(count, 0, "the connection ended before {wanted:?}");
             }
         };
-        patiently(wanted, read).await;
+        with_timeout(wanted, read).await;
         let end = self.buffer.windows(wanted.len()).position(|window| window == wanted.as_bytes());
         self.buffer.drain(..end.expect("it was there") + wanted.len());
     }
 
-    /// Waits for the connection's end, which must be one that TLS can tell from a cut.
-    pub async fn ends_cleanly(&mut self) {
+    /// Waits for the connection to end, which must be announced by a close_notify.
+    pub async fn expect_clean_close(&mut self) {
         let mut rest = Vec::new();
-        patiently("the connection's end", self.stream.read_to_end(&mut rest)).await.expect("a close_notify");
+        with_timeout("the connection's end", self.stream.read_to_end(&mut rest))
+            .await
+            .expect("a close_notify");
         assert!(rest.is_empty(), "{}", rest.escape_ascii());
     }
 
-    /// The certificate that was shown.
-    pub fn shown(&self) -> CertificateDer<'static> {
+    /// The certificate that the router presented.
+    pub fn server_certificate(&self) -> CertificateDer<'static> {
         self.stream.get_ref().1.peer_certificates().expect("a certificate")[0].clone()
     }
 }
 
-/// How TLS in front of a server behaves.
+/// How a TLS terminator behaves.
 #[derive(Clone)]
-pub struct FrontOptions {
+pub struct TerminatorOptions {
     pub identity: Identity,
-    /// Connections end without a word of TLS.
-    pub cuts: bool,
-    /// Reads a little at a time, so that the router can never write all at once.
-    pub slow: bool,
-    /// Wants a client's certificate, of this CA.
-    pub wants: Option<PathBuf>,
+    /// Closes connections without a close_notify.
+    pub truncates: bool,
+    /// Reads a little at a time, so that the router can never write a body at once.
+    pub reads_slowly: bool,
+    /// Requires a client certificate of this CA.
+    pub client_ca: Option<PathBuf>,
 }
 
-/// What was seen of a handshake.
+/// What the terminator saw of a handshake.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Handshake {
     pub name: Option<String>,
@@ -233,26 +225,27 @@ pub struct Handshake {
     pub has_certificate: bool,
 }
 
-/// TLS in front of a plain server.
-pub struct TlsFront {
+/// Terminates TLS in front of a plain server.
+pub struct TlsTerminator {
     address: SocketAddr,
     handshakes: Arc<Mutex<Vec<Handshake>>>,
-    /// Connections that the router ended with a word of TLS.
-    ended_well: Arc<AtomicUsize>,
-    /// Connections whose end has been given to the kernel.
+    /// Connections that the router ended with a close_notify.
+    closed_cleanly: Arc<AtomicUsize>,
+    /// Connections that were closed, as far as the kernel knows.
     finished: Arc<AtomicUsize>,
     accepting: JoinHandle<()>,
 }
 
-impl TlsFront {
-    pub async fn start(behind: SocketAddr, options: FrontOptions) -> Self {
+impl TlsTerminator {
+    pub async fn start(backend: SocketAddr, options: TerminatorOptions) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound address");
         let acceptor = TlsAcceptor::from(Arc::new(config(&options)));
         let handshakes = Arc::<Mutex<Vec<Handshake>>>::default();
-        let ended_well = Arc::<AtomicUsize>::default();
+        let closed_cleanly = Arc::<AtomicUsize>::default();
         let finished = Arc::<AtomicUsize>::default();
-        let (seen, ended, over) = (Arc::clone(&handshakes), Arc::clone(&ended_well), Arc::clone(&finished));
+        let (seen, ended, over) =
+            (Arc::clone(&handshakes), Arc::clone(&closed_cleanly), Arc::clone(&finished));
         let accepting = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((socket, _)) = listener.accept().await {
@@ -262,12 +255,12 @@ impl TlsFront {
                     socket.set_nodelay(true).expect("TCP_NODELAY");
                     let Ok(stream) = acceptor.accept(socket).await else { return };
                     seen.lock().unwrap().push(handshake(&stream));
-                    join(stream, behind, options.cuts, options.slow, &ended).await;
+                    relay(stream, backend, options.truncates, options.reads_slowly, &ended).await;
                     over.fetch_add(1, Ordering::SeqCst);
                 });
             }
         });
-        Self { address, handshakes, ended_well, finished, accepting }
+        Self { address, handshakes, closed_cleanly, finished, accepting }
     }
 
     pub fn url(&self) -> String {
@@ -282,18 +275,18 @@ impl TlsFront {
         self.handshakes.lock().unwrap().clone()
     }
 
-    pub async fn ended_well(&self, count: usize) {
-        reaches("a connection's clean end", &self.ended_well, count).await;
+    pub async fn closed_cleanly(&self, count: usize) {
+        reaches("a connection's clean end", &self.closed_cleanly, count).await;
     }
 
-    /// Waits until so many connections have been closed, by whichever side.
+    /// Waits until `count` connections have been closed by either side.
     pub async fn finished(&self, count: usize) {
         reaches("a connection's end", &self.finished, count).await;
     }
 }
 
 async fn reaches(what: &str, counter: &AtomicUsize, count: usize) {
-    patiently(what, async {
+    with_timeout(what, async {
         while counter.load(Ordering::SeqCst) < count {
             tokio::task::yield_now().await;
         }
@@ -301,16 +294,16 @@ async fn reaches(what: &str, counter: &AtomicUsize, count: usize) {
     .await;
 }
 
-impl Drop for TlsFront {
+impl Drop for TlsTerminator {
     fn drop(&mut self) {
         self.accepting.abort();
     }
 }
 
-fn config(options: &FrontOptions) -> ServerConfig {
+fn config(options: &TerminatorOptions) -> ServerConfig {
     let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
     let builder = builder.expect("versions of TLS");
-    let builder = match &options.wants {
+    let builder = match &options.client_ca {
         None => builder.with_no_client_auth(),
         Some(ca) => {
             let mut roots = RootCertStore::empty();
@@ -338,7 +331,7 @@ fn handshake(stream: &server::TlsStream<TcpStream>) -> Handshake {
 async fn copy_up(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
-    slow: bool,
+    reads_slowly: bool,
 ) -> std::io::Result<()> {
     let mut buffer = vec![0; 16 << 10];
     loop {
@@ -347,30 +340,30 @@ async fn copy_up(
             return Ok(());
         }
         to.write_all(&buffer[..count]).await?;
-        if slow {
+        if reads_slowly {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 }
 
-/// Passes on what comes from both sides, until one of them ends.
-async fn join(
+/// Relays in both directions until one side ends.
+async fn relay(
     stream: server::TlsStream<TcpStream>,
-    behind: SocketAddr,
-    cuts: bool,
-    slow: bool,
-    ended_well: &AtomicUsize,
+    backend: SocketAddr,
+    truncates: bool,
+    reads_slowly: bool,
+    closed_cleanly: &AtomicUsize,
 ) {
-    let mut plain = TcpStream::connect(behind).await.expect("the server behind");
+    let mut plain = TcpStream::connect(backend).await.expect("the server behind");
     plain.set_nodelay(true).expect("TCP_NODELAY");
     let (mut from_server, mut to_server) = plain.split();
     let (mut from_router, mut to_router) = split(stream);
     tokio::select! {
-        up = copy_up(&mut from_router, &mut to_server, slow) => {
-            ended_well.fetch_add(usize::from(up.is_ok()), Ordering::SeqCst);
+        up = copy_up(&mut from_router, &mut to_server, reads_slowly) => {
+            closed_cleanly.fetch_add(usize::from(up.is_ok()), Ordering::SeqCst);
         }
         _ = copy(&mut from_server, &mut to_router) => {
-            if !cuts {
+            if !truncates {
                 to_router.shutdown().await.ok();
             }
         }

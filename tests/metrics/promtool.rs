@@ -1,10 +1,9 @@
-//! Prometheus' own opinion, where its tool is installed (Debian: `prometheus`).
+//! Checks by Prometheus' own tool, where it is installed (Debian: `prometheus`).
 
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
 
-/// What promtool says, on both of its outputs, when it is content. `None`: it is not installed, which is a failure if
-/// `CI` is set.
+/// The output of promtool if it succeeds. `None` if it is not installed, which fails if `CI` is set.
 pub fn run(args: &[&str], input: &str) -> Option<String> {
     let mut command = Command::new("promtool");
     command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -1,4 +1,4 @@
-//! Asks an admin listener for its metrics, and reads them.
+//! Scrapes the metrics of an admin listener and parses them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
@@ -7,7 +7,7 @@ use std::process::{Child, Command};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::kit::{Client, PATIENCE};
+use super::kit::{Client, TIMEOUT};
 
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
@@ -22,7 +22,7 @@ pub struct Scrape {
     series: BTreeMap<(String, Labels), f64>,
 }
 
-/// What is said of a metric: its name, type, labels, and meaning.
+/// The description of a metric: name, type, labels and help.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Described {
     name: String,
@@ -48,7 +48,7 @@ impl Scrape {
             let (name, value) = line.rsplit_once(' ').expect("a value");
             let (name, labels) = name.split_once('{').unwrap_or((name, "}"));
             let labels = labels.strip_suffix('}').expect("the labels' end");
-            // No value of these tests has a comma or a quote in it.
+            // No label value in these tests has a comma or a quote.
             let labels = labels.split(',').filter(|label| !label.is_empty()).map(|label| {
                 let (name, value) = label.split_once('=').expect("a label");
                 (name.to_owned(), value.trim_matches('"').to_owned())
@@ -102,31 +102,31 @@ impl Scrape {
     }
 }
 
-/// The numbers when so many requests have ended, whose first bytes have all been written.
+/// A scrape after `requests` requests have ended and their first bytes were written.
 pub async fn after_relaying(port: u16, requests: u64) -> Scrape {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
-        // A request has ended before its last byte is written, and is counted then.
+        // A request is counted as ended before its last byte is written.
         let scrape = after(port, requests).await;
         if scrape.get("mini_lb_router_relay_seconds_count", &[]) >= requests as f64 {
             return scrape;
         }
-        assert!(Instant::now() < deadline, "{requests} answers are not written");
+        assert!(Instant::now() < deadline, "{requests} responses are not written");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
-/// The numbers when so many requests have ended.
+/// A scrape after exactly `requests` requests have ended.
 pub async fn after(port: u16, requests: u64) -> Scrape {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     loop {
         if std::net::TcpStream::connect(address).is_ok() {
-            let answer = Client::connect(address).await.get("/metrics").await;
-            assert_eq!(answer.status(), 200);
-            let kind = answer.head.header("content-type");
+            let response = Client::connect(address).await.get("/metrics").await;
+            assert_eq!(response.status(), 200);
+            let kind = response.head.header("content-type");
             assert_eq!(kind, Some("text/plain; version=0.0.4; charset=utf-8"));
-            let scrape = Scrape::read(answer.text().to_owned());
+            let scrape = Scrape::read(response.text().to_owned());
             if scrape.sum("mini_lb_requests_total") >= requests as f64 {
                 scrape.sums_to("mini_lb_requests_total", requests);
                 return scrape;
@@ -157,24 +157,24 @@ pub fn documented(text: &str) -> Vec<Described> {
     rows
 }
 
-/// All names of metrics in a text.
+/// All metric names in a text.
 pub fn metrics_in(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     let is_metric = |word: &&str| word.starts_with("mini_lb_") || word.starts_with("process_");
     words.filter(is_metric).map(str::to_owned).collect()
 }
 
-/// Ends a process of this test's.
-struct Ends(Child);
+/// Kills a child process when it is dropped.
+struct KillOnDrop(Child);
 
-impl Drop for Ends {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-pub fn of_the_binary() {
+pub fn check_built_program() {
     let (port, operators) = (free_port().to_string(), free_port().to_string());
     let mut command = Command::new(env!("CARGO_BIN_EXE_mini-lb"));
     command.args([
@@ -186,8 +186,8 @@ pub fn of_the_binary() {
         "error",
     ]);
     command.args(["--host", "127.0.0.1", "--port", &port, "--prometheus-port", &operators]);
-    let _router = Ends(command.spawn().expect("the built router"));
-    let deadline = Instant::now() + PATIENCE;
+    let _router = KillOnDrop(command.spawn().expect("the built router"));
+    let deadline = Instant::now() + TIMEOUT;
     let mut socket = loop {
         if let Ok(socket) = TcpStream::connect(format!("127.0.0.1:{operators}")) {
             break socket;

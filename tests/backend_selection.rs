@@ -1,28 +1,28 @@
-//! Which servers get a request.
+//! How a backend is chosen: policies, pairs, and the bootstrap fields that follow from the choice.
 
 mod kit;
 
 use std::sync::Arc;
 
-use kit::{Router, Upstream, json};
+use kit::{Router, ScriptedServer, json};
 use mini_lb::{Backend, Choice, MiniLbConfig, MiniLoadBalancer, Policy, Random, Role, RoundRobin};
 
 const BODY: &str = r#"{"text":"a"}"#;
 
-async fn servers<const N: usize>() -> [Upstream; N] {
+async fn servers<const N: usize>() -> [ScriptedServer; N] {
     let mut servers = Vec::new();
     for _ in 0..N {
-        servers.push(Upstream::always(json("200 OK", "{}")).await);
+        servers.push(ScriptedServer::always(json("200 OK", "{}")).await);
     }
     servers.try_into().ok().expect("as many as were started")
 }
 
-fn counts(servers: &[Upstream]) -> Vec<usize> {
-    servers.iter().map(|server| server.seen().len()).collect()
+fn counts(servers: &[ScriptedServer]) -> Vec<usize> {
+    servers.iter().map(|server| server.requests().len()).collect()
 }
 
-/// Sends requests one after the other, and waits until the servers of each role have seen them all.
-async fn send(router: &Router, requests: usize, roles: [&[Upstream]; 2]) {
+/// Sends requests one after the other and waits until the servers of each role have received all of them.
+async fn send(router: &Router, requests: usize, roles: [&[ScriptedServer]; 2]) {
     let mut client = router.client().await;
     for _ in 0..requests {
         assert_eq!(client.post("/generate", BODY).await.status(), 200);
@@ -32,21 +32,21 @@ async fn send(router: &Router, requests: usize, roles: [&[Upstream]; 2]) {
             tokio::task::yield_now().await;
         }
     };
-    kit::patiently("every request at the servers", all_seen).await;
+    kit::with_timeout("every request at the servers", all_seen).await;
 }
 
 #[tokio::test]
-async fn random_uses_every_server_of_each_role() {
+async fn random_policy_uses_every_backend_of_each_role() {
     let (prefill, decode) = (servers::<3>().await, servers::<2>().await);
     let router = Router::start(&prefill.each_ref(), &decode.each_ref()).await;
     send(&router, 300, [&prefill, &decode]).await;
-    // With a third each, fewer than 60 of 300 is 5 standard deviations off.
+    // The mean is 100 of 300; fewer than 60 is 5 standard deviations off.
     assert!(counts(&prefill).iter().all(|count| *count > 60), "{:?}", counts(&prefill));
     assert!(counts(&decode).iter().all(|count| *count > 100), "{:?}", counts(&decode));
 }
 
 #[tokio::test]
-async fn round_robin_takes_turns_in_each_role_by_itself() {
+async fn round_robin_rotates_within_each_role() {
     let (prefill, decode) = (servers::<3>().await, servers::<2>().await);
     let router = Router::start_with(&prefill.each_ref(), &decode.each_ref(), |config| {
         config.policy(RoundRobin::default)
@@ -57,7 +57,7 @@ async fn round_robin_takes_turns_in_each_role_by_itself() {
 }
 
 #[tokio::test]
-async fn each_role_can_have_a_policy_of_its_own() {
+async fn each_role_can_have_its_own_policy() {
     let (prefill, decode) = (servers::<2>().await, servers::<3>().await);
     let router = Router::start_with(&prefill.each_ref(), &decode.each_ref(), |config| {
         config.prefill_policy(Last).decode_policy(RoundRobin::default())
@@ -77,9 +77,9 @@ impl Policy for Last {
 }
 
 #[tokio::test]
-async fn the_fields_are_those_of_the_chosen_prefill_server() {
+async fn bootstrap_fields_name_the_selected_prefill_backend() {
     let (prefill, decode) = (servers::<2>().await, servers::<1>().await);
-    let named = |server: &Upstream, port| (server.url(), Some(port));
+    let named = |server: &ScriptedServer, port| (server.url(), Some(port));
     let config = MiniLbConfig::new(
         "127.0.0.1",
         1,
@@ -88,14 +88,14 @@ async fn the_fields_are_those_of_the_chosen_prefill_server() {
         60,
     )
     .prefill_policy(RoundRobin::default());
-    let router = Router::serve(config).await;
+    let router = Router::start_with_config(config).await;
     send(&router, 2, [&prefill, &decode]).await;
-    assert_eq!(prefill[0].only().await.json()["bootstrap_port"], 1_111);
-    assert_eq!(prefill[1].only().await.json()["bootstrap_port"], 2_222);
+    assert_eq!(prefill[0].only_request().await.json()["bootstrap_port"], 1_111);
+    assert_eq!(prefill[1].only_request().await.json()["bootstrap_port"], 2_222);
 }
 
 #[test]
-fn a_library_user_can_ask_for_a_pair() {
+fn library_user_can_select_a_pair() {
     let config = MiniLbConfig::new(
         "127.0.0.1",
         30_000,

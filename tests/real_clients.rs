@@ -1,28 +1,27 @@
 //! The built router between real clients and simulated servers: the official `openai` packages of Python and Node,
-//! and `requests`. What each client checks is in tests/clients/; what the servers saw of it is checked here.
+//! and `requests`. What each client checks is in tests/real_clients/; what the servers saw of it is checked here.
 
-#[path = "clients/harness.rs"]
-mod harness;
+mod kit;
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use harness::{Program, Router, Servers, command, node, python, until};
+use kit::processes::{BuiltRouter, ChildProcess, Servers, command, node, python, wait_until};
 use loadtest::sim::{RecordedRequest, Sim, SimConfig};
 
 const KEY: &str = "a key that every server asks for";
 
-/// All that a careless reader would rewrite: escapes, spaces, numbers, repeated names, what follows the object.
+/// What a parse and re-serialisation would change: escapes, spaces, numbers, duplicate keys, bytes behind the object.
 const ODD_BODY: &str = concat!(
     " \t{\"text\":\"caf\\u00e9 \\/ 🙂\", \"ключ \\\"x\\\"\" : [1.0,1e2 , -0.0, 12345678901234567890],",
     "\"sampling_params\" :{\"max_new_tokens\":2},\"twice\":1,\"twice\":{\"bootstrap_room\":5}}\r\n "
 );
 
 fn script(name: &str) -> String {
-    format!("{}/tests/clients/{name}", env!("CARGO_MANIFEST_DIR"))
+    format!("{}/tests/real_clients/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Servers that take a moment for each token and want the key.
+/// Servers that take 1 ms per token and require the key.
 fn servers() -> Servers {
     Servers::start(|config| SimConfig {
         api_key: Some(KEY.to_owned()),
@@ -31,13 +30,13 @@ fn servers() -> Servers {
     })
 }
 
-/// Runs a script that asks the router and the single server the same, to its end.
-fn compare(servers: &Servers, router: &Router, program: &str, args: &[&str]) -> Program {
-    let alone = servers.alone.url();
+/// Runs a script that sends the same requests to the router and to a single server and compares the responses.
+fn compare(servers: &Servers, router: &BuiltRouter, program: &str, args: &[&str]) -> ChildProcess {
+    let single = servers.single.url();
     let environment =
-        [("ROUTER", router.url.as_str()), ("ALONE", &alone), ("API_KEY", KEY), ("ODD_BODY", ODD_BODY)];
-    let mut client = Program::start(command(program, args.iter().copied(), &environment));
-    client.succeed();
+        [("ROUTER", router.url.as_str()), ("ALONE", &single), ("API_KEY", KEY), ("ODD_BODY", ODD_BODY)];
+    let mut client = ChildProcess::start(command(program, args.iter().copied(), &environment));
+    client.expect_success();
     client
 }
 
@@ -45,7 +44,7 @@ fn has_key(seen: &RecordedRequest) -> bool {
     seen.header("authorization") == Some(&format!("Bearer {KEY}"))
 }
 
-/// The requests that a server generated for, by room.
+/// The generation requests of a server, by bootstrap room.
 fn by_room(server: &Sim) -> HashMap<i64, RecordedRequest> {
     let seen: Vec<RecordedRequest> =
         server.recorded_requests().into_iter().filter(|seen| seen.room.is_some()).collect();
@@ -56,13 +55,13 @@ fn by_room(server: &Sim) -> HashMap<i64, RecordedRequest> {
     by_room
 }
 
-/// Whether it is one of the requests that every server refuses. When one has, the other's leg may not even be sent.
+/// Whether it is one of the requests that every server rejects. After one rejection the other leg may not be sent.
 fn is_wrong(seen: &RecordedRequest) -> bool {
     let body = String::from_utf8_lossy(&seen.body);
     body.contains(r#""temperature":-1"#) || body.starts_with(r#"{"bootstrap_"#)
 }
 
-/// Checks that both legs of every request are the same, and returns how many requests there were.
+/// Checks that both legs of every request are equal, and returns the number of requests.
 fn check_legs(servers: &Servers) -> usize {
     let (prefill, decode) = (by_room(&servers.pair.prefill), by_room(&servers.pair.decode));
     let others = |seen: &RecordedRequest| -> Vec<_> {
@@ -83,14 +82,14 @@ fn check_legs(servers: &Servers) -> usize {
         assert!(prefill.contains_key(room) || is_wrong(to_decode), "prefill never got room {room}");
     }
     for server in [&servers.pair.prefill, &servers.pair.decode] {
-        until("no generation is left", || server.stats().in_flight == 0);
+        wait_until("no generation is left", || server.stats().in_flight == 0);
         let stats = server.stats();
         assert_eq!((stats.crashes, stats.mismatches, stats.aborted), (0, 0, 0), "{stats:?}");
     }
     prefill.values().filter(|seen| !is_wrong(seen)).count()
 }
 
-/// The request that a client marked with a header.
+/// The request that a client marked with an `x-test` header.
 fn marked(server: &Sim, mark: &str) -> RecordedRequest {
     let mut seen = server.recorded_requests().into_iter().filter(|seen| seen.header("x-test") == Some(mark));
     let first = seen.next().unwrap_or_else(|| panic!("no request is marked {mark}"));
@@ -99,10 +98,10 @@ fn marked(server: &Sim, mark: &str) -> RecordedRequest {
 }
 
 #[test]
-fn python_clients_get_from_the_router_what_they_get_from_a_single_server() {
+fn python_clients_get_the_responses_of_a_single_server() {
     let Some(python) = python() else { return };
     let servers = servers();
-    let router = Router::start(&servers);
+    let router = BuiltRouter::start(&servers);
     let client =
         compare(&servers, &router, &python.to_string_lossy(), &["-X", "utf8", &script("test_openai.py")]);
     let report = client.stderr.text();
@@ -131,11 +130,11 @@ fn python_clients_get_from_the_router_what_they_get_from_a_single_server() {
 }
 
 #[test]
-fn the_node_client_gets_from_the_router_what_it_gets_from_a_single_server() {
+fn node_client_gets_the_responses_of_a_single_server() {
     let Some(folder) = node() else { return };
     let servers = servers();
     let tests = folder.join("test_openai.mjs");
-    let router = Router::start(&servers);
+    let router = BuiltRouter::start(&servers);
     let client =
         compare(&servers, &router, "node", &["--test", "--test-reporter=tap", &tests.to_string_lossy()]);
     let report = client.stdout.text();
@@ -146,50 +145,50 @@ fn the_node_client_gets_from_the_router_what_it_gets_from_a_single_server() {
     assert!(count >= 20, "{count} requests");
 }
 
-/// Runs cancel.py or cancel.mjs as far as its first step.
-fn begin(router: &Router, program: &str, args: &[&str]) -> Program {
+/// Runs cancel.py or cancel.mjs until its request has begun.
+fn begin(router: &BuiltRouter, program: &str, args: &[&str]) -> ChildProcess {
     let environment = [("ROUTER", router.url.as_str()), ("API_KEY", "any")];
-    let mut client = Program::start(command(program, args.iter().copied(), &environment));
+    let mut client = ChildProcess::start(command(program, args.iter().copied(), &environment));
     client.wait_for("begun\n");
     client
 }
 
-/// A stream that would go on for minutes ends on decode when the client closes it, prefill having done its part.
+/// A stream of minutes, of which prefill has completed its part, ends on decode when the client closes it.
 fn closed_stream_ends_decode(program: &str, script: &str) {
     let servers = Servers::start(|config| SimConfig { inter_token: Duration::from_millis(5), ..config });
-    let router = Router::start(&servers);
+    let router = BuiltRouter::start(&servers);
     let mut client = begin(&router, program, &[script, "stream"]);
     let (prefill, decode) = (&servers.pair.prefill, &servers.pair.decode);
-    until("prefill has done its part", || prefill.stats().completed == 1);
+    wait_until("prefill has done its part", || prefill.stats().completed == 1);
     assert_eq!(decode.stats().in_flight, 1);
-    client.go_on();
+    client.send_newline();
     client.wait_for("given up\n");
-    until("decode's connection is closed", || decode.stats().connections_open == 0);
-    until("decode has stopped", || decode.stats().in_flight == 0);
+    wait_until("decode's connection is closed", || decode.stats().connections_open == 0);
+    wait_until("decode has stopped", || decode.stats().in_flight == 0);
     assert_eq!((decode.stats().aborted, prefill.stats().in_flight), (1, 0));
-    // It was not the end of the process that did it.
+    // Not because the client process ended.
     assert!(client.is_running());
-    client.succeed();
+    client.expect_success();
 }
 
-/// A request for which prefill has not finished ends on both servers when the client gives it up.
+/// A request that prefill has not completed ends on both servers when the client cancels it.
 fn given_up_request_ends_both_legs(program: &str, script: &str) {
     let servers = Servers::start(|config| SimConfig { prefill_time: Duration::from_secs(3_600), ..config });
-    let router = Router::start(&servers);
+    let router = BuiltRouter::start(&servers);
     let mut client = begin(&router, program, &[script, "wait"]);
     let both = [&servers.pair.prefill, &servers.pair.decode];
-    until("both legs run", || both.iter().all(|server| server.stats().in_flight == 1));
-    client.go_on();
+    wait_until("both legs run", || both.iter().all(|server| server.stats().in_flight == 1));
+    client.send_newline();
     client.wait_for("given up\n");
     for server in both {
-        until("a leg's connection is closed", || server.stats().connections_open == 0);
-        until("a leg has stopped", || server.stats().in_flight == 0);
+        wait_until("a leg's connection is closed", || server.stats().connections_open == 0);
+        wait_until("a leg has stopped", || server.stats().in_flight == 0);
         assert_eq!((server.stats().failed, server.stats().completed), (1, 0));
     }
-    // Whichever server notices first ends its partner as well.
+    // The server that notices first also aborts its partner.
     assert!(both.iter().any(|server| server.stats().aborted == 1));
     assert!(client.is_running());
-    client.succeed();
+    client.expect_success();
 }
 
 #[test]
@@ -199,7 +198,7 @@ fn closing_a_stream_in_python_ends_it_on_decode() {
 }
 
 #[test]
-fn giving_up_a_request_in_python_ends_both_legs() {
+fn cancelling_a_request_in_python_ends_both_legs() {
     let Some(python) = python() else { return };
     given_up_request_ends_both_legs(&python.to_string_lossy(), &script("cancel.py"));
 }

@@ -1,4 +1,4 @@
-//! What the built program logs, and what it does not.
+//! What the built program logs: at startup, of failed requests, of hostile input, and never of secrets.
 
 #![allow(clippy::unwrap_used, reason = "clippy.toml allows it in test functions only, not in what they call")]
 
@@ -7,30 +7,31 @@ mod kit;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use kit::{Program, Step, Upstream, json};
+use kit::program::Folder;
+use kit::{RouterProcess, ScriptedServer, Step, json};
 use serde_json::Value;
 
 const BODY: &str = r#"{"text":"the secret prompt"}"#;
 
-async fn well() -> Upstream {
-    Upstream::always(json("200 OK", r#"{"text":"the secret answer"}"#)).await
+async fn ok_server() -> ScriptedServer {
+    ScriptedServer::always(json("200 OK", r#"{"text":"the secret answer"}"#)).await
 }
 
-/// A server that closes connections, or sends a stream that breaks off.
-async fn broken(begin: &'static [u8]) -> Upstream {
-    Upstream::start(move |_| vec![Step::Send(begin.to_vec()), Step::Pause(PAUSE), Step::Close]).await
+/// A server that sends the beginning of a response and closes the connection.
+async fn truncating_server(begin: &'static [u8]) -> ScriptedServer {
+    ScriptedServer::start(move |_| vec![Step::Send(begin.to_vec()), Step::Pause(PAUSE), Step::Close]).await
 }
 
-/// Long enough for what was sent to be taken for the answer's beginning.
+/// Long enough for the router to read the beginning before the end.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// A port on which nobody listens.
-fn nobody() -> String {
+/// A URL of a port on which nothing listens.
+fn unreachable_url() -> String {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     format!("http://{}", free.local_addr().unwrap())
 }
 
-fn of_requests(lines: &[String]) -> Vec<&String> {
+fn request_lines(lines: &[String]) -> Vec<&String> {
     lines.iter().filter(|line| line.contains("mini_lb::request")).collect()
 }
 
@@ -39,10 +40,10 @@ fn parsed(line: &str) -> Value {
 }
 
 #[tokio::test]
-async fn the_first_line_says_what_was_understood() {
-    let (prefill, decode) = (well().await, well().await);
+async fn first_line_shows_the_effective_configuration() {
+    let (prefill, decode) = (ok_server().await, ok_server().await);
     let args = ["--max-payload-size", "1000000", "--retry-max-retries", "1", "--disable-retries"];
-    let program = Program::between(&prefill, &decode, &args).await;
+    let program = RouterProcess::between(&prefill, &decode, &args).await;
     let line = program.line("listening on ").await;
     for part in [
         "INFO mini_lb: listening on http://127.0.0.1:",
@@ -58,29 +59,29 @@ async fn the_first_line_says_what_was_understood() {
 }
 
 #[tokio::test]
-async fn the_first_line_says_what_a_file_has_changed_too() {
+async fn first_line_shows_options_from_the_config_file() {
     let folder = Folder::new("understood");
-    std::fs::write(&folder.0, "max_merge_size = 1000\nretry_max_retries = 1\n").unwrap();
-    let (prefill, decode) = (well().await, well().await);
-    let program = Program::between(&prefill, &decode, &["--config", folder.0.to_str().unwrap()]).await;
+    let file = folder.put("mini-lb.toml", "max_merge_size = 1000\nretry_max_retries = 1\n");
+    let (prefill, decode) = (ok_server().await, ok_server().await);
+    let program = RouterProcess::between(&prefill, &decode, &["--config", file.to_str().unwrap()]).await;
     let line = program.line("listening on ").await;
     assert!(line.contains("--max-merge-size 1000") && !line.contains("--retry-max-retries"), "{line}");
 }
 
 #[tokio::test]
-async fn a_request_that_goes_well_has_no_line_unless_an_access_log_is_wanted() {
-    let (prefill, decode) = (well().await, well().await);
-    let quiet = Program::between(&prefill, &decode, &[]).await;
+async fn successful_request_is_logged_only_with_access_log() {
+    let (prefill, decode) = (ok_server().await, ok_server().await);
+    let quiet = RouterProcess::between(&prefill, &decode, &[]).await;
     assert_eq!(quiet.client().await.post("/generate", BODY).await.status(), 200);
-    assert_eq!(of_requests(&quiet.ended().await), [""; 0]);
+    assert_eq!(request_lines(&quiet.stop().await), [""; 0]);
 
-    let program = Program::between(&prefill, &decode, &["--access-log", "--log-format", "json"]).await;
+    let program = RouterProcess::between(&prefill, &decode, &["--access-log", "--log-format", "json"]).await;
     let mut client = program.client().await;
-    client.start("POST", "/generate?key=k", &[("x-request-id", "r-1")], BODY.as_bytes()).await;
-    let answer = client.answer().await;
+    client.send_request("POST", "/generate?key=k", &[("x-request-id", "r-1")], BODY.as_bytes()).await;
+    let response = client.response().await;
     assert_eq!(client.get("/health").await.status(), 200);
-    let lines = program.ended().await;
-    let lines = of_requests(&lines);
+    let lines = program.stop().await;
+    let lines = request_lines(&lines);
     assert_eq!(lines.len(), 2, "{lines:?}");
     let line = parsed(lines[0]);
     for (name, expected) in [
@@ -96,7 +97,7 @@ async fn a_request_that_goes_well_has_no_line_unless_an_access_log_is_wanted() {
         ("attempts", 1.into()),
         ("streaming", false.into()),
         ("bytes_in", BODY.len().into()),
-        ("bytes_out", answer.body.len().into()),
+        ("bytes_out", response.body.len().into()),
     ] as [(&str, Value); 13]
     {
         assert_eq!(line[name], expected, "{name} in {line}");
@@ -105,34 +106,46 @@ async fn a_request_that_goes_well_has_no_line_unless_an_access_log_is_wanted() {
     let time = |name: &str| line[name].as_f64().unwrap_or_else(|| panic!("{name} in {line}"));
     let times =
         ["request_ms", "sent_ms", "prefill_head_ms", "decode_head_ms", "first_byte_ms", "total_ms"].map(time);
-    // Prefill's head may come at any time after it was sent.
+    // Prefill's head may arrive at any time after the request was sent.
     let in_order = [times[0], times[1], times[3], times[4], times[5]];
     assert!(in_order.is_sorted() && times[1] <= times[2], "{line}");
     assert_eq!(parsed(lines[1])["path"], "/health");
 }
 
 #[tokio::test]
-async fn each_failed_request_has_one_line_with_its_pair_phase_and_cause() {
+async fn failed_request_logs_one_line_with_pair_phase_and_cause() {
     let stream = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n\
                    9\r\ndata: a\n\n\r\n";
     for (decode, status, code, phase, cause) in [
-        (Some(broken(b"").await), 502, "decode_closed", "legs", "broke off before its answer"),
-        (Some(broken(stream).await), 200, "decode_closed", "answer_body", "broke off before its answer"),
+        (
+            Some(truncating_server(b"").await),
+            502,
+            "decode_closed",
+            "legs",
+            "closed the connection before its response was complete",
+        ),
+        (
+            Some(truncating_server(stream).await),
+            200,
+            "decode_closed",
+            "answer_body",
+            "closed the connection before its response was complete",
+        ),
         (None, 502, "decode_connect", "legs", "cannot be reached"),
         (
-            Some(Upstream::always(json("503 Service Unavailable", "{}")).await),
+            Some(ScriptedServer::always(json("503 Service Unavailable", "{}")).await),
             503,
             "server_error",
             "answer_head",
             "answered 503",
         ),
     ] {
-        let prefill = Upstream::start(|_| vec![Step::Hang]).await;
-        let url = decode.as_ref().map_or_else(nobody, Upstream::url);
-        let program = Program::start(&prefill.url(), &url, &["--disable-retries"]).await;
+        let prefill = ScriptedServer::start(|_| vec![Step::Hang]).await;
+        let url = decode.as_ref().map_or_else(unreachable_url, ScriptedServer::url);
+        let program = RouterProcess::start(&prefill.url(), &url, &["--disable-retries"]).await;
         let mut client = program.client().await;
-        client.start("POST", "/v1/completions", &[("x-request-id", "r-7")], BODY.as_bytes()).await;
-        assert_eq!(client.answer().await.status(), status);
+        client.send_request("POST", "/v1/completions", &[("x-request-id", "r-7")], BODY.as_bytes()).await;
+        assert_eq!(client.response().await.status(), status);
         let line = program.line("request failed").await;
         for part in [
             "WARN mini_lb::request: request failed: decode server ",
@@ -144,63 +157,63 @@ async fn each_failed_request_has_one_line_with_its_pair_phase_and_cause() {
         ] {
             assert!(line.contains(part), "{part:?} in {line}");
         }
-        let lines = program.ended().await;
+        let lines = program.stop().await;
         let said: Vec<_> = lines.iter().filter(|line| line.contains(" WARN ")).collect();
         assert_eq!(said.len(), 1, "{said:?}");
     }
 }
 
 #[tokio::test]
-async fn a_request_that_was_sent_again_says_why() {
-    let prefill = Upstream::start(|_| vec![Step::Hang]).await;
-    let program = Program::start(&prefill.url(), &nobody(), &[]).await;
+async fn retried_request_logs_the_reason() {
+    let prefill = ScriptedServer::start(|_| vec![Step::Hang]).await;
+    let program = RouterProcess::start(&prefill.url(), &unreachable_url(), &[]).await;
     assert_eq!(program.client().await.post("/generate", BODY).await.status(), 502);
     let line = program.line("request failed").await;
     assert!(line.contains(" attempts=2 retried=decode_connect "), "{line}");
 }
 
 #[tokio::test]
-async fn a_request_that_the_end_of_the_router_cuts_off_has_failed() {
-    let hangs = || Upstream::start(|_| vec![Step::Hang]);
+async fn request_cut_off_by_shutdown_is_logged_as_failed() {
+    let hangs = || ScriptedServer::start(|_| vec![Step::Hang]);
     let (prefill, decode) = (hangs().await, hangs().await);
-    let program = Program::between(&prefill, &decode, &["--shutdown-grace-period-secs", "0"]).await;
+    let program = RouterProcess::between(&prefill, &decode, &["--shutdown-grace-period-secs", "0"]).await;
     let mut client = program.client().await;
-    client.start("POST", "/generate", &[("x-request-id", "r-9")], BODY.as_bytes()).await;
-    kit::patiently("both legs", async {
-        while prefill.seen().is_empty() || decode.seen().is_empty() {
+    client.send_request("POST", "/generate", &[("x-request-id", "r-9")], BODY.as_bytes()).await;
+    kit::with_timeout("both legs", async {
+        while prefill.requests().is_empty() || decode.requests().is_empty() {
             tokio::task::yield_now().await;
         }
     })
     .await;
-    let lines = program.ended().await;
-    let lines = of_requests(&lines);
+    let lines = program.stop().await;
+    let lines = request_lines(&lines);
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(lines[0].contains(" WARN ") && lines[0].contains(" request_id=r-9 "), "{lines:?}");
     assert!(lines[0].contains(" code=shutdown phase=legs "), "{lines:?}");
 }
 
 #[tokio::test]
-async fn a_clients_fault_is_no_warning() {
-    let (prefill, decode) = (well().await, well().await);
-    let program = Program::between(&prefill, &decode, &[]).await;
+async fn client_errors_are_logged_at_info() {
+    let (prefill, decode) = (ok_server().await, ok_server().await);
+    let program = RouterProcess::between(&prefill, &decode, &[]).await;
     assert_eq!(program.client().await.post("/generate", "no JSON").await.status(), 400);
     assert_eq!(program.client().await.get("/nowhere").await.status(), 404);
     program.line("code=not_found").await;
-    let lines = program.ended().await;
-    let levels: Vec<_> = of_requests(&lines).iter().map(|line| line.contains(" INFO ")).collect();
+    let lines = program.stop().await;
+    let levels: Vec<_> = request_lines(&lines).iter().map(|line| line.contains(" INFO ")).collect();
     assert_eq!(levels, [true, true], "{lines:?}");
 }
 
 #[tokio::test]
-async fn a_request_that_its_client_cancels_is_no_warning() {
-    let (prefill, decode) = (Upstream::start(|_| vec![Step::Hang]).await, well().await);
-    let decode_hangs = Upstream::start(|_| vec![Step::Hang]).await;
+async fn cancelled_request_is_logged_at_debug() {
+    let (prefill, decode) = (ScriptedServer::start(|_| vec![Step::Hang]).await, ok_server().await);
+    let decode_hangs = ScriptedServer::start(|_| vec![Step::Hang]).await;
     drop(decode);
-    let program = Program::between(&prefill, &decode_hangs, &["--log-level", "debug"]).await;
+    let program = RouterProcess::between(&prefill, &decode_hangs, &["--log-level", "debug"]).await;
     let mut client = program.client().await;
-    client.start("POST", "/generate", &[], BODY.as_bytes()).await;
-    kit::patiently("both legs", async {
-        while prefill.seen().is_empty() || decode_hangs.seen().is_empty() {
+    client.send_request("POST", "/generate", &[], BODY.as_bytes()).await;
+    kit::with_timeout("both legs", async {
+        while prefill.requests().is_empty() || decode_hangs.requests().is_empty() {
             tokio::task::yield_now().await;
         }
     })
@@ -208,40 +221,41 @@ async fn a_request_that_its_client_cancels_is_no_warning() {
     drop(client);
     let line = program.line("request cancelled").await;
     assert!(line.contains("DEBUG ") && line.contains(" phase=legs "), "{line}");
-    let lines = program.ended().await;
-    assert_eq!(of_requests(&lines).len(), 1, "{lines:?}");
+    let lines = program.stop().await;
+    assert_eq!(request_lines(&lines).len(), 1, "{lines:?}");
 }
 
 #[tokio::test]
-async fn when_every_request_fails_few_lines_are_written_and_the_others_counted() {
-    let program = Program::start(&nobody(), &nobody(), &["--disable-retries"]).await;
+async fn repeated_failures_are_rate_limited_and_counted() {
+    let program = RouterProcess::start(&unreachable_url(), &unreachable_url(), &["--disable-retries"]).await;
     let mut client = program.client().await;
     for _ in 0..200 {
         assert_eq!(client.post("/generate", BODY).await.status(), 502);
     }
-    let lines = program.ended().await;
-    let written = of_requests(&lines).len();
-    // Two causes, of which each has 20 lines: either leg may be the first to fail.
+    let lines = program.stop().await;
+    let written = request_lines(&lines).len();
+    // Each of two causes has 20 lines, because either leg may fail first.
     assert!((20..=40).contains(&written), "{written}");
     let counts = lines.iter().filter_map(|line| line.split_once(" suppressed=")?.1.parse::<usize>().ok());
     assert_eq!(counts.sum::<usize>() + written, 200, "{lines:#?}");
 }
 
 #[tokio::test]
-async fn levels_hide_what_is_less_severe() {
-    let program = Program::start(&nobody(), &nobody(), &["--log-level", "warn"]).await;
+async fn log_level_filters_lines() {
+    let program =
+        RouterProcess::start(&unreachable_url(), &unreachable_url(), &["--log-level", "warn"]).await;
     let mut client = program.client().await;
     assert_eq!(client.post("/generate", BODY).await.status(), 502);
     assert_eq!(client.get("/nowhere").await.status(), 404);
-    let lines = program.ended().await;
+    let lines = program.stop().await;
     assert!(lines.len() == 1 && lines[0].contains(" WARN mini_lb::request"), "{lines:?}");
 }
 
 #[tokio::test]
-async fn json_is_one_object_a_line_whatever_a_client_sends() {
-    let (prefill, decode) = (well().await, well().await);
+async fn json_log_is_one_object_per_line_for_hostile_input() {
+    let (prefill, decode) = (ok_server().await, ok_server().await);
     let args = ["--access-log", "--log-format", "json", "--log-level", "debug"];
-    let program = Program::between(&prefill, &decode, &args).await;
+    let program = RouterProcess::between(&prefill, &decode, &args).await;
     let hostile: [&[u8]; 4] = [b"a\"b", b"\xff\xfe{", b"\x1b[31m", b"{\"level\":\"ERROR\"}"];
     for id in hostile {
         let nowhere = b"POST /x%22%0a\"'{} HTTP/1.1\r\nhost: r\r\nconnection: close\r\nx-request-id: ";
@@ -249,10 +263,10 @@ async fn json_is_one_object_a_line_whatever_a_client_sends() {
         for head in [&nowhere[..], encoded] {
             let mut client = program.client().await;
             client.send([head, id, b"\r\ncontent-length: 0\r\n\r\n"].concat()).await;
-            client.closed().await;
+            client.wait_closed().await;
         }
     }
-    let lines = program.ended().await;
+    let lines = program.stop().await;
     let mut paths = 0;
     for line in &lines {
         let object = parsed(line);
@@ -266,60 +280,62 @@ async fn json_is_one_object_a_line_whatever_a_client_sends() {
 }
 
 #[tokio::test]
-async fn text_stays_one_line_without_escape_sequences() {
-    let (prefill, decode) = (well().await, well().await);
-    let program = Program::between(&prefill, &decode, &[]).await;
+async fn text_log_escapes_control_characters() {
+    let (prefill, decode) = (ok_server().await, ok_server().await);
+    let program = RouterProcess::between(&prefill, &decode, &[]).await;
     let mut client = program.client().await;
-    // C1 controls, as UTF-8: what HTTP lets through in a header, and some terminals obey.
+    // C1 controls in UTF-8, which HTTP allows in a header and some terminals obey.
     let encoding: &[u8] = b"\xc2\x9b31m\xe2\x80\xa8\xe2\x80\xaex";
     let head = b"POST /generate HTTP/1.1\r\nhost: r\r\ncontent-encoding: ";
     client.send([&head[..], encoding, b"\r\ncontent-length: 2\r\n\r\n{}"].concat()).await;
-    assert_eq!(client.answer().await.status(), 415);
+    assert_eq!(client.response().await.status(), 415);
     let line = program.line("code=unsupported_encoding").await;
-    assert!(line.contains("encoded as \\u{9b}31m\\u{2028}\\u{202e}x"), "{line}");
+    assert!(line.contains("Content-Encoding \\u{9b}31m\\u{2028}\\u{202e}x"), "{line}");
     assert!(!line.contains(char::is_control), "{line:?}");
 }
 
 #[tokio::test]
-async fn files_have_what_stderr_has() {
+async fn log_file_has_the_lines_of_stderr() {
     let folder = Folder::new("files");
-    let (prefill, decode) = (well().await, well().await);
-    let args = ["--log-dir", folder.0.to_str().unwrap(), "--access-log"];
-    let program = Program::between(&prefill, &decode, &args).await;
+    let logs = folder.path("logs");
+    let (prefill, decode) = (ok_server().await, ok_server().await);
+    let args = ["--log-dir", logs.to_str().unwrap(), "--access-log"];
+    let program = RouterProcess::between(&prefill, &decode, &args).await;
     for _ in 0..3 {
         assert_eq!(program.client().await.post("/generate", BODY).await.status(), 200);
     }
-    let lines = program.ended().await;
-    let files: Vec<PathBuf> =
-        std::fs::read_dir(&folder.0).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let lines = program.stop().await;
+    let files: Vec<PathBuf> = std::fs::read_dir(&logs).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert_eq!(files.len(), 1, "{files:?}");
     let name = files[0].file_name().unwrap().to_str().unwrap();
     assert!(name.starts_with("mini-lb.20") && name.len() == "mini-lb.2026-01-31.log".len(), "{name}");
     let text = std::fs::read_to_string(&files[0]).unwrap();
     assert_eq!(text.lines().collect::<Vec<_>>(), lines);
-    assert_eq!(of_requests(&lines).len(), 3);
+    assert_eq!(request_lines(&lines).len(), 3);
 }
 
 #[tokio::test]
-async fn a_folder_that_cannot_be_written_is_named() {
+async fn unwritable_log_dir_is_named() {
     let folder = Folder::new("taken");
-    std::fs::write(&folder.0, "a file").unwrap();
-    let mut program = Program::spawn("http://a:1", "http://b:1", &["--log-dir", folder.0.to_str().unwrap()]);
+    let file = folder.put("taken", "a file");
+    let mut program =
+        RouterProcess::spawn("http://a:1", "http://b:1", &["--log-dir", file.to_str().unwrap()]);
     assert_eq!(program.exit_code().await, Some(2));
     let lines = program.lines();
-    let said = format!("error: --log-dir {}: ", folder.0.display());
+    let said = format!("error: --log-dir {}: ", file.display());
     assert!(lines.len() == 1 && lines[0].starts_with(&said), "{lines:?}");
 }
 
 #[tokio::test]
 async fn secrets_are_never_logged() {
     let folder = Folder::new("secrets");
-    let prefill = Upstream::always(json("200 OK", "the secret prefill")).await;
+    let logs = folder.path("logs");
+    let prefill = ScriptedServer::always(json("200 OK", "the secret prefill")).await;
     let refusal = json("500 Internal Server Error", "{\"error\":\"the secret refusal\"}");
-    let refuses = Upstream::always(refusal).await;
-    let args = ["--log-level", "debug", "--access-log", "--log-dir", folder.0.to_str().unwrap()];
-    for decode in [well().await, refuses, broken(b"HTTP/1.1 200 the secret head\r\n").await] {
-        let program = Program::between(&prefill, &decode, &args).await;
+    let refuses = ScriptedServer::always(refusal).await;
+    let args = ["--log-level", "debug", "--access-log", "--log-dir", logs.to_str().unwrap()];
+    for decode in [ok_server().await, refuses, truncating_server(b"HTTP/1.1 200 the secret head\r\n").await] {
+        let program = RouterProcess::between(&prefill, &decode, &args).await;
         let mut client = program.client().await;
         let headers = [
             ("authorization", "Bearer secret-key"),
@@ -330,49 +346,37 @@ async fn secrets_are_never_logged() {
         for target in
             ["/generate?api_key=secret-query", "/flush_cache?key=secret-query", "/none?secret-query"]
         {
-            client.start("POST", target, &headers, BODY.as_bytes()).await;
-            client.answer().await;
+            client.send_request("POST", target, &headers, BODY.as_bytes()).await;
+            client.response().await;
         }
         client
-            .start("POST", "/generate", &headers, b"{\"text\":\"the secret prompt\", the secret error}")
+            .send_request(
+                "POST",
+                "/generate",
+                &headers,
+                b"{\"text\":\"the secret prompt\", the secret error}",
+            )
             .await;
-        client.answer().await;
+        client.response().await;
         client.send(b"GET /health HTTP/1.1\r\nx-secret: the secret head\r\n\r\n").await;
-        client.answer().await;
-        let lines = program.ended().await;
-        assert!(of_requests(&lines).len() >= 5, "{lines:?}");
+        client.response().await;
+        let lines = program.stop().await;
+        assert!(request_lines(&lines).len() >= 5, "{lines:?}");
         let secret = lines.iter().find(|line| line.contains("secret"));
         assert_eq!(secret, None);
     }
-    for entry in std::fs::read_dir(&folder.0).unwrap() {
+    for entry in std::fs::read_dir(&logs).unwrap() {
         assert!(!std::fs::read_to_string(entry.unwrap().path()).unwrap().contains("secret\u{20}"));
     }
 }
 
 #[tokio::test]
-async fn a_server_that_fails_has_a_line() {
-    let (prefill, url) = (well().await, nobody());
+async fn ejected_backend_is_logged() {
+    let (prefill, url) = (ok_server().await, unreachable_url());
     let args = ["--health-failure-threshold", "1"];
-    let program = Program::start_probing(&prefill.url(), &url, &args).await;
+    let program = RouterProcess::start_probing(&prefill.url(), &url, &args).await;
     program.line(&format!("WARN mini_lb::upstream::backend: decode server {url} is not up")).await;
     program
         .line(&format!("INFO mini_lb::upstream::backend: prefill server {} is healthy", prefill.url()))
         .await;
-}
-
-/// A folder of one test's, gone when it ends.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("mini-lb-logs-{name}-{}", std::process::id()));
-        Self(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-        let _ = std::fs::remove_file(&self.0);
-    }
 }

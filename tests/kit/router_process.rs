@@ -1,4 +1,4 @@
-//! The built program between scripted servers, and what it logs.
+//! The built program between scripted servers, for tests of what it logs and exports.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -6,28 +6,28 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::{Client, Upstream, patiently};
+use super::{Client, ScriptedServer, engine, with_timeout};
 
-/// Ends when a test does.
-pub struct Program {
+/// Killed when it is dropped.
+pub struct RouterProcess {
     child: Child,
     address: SocketAddr,
     lines: Arc<Mutex<Vec<String>>>,
 }
 
-impl Program {
-    /// Starts the program and waits until it listens. `args` come after what every test wants.
+impl RouterProcess {
+    /// Starts the program without health checks and waits until it listens. `args` follow the arguments of every test.
     pub async fn start(prefill: &str, decode: &str, args: &[&str]) -> Self {
         let quiet = ["--disable-health-check"];
         Self::start_probing(prefill, decode, &[&quiet, args].concat()).await
     }
 
-    /// Probes servers, too.
+    /// The same with health checks.
     pub async fn start_probing(prefill: &str, decode: &str, args: &[&str]) -> Self {
         let mut program = Self::spawn(prefill, decode, args);
-        // Whoever can connect may have met somebody else, who has taken the port meanwhile.
+        // A successful connect is not enough: another process may have taken the port in between.
         let says_so = !args.contains(&"warn");
-        patiently("the program to listen", async {
+        with_timeout("the program to listen", async {
             while !match says_so {
                 true => program.lines().iter().any(|line| line.contains("listening on ")),
                 false => tokio::net::TcpStream::connect(program.address).await.is_ok(),
@@ -53,6 +53,7 @@ impl Program {
             .args(plain)
             .args(quiet)
             .args(["--prometheus-port", "0"])
+            .args(engine::args())
             .args(args)
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
@@ -68,7 +69,7 @@ impl Program {
         Self { child, address, lines }
     }
 
-    pub async fn between(prefill: &Upstream, decode: &Upstream, args: &[&str]) -> Self {
+    pub async fn between(prefill: &ScriptedServer, decode: &ScriptedServer, args: &[&str]) -> Self {
         Self::start(&prefill.url(), &decode.url(), args).await
     }
 
@@ -76,14 +77,14 @@ impl Program {
         Client::connect(self.address).await
     }
 
-    /// What was logged so far.
+    /// The lines logged so far.
     pub fn lines(&self) -> Vec<String> {
         self.lines.lock().expect("no panic").clone()
     }
 
-    /// The first line with `part`, when there is one.
+    /// Waits for a line that contains `part`.
     pub async fn line(&self, part: &str) -> String {
-        patiently(part, async {
+        with_timeout(part, async {
             loop {
                 if let Some(line) = self.lines().into_iter().find(|line| line.contains(part)) {
                     return line;
@@ -100,15 +101,15 @@ impl Program {
         assert!(sent.expect("kill").success());
     }
 
-    /// Ends the program, and waits for all that it logged.
-    pub async fn ended(mut self) -> Vec<String> {
+    /// Ends the program and returns all lines that it logged.
+    pub async fn stop(mut self) -> Vec<String> {
         self.send("TERM");
         self.exit_code().await;
         self.lines()
     }
 
     pub async fn exit_code(&mut self) -> Option<i32> {
-        let status = patiently("the program's end", async {
+        let status = with_timeout("the program's end", async {
             loop {
                 if let Some(status) = self.child.try_wait().expect("a child") {
                     return status;
@@ -117,8 +118,8 @@ impl Program {
             }
         })
         .await;
-        // Its last lines are in the pipe.
-        patiently("the pipe's end", async {
+        // Its last lines may still be in the pipe.
+        with_timeout("the pipe's end", async {
             while Arc::strong_count(&self.lines) > 1 {
                 pause().await;
             }
@@ -128,7 +129,7 @@ impl Program {
     }
 }
 
-impl Drop for Program {
+impl Drop for RouterProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

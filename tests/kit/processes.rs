@@ -1,8 +1,5 @@
-//! What tests of whole programs share: simulated servers, the built router in front of them, child processes that
-//! cannot outlive their test, and the client packages that setup.sh installs.
-
-#![allow(dead_code, reason = "each test file uses its own part")]
-#![allow(unreachable_pub, reason = "a test file is a crate of its own")]
+//! Whole programs: child processes that cannot outlive their test, the built router in front of simulated servers, and
+//! the client packages that `real_clients/setup.sh` installs.
 
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
@@ -17,34 +14,36 @@ use std::time::{Duration, Instant};
 use loadtest::sim::{Sim, SimConfig, SimPair};
 use tokio::runtime::Runtime;
 
-/// No step takes anywhere near this long; it only bounds a test that fails.
-pub const DEADLINE: Duration = Duration::from_secs(120);
-/// Downloads are the exception.
-const INSTALL_DEADLINE: Duration = Duration::from_secs(600);
-/// Builds as well.
-pub const BUILD_DEADLINE: Duration = Duration::from_secs(1_800);
-/// How often a condition is looked at that nothing announces.
-const LOOK: Duration = Duration::from_millis(2);
+use super::engine;
 
-/// Waits until something is so.
-pub fn until(what: &str, is_so: impl Fn() -> bool) {
+/// Far longer than any step takes; bounds a test that fails.
+pub const DEADLINE: Duration = Duration::from_secs(120);
+/// For steps that download packages.
+const INSTALL_DEADLINE: Duration = Duration::from_secs(600);
+/// For steps that build with cargo.
+pub const BUILD_DEADLINE: Duration = Duration::from_secs(1_800);
+/// How often a condition is polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
+
+/// Waits until a condition holds.
+pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + DEADLINE;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
-        thread::sleep(LOOK);
+    while !condition() {
+        assert!(Instant::now() < deadline, "timed out: {what}");
+        thread::sleep(POLL_INTERVAL);
     }
 }
 
-/// A prefill and a decode server, and one that does both.
+/// A prefill and a decode server, and a single one that does both.
 pub struct Servers {
     pub pair: SimPair,
-    pub alone: Sim,
-    /// Last, so that it ends after the servers.
+    pub single: Sim,
+    /// The last field, so that it is dropped after the servers.
     _runtime: Runtime,
 }
 
 impl Servers {
-    /// With a change to each server's configuration. Timeouts and polls take a tenth of their time.
+    /// Starts the servers, each with its configuration changed by `change`. Simulated times are a tenth of SGLang's.
     pub fn start(change: impl Fn(SimConfig) -> SimConfig) -> Self {
         let runtime = Runtime::new().expect("a runtime");
         let quick = |config: SimConfig| change(SimConfig { time_scale: 0.1, ..config });
@@ -52,18 +51,18 @@ impl Servers {
             let pair = SimPair::start(quick(SimConfig::prefill()), quick(SimConfig::decode())).await?;
             io::Result::Ok((pair, Sim::start(quick(SimConfig::default())).await?))
         });
-        let (pair, alone) = servers.expect("free ports");
-        Self { pair, alone, _runtime: runtime }
+        let (pair, single) = servers.expect("free ports");
+        Self { pair, single, _runtime: runtime }
     }
 }
 
 /// The built router in front of [`Servers`].
-pub struct Router {
+pub struct BuiltRouter {
     pub url: String,
-    _program: Program,
+    _program: ChildProcess,
 }
 
-impl Router {
+impl BuiltRouter {
     pub fn start(servers: &Servers) -> Self {
         let bootstrap = servers.pair.prefill.bootstrap_port().expect("a bootstrap port").to_string();
         // Another process may take a free port before the router does.
@@ -73,8 +72,8 @@ impl Router {
             let mut command = Command::new(env!("CARGO_BIN_EXE_mini-lb"));
             command.args(["--host", "127.0.0.1", "--port", &port]);
             command.args(["--prefill", &servers.pair.prefill.url(), &bootstrap]);
-            command.args(["--decode", &servers.pair.decode.url()]);
-            let mut program = Program::start(command);
+            command.args(["--decode", &servers.pair.decode.url()]).args(engine::args());
+            let mut program = ChildProcess::start(command);
             if program.stderr.wait_for("listening on ") {
                 return Self { url: format!("http://127.0.0.1:{port}"), _program: program };
             }
@@ -84,8 +83,8 @@ impl Router {
     }
 }
 
-/// A child process, killed with its test.
-pub struct Program {
+/// A child process, killed when it is dropped.
+pub struct ChildProcess {
     name: String,
     child: Child,
     stdin: Option<ChildStdin>,
@@ -93,7 +92,7 @@ pub struct Program {
     pub stderr: Pipe,
 }
 
-impl Program {
+impl ChildProcess {
     pub fn start(command: Command) -> Self {
         Self::try_start(command).expect("the program is there")
     }
@@ -110,11 +109,11 @@ impl Program {
     /// Waits for a text on stdout.
     pub fn wait_for(&mut self, text: &str) {
         let found = self.stdout.wait_for(text);
-        assert!(found, "{} never said {text:?}: {}", self.name, self.said());
+        assert!(found, "{} never said {text:?}: {}", self.name, self.output());
     }
 
-    /// Writes an empty line to stdin.
-    pub fn go_on(&mut self) {
+    /// Writes an empty line to its stdin.
+    pub fn send_newline(&mut self) {
         self.stdin.as_mut().expect("stdin is open").write_all(b"\n").expect("the program reads");
     }
 
@@ -132,37 +131,37 @@ impl Program {
         assert!(status.expect("kill is there").success());
     }
 
-    /// Waits for the program's end.
-    pub fn end(&mut self) -> ExitStatus {
-        self.end_within(DEADLINE)
+    /// Waits for it to exit.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.wait_within(DEADLINE)
     }
 
-    pub fn end_within(&mut self, limit: Duration) -> ExitStatus {
+    pub fn wait_within(&mut self, limit: Duration) -> ExitStatus {
         drop(self.stdin.take());
         let deadline = Instant::now() + limit;
         while self.is_running() {
-            assert!(Instant::now() < deadline, "{} still runs: {}", self.name, self.said());
-            thread::sleep(LOOK);
+            assert!(Instant::now() < deadline, "{} still runs: {}", self.name, self.output());
+            thread::sleep(POLL_INTERVAL);
         }
         self.stdout.read_to_end();
         self.stderr.read_to_end();
         self.child.wait().expect("a child")
     }
 
-    /// Waits for the program's end, which must be a success, and returns what it wrote to stdout.
-    pub fn succeed(&mut self) -> String {
-        let status = self.end();
-        assert!(status.success(), "{}: {status}\n{}", self.name, self.said());
+    /// Waits for it to exit with success, and returns its stdout.
+    pub fn expect_success(&mut self) -> String {
+        let status = self.wait();
+        assert!(status.success(), "{}: {status}\n{}", self.name, self.output());
         self.stdout.text()
     }
 
-    /// Everything so far, for a message.
-    pub fn said(&self) -> String {
+    /// Its output so far, for a panic message.
+    pub fn output(&self) -> String {
         format!("stdout:\n{}\nstderr:\n{}", self.stdout.text(), self.stderr.text())
     }
 }
 
-impl Drop for Program {
+impl Drop for ChildProcess {
     fn drop(&mut self) {
         // Fails if it has ended.
         let _ = self.child.kill();
@@ -170,11 +169,11 @@ impl Drop for Program {
     }
 }
 
-/// What a program writes.
+/// The output of a program.
 pub struct Pipe {
     pieces: Receiver<Vec<u8>>,
     seen: Vec<u8>,
-    /// Where in `seen` each piece ended.
+    /// Offsets in `seen` at which each read ended.
     ends: Vec<usize>,
 }
 
@@ -192,7 +191,7 @@ impl Pipe {
         Self { pieces, seen: Vec::new(), ends: Vec::new() }
     }
 
-    /// Returns whether there was one more piece before the end, or before the deadline.
+    /// Reads once more. Returns false at the end of the output or at the deadline.
     fn read(&mut self, deadline: Instant) -> bool {
         let piece = self.pieces.recv_timeout(deadline.saturating_duration_since(Instant::now()));
         self.seen.extend_from_slice(piece.as_deref().unwrap_or_default());
@@ -205,7 +204,7 @@ impl Pipe {
         while self.read(deadline) {}
     }
 
-    /// Reads until a text is there; returns whether it ever was.
+    /// Reads until the output contains a text; returns whether it does.
     pub fn wait_for(&mut self, text: &str) -> bool {
         let deadline = Instant::now() + DEADLINE;
         while !self.text().contains(text) {
@@ -220,14 +219,14 @@ impl Pipe {
         String::from_utf8_lossy(&self.seen).into_owned()
     }
 
-    /// In how many pieces a part of the output came.
-    pub fn pieces_of(&self, part: &str) -> usize {
+    /// In how many reads a part of the output arrived.
+    pub fn chunks_in(&self, part: &str) -> usize {
         let start = self.text().find(part).expect("the part is there");
         1 + self.ends.iter().filter(|end| (start + 1..start + part.len()).contains(*end)).count()
     }
 }
 
-/// A program that talks to servers on this machine, its arguments and its environment.
+/// A command that connects to servers on this machine.
 pub fn command<'a>(
     program: impl AsRef<OsStr>,
     args: impl IntoIterator<Item = &'a str>,
@@ -235,12 +234,12 @@ pub fn command<'a>(
 ) -> Command {
     let mut command = Command::new(program);
     command.args(args).envs(environment.iter().copied());
-    // Whatever proxy there is, it is not for these servers.
+    // A proxy of the environment must not be used for these servers.
     command.env("NO_PROXY", "127.0.0.1").env("no_proxy", "127.0.0.1");
     command
 }
 
-/// Where the built program is.
+/// The folder of the built program.
 pub fn target() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_mini-lb")).parent().expect("a folder")
 }
@@ -258,18 +257,18 @@ pub fn node() -> Option<&'static Path> {
 }
 
 fn install(what: &str) -> Option<PathBuf> {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/setup.sh");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/real_clients/setup.sh");
     let folder = target().parent().expect("a target folder").join("clients");
     let mut command = Command::new("bash");
     command.args([OsStr::new(script), OsStr::new(what), folder.as_os_str()]);
-    let Ok(mut program) = Program::try_start(command) else { return missing("bash is not installed") };
-    if program.end_within(INSTALL_DEADLINE).success() {
+    let Ok(mut program) = ChildProcess::try_start(command) else { return missing("bash is not installed") };
+    if program.wait_within(INSTALL_DEADLINE).success() {
         return Some(PathBuf::from(program.stdout.text().trim_end()));
     }
     missing(&program.stderr.text())
 }
 
-/// Whoever has only Rust must be able to run all tests; where nothing may be left out, `CI` is set.
+/// Skips a test whose tool is missing, so that Rust alone is enough to run the tests. Fails instead if `CI` is set.
 pub fn missing<T>(why: &str) -> Option<T> {
     assert!(std::env::var_os("CI").is_none_or(|ci| ci.is_empty()), "CI is set, and {why}");
     let last = why.trim_end().lines().last().unwrap_or_default();

@@ -1,10 +1,10 @@
-//! Spans, as a collector gets them. Without the feature `otel`: that its flags say so.
+//! Trace spans as a collector receives them. Without the feature `otel`: its flags are rejected.
 
 #![allow(clippy::unwrap_used, reason = "clippy.toml allows it in test functions only, not in what they call")]
 
 mod kit;
 
-use kit::{Program, Upstream, json};
+use kit::{RouterProcess, ScriptedServer, json};
 
 const BODY: &[u8] = br#"{"text":"x"}"#;
 
@@ -13,9 +13,9 @@ mod without {
     use super::*;
 
     #[tokio::test]
-    async fn the_flags_of_traces_are_refused_by_name() {
+    async fn trace_flags_are_rejected_by_name() {
         for args in [&["--otlp-traces-endpoint", "http://a:1"][..], &["--enable-trace"]] {
-            let mut program = Program::spawn("http://a:1", "http://b:1", args);
+            let mut program = RouterProcess::spawn("http://a:1", "http://b:1", args);
             assert_eq!(program.exit_code().await, Some(2));
             let said = format!(
                 "error: {} is not supported: this program was built without the feature otel; ",
@@ -26,14 +26,14 @@ mod without {
     }
 
     #[tokio::test]
-    async fn a_traceparent_passes_as_it_is() {
-        let server = || Upstream::always(json("200 OK", "{}"));
-        let (prefill, decode) = (server().await, server().await);
-        let program = Program::between(&prefill, &decode, &[]).await;
+    async fn traceparent_passes_unchanged() {
+        let ok_server = || ScriptedServer::always(json("200 OK", "{}"));
+        let (prefill, decode) = (ok_server().await, ok_server().await);
+        let program = RouterProcess::between(&prefill, &decode, &[]).await;
         let mut client = program.client().await;
-        client.start("POST", "/generate", &[("traceparent", "anything")], BODY).await;
-        client.answer().await;
-        assert_eq!(decode.only().await.head.header("traceparent"), Some("anything"));
+        client.send_request("POST", "/generate", &[("traceparent", "anything")], BODY).await;
+        client.response().await;
+        assert_eq!(decode.only_request().await.head.header("traceparent"), Some("anything"));
     }
 }
 
@@ -41,7 +41,7 @@ mod without {
 mod with {
     use std::collections::BTreeMap;
 
-    use kit::{Seen, Step};
+    use kit::{ReceivedRequest, Step};
     use serde_json::Value;
 
     use super::*;
@@ -49,17 +49,17 @@ mod with {
     const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
     const PARENT: &str = "00f067aa0ba902b7";
 
-    async fn well() -> Upstream {
-        Upstream::always(json("200 OK", "{}")).await
+    async fn ok_server() -> ScriptedServer {
+        ScriptedServer::always(json("200 OK", "{}")).await
     }
 
-    async fn collector() -> Upstream {
-        Upstream::start(|_| vec![Step::Send(json("200 OK", "{}")), Step::Close]).await
+    async fn collector() -> ScriptedServer {
+        ScriptedServer::start(|_| vec![Step::Send(json("200 OK", "{}")), Step::Close]).await
     }
 
-    /// All spans that a collector has got.
-    fn spans(collector: &Upstream) -> Vec<Value> {
-        let each = |seen: Seen| {
+    /// All spans that a collector has received.
+    fn spans(collector: &ScriptedServer) -> Vec<Value> {
+        let each = |seen: ReceivedRequest| {
             assert_eq!(seen.target(), "/v1/traces");
             assert_eq!(seen.head.header("content-type"), Some("application/json"));
             let resource = seen.json()["resourceSpans"][0].clone();
@@ -71,7 +71,7 @@ mod with {
             assert_eq!(resource["scopeSpans"][0]["scope"]["name"], "mini-lb");
             resource["scopeSpans"][0]["spans"].as_array().unwrap().clone()
         };
-        collector.seen().into_iter().flat_map(each).collect()
+        collector.requests().into_iter().flat_map(each).collect()
     }
 
     fn attributes(span: &Value) -> BTreeMap<String, String> {
@@ -91,7 +91,7 @@ mod with {
         text(span, name).parse().unwrap()
     }
 
-    /// Sends one request and ends the program, so that all has been sent.
+    /// Sends one request and ends the program, which flushes its spans.
     async fn traced(
         prefill: &str,
         decode: &str,
@@ -101,17 +101,17 @@ mod with {
         let collector = collector().await;
         let url = collector.url();
         let args = [&["--otlp-traces-endpoint", &url], args].concat();
-        let program = Program::start(prefill, decode, &args).await;
+        let program = RouterProcess::start(prefill, decode, &args).await;
         let mut client = program.client().await;
-        client.start("POST", "/v1/completions", headers, BODY).await;
-        client.answer().await;
-        let lines = program.ended().await;
+        client.send_request("POST", "/v1/completions", headers, BODY).await;
+        client.response().await;
+        let lines = program.stop().await;
         (spans(&collector), lines)
     }
 
     #[tokio::test]
-    async fn a_request_has_a_span_and_each_leg_one_that_its_server_hears_of() {
-        let (prefill, decode) = (well().await, well().await);
+    async fn request_and_legs_have_spans_and_legs_propagate_theirs() {
+        let (prefill, decode) = (ok_server().await, ok_server().await);
         let given = format!("00-{TRACE}-{PARENT}-01");
         let headers = [("traceparent", given.as_str()), ("tracestate", "v=1"), ("x-request-id", "r-1")];
         let (spans, _) = traced(&prefill.url(), &decode.url(), &headers, &[]).await;
@@ -136,9 +136,9 @@ mod with {
             assert_eq!((text(leg, "traceId"), text(leg, "parentSpanId")), (TRACE, text(request, "spanId")));
             assert_eq!((text(leg, "name"), &leg["kind"]), (role, &3.into()));
             assert_eq!(attributes(leg)["server.address"], server.url());
-            let told = format!("00-{TRACE}-{}-01", text(leg, "spanId"));
-            let seen = server.only().await;
-            assert_eq!(seen.head.header("traceparent"), Some(told.as_str()));
+            let notified = format!("00-{TRACE}-{}-01", text(leg, "spanId"));
+            let seen = server.only_request().await;
+            assert_eq!(seen.head.header("traceparent"), Some(notified.as_str()));
             assert_eq!(seen.head.header("tracestate"), Some("v=1"));
             assert!(time(request, "startTimeUnixNano") <= time(leg, "startTimeUnixNano"));
             assert!(time(leg, "startTimeUnixNano") <= time(leg, "endTimeUnixNano"));
@@ -154,37 +154,37 @@ mod with {
             events.iter().map(|event| text(event, "name")).collect()
         }
         assert_eq!(moments(&legs[1]), ["request written", "answer head", "first byte"]);
-        // Whether prefill's answer comes before the end is left to chance.
+        // Prefill's response may or may not arrive before the end.
         assert!(["request written", "answer head"].starts_with(&moments(&legs[0])), "{}", legs[0]);
     }
 
     #[tokio::test]
-    async fn without_a_good_parent_a_trace_begins_here() {
+    async fn missing_or_invalid_traceparent_starts_a_trace() {
         for headers in [&[][..], &[("traceparent", "00-0-0-01"), ("tracestate", "v=1")]] {
-            let (prefill, decode) = (well().await, well().await);
+            let (prefill, decode) = (ok_server().await, ok_server().await);
             let (spans, _) = traced(&prefill.url(), &decode.url(), headers, &[]).await;
             assert!(spans[0]["parentSpanId"].is_null() && spans[0]["traceState"].is_null(), "{}", spans[0]);
-            let told = format!("00-{}-{}-01", text(&spans[0], "traceId"), text(&spans[2], "spanId"));
-            let seen = decode.only().await;
-            assert_eq!(seen.head.header("traceparent"), Some(told.as_str()));
+            let notified = format!("00-{}-{}-01", text(&spans[0], "traceId"), text(&spans[2], "spanId"));
+            let seen = decode.only_request().await;
+            assert_eq!(seen.head.header("traceparent"), Some(notified.as_str()));
             assert_eq!(seen.head.header("tracestate"), None);
         }
     }
 
     #[tokio::test]
-    async fn a_client_that_wants_no_trace_gets_none() {
-        let (prefill, decode) = (well().await, well().await);
+    async fn unsampled_request_has_no_spans() {
+        let (prefill, decode) = (ok_server().await, ok_server().await);
         let given = format!("00-{TRACE}-{PARENT}-00");
         let headers = [("traceparent", given.as_str())];
         let (spans, _) = traced(&prefill.url(), &decode.url(), &headers, &[]).await;
         assert_eq!(spans, [Value::Null; 0]);
-        assert_eq!(decode.only().await.head.header("traceparent"), Some(given.as_str()));
+        assert_eq!(decode.only_request().await.head.header("traceparent"), Some(given.as_str()));
     }
 
     #[tokio::test]
-    async fn a_failure_is_told_by_the_spans_that_it_belongs_to() {
-        let prefill = Upstream::start(|_| vec![Step::Hang]).await;
-        let decode = Upstream::start(|_| vec![Step::Close]).await;
+    async fn failure_marks_the_spans_it_belongs_to() {
+        let prefill = ScriptedServer::start(|_| vec![Step::Hang]).await;
+        let decode = ScriptedServer::start(|_| vec![Step::Close]).await;
         let (spans, _) = traced(&prefill.url(), &decode.url(), &[], &["--disable-retries"]).await;
         let of = |span: &Value| (span["status"]["code"].clone(), attributes(span).remove("error.type"));
         let code = Some("decode_closed".to_owned());
@@ -195,9 +195,9 @@ mod with {
     }
 
     #[tokio::test]
-    async fn a_request_that_is_sent_again_has_more_legs() {
-        let prefill = well().await;
-        let gone = { well().await.url() };
+    async fn retried_request_has_a_span_per_leg_and_attempt() {
+        let prefill = ok_server().await;
+        let gone = { ok_server().await.url() };
         let (spans, _) = traced(&prefill.url(), &gone, &[], &[]).await;
         assert_eq!(spans.len(), 5, "{spans:?}");
         let ends: Vec<_> = spans[1..].iter().map(|leg| attributes(leg).remove("error.type")).collect();
@@ -206,21 +206,21 @@ mod with {
     }
 
     #[tokio::test]
-    async fn a_collector_that_is_gone_costs_nothing_but_the_spans() {
-        let (prefill, decode) = (well().await, well().await);
-        let gone = { well().await.url() };
-        let program = Program::between(&prefill, &decode, &["--otlp-traces-endpoint", &gone]).await;
+    async fn unreachable_collector_only_drops_spans() {
+        let (prefill, decode) = (ok_server().await, ok_server().await);
+        let gone = { ok_server().await.url() };
+        let program = RouterProcess::between(&prefill, &decode, &["--otlp-traces-endpoint", &gone]).await;
         let mut client = program.client().await;
-        client.start("POST", "/generate", &[], BODY).await;
-        assert_eq!(client.answer().await.status(), 200);
+        client.send_request("POST", "/generate", &[], BODY).await;
+        assert_eq!(client.response().await.status(), 200);
         let line = program.line("spans were dropped").await;
         assert!(line.contains("WARN ") && line.contains("requests=1"), "{line}");
     }
 
     #[tokio::test]
-    async fn an_endpoint_that_is_none_is_named() {
+    async fn invalid_collector_url_is_rejected_by_name() {
         let args = ["--otlp-traces-endpoint", "https://c:4318"];
-        let mut program = Program::spawn("http://a:1", "http://b:1", &args);
+        let mut program = RouterProcess::spawn("http://a:1", "http://b:1", &args);
         assert_eq!(program.exit_code().await, Some(2));
         let lines = program.lines();
         assert!(lines[0].starts_with("error: --otlp-traces-endpoint https://c:4318: "), "{lines:?}");

@@ -1,10 +1,9 @@
-//! The status page, as headless Chromium shows it (Debian: `chromium`): the built router, simulated servers, and
-//! traffic. Pictures of it are kept in `target/ui/`.
+//! The status page in headless Chromium (Debian: `chromium`), served by the built router between simulated servers.
+//! Screenshots are kept in `target/ui/`.
 
-#[path = "ui/browser.rs"]
+#[path = "status_page/browser.rs"]
 mod browser;
-#[path = "clients/harness.rs"]
-mod harness;
+mod kit;
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -17,7 +16,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use browser::Browser;
-use harness::{Program, target};
+use kit::processes::{ChildProcess, target};
 use loadtest::sim::{Role, Sim, SimConfig};
 use tokio::runtime::Runtime;
 
@@ -29,14 +28,14 @@ fn free_port() -> u16 {
     free.expect("a free port").port()
 }
 
-/// Where pictures go.
+/// The folder for screenshots.
 fn folder() -> PathBuf {
     let folder = target().parent().expect("a target folder").join("ui");
     fs::create_dir_all(&folder).expect("a folder");
     folder
 }
 
-/// One prefill and two decode servers, of which any can be stopped.
+/// One prefill and two decode servers; decode servers can be stopped.
 struct Servers {
     runtime: Runtime,
     prefill: Sim,
@@ -73,7 +72,7 @@ fn quick(role: Role, addr: Option<SocketAddr>) -> SimConfig {
     SimConfig { role, addr, inter_token: TOKEN, prefill_time: TOKEN, time_scale: 0.1, ..SimConfig::default() }
 }
 
-/// Where a router is reached by clients, and by operators.
+/// The ports of the clients' and the admin listener.
 #[derive(Clone, Copy)]
 struct Ports {
     clients: u16,
@@ -90,12 +89,12 @@ impl Ports {
     }
 }
 
-/// The built router with these decode servers. The error is what it says when it cannot have its ports.
-fn router_at(servers: &Servers, decode: &[&str], ports: Ports) -> Result<Program, String> {
+/// The built router with these decode servers. The error is its output if a port was taken.
+fn router_at(servers: &Servers, decode: &[&str], ports: Ports) -> Result<ChildProcess, String> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mini-lb"));
     command.args(["--host", "127.0.0.1", "--port", &ports.clients.to_string()]);
     command.args(["--prometheus-port", &ports.operators.to_string()]);
-    // Requests find out that a server is gone, and count as its failures; probes find out that it is back.
+    // One failed request ejects a server, and one probe brings it back.
     command.args(["--health-check-interval-secs", "3600", "--health-failure-threshold", "1"]);
     command.args(["--health-success-threshold", "1", "--shutdown-grace-period-secs", "1"]);
     let bootstrap = servers.prefill.bootstrap_port().expect("a bootstrap port").to_string();
@@ -103,14 +102,14 @@ fn router_at(servers: &Servers, decode: &[&str], ports: Ports) -> Result<Program
     for url in decode {
         command.args(["--decode", url]);
     }
-    let mut program = Program::start(command);
-    // Clients come first, then operators.
+    let mut program = ChildProcess::start(command);
+    // Its two listeners are logged in this order.
     let listens =
         ["listening on ", "metrics and status on "].iter().all(|said| program.stderr.wait_for(said));
-    if listens { Ok(program) } else { Err(program.said()) }
+    if listens { Ok(program) } else { Err(program.output()) }
 }
 
-fn router(servers: &Servers, decode: &[&str]) -> (Program, Ports) {
+fn router(servers: &Servers, decode: &[&str]) -> (ChildProcess, Ports) {
     // Another process may take a free port before the router does.
     for _ in 0..5 {
         let ports = Ports::free();
@@ -122,11 +121,11 @@ fn router(servers: &Servers, decode: &[&str]) -> (Program, Ports) {
     panic!("every free port was taken by others");
 }
 
-/// Asks for so many tokens, and returns the whole answer.
+/// Generates `tokens` tokens and returns the whole response.
 fn generate(port: u16, tokens: u32, is_stream: bool) -> io::Result<String> {
-    let mut answer = String::new();
-    open(port, tokens, is_stream)?.read_to_string(&mut answer)?;
-    Ok(answer)
+    let mut response = String::new();
+    open(port, tokens, is_stream)?.read_to_string(&mut response)?;
+    Ok(response)
 }
 
 fn open(port: u16, tokens: u32, is_stream: bool) -> io::Result<TcpStream> {
@@ -134,7 +133,7 @@ fn open(port: u16, tokens: u32, is_stream: bool) -> io::Result<TcpStream> {
         r#"{{"text":"hello","stream":{is_stream},"sampling_params":{{"max_new_tokens":{tokens},"ignore_eos":true}}}}"#
     );
     let mut client = TcpStream::connect(("127.0.0.1", port))?;
-    client.set_read_timeout(Some(harness::DEADLINE))?;
+    client.set_read_timeout(Some(kit::processes::DEADLINE))?;
     write!(
         client,
         "POST /generate HTTP/1.1\r\nhost: router\r\nconnection: close\r\ncontent-type: application/json\r\n\
@@ -144,7 +143,7 @@ fn open(port: u16, tokens: u32, is_stream: bool) -> io::Result<TcpStream> {
     Ok(client)
 }
 
-/// Requests one after the other until it is dropped. Some of them may fail.
+/// Sends requests one after the other until it is dropped. Some of them may fail.
 struct Traffic {
     is_over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -153,11 +152,11 @@ struct Traffic {
 impl Traffic {
     fn start(port: u16) -> Self {
         let is_over = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&is_over);
+        let notified = Arc::clone(&is_over);
         let run = move || {
             let mut tokens = 1;
-            while !told.load(Relaxed) {
-                // A server that was stopped fails it, and so does a router.
+            while !notified.load(Relaxed) {
+                // Fails when a server or the router is stopped.
                 let _ = generate(port, tokens, tokens % 2 == 0);
                 tokens = tokens % 20 + 1;
                 thread::sleep(TOKEN);
@@ -174,7 +173,7 @@ impl Drop for Traffic {
     }
 }
 
-/// A cell of a server's row, as text: an expression of JavaScript.
+/// A JavaScript expression for the text of a cell in a server's row.
 fn cell(role: &str, url: &str, label: &str) -> String {
     format!(
         "[...document.querySelectorAll('#servers tr')].find((row) => row.children[0].innerText === '{url}' \
@@ -187,7 +186,7 @@ fn health(role: &str, url: &str, wanted: &str) -> String {
 }
 
 #[test]
-fn the_page_shows_what_happens() {
+fn page_shows_backends_traffic_and_health_changes() {
     if !browser::is_installed() {
         return;
     }
@@ -204,15 +203,15 @@ fn the_page_shows_what_happens() {
     let traffic = Traffic::start(ports.clients);
     follows_health(&mut browser, &mut servers, &folder);
     reads_on_a_phone(&mut browser, &folder);
-    assert_eq!(browser.complaints(), [""; 0]);
+    assert_eq!(browser.console_messages(), [""; 0]);
     calculates(&mut browser);
     drop(traffic);
 
     program.signal("TERM");
-    program.end();
+    program.wait();
     browser.until("document.getElementById('state').innerText.startsWith('the router does not respond')");
     browser.until("document.body.classList.contains('stale')");
-    // With one server less, and counters that begin anew.
+    // With one server less, and counters that restart at zero.
     let _program = router_at(&servers, &[second], ports).expect("the ports are still free");
     browser.until("document.getElementById('state').innerText === 'ready'");
     browser.until(&format!("{} === undefined", cell("decode", first, "Health")));
@@ -221,11 +220,11 @@ fn the_page_shows_what_happens() {
     {
         browser.until(&format!("document.getElementById('changes').innerText.includes('{said}')"));
     }
-    generate(ports.clients, 1, false).expect("an answer");
+    generate(ports.clients, 1, false).expect("a response");
     browser.until("parseFloat(document.getElementById('rate').innerText) > 0");
 
     let origin = format!("http://127.0.0.1:{}/", ports.operators);
-    let asked = browser.asked();
+    let asked = browser.requested_urls();
     assert!(asked.len() > 5, "{asked:?}");
     for url in asked {
         assert!(
@@ -264,7 +263,7 @@ fn follows_health(browser: &mut Browser, servers: &mut Servers, folder: &Path) {
     let pair = "document.querySelector('#pairs tr').innerText";
     browser.until(&format!("{pair}.match(/[0-9.]+ (µs|ms|s) [/] [0-9.]+ (µs|ms|s)/) !== null"));
     for plot in ["requests", "first", "duration", "own"] {
-        // Some seconds long, and drawn where it can be seen.
+        // Long enough to be visible.
         browser.until(&format!("document.querySelector('#{plot} .plot .first').getBBox().width > 30"));
         let label = format!("document.querySelector('#{plot} .plot').getAttribute('aria-label')");
         browser.until(&format!("{label}.match(/[0-9.]+( (µs|ms|s)|[/]s)/) !== null"));
@@ -289,24 +288,24 @@ fn follows_health(browser: &mut Browser, servers: &mut Servers, folder: &Path) {
 }
 
 fn reads_on_a_phone(browser: &mut Browser, folder: &Path) {
-    let rows = browser.told_of("row");
+    let rows = browser.accessible_nodes("row");
     assert_eq!(rows, 2 + 3 + 2, "heads, servers and pairs");
-    // No width makes it wider than the window.
+    // No horizontal scrolling at any width.
     for width in [320, 760, 1024] {
         browser.resize(width, 740, true);
         assert_eq!(browser.value("document.documentElement.scrollWidth"), width);
     }
     browser.resize(360, 740, true);
-    // Until the plots have been drawn for this width.
+    // The plots are redrawn for this width.
     browser.until("document.querySelector('#own .plot').viewBox.baseVal.width < 360");
     assert_eq!(browser.value("document.documentElement.scrollWidth"), 360);
-    // What looks like cards is a table for readers, in browsers too that would not guess it.
+    // Styled as cards, but a table for screen readers: every part has an explicit role.
     let parts =
         ["table", "thead", "tbody", "tr", "th", "td"].map(|part| format!("{part}:not([role])")).join(", ");
     assert_eq!(browser.value(&format!("document.querySelectorAll('{parts}').length")), 0);
-    assert_eq!((browser.told_of("row"), browser.told_of("columnheader")), (rows, 13));
+    assert_eq!((browser.accessible_nodes("row"), browser.accessible_nodes("columnheader")), (rows, 13));
     browser.screenshot(&folder.join("phone.png"));
-    browser.prefer("dark");
+    browser.set_color_scheme("dark");
     browser.screenshot(&folder.join("phone-dark.png"));
     let background = browser.value("getComputedStyle(document.body).backgroundColor");
     assert_eq!(background, "rgb(18, 21, 26)");
@@ -315,7 +314,7 @@ fn reads_on_a_phone(browser: &mut Browser, folder: &Path) {
     browser.screenshot(&folder.join("desktop-dark.png"));
 }
 
-/// The page's own sums, with numbers that no server would give.
+/// The page's own calculations, with edge cases that no server produces.
 fn calculates(browser: &mut Browser) {
     for sum in [
         r#"labelsOf('{a="x\\"y\\\\z\\n",b="",c=","}').a === 'x"y\\z\n'"#,
@@ -333,19 +332,19 @@ fn calculates(browser: &mut Browser) {
     }
 }
 
-/// The head of an answer, in small letters, and its body.
+/// The head of a response, in lower case, and its body.
 fn ask(port: u16, request: &str) -> (String, String) {
     let mut client = TcpStream::connect(("127.0.0.1", port)).expect("the operators' listener");
-    client.set_read_timeout(Some(harness::DEADLINE)).expect("a timeout");
+    client.set_read_timeout(Some(kit::processes::DEADLINE)).expect("a timeout");
     write!(client, "{request} HTTP/1.1\r\nhost: router\r\nconnection: close\r\n\r\n").expect("it reads");
-    let mut answer = String::new();
-    client.read_to_string(&mut answer).expect("an answer");
-    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    let mut response = String::new();
+    client.read_to_string(&mut response).expect("a response");
+    let (head, body) = response.split_once("\r\n\r\n").expect("a head");
     (head.to_ascii_lowercase(), body.to_owned())
 }
 
 #[test]
-fn the_page_is_sent_with_what_keeps_it_to_itself() {
+fn page_has_security_headers() {
     let servers = Servers::start();
     let (_program, ports) = router(&servers, &[&servers.decode_url(0)]);
     let (head, body) = ask(ports.operators, "GET /ui");

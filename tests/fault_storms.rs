@@ -1,11 +1,9 @@
-//! The built program after a storm: file descriptors, threads and memory are back where they were.
+//! Fault storms against the built program: descriptors, threads and memory return to their baseline.
 //!
-//! What a process holds is read from `/proc`, so these tests are for Linux.
+//! Linux only: resources of the process are read from `/proc`.
 
 #![cfg(target_os = "linux")]
 
-#[path = "clients/harness.rs"]
-mod harness;
 mod kit;
 
 use std::fs;
@@ -15,30 +13,30 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use harness::Program;
-use kit::{Client, Seen, Step, Upstream, json};
+use kit::processes::ChildProcess;
+use kit::{Client, ReceivedRequest, ScriptedServer, Step, json};
 use socket2::{Domain, Socket, Type};
 use tokio::sync::{Mutex, watch};
 
-/// One storm at a time: each measures a process, and they share the machine.
+/// Storms run one at a time: they measure, and share the machine.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
-/// How often a condition is looked at that nothing announces.
-const LOOK: Duration = Duration::from_millis(10);
+/// How often a condition is polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 const OK: &str = r#"{"text":"hi"}"#;
 
-/// The built router, with a bound on its descriptors.
+/// The built router with a limit on its descriptors.
 struct Router {
-    program: Program,
+    program: ChildProcess,
     address: SocketAddr,
-    /// What it has open when nobody is there.
+    /// Open descriptors without clients.
     descriptors: usize,
     threads: usize,
 }
 
 impl Router {
-    async fn start(prefill: &Upstream, decode: &Upstream, descriptors: usize) -> Self {
+    async fn start(prefill: &ScriptedServer, decode: &ScriptedServer, descriptors: usize) -> Self {
         // Another process may take a free port before the router does.
         for _ in 0..5 {
             let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
@@ -46,12 +44,12 @@ impl Router {
             let mut command = limited(descriptors, env!("CARGO_BIN_EXE_mini-lb"));
             command.args(["--host", "127.0.0.1", "--port", &address.port().to_string()]);
             command.args(["--worker-threads", "2", "--prefill", &prefill.url(), "none"]);
-            // Probes have descriptors too.
+            // Probes would open descriptors too.
             command.args(["--decode", &decode.url(), "--disable-health-check"]);
-            let mut program = Program::start(command);
+            let mut program = ChildProcess::start(command);
             if program.stderr.wait_for("listening on ") {
                 let mut router = Self { program, address, descriptors: 0, threads: 0 };
-                // Whoever is answered knows that all threads have what they need.
+                // After a response, all threads have opened what they need.
                 let mut client = router.client().await;
                 assert_eq!(client.get("/health").await.status(), 200);
                 router.descriptors = router.open_descriptors() - 1;
@@ -67,10 +65,10 @@ impl Router {
         Client::connect(self.address).await
     }
 
-    /// A request like any other, on a connection of its own.
-    async fn answers(&self) {
-        let answer = self.client().await.post("/generate", r#"{"text":"a"}"#).await;
-        assert_eq!((answer.status(), answer.text()), (200, OK), "{}", self.program.said());
+    /// Checks that a request on a new connection succeeds.
+    async fn check_serves(&self) {
+        let response = self.client().await.post("/generate", r#"{"text":"a"}"#).await;
+        assert_eq!((response.status(), response.text()), (200, OK), "{}", self.program.output());
     }
 
     fn proc(&self, file: &str) -> String {
@@ -82,10 +80,10 @@ impl Router {
         fs::read_dir(format!("/proc/{}/fd", self.program.id())).expect("the router runs").count()
     }
 
-    /// Waits until so many descriptors more are open than when nobody was there. A connection ends when both of its
-    /// ends have noticed, and an idle one to a server after 4 s.
-    async fn has_descriptors(&self, more: usize) {
-        let deadline = Instant::now() + kit::PATIENCE;
+    /// Waits until `more` descriptors than at the baseline are open. A connection takes a moment to close, an idle one to
+    /// a backend 4 s.
+    async fn wait_for_descriptors(&self, more: usize) {
+        let deadline = Instant::now() + kit::TIMEOUT;
         loop {
             let start = Instant::now();
             let more_now = self.open_descriptors() as isize - self.descriptors as isize;
@@ -93,14 +91,14 @@ impl Router {
                 return;
             }
             assert!(Instant::now() < deadline, "{more_now} descriptors more than at first instead of {more}");
-            // To count them takes the kernel's time, which the router needs.
-            tokio::time::sleep(LOOK.max(4 * start.elapsed())).await;
+            // Counting keeps the kernel busy, at the router's cost.
+            tokio::time::sleep(POLL_INTERVAL.max(4 * start.elapsed())).await;
         }
     }
 
-    /// All is as it was when nobody had been there yet, but for memory.
-    async fn is_as_at_first(&self) {
-        self.has_descriptors(0).await;
+    /// Waits until descriptors and threads are back at the baseline.
+    async fn wait_for_baseline(&self) {
+        self.wait_for_descriptors(0).await;
         assert_eq!(self.status("Threads"), self.threads);
     }
 
@@ -115,7 +113,7 @@ impl Router {
         self.status("VmRSS") >> 10
     }
 
-    /// What the router has computed so far.
+    /// CPU time of the router so far.
     fn cpu_time(&self) -> Duration {
         let stat = self.proc("stat");
         // The program's name, in parentheses, may have spaces.
@@ -126,14 +124,14 @@ impl Router {
     }
 }
 
-/// A program that may have so many descriptors open.
+/// A command with a limit on its descriptors.
 fn limited(descriptors: usize, program: &str) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", "ulimit -n \"$0\" && exec \"$@\"", &descriptors.to_string(), program]);
     command
 }
 
-/// When a client leaves.
+/// When a client disconnects.
 const MOMENTS: [&str; 6] =
     ["after the head", "mid body", "at once", "before the answer", "mid stream", "mid answer"];
 
@@ -141,7 +139,7 @@ const STREAM: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntran
 const HALF: &str =
     "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{\"text\":\"data: 1";
 
-/// Bytes of an abandoned request's body: 6,000 of them that are not let go are 47 MiB.
+/// Bytes of an abandoned request's body: a leak of 6,000 of them would be 47 MiB.
 const BODY: usize = 8 << 10;
 
 fn abandoned_body(moment: &str) -> String {
@@ -149,8 +147,8 @@ fn abandoned_body(moment: &str) -> String {
     format!(r#"{{"moment":"{moment}","stream":{stream},"text":"{}"}}"#, "x".repeat(BODY))
 }
 
-/// What a server does for a request that will be abandoned, and for any other.
-fn until_abandoned(seen: &Seen, waiting: &watch::Sender<usize>, is_decode: bool) -> Vec<Step> {
+/// Waits for ever, at the moment of the request; other requests get a response.
+fn abandoned_script(seen: &ReceivedRequest, waiting: &watch::Sender<usize>, is_decode: bool) -> Vec<Step> {
     match seen.json()["moment"].as_str() {
         None => vec![Step::Send(json("200 OK", OK))],
         Some("mid stream") if is_decode => vec![Step::Send(STREAM.into()), Step::Hang],
@@ -163,7 +161,8 @@ fn until_abandoned(seen: &Seen, waiting: &watch::Sender<usize>, is_decode: bool)
     }
 }
 
-/// Sends a request, or a part of it, and leaves. `both_wait` ends when all that leave before the answer have arrived.
+/// Sends a request or a part of it and disconnects. `both_wait` completes when both servers hold all requests that are
+/// abandoned before the response.
 async fn abandon(address: SocketAddr, moment: &'static str, both_wait: impl Future<Output = ()>) {
     let mut client = Client::connect(address).await;
     let body = abandoned_body(moment);
@@ -184,7 +183,7 @@ async fn abandon(address: SocketAddr, moment: &'static str, both_wait: impl Futu
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_6_000_abandoned_requests_nothing_of_them_is_left() {
+async fn six_thousand_abandoned_requests_leak_nothing() {
     const WAVE: usize = 198;
     const WAVES: usize = 31;
     /// By all waves but the first, which warms up the allocator. The bodies alone that arrive whole are 31 MiB.
@@ -193,84 +192,87 @@ async fn after_6_000_abandoned_requests_nothing_of_them_is_left() {
     let _turn = ONE_AT_A_TIME.lock().await;
     let waiting = Arc::new(watch::Sender::new(0));
     let (at_prefill, at_decode) = (Arc::clone(&waiting), Arc::clone(&waiting));
-    let prefill = Upstream::start(move |seen| until_abandoned(seen, &at_prefill, false)).await;
-    let decode = Upstream::start(move |seen| until_abandoned(seen, &at_decode, true)).await;
+    let prefill = ScriptedServer::start(move |seen| abandoned_script(seen, &at_prefill, false)).await;
+    let decode = ScriptedServer::start(move |seen| abandoned_script(seen, &at_decode, true)).await;
     let router = Router::start(&prefill, &decode, 1_024).await;
     let mut warm = 0;
     for wave in 1..=WAVES {
-        // At both servers.
+        // Requests abandoned before the response, at both servers.
         let expected = 2 * wave * WAVE / MOMENTS.len();
         let clients: Vec<_> = (0..WAVE)
             .map(|client| {
                 let mut arrived = waiting.subscribe();
                 let all = async move {
-                    kit::patiently("requests at both servers", arrived.wait_for(|count| *count >= expected))
-                        .await
-                        .expect("the servers run");
+                    kit::with_timeout(
+                        "requests at both servers",
+                        arrived.wait_for(|count| *count >= expected),
+                    )
+                    .await
+                    .expect("the servers run");
                 };
                 tokio::spawn(abandon(router.address, MOMENTS[client % MOMENTS.len()], all))
             })
             .collect();
         for client in clients {
-            client.await.expect("a client gets as far as it means to");
+            client.await.expect("no panic");
         }
         if wave == 1 {
-            router.is_as_at_first().await;
+            router.wait_for_baseline().await;
             warm = router.resident_mib();
         }
     }
-    router.is_as_at_first().await;
-    prefill.closed(prefill.opened()).await;
-    decode.closed(decode.opened()).await;
+    router.wait_for_baseline().await;
+    prefill.wait_closed(prefill.connections()).await;
+    decode.wait_closed(decode.connections()).await;
     let grown = router.resident_mib().saturating_sub(warm);
     assert!(grown <= MAX_GROWTH_MIB, "{grown} MiB more than the {warm} MiB after the first wave");
-    router.answers().await;
+    router.check_serves().await;
 }
 
-/// Connections that nothing is sent on, but for every tenth, which has had an answer.
+/// Idle connections; every tenth has had a response.
 const IDLE: usize = 19_000;
-/// What a process has open besides.
+/// Descriptors of a process for anything else.
 const SPARE: usize = 200;
-/// Where the clients below find the router, and how many they are.
+/// The variable with the router's address and the number of clients, for the process below.
 const STORM: &str = "MINI_LB_TEST_IDLE_CLIENTS";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_19_000_idle_connections_nothing_of_them_is_left() {
-    /// 3 KiB a connection: each takes more than ten times as much while it is there.
+async fn nineteen_thousand_idle_connections_leak_nothing() {
+    /// 3 KiB a connection; an open one takes more than ten times as much.
     const MAX_GROWTH_MIB: usize = 64;
 
     let _turn = ONE_AT_A_TIME.lock().await;
     let count = idle_connections();
-    let prefill = Upstream::always(json("200 OK", OK)).await;
-    let decode = Upstream::always(json("200 OK", OK)).await;
+    let prefill = ScriptedServer::always(json("200 OK", OK)).await;
+    let decode = ScriptedServer::always(json("200 OK", OK)).await;
     let router = Router::start(&prefill, &decode, count + SPARE).await;
     let before = router.resident_mib();
     let test = std::env::current_exe().expect("a path");
     let mut command = limited(count + SPARE, test.to_str().expect("UTF-8"));
     command.args(["--exact", "idle_clients", "--ignored", "--nocapture"]);
     command.env(STORM, format!("{} {count}", router.address));
-    let mut clients = Program::start(command);
+    let mut clients = ChildProcess::start(command);
     clients.wait_for("all are open");
-    router.has_descriptors(count).await;
+    router.wait_for_descriptors(count).await;
     let start = Instant::now();
-    router.answers().await;
+    router.check_serves().await;
     let took = start.elapsed();
     assert!(took < Duration::from_secs(1), "a request beside {count} idle connections took {took:?}");
     let with_them = router.resident_mib();
-    clients.go_on();
-    clients.succeed();
-    router.is_as_at_first().await;
-    // The allocator gives memory back as it is used.
-    let deadline = Instant::now() + kit::PATIENCE;
+    clients.send_newline();
+    clients.expect_success();
+    router.wait_for_baseline().await;
+    // The allocator returns memory only as it is used.
+    let deadline = Instant::now() + kit::TIMEOUT;
     while router.resident_mib() > before + MAX_GROWTH_MIB {
         let now = router.resident_mib();
         assert!(Instant::now() < deadline, "{before} MiB before, {with_them} with them, {now} after them");
-        router.answers().await;
+        router.check_serves().await;
     }
-    router.answers().await;
+    router.check_serves().await;
 }
 
-/// How many connections two processes may have here: one has all the clients, the other is the router.
+/// How many connections the limits of this machine allow to a process: one has all clients, the other is the router.
 fn idle_connections() -> usize {
     let limit = Command::new("sh").args(["-c", "ulimit -H -n"]).output().expect("a shell").stdout;
     let limit = String::from_utf8(limit).expect("UTF-8").trim().parse().unwrap_or(usize::MAX);
@@ -286,7 +288,7 @@ fn idle_connections() -> usize {
     possible
 }
 
-/// The clients of the test above, in a process of their own because of its descriptors.
+/// The clients of the test above, in their own process because of its descriptor limit.
 #[test]
 #[ignore = "a part of another test"]
 fn idle_clients() {
@@ -298,9 +300,9 @@ fn idle_clients() {
             let mut client = connect_from(number, address);
             if number.is_multiple_of(10) {
                 client.write_all(b"GET /health HTTP/1.1\r\nhost: router\r\n\r\n").expect("the router reads");
-                let mut answer = [0; 12];
-                client.read_exact(&mut answer).expect("the router answers");
-                assert_eq!(&answer, b"HTTP/1.1 200");
+                let mut response = [0; 12];
+                client.read_exact(&mut response).expect("the router answers");
+                assert_eq!(&response, b"HTTP/1.1 200");
             }
             client
         })
@@ -310,7 +312,7 @@ fn idle_clients() {
     drop(clients);
 }
 
-/// Connects from one of several local addresses: the kernel takes long to find a free port where most are taken.
+/// Connects from one of eight local addresses: finding a free port takes the kernel long where most are taken.
 fn connect_from(number: usize, address: SocketAddr) -> TcpStream {
     let local = SocketAddr::from(([127, 0, 0, 1 + (number % 8) as u8], 0));
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a descriptor");
@@ -320,12 +322,12 @@ fn connect_from(number: usize, address: SocketAddr) -> TcpStream {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_router_without_a_descriptor_left_rests_and_recovers_by_itself() {
+async fn descriptor_exhaustion_neither_spins_nor_is_permanent() {
     const DESCRIPTORS: usize = 64;
 
     let _turn = ONE_AT_A_TIME.lock().await;
-    let prefill = Upstream::always(json("200 OK", OK)).await;
-    let decode = Upstream::always(json("200 OK", OK)).await;
+    let prefill = ScriptedServer::always(json("200 OK", OK)).await;
+    let decode = ScriptedServer::always(json("200 OK", OK)).await;
     let mut router = Router::start(&prefill, &decode, DESCRIPTORS).await;
     let mut first = router.client().await;
     assert_eq!(first.get("/health").await.status(), 200);
@@ -333,19 +335,19 @@ async fn a_router_without_a_descriptor_left_rests_and_recovers_by_itself() {
     for _ in 0..2 * DESCRIPTORS {
         clients.push(router.client().await);
     }
-    assert!(router.program.stderr.wait_for("no connection could be accepted"), "{}", router.program.said());
+    assert!(router.program.stderr.wait_for("no connection could be accepted"), "{}", router.program.output());
     assert!(router.open_descriptors() >= DESCRIPTORS);
-    // Time is what is tested: a router that tries again and again uses all of it.
+    // A router that retries accept without a pause would use the whole second.
     let before = router.cpu_time();
     tokio::time::sleep(Duration::from_secs(1)).await;
     let used = router.cpu_time() - before;
     assert!(used < Duration::from_millis(500), "{used:?} of a second");
-    // Who is connected is served, as far as that is possible.
+    // Connected clients are served, as far as possible without new connections.
     assert_eq!(first.get("/health").await.status(), 200);
-    let answer = first.post("/generate", r#"{"text":"a"}"#).await;
-    assert_eq!(answer.status(), 502);
-    assert!(answer.code().ends_with("_connect"), "{}", answer.text());
+    let response = first.post("/generate", r#"{"text":"a"}"#).await;
+    assert_eq!(response.status(), 502);
+    assert!(response.error_code().ends_with("_connect"), "{}", response.text());
     drop((first, clients));
-    router.answers().await;
-    router.is_as_at_first().await;
+    router.check_serves().await;
+    router.wait_for_baseline().await;
 }

@@ -1,5 +1,4 @@
-//! TLS towards clients: who is served, what is refused and how, and certificates
-//! that change.
+//! TLS towards clients: versions, session resumption, clean ends, rejected handshakes, and certificate reloads.
 
 mod kit;
 
@@ -8,7 +7,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use kit::program::{Program, free_port};
-use kit::{Authority, Gate, Identity, Router, Step, TlsClient, Upstream, json, patiently, shake_hands};
+use kit::{
+    Gate, Identity, Router, ScriptedServer, Step, TestCa, TlsClient, json, tls_handshake, with_timeout,
+};
 use mini_lb::{MiniLbConfig, MiniLoadBalancer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -19,35 +20,38 @@ const OK: &str = r#"{"text":"hi"}"#;
 const STREAM_HEAD: &str =
     "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
 
-struct Front {
-    ca: Authority,
+struct Setup {
+    ca: TestCa,
     identity: Identity,
-    prefill: Upstream,
-    decode: Upstream,
+    prefill: ScriptedServer,
+    decode: ScriptedServer,
     router: Router,
 }
 
-async fn front(options: impl FnOnce(MiniLbConfig) -> MiniLbConfig) -> Front {
-    front_of(Upstream::always(json("200 OK", OK)).await, options).await
+async fn setup(options: impl FnOnce(MiniLbConfig) -> MiniLbConfig) -> Setup {
+    setup_with_decode(ScriptedServer::always(json("200 OK", OK)).await, options).await
 }
 
-async fn front_of(decode: Upstream, options: impl FnOnce(MiniLbConfig) -> MiniLbConfig) -> Front {
-    let prefill = Upstream::always(json("200 OK", OK)).await;
-    let ca = Authority::new();
+async fn setup_with_decode(
+    decode: ScriptedServer,
+    options: impl FnOnce(MiniLbConfig) -> MiniLbConfig,
+) -> Setup {
+    let prefill = ScriptedServer::always(json("200 OK", OK)).await;
+    let ca = TestCa::new();
     let identity = ca.issue("router", &["localhost"]);
     let router = Router::start_with(&[&prefill], &[&decode], |config| {
         options(config.tls(&identity.cert, &identity.key))
     })
     .await;
-    Front { ca, identity, prefill, decode, router }
+    Setup { ca, identity, prefill, decode, router }
 }
 
-impl Front {
+impl Setup {
     async fn client(&self) -> TlsClient {
         TlsClient::connect(self.router.address(), self.ca.client(&[])).await
     }
 
-    /// The configuration of this router, to be loaded again.
+    /// The configuration of this router, for a reload.
     fn config(&self, identity: &Identity) -> MiniLbConfig {
         let prefill = vec![(self.prefill.url(), Some(kit::BOOTSTRAP_PORT))];
         let config = MiniLbConfig::new("127.0.0.1", 30_000, prefill, vec![self.decode.url()], 60);
@@ -56,28 +60,28 @@ impl Front {
 }
 
 #[tokio::test]
-async fn requests_are_answered_over_both_versions_of_tls() {
-    let front = front(|config| config).await;
+async fn tls_1_2_and_1_3_are_served() {
+    let setup = setup(|config| config).await;
     for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
-        let config = front.ca.client_of(&[version], &["http/1.1"]);
-        let mut client = TlsClient::connect(front.router.address(), config).await;
+        let config = setup.ca.client_of(&[version], &["http/1.1"]);
+        let mut client = TlsClient::connect(setup.router.address(), config).await;
         for _ in 0..2 {
-            let answer = client.post("/generate", BODY).await;
-            assert_eq!((answer.status(), answer.text()), (200, OK));
+            let response = client.post("/generate", BODY).await;
+            assert_eq!((response.status(), response.text()), (200, OK));
         }
         let session = client.stream.get_ref().1;
         assert_eq!(session.protocol_version(), Some(version.version));
         assert_eq!(session.alpn_protocol(), Some(&b"http/1.1"[..]));
     }
-    assert_eq!(front.decode.seen().len(), 4);
+    assert_eq!(setup.decode.requests().len(), 4);
 }
 
 #[tokio::test]
-async fn a_client_that_comes_back_resumes_its_session() {
-    let front = front(|config| config).await;
-    let config = front.ca.client(&[]);
+async fn returning_client_resumes_its_session() {
+    let setup = setup(|config| config).await;
+    let config = setup.ca.client(&[]);
     for kind in [rustls::HandshakeKind::Full, rustls::HandshakeKind::Resumed] {
-        let mut client = TlsClient::connect(front.router.address(), config.clone()).await;
+        let mut client = TlsClient::connect(setup.router.address(), config.clone()).await;
         assert_eq!(client.post("/generate", BODY).await.status(), 200);
         assert_eq!(client.stream.get_ref().1.handshake_kind(), Some(kind));
     }
@@ -85,27 +89,28 @@ async fn a_client_that_comes_back_resumes_its_session() {
 
 #[tokio::test]
 async fn large_bodies_pass_in_both_directions() {
-    let answer = format!("\"{}\"", "y".repeat(8 << 20));
-    let front = front_of(Upstream::always(json("200 OK", &answer)).await, |config| config).await;
+    let response = format!("\"{}\"", "y".repeat(8 << 20));
+    let setup =
+        setup_with_decode(ScriptedServer::always(json("200 OK", &response)).await, |config| config).await;
     let body = format!(r#"{{"text":"{}"}}"#, "x".repeat(8 << 20));
-    let mut client = front.client().await;
+    let mut client = setup.client().await;
     let got = client.post("/generate", body.as_bytes()).await;
     assert_eq!(got.status(), 200);
-    assert!(got.complete && got.text() == answer);
-    assert!(front.decode.only().await.body.starts_with(&body.as_bytes()[..body.len() - 1]));
+    assert!(got.complete && got.text() == response);
+    assert!(setup.decode.only_request().await.body.starts_with(&body.as_bytes()[..body.len() - 1]));
 }
 
 #[tokio::test]
-async fn all_of_an_answer_reaches_a_client_that_reads_slowly() {
+async fn slowly_reading_client_gets_the_whole_response() {
     let large = format!("\"{}\"", "y".repeat(1 << 20));
-    let decode = Upstream::always(json("200 OK", &large)).await;
-    let front = front_of(decode, |config| config.socket_buffer_size(16 << 10)).await;
-    let mut client = front.client().await;
-    client.start("/generate", BODY).await;
+    let decode = ScriptedServer::always(json("200 OK", &large)).await;
+    let setup = setup_with_decode(decode, |config| config.socket_buffer_size(16 << 10)).await;
+    let mut client = setup.client().await;
+    client.send_request("/generate", BODY).await;
     let mut got = Vec::new();
     while !got.ends_with(b"y\"") {
         let mut piece = vec![0; 8 << 10];
-        let count = patiently("more of an answer", client.stream.read(&mut piece)).await.unwrap();
+        let count = with_timeout("more of the response", client.stream.read(&mut piece)).await.unwrap();
         got.extend_from_slice(&piece[..count]);
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -113,10 +118,10 @@ async fn all_of_an_answer_reaches_a_client_that_reads_slowly() {
 }
 
 #[tokio::test]
-async fn each_piece_of_a_stream_is_there_before_the_next() {
+async fn stream_events_are_relayed_as_they_arrive() {
     let gate = Gate::new();
     let held = gate.clone();
-    let decode = Upstream::start(move |_| {
+    let decode = ScriptedServer::start(move |_| {
         vec![
             Step::Send([STREAM_HEAD.as_bytes(), b"9\r\ndata: 1\n\n\r\n"].concat()),
             Step::Wait(held.clone()),
@@ -124,9 +129,9 @@ async fn each_piece_of_a_stream_is_there_before_the_next() {
         ]
     })
     .await;
-    let front = front_of(decode, |config| config).await;
-    let mut client = front.client().await;
-    client.start("/generate", br#"{"stream":true}"#).await;
+    let setup = setup_with_decode(decode, |config| config).await;
+    let mut client = setup.client().await;
+    client.send_request("/generate", br#"{"stream":true}"#).await;
     client.head().await;
     client.read_until("data: 1").await;
     gate.open();
@@ -134,100 +139,100 @@ async fn each_piece_of_a_stream_is_there_before_the_next() {
 }
 
 #[tokio::test]
-async fn plain_http_on_a_tls_port_is_told_so() {
-    let front = front(|config| config).await;
-    let answer = front.router.client().await.get("/health").await;
-    assert_eq!((answer.status(), answer.code().as_str()), (400, "bad_request"));
-    assert!(answer.text().contains("https"), "{}", answer.text());
-    assert_eq!(answer.head.header("connection"), Some("close"));
+async fn plain_http_on_a_tls_port_gets_400_that_names_https() {
+    let setup = setup(|config| config).await;
+    let response = setup.router.client().await.get("/health").await;
+    assert_eq!((response.status(), response.error_code().as_str()), (400, "bad_request"));
+    assert!(response.text().contains("https"), "{}", response.text());
+    assert_eq!(response.head.header("connection"), Some("close"));
 }
 
 #[tokio::test]
-async fn whoever_does_not_shake_hands_is_cut_off_and_delays_nobody() {
+async fn stalled_handshake_is_cut_off_and_blocks_no_other_client() {
     // The handshake below and its request are done in a few milliseconds, on a busy machine in a few hundred.
     let limit = Duration::from_secs(2);
-    let front = front(|config| config.request_head_timeout(limit)).await;
+    let setup = setup(|config| config.request_head_timeout(limit)).await;
     let begun = Instant::now();
     let mut bad = Vec::new();
-    // Nothing; the beginning of a handshake; what looks like one.
+    // Nothing, the beginning of a handshake, and garbage in a handshake record.
     for bytes in [&b""[..], b"\x16\x03\x01\x02\x00\x01", &[&b"\x16\x03\x01\x02\x00"[..], &[7; 512]].concat()]
     {
-        let mut socket = TcpStream::connect(front.router.address()).await.unwrap();
+        let mut socket = TcpStream::connect(setup.router.address()).await.unwrap();
         socket.write_all(bytes).await.unwrap();
         bad.push(socket);
     }
-    assert_eq!(front.client().await.post("/generate", BODY).await.status(), 200);
+    assert_eq!(setup.client().await.post("/generate", BODY).await.status(), 200);
     assert!(begun.elapsed() < limit, "{:?}", begun.elapsed());
     for mut socket in bad {
         let mut rest = Vec::new();
-        patiently("the connection's end", socket.read_to_end(&mut rest)).await.ok();
-        // At most an alert, which is no HTTP.
+        with_timeout("the connection's end", socket.read_to_end(&mut rest)).await.ok();
+        // At most a TLS alert (record type 0x15), no HTTP.
         assert!(rest.is_empty() || rest[0] == 0x15, "{}", rest.escape_ascii());
     }
     assert!(begun.elapsed() >= limit, "{:?}", begun.elapsed());
 }
 
 #[tokio::test]
-async fn a_refused_client_gets_the_last_word_and_a_clean_end() {
+async fn rejected_client_gets_its_response_and_close_notify() {
     let limit = Duration::from_millis(300);
-    let front = front(|config| config.request_head_timeout(limit)).await;
-    let mut client = front.client().await;
+    let setup = setup(|config| config.request_head_timeout(limit)).await;
+    let mut client = setup.client().await;
     client.send("POST /generate HTTP/1.1\r\nhos").await;
-    let answer = client.answer().await;
-    assert_eq!((answer.status(), answer.code().as_str()), (408, "request_timeout"));
-    client.ends_cleanly().await;
+    let response = client.response().await;
+    assert_eq!((response.status(), response.error_code().as_str()), (408, "request_timeout"));
+    client.expect_clean_close().await;
 }
 
 #[tokio::test]
-async fn idle_and_unwanted_connections_end_cleanly() {
-    let front = front(|config| config.client_idle_timeout(Duration::from_millis(300))).await;
-    let mut idle = front.client().await;
+async fn idle_and_close_connections_end_with_close_notify() {
+    let setup = setup(|config| config.client_idle_timeout(Duration::from_millis(300))).await;
+    let mut idle = setup.client().await;
     assert_eq!(idle.post("/generate", BODY).await.status(), 200);
-    idle.ends_cleanly().await;
-    let mut asking = front.client().await;
+    idle.expect_clean_close().await;
+    let mut asking = setup.client().await;
     asking.send("GET /health HTTP/1.1\r\nhost: r\r\nconnection: close\r\n\r\n").await;
-    assert_eq!(asking.answer().await.status(), 200);
-    asking.ends_cleanly().await;
+    assert_eq!(asking.response().await.status(), 200);
+    asking.expect_clean_close().await;
 }
 
 #[tokio::test]
-async fn an_answer_that_breaks_off_does_not_end_cleanly() {
-    let decode = Upstream::start(|_| {
+async fn truncated_response_ends_without_close_notify() {
+    let decode = ScriptedServer::start(|_| {
         vec![Step::Send(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\npart".to_vec()), Step::Close]
     })
     .await;
-    let front = front_of(decode, |config| config).await;
-    let mut client = front.client().await;
-    let answer = client.post("/generate", BODY).await;
-    assert!(!answer.complete, "{answer:?}");
+    let setup = setup_with_decode(decode, |config| config).await;
+    let mut client = setup.client().await;
+    let response = client.post("/generate", BODY).await;
+    assert!(!response.complete, "{response:?}");
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_ends_both_legs() {
-    let decode = Upstream::start(|_| vec![Step::Hang]).await;
-    let front = front_of(decode, |config| config).await;
-    let mut client = front.client().await;
-    client.start("/generate", BODY).await;
-    front.decode.arrived(1).await;
+async fn client_disconnect_closes_the_legs() {
+    let decode = ScriptedServer::start(|_| vec![Step::Hang]).await;
+    let setup = setup_with_decode(decode, |config| config).await;
+    let mut client = setup.client().await;
+    client.send_request("/generate", BODY).await;
+    setup.decode.wait_for_requests(1).await;
     drop(client);
-    front.decode.closed(1).await;
+    setup.decode.wait_closed(1).await;
 }
 
 #[tokio::test]
-async fn a_new_certificate_is_shown_without_cutting_off_what_is_open() {
+async fn reloaded_certificate_keeps_open_connections() {
     let gate = Gate::new();
-    let front = front_of(held(&gate).await, |config| config).await;
-    let mut open = front.client().await;
-    open.start("/generate", br#"{"stream":true}"#).await;
+    let setup = setup_with_decode(held(&gate).await, |config| config).await;
+    let mut open = setup.client().await;
+    open.send_request("/generate", br#"{"stream":true}"#).await;
     open.head().await;
-    let old = open.shown();
+    let old = open.server_certificate();
     // Another certificate in the same files.
-    let renewed = front.ca.issue("router", &["localhost", "other"]);
-    assert_eq!(renewed.cert, front.identity.cert);
-    assert_eq!(front.client().await.shown(), old, "nobody has asked for it yet");
-    front.router.reload(front.config(&renewed)).expect("good files");
-    let mut new = front.client().await;
-    assert_ne!(new.shown(), old);
+    let renewed = setup.ca.issue("router", &["localhost", "other"]);
+    assert_eq!(renewed.cert, setup.identity.cert);
+    assert_eq!(setup.client().await.server_certificate(), old, "not reloaded yet");
+    setup.router.reload(setup.config(&renewed)).expect("valid files");
+    let mut new = setup.client().await;
+    assert_ne!(new.server_certificate(), old);
     assert_eq!(new.post("/generate", BODY).await.status(), 200);
     gate.open();
     open.read_until("data: 2\n\n\r\n0\r\n\r\n").await;
@@ -235,19 +240,19 @@ async fn a_new_certificate_is_shown_without_cutting_off_what_is_open() {
 }
 
 #[tokio::test]
-async fn bad_files_change_nothing() {
-    let front = front(|config| config).await;
-    let old = front.client().await.shown();
-    let another = front.ca.issue("another", &["localhost"]);
-    let mixed = Identity { cert: another.cert, key: front.identity.key.clone() };
-    let error = front.router.reload(front.config(&mixed)).expect_err("a key of another certificate");
+async fn reload_with_bad_files_keeps_the_old_certificate() {
+    let setup = setup(|config| config).await;
+    let old = setup.client().await.server_certificate();
+    let another = setup.ca.issue("another", &["localhost"]);
+    let mixed = Identity { cert: another.cert, key: setup.identity.key.clone() };
+    let error = setup.router.reload(setup.config(&mixed)).expect_err("a key of another certificate");
     assert!(error.to_string().contains("--tls-key-path"), "{error}");
-    assert_eq!(front.client().await.shown(), old);
+    assert_eq!(setup.client().await.server_certificate(), old);
 }
 
 #[test]
-fn files_that_are_of_no_use_are_refused_by_name() {
-    let ca = Authority::new();
+fn unusable_tls_files_are_rejected_with_flag_and_path() {
+    let ca = TestCa::new();
     let (good, other) = (ca.issue("good", &["localhost"]), ca.issue("other", &["localhost"]));
     let empty = ca.path("empty.pem");
     std::fs::write(&empty, "nothing\n").unwrap();
@@ -283,7 +288,7 @@ fn files_that_are_of_no_use_are_refused_by_name() {
 }
 
 #[test]
-fn the_files_are_known_to_whoever_watches_them() {
+fn tls_files_lists_every_configured_path() {
     let config = MiniLbConfig::new("h", 1, vec![], vec![], 1);
     assert!(config.tls_files().is_empty());
     let config = config.tls("c", "k").backend_ca(["a", "b"]).backend_client_cert("cc", "ck");
@@ -292,26 +297,26 @@ fn the_files_are_known_to_whoever_watches_them() {
 }
 
 #[tokio::test]
-async fn a_client_of_another_ca_does_not_trust_the_router() {
-    let front = front(|config| config).await;
-    assert!(shake_hands(front.router.address(), Authority::new().client(&[])).await.is_err());
-    assert_eq!(front.client().await.post("/generate", BODY).await.status(), 200);
+async fn client_with_another_ca_rejects_the_router() {
+    let setup = setup(|config| config).await;
+    assert!(tls_handshake(setup.router.address(), TestCa::new().client(&[])).await.is_err());
+    assert_eq!(setup.client().await.post("/generate", BODY).await.status(), 200);
 }
 
 #[tokio::test]
-async fn curl_is_served_by_the_router_over_tls() {
-    let front = front(|config| config.http2(true)).await;
-    let url = format!("https://localhost:{}/generate", front.router.address().port());
+async fn curl_is_served_over_tls() {
+    let setup = setup(|config| config.http2(true)).await;
+    let url = format!("https://localhost:{}/generate", setup.router.address().port());
     for (option, version) in [("--http1.1", "1.1"), ("--http2", "2")] {
         let mut curl = Command::new("curl");
         curl.args(["-sS", option, "--max-time", "20", "-w", " %{http_code} %{http_version}"]);
-        curl.args(["-d", r#"{"text":"a"}"#, "-4"]).arg("--cacert").arg(front.ca.file()).arg(&url);
+        curl.args(["-d", r#"{"text":"a"}"#, "-4"]).arg("--cacert").arg(setup.ca.file()).arg(&url);
         let Some(output) = kit::run_curl(curl).await else { return };
         assert_eq!(output, format!("{OK} 200 {version}"));
     }
 }
 
-/// The program with this certificate, and servers that do not matter.
+/// Starts the program with this certificate between these servers.
 fn program(identity: &Identity, servers: [&str; 2]) -> (Program, SocketAddr) {
     let port = free_port();
     let (cert, key) = (identity.cert.to_str().unwrap(), identity.key.to_str().unwrap());
@@ -339,8 +344,8 @@ fn program(identity: &Identity, servers: [&str; 2]) -> (Program, SocketAddr) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_program_speaks_tls_and_http_2() {
-    let ca = Authority::new();
+async fn program_serves_tls_and_http2() {
+    let ca = TestCa::new();
     let (_program, address) =
         program(&ca.issue("router", &["localhost"]), ["http://127.0.0.1:1", "http://127.0.0.1:2"]);
     for (option, version) in [("--http1.1", "1.1"), ("--http2", "2")] {
@@ -353,10 +358,10 @@ async fn the_program_speaks_tls_and_http_2() {
     }
 }
 
-/// A decode server of which a stream ends when the gate is open.
-async fn held(gate: &Gate) -> Upstream {
+/// A decode server whose stream ends when the gate opens.
+async fn held(gate: &Gate) -> ScriptedServer {
     let gate = gate.clone();
-    Upstream::start(move |seen| {
+    ScriptedServer::start(move |seen| {
         if seen.json()["text"] == "a" {
             return vec![Step::Send(json("200 OK", OK))];
         }
@@ -370,17 +375,17 @@ async fn held(gate: &Gate) -> Upstream {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_program_reads_renewed_certificates_on_sighup_and_by_itself_and_keeps_the_old_if_they_are_bad() {
-    let (ca, gate) = (Authority::new(), Gate::new());
-    let (prefill, decode) = (Upstream::always(json("200 OK", OK)).await, held(&gate).await);
+async fn program_reloads_certificates_on_sighup_and_on_file_change() {
+    let (ca, gate) = (TestCa::new(), Gate::new());
+    let (prefill, decode) = (ScriptedServer::always(json("200 OK", OK)).await, held(&gate).await);
     let identity = ca.issue("router", &["localhost"]);
     let (program, address) = program(&identity, [&prefill.url(), &decode.url()]);
-    let shown = async || TlsClient::connect(address, ca.client(&[])).await.shown();
+    let shown = async || TlsClient::connect(address, ca.client(&[])).await.server_certificate();
     let first = shown().await;
     let mut open = TlsClient::connect(address, ca.client(&[])).await;
-    open.start("/generate", br#"{"stream":true}"#).await;
+    open.send_request("/generate", br#"{"stream":true}"#).await;
     open.head().await;
-    // A certificate whose key is another one.
+    // A new certificate with the old key.
     let old_key = std::fs::read(&identity.key).unwrap();
     ca.issue("router", &["localhost", "second"]);
     let new_key = std::fs::read(&identity.key).unwrap();
@@ -389,7 +394,7 @@ async fn the_program_reads_renewed_certificates_on_sighup_and_by_itself_and_keep
     let line = program.wait_for("reload failed (SIGHUP)");
     assert!(line.contains("--tls-key-path"), "{line}");
     assert_eq!(shown().await, first);
-    // The right key, and nobody says so.
+    // The matching key, noticed without a signal.
     std::fs::write(&identity.key, new_key).unwrap();
     program.wait_for("has changed): ");
     let second = shown().await;
@@ -397,9 +402,9 @@ async fn the_program_reads_renewed_certificates_on_sighup_and_by_itself_and_keep
     ca.issue("router", &["localhost", "third"]);
     program.reload();
     let mut new = TlsClient::connect(address, ca.client(&[])).await;
-    assert!(new.shown() != first && new.shown() != second);
+    assert!(new.server_certificate() != first && new.server_certificate() != second);
     assert_eq!(new.post("/generate", BODY).await.status(), 200);
-    // What was open all the while.
+    // The stream that was open through all reloads.
     gate.open();
     open.read_until("data: 1\n\n\r\n9\r\ndata: 2\n\n\r\n0\r\n\r\n").await;
     assert_eq!(open.post("/generate", BODY).await.status(), 200);

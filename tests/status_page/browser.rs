@@ -13,18 +13,18 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-/// Nothing takes nearly as long; a machine may be busy.
-const PATIENCE: Duration = Duration::from_secs(60);
-const LOOK: Duration = Duration::from_millis(50);
-/// From being told to end to being killed.
+/// Far longer than anything takes, for a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// From the request to close to the kill.
 const ENDING: Duration = Duration::from_secs(5);
 
-/// It reads from descriptor 3 and writes to 4.
+/// Chromium reads from descriptor 3 and writes to 4.
 const START: &str = r#"exec 3<&0 4>&1 0</dev/null 1>&2; exec "$0" "$@""#;
 const FLAGS: [&str; 11] = [
     "--headless=new",
     "--remote-debugging-pipe",
-    // Chromium cannot make its sandbox as root; it sees nothing but our own page.
+    // Chromium has no sandbox as root; it loads only our own page.
     "--no-sandbox",
     "--disable-gpu",
     "--disable-dev-shm-usage",
@@ -45,7 +45,7 @@ pub struct Browser {
     events: Vec<Value>,
 }
 
-/// Whether there is a Chromium. Where there is none, `CI` must not be set.
+/// Whether Chromium is installed. Panics if it is not and `CI` is set.
 pub fn is_installed() -> bool {
     let output = Command::new("chromium").arg("--version").output();
     let is_there = output.is_ok_and(|output| output.status.success());
@@ -107,11 +107,11 @@ impl Browser {
         let mut bytes = message.to_string().into_bytes();
         bytes.push(0);
         self.stdin.write_all(&bytes).expect("chromium reads");
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let message =
-                self.messages.recv_timeout(left).unwrap_or_else(|_| panic!("no answer to {method}"));
+                self.messages.recv_timeout(left).unwrap_or_else(|_| panic!("no response to {method}"));
             if message["id"] != json!(self.calls) {
                 self.events.push(message);
             } else {
@@ -131,31 +131,31 @@ impl Browser {
         self.call("Runtime.evaluate", params)
     }
 
-    /// What an expression of JavaScript is in the page.
+    /// The value of a JavaScript expression in the page.
     pub fn value(&mut self, expression: &str) -> Value {
-        let answer = self.evaluate(expression);
-        assert!(answer["exceptionDetails"].is_null(), "{expression}: {answer}");
-        answer["result"]["value"].clone()
+        let response = self.evaluate(expression);
+        assert!(response["exceptionDetails"].is_null(), "{expression}: {response}");
+        response["result"]["value"].clone()
     }
 
-    /// Waits until an expression is true. It may fail for as long as the page is not there.
+    /// Waits until an expression is true. It may throw while the page is loading.
     pub fn until(&mut self, expression: &str) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
-            let answer = self.evaluate(expression);
-            if answer["result"]["value"] == true {
+            let response = self.evaluate(expression);
+            if response["result"]["value"] == true {
                 return;
             }
             if Instant::now() > deadline {
                 let page = self.value("document.body.innerText");
                 let page = page.as_str().unwrap_or_default();
-                panic!("never: {expression}\n{answer}\n{page}\n{:#?}", self.complaints());
+                panic!("never: {expression}\n{response}\n{page}\n{:#?}", self.console_messages());
             }
-            thread::sleep(LOOK);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
-    /// A window of another size, in CSS pixels.
+    /// Resizes the window, in CSS pixels.
     pub fn resize(&mut self, width: u32, height: u32, is_phone: bool) {
         let scale = if is_phone { 2 } else { 1 };
         let size =
@@ -163,21 +163,21 @@ impl Browser {
         self.call("Emulation.setDeviceMetricsOverride", size);
     }
 
-    /// `dark` or `light`.
-    pub fn prefer(&mut self, scheme: &str) {
+    /// Sets the preferred color scheme: `dark` or `light`.
+    pub fn set_color_scheme(&mut self, scheme: &str) {
         let features = json!([{ "name": "prefers-color-scheme", "value": scheme }]);
         self.call("Emulation.setEmulatedMedia", json!({ "features": features }));
     }
 
-    /// Keeps a picture of the whole page.
+    /// Writes a screenshot of the whole page to a file.
     pub fn screenshot(&mut self, file: &Path) {
         let params = json!({ "format": "png", "captureBeyondViewport": true });
         let picture = self.call("Page.captureScreenshot", params);
         fs::write(file, from_base64(picture["data"].as_str().expect("base64"))).expect("a file");
     }
 
-    /// How many things of a role a screen reader is told of.
-    pub fn told_of(&mut self, role: &str) -> usize {
+    /// The number of nodes with a role in the accessibility tree.
+    pub fn accessible_nodes(&mut self, role: &str) -> usize {
         let tree = self.call("Accessibility.getFullAXTree", json!({}));
         let nodes = tree["nodes"].as_array().expect("nodes");
         nodes.iter().filter(|node| node["ignored"] == false && node["role"]["value"] == role).count()
@@ -189,14 +189,14 @@ impl Browser {
         of_it.map(|event| event["params"].clone()).collect()
     }
 
-    /// The addresses that the page has asked.
-    pub fn asked(&mut self) -> Vec<String> {
+    /// The URLs that the page has requested.
+    pub fn requested_urls(&mut self) -> Vec<String> {
         let sent = self.events("Network.requestWillBeSent");
         sent.iter().map(|event| event["request"]["url"].as_str().expect("a URL").to_owned()).collect()
     }
 
-    /// All that the console shows.
-    pub fn complaints(&mut self) -> Vec<String> {
+    /// All messages and exceptions of the console.
+    pub fn console_messages(&mut self) -> Vec<String> {
         let methods = ["Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"];
         methods.iter().flat_map(|method| self.events(method)).map(|event| event.to_string()).collect()
     }
@@ -209,7 +209,7 @@ impl Drop for Browser {
         let _ = self.stdin.write_all(close.as_bytes());
         let deadline = Instant::now() + ENDING;
         while self.child.try_wait().is_ok_and(|status| status.is_none()) && Instant::now() < deadline {
-            thread::sleep(LOOK);
+            thread::sleep(POLL_INTERVAL);
         }
         let _ = self.child.kill();
         let _ = self.child.wait();

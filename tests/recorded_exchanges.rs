@@ -1,22 +1,21 @@
-//! Recorded SGLang pairs, replayed through the router: what the client gets is
-//! what decode answered, byte for byte, however the bytes come in; for prompt
-//! logprobs, plus prefill's lists.
+//! Recorded exchanges with SGLang pairs, replayed through the router: the client gets decode's response byte for byte,
+//! however it is split into reads; for prompt logprobs, with prefill's lists merged in.
 
 mod kit;
 
-use kit::{Answer, Exchange, Router, Step, Upstream, exchanges, fixture};
+use kit::{Exchange, Response, Router, ScriptedServer, Step, exchanges, fixture};
 use serde_json::Value;
 
-/// How a server's bytes are cut into writes.
+/// How a server's bytes are split into writes.
 #[derive(Clone, Copy)]
-enum Cut {
+enum Chunking {
     Whole,
     Bytes,
-    /// Pieces of 1 to 97 bytes, a different sequence for each seed.
+    /// Chunks of 1 to 97 bytes, a different sequence for each seed.
     Random(u64),
 }
 
-impl Cut {
+impl Chunking {
     fn steps(self, bytes: &[u8]) -> Vec<Step> {
         let mut random = fastrand::Rng::with_seed(match self {
             Self::Random(seed) => seed,
@@ -38,7 +37,7 @@ impl Cut {
     }
 }
 
-/// Routes that other work adds.
+/// Recordings of paths that the router does not serve.
 const NOT_ROUTED: [&str; 2] = ["messages_basic", "responses_basic"];
 
 fn routed() -> Vec<Exchange> {
@@ -48,28 +47,28 @@ fn routed() -> Vec<Exchange> {
     exchanges
 }
 
-async fn replayed(exchange: &Exchange, cut: Cut) -> Answer {
+async fn replay(exchange: &Exchange, chunking: Chunking) -> Response {
     let (prefill, decode) = (exchange.prefill.raw.clone(), exchange.decode.raw.clone());
-    let prefill = Upstream::start(move |_| cut.steps(&prefill)).await;
-    let decode = Upstream::start(move |_| cut.steps(&decode)).await;
+    let prefill = ScriptedServer::start(move |_| chunking.steps(&prefill)).await;
+    let decode = ScriptedServer::start(move |_| chunking.steps(&decode)).await;
     let router = Router::start(&[&prefill], &[&decode]).await;
     let target = exchange.request.head.start_line.split(' ').nth(1).unwrap();
-    let answer = router.client().await.post(target, &exchange.request.body).await;
-    if answer.status() < 400 {
-        // Decode may be done before prefill has read its request.
-        prefill.arrived(1).await;
-        decode.arrived(1).await;
+    let response = router.client().await.post(target, &exchange.request.body).await;
+    if response.status() < 400 {
+        // Decode may respond before prefill has read its request.
+        prefill.wait_for_requests(1).await;
+        decode.wait_for_requests(1).await;
     }
-    // A prefill that refuses at once may end the exchange before decode has read its request.
-    let seen = [prefill.seen(), decode.seen()].concat();
-    assert!(seen.len() == 2 || answer.status() >= 400, "{}", exchange.name);
+    // A prefill that rejects at once may end the exchange before decode has read its request.
+    let seen = [prefill.requests(), decode.requests()].concat();
+    assert!(seen.len() == 2 || response.status() >= 400, "{}", exchange.name);
     for request in seen {
         assert_sent_as_recorded(exchange, &request.body);
     }
-    answer
+    response
 }
 
-/// But for the bootstrap fields, a server must see the request that was recorded.
+/// But for the bootstrap fields, a server must receive the recorded request.
 fn assert_sent_as_recorded(exchange: &Exchange, sent: &[u8]) {
     let without = |body: &[u8]| {
         let mut fields: serde_json::Map<String, Value> = serde_json::from_slice(body).unwrap();
@@ -82,7 +81,7 @@ fn assert_sent_as_recorded(exchange: &Exchange, sent: &[u8]) {
     assert_eq!(without(sent), (without(&exchange.request.body).0, 3), "{}", exchange.name);
 }
 
-/// Everything a client can see of an answer, but for the framing of the body and the request's name.
+/// All that a client sees of a response, except for the framing and the request id.
 fn visible(head: &kit::Head, body: &[u8]) -> (String, Vec<(String, String)>, Vec<u8>) {
     let others = ["transfer-encoding", "content-length", "x-request-id"];
     let mut headers: Vec<_> =
@@ -91,18 +90,18 @@ fn visible(head: &kit::Head, body: &[u8]) -> (String, Vec<(String, String)>, Vec
     (head.start_line.clone(), headers, body.to_vec())
 }
 
-fn assert_verbatim(exchange: &Exchange, answer: &Answer) {
-    assert!(answer.complete, "{}", exchange.name);
-    let got = visible(&answer.head, &answer.body);
+fn assert_verbatim(exchange: &Exchange, response: &Response) {
+    assert!(response.complete, "{}", exchange.name);
+    let got = visible(&response.head, &response.body);
     let decode = visible(&exchange.decode.head, &exchange.decode.body);
     if exchange.decode.head.start_line.contains(" 200 ") {
         assert_eq!(got, decode, "{}", exchange.name);
     } else {
-        // Both servers refused: the one that spoke first is heard.
+        // Both servers rejected the request: the first response is relayed.
         let prefill = visible(&exchange.prefill.head, &exchange.prefill.body);
         assert!(got == decode || got == prefill, "{}: {got:?}", exchange.name);
     }
-    assert_eq!(answer.head.is_chunked(), exchange.decode.head.is_chunked(), "{}", exchange.name);
+    assert_eq!(response.head.is_chunked(), exchange.decode.head.is_chunked(), "{}", exchange.name);
 }
 
 fn wants_prompt_logprobs(exchange: &Exchange) -> bool {
@@ -111,35 +110,35 @@ fn wants_prompt_logprobs(exchange: &Exchange) -> bool {
         || request["echo"] == true && request["logprobs"].as_i64() > Some(0)
 }
 
-async fn every_exchange_is_verbatim(cut: Cut) {
+async fn every_exchange_is_verbatim(chunking: Chunking) {
     let exchanges: Vec<Exchange> = routed().into_iter().filter(|e| !wants_prompt_logprobs(e)).collect();
     assert!(exchanges.len() >= 22, "{}", exchanges.len());
     for exchange in exchanges {
-        assert_verbatim(&exchange, &replayed(&exchange, cut).await);
+        assert_verbatim(&exchange, &replay(&exchange, chunking).await);
     }
 }
 
 #[tokio::test]
-async fn a_recorded_answer_reaches_the_client_verbatim() {
-    every_exchange_is_verbatim(Cut::Whole).await;
+async fn recorded_responses_are_verbatim() {
+    every_exchange_is_verbatim(Chunking::Whole).await;
 }
 
 #[tokio::test]
-async fn a_recorded_answer_that_comes_byte_by_byte_reaches_the_client_verbatim() {
-    every_exchange_is_verbatim(Cut::Bytes).await;
+async fn recorded_responses_are_verbatim_byte_by_byte() {
+    every_exchange_is_verbatim(Chunking::Bytes).await;
 }
 
 #[tokio::test]
-async fn a_recorded_answer_in_random_pieces_reaches_the_client_verbatim() {
+async fn recorded_responses_are_verbatim_in_random_chunks() {
     for seed in 0..5 {
-        every_exchange_is_verbatim(Cut::Random(seed)).await;
+        every_exchange_is_verbatim(Chunking::Random(seed)).await;
     }
 }
 
 /// The lists that only prefill has.
 const LISTS: [&str; 3] = ["input_token_logprobs", "input_top_logprobs", "input_token_ids_logprobs"];
 
-/// The JSON texts of an answer: one, or one an event.
+/// The JSON texts of a response: one, or one per event.
 fn texts(body: &[u8]) -> Vec<String> {
     let body = std::str::from_utf8(body).unwrap();
     if !body.starts_with("data: ") {
@@ -151,7 +150,7 @@ fn texts(body: &[u8]) -> Vec<String> {
         .collect()
 }
 
-/// Where `key`'s list stands in an item's text. The recordings are compact and have no bracket in a string.
+/// The range of `key`'s list in an item. Simplified: the recordings have no spaces and no bracket in a string.
 fn list_at(text: &str, key: &str) -> Option<std::ops::Range<usize>> {
     let start = text.find(&format!("\"{key}\":"))? + key.len() + 3;
     let mut depth = 0;
@@ -168,7 +167,7 @@ fn list_at(text: &str, key: &str) -> Option<std::ops::Range<usize>> {
     None
 }
 
-/// An item of decode's with prefill's lists in it.
+/// Decode's item with prefill's lists inserted.
 fn with_lists(decode: &str, prefill: &str) -> String {
     let mut text = decode.to_owned();
     for key in LISTS {
@@ -180,7 +179,7 @@ fn with_lists(decode: &str, prefill: &str) -> String {
     text
 }
 
-/// Cuts a batch into its items. In the recordings only a batch's own items are separated so.
+/// Splits a batch into its items. In the recordings this separator stands only between items.
 fn items(text: &str) -> Vec<&str> {
     text.trim_start_matches('[').trim_end_matches(']').split("},{\"text\"").collect()
 }
@@ -202,74 +201,74 @@ fn merged(exchange: &Exchange) -> Vec<u8> {
     body.into_bytes()
 }
 
-async fn prompt_logprobs_are_merged(cut: Cut) {
+async fn prompt_logprobs_are_merged(chunking: Chunking) {
     let exchanges: Vec<Exchange> =
         routed().into_iter().filter(|e| wants_prompt_logprobs(e) && e.name.starts_with("gen_")).collect();
     let names: Vec<&str> = exchanges.iter().map(|e| e.name.as_str()).collect();
     assert_eq!(names, ["gen_batch_lists_logprob", "gen_logprob", "gen_logprob_stream", "gen_logprob_text"]);
     for exchange in exchanges {
-        let answer = replayed(&exchange, cut).await;
-        assert!(answer.complete);
+        let response = replay(&exchange, chunking).await;
+        assert!(response.complete);
         let expected = visible(&exchange.decode.head, &merged(&exchange));
         assert_ne!(expected.2, exchange.decode.body);
-        assert_eq!(visible(&answer.head, &answer.body), expected, "{}", exchange.name);
-        for text in texts(&answer.body).iter().filter(|text| *text != "[DONE]") {
+        assert_eq!(visible(&response.head, &response.body), expected, "{}", exchange.name);
+        for text in texts(&response.body).iter().filter(|text| *text != "[DONE]") {
             serde_json::from_str::<Value>(text).expect("JSON");
         }
     }
 }
 
 #[tokio::test]
-async fn prompt_logprobs_of_prefill_stand_in_decodes_answer() {
-    prompt_logprobs_are_merged(Cut::Whole).await;
+async fn prompt_logprobs_are_merged_into_decodes_response() {
+    prompt_logprobs_are_merged(Chunking::Whole).await;
 }
 
 #[tokio::test]
-async fn prompt_logprobs_are_merged_when_answers_come_byte_by_byte() {
-    prompt_logprobs_are_merged(Cut::Bytes).await;
+async fn prompt_logprobs_are_merged_byte_by_byte() {
+    prompt_logprobs_are_merged(Chunking::Bytes).await;
 }
 
 #[tokio::test]
-async fn prompt_logprobs_are_merged_when_answers_come_in_random_pieces() {
+async fn prompt_logprobs_are_merged_in_random_chunks() {
     for seed in 0..20 {
-        prompt_logprobs_are_merged(Cut::Random(seed)).await;
+        prompt_logprobs_are_merged(Chunking::Random(seed)).await;
     }
 }
 
-/// What is the same in the answers of two servers that computed the same: all but ids and times.
-fn without_ids(mut answer: Value) -> Value {
+/// Without the fields that differ between two servers that computed the same: ids and times.
+fn without_ids(mut response: Value) -> Value {
     for key in ["id", "created"] {
-        answer.as_object_mut().unwrap().remove(key);
+        response.as_object_mut().unwrap().remove(key);
     }
-    answer
+    response
 }
 
 #[tokio::test]
-async fn a_completion_with_echoed_logprobs_is_what_a_regular_server_answers() {
+async fn echoed_logprobs_match_a_regular_server() {
     let exchange = routed().into_iter().find(|exchange| exchange.name == "cmpl_logprobs_echo").unwrap();
     let regular: Value =
         serde_json::from_slice(&fixture("reg/cmpl_logprobs_echo.resp").unwrap().body).unwrap();
-    for cut in [Cut::Whole, Cut::Bytes, Cut::Random(1)] {
-        let answer = replayed(&exchange, cut).await;
-        assert_eq!(without_ids(answer.json()), without_ids(regular.clone()));
+    for chunking in [Chunking::Whole, Chunking::Bytes, Chunking::Random(1)] {
+        let response = replay(&exchange, chunking).await;
+        assert_eq!(without_ids(response.json()), without_ids(regular.clone()));
     }
 }
 
-/// The events of a stream, but for the last, which is no JSON.
+/// The events of a stream, without the last, `[DONE]`.
 fn values(body: &[u8]) -> Vec<Value> {
     texts(body).iter().filter_map(|text| serde_json::from_str(text).ok()).collect()
 }
 
 #[tokio::test]
-async fn merged_logprobs_are_those_of_a_regular_server() {
+async fn merged_logprobs_match_a_regular_server() {
     let same_requests = [
-        // The regular server was also asked for other lists, which the pair was not.
+        // The request to the regular server asked for more lists.
         ("gen_logprob_text", "reg/gen_logprob_full.resp", &LISTS[..1]),
         ("gen_logprob_stream", "reg/gen_stream_logprob.resp", &LISTS[..]),
     ];
     for (name, regular, lists) in same_requests {
         let exchange = routed().into_iter().find(|exchange| exchange.name == name).unwrap();
-        let got = values(&replayed(&exchange, Cut::Whole).await.body);
+        let got = values(&replay(&exchange, Chunking::Whole).await.body);
         let regular = values(&fixture(regular).unwrap().body);
         assert_eq!(got.len(), regular.len());
         for (got, regular) in got.iter().zip(&regular) {

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the clients that tests/clients.rs and tests/examples.rs run, and prints where they are:
+# Installs the clients that tests/real_clients.rs and tests/examples.rs run, and prints where they are:
 #
 #   setup.sh python DIR   the path of a Python that has what requirements.txt lists
 #   setup.sh node DIR     a folder with the *.mjs files and the packages that they import

@@ -1,4 +1,4 @@
-//! A server that follows a script: for each request, the steps that a test gives.
+//! A server that performs the steps of a test for each request.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,16 +13,16 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::http::{Head, read_body, read_head};
 
-/// One request as a server saw it.
+/// One request as a server received it.
 #[derive(Debug, Clone)]
-pub struct Seen {
-    /// Which connection it came on, counted from 0.
+pub struct ReceivedRequest {
+    /// The number of its connection, from 0.
     pub connection: usize,
     pub head: Head,
     pub body: Vec<u8>,
 }
 
-impl Seen {
+impl ReceivedRequest {
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body).expect("a JSON body")
     }
@@ -33,14 +33,14 @@ impl Seen {
     }
 }
 
-/// What a server does with a request, in order.
+/// One step of the script for a request.
 #[derive(Clone)]
 pub enum Step {
     /// Writes bytes.
     Send(Vec<u8>),
     /// Waits for a gate to open.
     Wait(Gate),
-    /// Opens a gate, for a test that waits until what stands before this has been done.
+    /// Opens a gate, which tells a test that the steps before were performed.
     Open(Gate),
     /// Waits for the router to close the connection.
     Hang,
@@ -48,11 +48,11 @@ pub enum Step {
     Close,
     /// Resets the connection.
     Reset,
-    /// Waits for some time.
+    /// Sleeps.
     Pause(Duration),
-    /// Writes chunks for as long as they are taken, and counts the bytes.
+    /// Writes chunks until the connection ends, and counts the bytes.
     Flood(Arc<AtomicUsize>),
-    /// Closes the connection after some time, without looking at what comes in it.
+    /// Closes the connection after some time, whatever arrives until then.
     CloseAfter(Duration),
 }
 
@@ -70,38 +70,38 @@ impl Gate {
     }
 
     /// Waits until it is open.
-    pub async fn pass(&self) {
-        self.0.subscribe().wait_for(|open| *open).await.expect("the gate outlives its visitors");
+    pub async fn wait(&self) {
+        self.0.subscribe().wait_for(|open| *open).await.expect("the sender is kept by the gate");
     }
 }
 
 #[derive(Default)]
 struct State {
-    seen: Mutex<Vec<Seen>>,
+    seen: Mutex<Vec<ReceivedRequest>>,
     opened: AtomicUsize,
-    /// Requests and closed connections so far, for those who wait for them.
+    /// Counts of received requests and closed connections, to be waited for.
     arrived: watch::Sender<usize>,
     closed: watch::Sender<usize>,
 }
 
-type Script = dyn Fn(&Seen) -> Vec<Step> + Send + Sync;
+type Script = dyn Fn(&ReceivedRequest) -> Vec<Step> + Send + Sync;
 
-/// A scripted server on a port of its own.
-pub struct Upstream {
+/// A scripted server on a free port.
+pub struct ScriptedServer {
     address: SocketAddr,
     state: Arc<State>,
     accepting: JoinHandle<()>,
 }
 
-impl Upstream {
-    pub async fn start(script: impl Fn(&Seen) -> Vec<Step> + Send + Sync + 'static) -> Self {
+impl ScriptedServer {
+    pub async fn start(script: impl Fn(&ReceivedRequest) -> Vec<Step> + Send + Sync + 'static) -> Self {
         Self::start_at("127.0.0.1:0".parse().expect("an address"), script).await
     }
 
-    /// A server at an address where another one has been.
+    /// A server at the address of one that was dropped.
     pub async fn start_at(
         address: SocketAddr,
-        script: impl Fn(&Seen) -> Vec<Step> + Send + Sync + 'static,
+        script: impl Fn(&ReceivedRequest) -> Vec<Step> + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind(address).await.expect("a free port");
         let address = listener.local_addr().expect("a bound address");
@@ -110,10 +110,10 @@ impl Upstream {
         Self { address, state, accepting }
     }
 
-    /// A server that answers everything with the same bytes.
-    pub async fn always(answer: impl Into<Vec<u8>>) -> Self {
-        let answer = answer.into();
-        Self::start(move |_| vec![Step::Send(answer.clone())]).await
+    /// A server that responds to every request with the same bytes.
+    pub async fn always(response: impl Into<Vec<u8>>) -> Self {
+        let response = response.into();
+        Self::start(move |_| vec![Step::Send(response.clone())]).await
     }
 
     pub fn url(&self) -> String {
@@ -124,14 +124,14 @@ impl Upstream {
         self.address
     }
 
-    pub fn seen(&self) -> Vec<Seen> {
+    pub fn requests(&self) -> Vec<ReceivedRequest> {
         self.state.seen.lock().unwrap().clone()
     }
 
-    /// From now on connections are refused.
+    /// Refuses connections from now on.
     pub async fn stop_listening(&self) {
         self.accepting.abort();
-        super::patiently("the listener's end", async {
+        super::with_timeout("the listener's end", async {
             while tokio::net::TcpStream::connect(self.address).await.is_ok() {
                 tokio::task::yield_now().await;
             }
@@ -139,38 +139,38 @@ impl Upstream {
         .await;
     }
 
-    /// The only request so far, which may be about to arrive: prefill's can be behind decode's answer.
-    pub async fn only(&self) -> Seen {
-        self.arrived(1).await;
-        let mut seen = self.seen();
+    /// The only request. Waits for it: prefill's may arrive after decode's response.
+    pub async fn only_request(&self) -> ReceivedRequest {
+        self.wait_for_requests(1).await;
+        let mut seen = self.requests();
         assert_eq!(seen.len(), 1, "one request");
         seen.remove(0)
     }
 
     /// Connections accepted so far.
-    pub fn opened(&self) -> usize {
+    pub fn connections(&self) -> usize {
         self.state.opened.load(Ordering::SeqCst)
     }
 
-    /// Waits until so many requests have arrived in all.
-    pub async fn arrived(&self, count: usize) {
+    /// Waits until `count` requests have arrived in all.
+    pub async fn wait_for_requests(&self, count: usize) {
         let mut arrived = self.state.arrived.subscribe();
-        super::patiently("a request at a server", arrived.wait_for(|n| *n >= count)).await.unwrap();
+        super::with_timeout("a request at a server", arrived.wait_for(|n| *n >= count)).await.unwrap();
     }
 
-    /// Waits until so many connections have been closed in all.
-    pub async fn closed(&self, count: usize) {
+    /// Waits until `count` connections have been closed in all.
+    pub async fn wait_closed(&self, count: usize) {
         let mut closed = self.state.closed.subscribe();
-        super::patiently("a closed connection", closed.wait_for(|n| *n >= count)).await.unwrap();
+        super::with_timeout("a closed connection", closed.wait_for(|n| *n >= count)).await.unwrap();
     }
 
     /// Connections closed so far.
-    pub fn closed_now(&self) -> usize {
+    pub fn closed_connections(&self) -> usize {
         *self.state.closed.borrow()
     }
 }
 
-impl Drop for Upstream {
+impl Drop for ScriptedServer {
     fn drop(&mut self) {
         self.accepting.abort();
     }
@@ -200,24 +200,24 @@ async fn serve(mut stream: TcpStream, connection: usize, state: &State, script: 
         if !complete {
             return;
         }
-        let seen = Seen { connection, head, body };
+        let seen = ReceivedRequest { connection, head, body };
         let steps = script(&seen);
         state.seen.lock().unwrap().push(seen);
         state.arrived.send_modify(|arrived| *arrived += 1);
         for step in steps {
-            if !take(step, &mut stream, &mut buffer).await {
+            if !perform(step, &mut stream, &mut buffer).await {
                 return;
             }
         }
     }
 }
 
-/// Returns whether the connection lives on.
-async fn take(step: Step, stream: &mut TcpStream, buffer: &mut Vec<u8>) -> bool {
+/// Returns whether the connection is still open.
+async fn perform(step: Step, stream: &mut TcpStream, buffer: &mut Vec<u8>) -> bool {
     match step {
         Step::Send(bytes) => stream.write_all(&bytes).await.is_ok(),
         Step::Wait(gate) => tokio::select! {
-            () = gate.pass() => true,
+            () = gate.wait() => true,
             _ = stream.read_buf(buffer) => false,
         },
         Step::Open(gate) => {
@@ -234,7 +234,7 @@ async fn take(step: Step, stream: &mut TcpStream, buffer: &mut Vec<u8>) -> bool 
             true
         }
         Step::Flood(written) => {
-            // Or the kernel would take several megabytes that nobody has read.
+            // Otherwise the kernel buffers several megabytes that no one has read.
             SockRef::from(&*stream).set_send_buffer_size(64 << 10).expect("SO_SNDBUF");
             let chunk = [b"10000\r\n", &[b'x'; 1 << 16][..], b"\r\n"].concat();
             while let Ok(count) = stream.write(&chunk).await {
@@ -256,7 +256,7 @@ async fn take(step: Step, stream: &mut TcpStream, buffer: &mut Vec<u8>) -> bool 
     }
 }
 
-/// A complete answer of JSON.
+/// A complete response with a JSON body.
 pub fn json(status: &str, body: &str) -> Vec<u8> {
     let length = body.len();
     format!("HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}")

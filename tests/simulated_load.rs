@@ -1,5 +1,5 @@
-//! The load generator's servers are close enough to SGLang's for this router: every kind of request is answered
-//! and merged, on connections that are kept.
+//! The load generator against its simulated servers, through the router: every kind of request succeeds, on reused
+//! connections.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use mini_lb::{MiniLbConfig, MiniLoadBalancer};
 use tokio::net::TcpListener;
 
 #[tokio::test]
-async fn every_kind_of_load_is_answered_on_kept_connections() {
+async fn every_kind_of_load_is_served_on_reused_connections() {
     let plan = Plan { tokens: 16, ..Plan::default() };
     let start = |role| Canned::start(role, ([127, 0, 0, 1], 0).into(), plan).expect("a free port");
     let (prefill, decode) = (start(Role::Prefill), start(Role::Decode));
     let config =
         MiniLbConfig::new("127.0.0.1", 30_000, vec![(prefill.url(), Some(8998))], vec![decode.url()], 60);
-    let router = MiniLoadBalancer::new(config.worker_threads(1)).expect("a good configuration");
+    let router = MiniLoadBalancer::new(config.worker_threads(1)).expect("a valid configuration");
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let target = listener.local_addr().expect("a bound address");
     tokio::spawn(async move { router.serve(listener, std::future::pending()).await });
@@ -34,6 +34,6 @@ async fn every_kind_of_load_is_answered_on_kept_connections() {
     for server in [prefill, decode] {
         let seen = server.counts();
         assert_eq!(seen.requests, 50);
-        assert!(seen.connections <= 4, "they are kept: {seen:?}");
+        assert!(seen.connections <= 4, "connections are reused: {seen:?}");
     }
 }

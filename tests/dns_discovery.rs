@@ -1,7 +1,7 @@
-//! Servers that are found by name, that come up late, or that are not what they were given as: the built program and
-//! simulated SGLang servers.
+//! Backends found by DNS, backends that start late, and descriptions that contradict the configuration: the built program
+//! with simulated SGLang servers.
 //!
-//! Reading the program's lines blocks a thread, and its servers need another.
+//! Multi-threaded tests: reading the program's log blocks a thread, and the servers need another.
 
 #![allow(clippy::unwrap_used, reason = "clippy.toml allows it in test functions only, not in what they call")]
 
@@ -13,7 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
-use kit::{Client, Router, Step, Upstream, json};
+use kit::{Client, Router, ScriptedServer, Step, json};
 use loadtest::sim::{Role, Sim, SimConfig};
 use mini_lb::{MiniLbConfig, RoundRobin};
 
@@ -48,7 +48,7 @@ impl Program {
     fn line(&self, part: &str) -> String {
         let mut seen = Vec::new();
         loop {
-            match self.lines.recv_timeout(kit::PATIENCE) {
+            match self.lines.recv_timeout(kit::TIMEOUT) {
                 Ok(line) if line.contains(part) => return line,
                 Ok(line) => seen.push(line),
                 Err(error) => panic!("no line with {part:?} ({error}) after {seen:?}"),
@@ -64,9 +64,9 @@ impl Drop for Program {
     }
 }
 
-/// A server that says of itself what a prefill server says.
-async fn prefill() -> Upstream {
-    Upstream::start(|seen| {
+/// A server that describes itself as a prefill server.
+async fn prefill() -> ScriptedServer {
+    ScriptedServer::start(|seen| {
         let body = match seen.target() {
             "/server_info" => r#"{"disaggregation_mode":"prefill","disaggregation_bootstrap_port":9101}"#,
             _ => "{}",
@@ -77,26 +77,26 @@ async fn prefill() -> Upstream {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_name_stands_for_all_its_addresses() {
-    let (prefill, decode) = (prefill().await, Upstream::always(json("200 OK", "{}")).await);
-    let name = |server: &Upstream| format!("localhost:{}", server.address().port());
+async fn dns_name_expands_to_all_its_addresses() {
+    let (prefill, decode) = (prefill().await, ScriptedServer::always(json("200 OK", "{}")).await);
+    let name = |server: &ScriptedServer| format!("localhost:{}", server.address().port());
     let (prefill_name, decode_name) = (name(&prefill), name(&decode));
     let typed =
         ["--prefill-dns", &prefill_name, "none", "--decode-dns", &decode_name, "--dns-interval-secs", "1"];
     let program = Program::start(&typed);
     let mut client = Client::connect(program.address).await;
-    kit::patiently("a ready router", async {
+    kit::with_timeout("a ready router", async {
         while client.get("/ready").await.status() != 200 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
     .await;
-    // The name may have another address at which nobody listens; that server gets nothing.
+    // `localhost` may have a second address on which nothing listens; that backend gets no request.
     for _ in 0..5 {
         assert_eq!(client.post("/generate", BODY).await.status(), 200);
     }
     let shown = client.get("/workers").await.json();
-    let of = |server: &Upstream| {
+    let of = |server: &ScriptedServer| {
         let all = shown["workers"].as_array().unwrap();
         all.iter()
             .find(|entry| entry["url"] == server.url())
@@ -104,29 +104,29 @@ async fn a_name_stands_for_all_its_addresses() {
             .clone()
     };
     assert_eq!((&of(&prefill)["source"], &of(&decode)["source"]), (&"dns".into(), &"dns".into()));
-    let seen = decode.seen();
+    let seen = decode.requests();
     let request = seen.iter().find(|seen| seen.target() == "/generate").unwrap().json();
     assert_eq!((&request["bootstrap_host"], &request["bootstrap_port"]), (&"127.0.0.1".into(), &9101.into()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_name_that_is_not_known_is_told_once_and_the_router_waits_for_it() {
-    let decode = Upstream::always(json("200 OK", "{}")).await;
+async fn unknown_dns_name_is_logged_once_and_retried() {
+    let decode = ScriptedServer::always(json("200 OK", "{}")).await;
     let (url, name) = (decode.url(), "no-such-name.invalid:1");
     let program = Program::start(&["--prefill-dns", name, "--decode", &url, "--dns-interval-secs", "1"]);
     let line = program.line("DNS lookup of");
     assert!(line.contains("no-such-name.invalid:1") && line.contains("WARN"), "{line}");
     let mut client = Client::connect(program.address).await;
-    let answer = client.post("/generate", BODY).await;
-    assert_eq!((answer.status(), answer.code().as_str()), (503, "prefill_unavailable"));
+    let response = client.post("/generate", BODY).await;
+    assert_eq!((response.status(), response.error_code().as_str()), (503, "prefill_unavailable"));
     assert_eq!(client.get("/ready").await.status(), 503);
-    // Several lookups later.
+    // Two more lookups.
     tokio::time::sleep(Duration::from_millis(2_500)).await;
-    assert!(!program.lines.try_iter().any(|line| line.contains("DNS lookup of")), "it is told once");
+    assert!(!program.lines.try_iter().any(|line| line.contains("DNS lookup of")), "logged once");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_does_not_come_up_is_told_of_when_its_time_is_over() {
+async fn backend_that_misses_the_startup_timeout_is_logged_as_error() {
     let prefill = prefill().await;
     let decode = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (prefill_url, decode_url) = (prefill.url(), format!("http://{decode}"));
@@ -144,14 +144,14 @@ async fn a_server_that_does_not_come_up_is_told_of_when_its_time_is_over() {
     program.line(&format!("decode server {decode_url} is not up"));
     let line = program.line(&format!("decode server {decode_url} has not come up within 1s"));
     assert!(line.contains("ERROR"), "{line}");
-    // It is asked on, and welcome when it comes.
-    let _late = Upstream::start_at(decode, |_| vec![Step::Send(json("200 OK", "{}"))]).await;
+    // Probes continue, and it is used once it is up.
+    let _late = ScriptedServer::start_at(decode, |_| vec![Step::Send(json("200 OK", "{}"))]).await;
     program.line(&format!("decode server {decode_url} is healthy"));
     assert_eq!(Client::connect(program.address).await.get("/ready").await.status(), 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_given_in_the_wrong_role_or_with_the_wrong_port_is_told_of() {
+async fn wrong_role_or_bootstrap_port_is_logged() {
     let (first, second) = (prefill().await, prefill().await);
     let (prefill_url, decode_url) = (first.url(), second.url());
     let program = Program::start(&["--prefill", &prefill_url, "9100", "--decode", &decode_url]);
@@ -175,10 +175,10 @@ async fn simulated(role: Role, bootstrap_port: u16) -> Sim {
     Sim::start(config).await.expect("a free port")
 }
 
-/// A decode server that assumes another bootstrap port than the prefill server has: only a port that was learned, and
-/// that the router sends, brings them together. Meanwhile another decode server comes and goes.
+/// The decode servers assume a wrong bootstrap port, so that only the learned port, sent by the router, connects them to
+/// prefill. Meanwhile one decode server is added and removed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn simulated_servers_find_each_other_by_a_port_that_was_learned_while_others_come_and_go() {
+async fn learned_bootstrap_port_works_while_backends_come_and_go() {
     let prefill = simulated(Role::Prefill, 0).await;
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let (decode, second) = (simulated(Role::Decode, nobody).await, simulated(Role::Decode, nobody).await);
@@ -188,7 +188,7 @@ async fn simulated_servers_find_each_other_by_a_port_that_was_learned_while_othe
         .health_check_interval(Duration::from_millis(50));
     let router = Router::start_with(&[], &[], |_| config).await;
     let mut operator = router.client().await;
-    kit::patiently("a ready router", async {
+    kit::with_timeout("a ready router", async {
         while operator.get("/ready").await.status() != 200 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -201,14 +201,14 @@ async fn simulated_servers_find_each_other_by_a_port_that_was_learned_while_othe
             tokio::spawn(async move {
                 let mut client = Client::connect(address).await;
                 for _ in 0..6 {
-                    let answer = client.post("/generate", body).await;
-                    assert_eq!(answer.status(), 200, "{}", answer.text());
+                    let response = client.post("/generate", body).await;
+                    assert_eq!(response.status(), 200, "{}", response.text());
                     assert!(
-                        answer.complete && answer.text().ends_with("data: [DONE]\n\n"),
+                        response.complete && response.text().ends_with("data: [DONE]\n\n"),
                         "{}",
-                        answer.text()
+                        response.text()
                     );
-                    assert!(!answer.text().contains("\"error\""), "{}", answer.text());
+                    assert!(!response.text().contains("\"error\""), "{}", response.text());
                 }
             })
         })
@@ -218,15 +218,15 @@ async fn simulated_servers_find_each_other_by_a_port_that_was_learned_while_othe
     for _ in 0..4 {
         assert_eq!(operator.post("/workers", &order).await.status(), 202);
         tokio::time::sleep(Duration::from_millis(100)).await;
-        operator.start("DELETE", &target, &[], b"").await;
-        let answer = operator.answer().await;
-        assert_eq!((answer.status(), &answer.json()["in_flight"]), (200, &0.into()));
+        operator.send_request("DELETE", &target, &[], b"").await;
+        let response = operator.response().await;
+        assert_eq!((response.status(), &response.json()["in_flight"]), (200, &0.into()));
     }
     for stream in streams {
         stream.await.expect("no error");
     }
     assert!(
         second.recorded_requests().iter().any(|seen| format!("{seen:?}").contains("/generate")),
-        "it had its share"
+        "the second decode server got requests"
     );
 }

@@ -1,0 +1,61 @@
+//! The tests of the router's behaviour once more, with hyper as the HTTP/1.1 engine on both sides
+//! (`--http1-engine hyper`). `kit/engine.rs` chooses the engine by the name of this target.
+//!
+//! Left out is what does not depend on the engine: the command line, configuration and reloads, DNS discovery, the
+//! choice of a backend, the status page, examples. `allocations.rs` and `fault_storms.rs` measure a process and run alone.
+
+// Each file declares `mod kit;` for its own target. Only what the tests use of a copy is compiled.
+#![allow(clippy::duplicate_mod, reason = "each file is also a test target of its own")]
+
+#[path = "authentication.rs"]
+mod authentication;
+#[path = "backend_connections.rs"]
+mod backend_connections;
+#[path = "backend_tls.rs"]
+mod backend_tls;
+#[path = "client_connections.rs"]
+mod client_connections;
+#[path = "client_timeouts.rs"]
+mod client_timeouts;
+#[path = "client_tls.rs"]
+mod client_tls;
+#[path = "cors.rs"]
+mod cors;
+#[path = "crosstalk.rs"]
+mod crosstalk;
+#[path = "data_path.rs"]
+mod data_path;
+#[path = "endpoints.rs"]
+mod endpoints;
+#[path = "failures.rs"]
+mod failures;
+#[path = "health.rs"]
+mod health;
+#[path = "http1_parsing.rs"]
+mod http1_parsing;
+#[path = "http2.rs"]
+mod http2;
+#[path = "invalid_requests.rs"]
+mod invalid_requests;
+#[path = "limits.rs"]
+mod limits;
+#[path = "logging.rs"]
+mod logging;
+#[path = "metrics.rs"]
+mod metrics;
+#[path = "real_clients.rs"]
+mod real_clients;
+#[path = "recorded_exchanges.rs"]
+mod recorded_exchanges;
+#[path = "request_id.rs"]
+mod request_id;
+#[path = "retries.rs"]
+mod retries;
+#[path = "shutdown.rs"]
+mod shutdown;
+#[path = "simulated_load.rs"]
+mod simulated_load;
+#[path = "streams.rs"]
+mod streams;
+#[path = "workers_api.rs"]
+mod workers_api;
