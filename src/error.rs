@@ -112,6 +112,7 @@ impl Error {
             Self::RequestTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
+            // 503 and not 429: the client did nothing too often, the servers are too slow.
             Self::Overloaded(Rejection::QueueTimeout(_)) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Overloaded(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -121,6 +122,7 @@ impl Error {
             | Self::ManySamples
             | Self::BadRequest(_)
             | Self::BadAdminRequest(_) => StatusCode::BAD_REQUEST,
+            // RFC 9110, section 15.6.5: no response in time is 504, a bad or broken one 502.
             Self::Upstream { cause: Cause::ConnectTimeout(_) | Cause::Timeout(_), .. } => {
                 StatusCode::GATEWAY_TIMEOUT
             }
@@ -190,9 +192,11 @@ impl Error {
     pub(crate) fn to_response(&self) -> OwnResponse {
         let mut response = json_response(self.status(), self.to_json());
         match self {
+            // RFC 9110, section 15.5.6: a 405 must say which methods are allowed.
             Self::MethodNotAllowed { allow } => {
                 response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
             }
+            // Section 15.5.2: a 401 must say how to authenticate.
             Self::Unauthorized => {
                 response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
@@ -204,8 +208,8 @@ impl Error {
         response
     }
 
-    /// Whether the connection must end: what is left of the request would be taken for the next one, or it is not known
-    /// where the request ends.
+    /// Whether the connection must end: what is left of the request would be taken for the next one, or it is
+    /// not known where the request ends.
     pub(crate) fn ends_connection(&self) -> bool {
         matches!(
             self,
@@ -247,9 +251,11 @@ impl Cause {
     /// The outcome of a leg that failed like this.
     pub(crate) fn outcome(&self) -> Outcome {
         match self {
+            // No fault of the backend: it must not be taken out of rotation for it.
             Self::Connect(error) if is_exhaustion(error) => Outcome::Exhausted,
             Self::Connect(_) => Outcome::Connect,
             Self::ConnectTimeout(_) => Outcome::ConnectTimeout,
+            // The race of an idle close is normal, and retried: it says nothing of the backend's health.
             Self::Closed { unseen: true, .. } => Outcome::Stale,
             Self::Closed { unseen: false, .. } => Outcome::Closed,
             Self::BadResponse(_) => Outcome::BadResponse,

@@ -37,7 +37,7 @@
 //! Events are emitted with [`tracing`]. They never contain bodies, or headers other than the request id.
 //! Request lines can go to a function instead: [`MiniLbConfig::request_log`].
 
-#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+#![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::unwrap_used))]
 
 mod admin;
 mod admission;
@@ -46,6 +46,7 @@ mod config;
 mod error;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
+#[allow(clippy::disallowed_methods, reason = "peers of the router are tasks of their own")]
 pub mod fuzzing;
 mod http1;
 #[cfg(feature = "internals")]

@@ -1,5 +1,5 @@
-//! Allocations for a plain request of 300 bytes and for one token of a stream. The peers allocate nothing, so the whole
-//! process is counted.
+//! Allocations for a plain request of 300 bytes and for one token of a stream. The peers allocate nothing, so
+//! the whole process is counted.
 
 #[path = "kit/lockstep.rs"]
 mod lockstep;

@@ -1,4 +1,5 @@
-//! Who may ask: API keys of clients, the admin key of operators, and the key that the router sends to backends.
+//! Who may ask: API keys of clients, the admin key of operators, and the key that the router sends to
+//! backends.
 
 mod kit;
 

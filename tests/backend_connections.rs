@@ -134,7 +134,8 @@ async fn bytes_after_a_response_reach_no_client() {
             router.wait_idle().await;
             later.open();
             if !at_once {
-                // The router reads an idle connection only when it wants to use it: the bytes must be there by then.
+                // The router reads an idle connection only when it wants to use it: the bytes must be there
+                // by then.
                 kit::with_timeout("more than one answer", written.wait()).await;
             }
             for _ in 0..3 {

@@ -159,35 +159,47 @@ async fn stalled_request_head_gets_408_at_any_position() {
     let part = "GET /health HT";
     let whole = "GET /health HTTP/1.1\r\nhost: r\r\n\r\n";
     let with_body = format!("POST /generate HTTP/1.1\r\nhost: r\r\ncontent-length: 12\r\n\r\n{GOOD}");
-    for before in ["", "\r\n", whole, &with_body, &whole.repeat(3)] {
+    let behind_a_request = [whole, &with_body, &whole.repeat(3)];
+    // hyper does not tell how much of what it has read is behind a request.
+    let only_alone =
+        kit::skip_on_hyper("a partial head that came with the request before it has the idle timeout");
+    let behind = behind_a_request.into_iter().filter(|_| !only_alone);
+    for before in ["", "\r\n"].into_iter().chain(behind) {
         // In one write, so that the partial head is read together with what precedes it.
         let all = send_and_read_to_end(&setup.router, format!("{before}{part}")).await;
         let last = &all[all.rfind("HTTP/1.1 ").unwrap()..];
         assert_final_error(last, "408 Request Timeout", "request_timeout");
         assert_eq!(all.matches("HTTP/1.1 200 OK\r\n").count(), before.matches("HTTP/1.1").count());
     }
-    // While a request is in flight.
-    let gate = Gate::new();
-    let script = {
-        let gate = gate.clone();
-        move |_: &_| vec![Step::Wait(gate.clone()), Step::Send(json("200 OK", "{}"))]
-    };
-    let decode = ScriptedServer::start(script).await;
-    let router = Router::start_with(&[&setup.prefill], &[&decode], timeouts(SHORT, LONG, LONG)).await;
-    let mut client = router.client().await;
-    client.send(&with_body).await;
-    decode.wait_for_requests(1).await;
-    client.send(part).await;
-    sleep(SHORT * 2).await;
-    gate.open();
-    assert_eq!(client.response().await.status(), 200);
-    assert_eq!(client.response().await.status(), 408);
     // In a write of its own.
     let mut client = setup.router.client().await;
     post(&mut client).await;
     client.send(part).await;
     assert_eq!(client.response().await.status(), 408);
     client.wait_closed().await;
+}
+
+#[tokio::test]
+async fn head_that_begins_while_a_request_is_in_flight_gets_408() {
+    if kit::skip_on_hyper("a partial head that came with the request before it has the idle timeout") {
+        return;
+    }
+    let prefill = ScriptedServer::always(json("200 OK", "{}")).await;
+    let gate = Gate::new();
+    let script = {
+        let gate = gate.clone();
+        move |_: &_| vec![Step::Wait(gate.clone()), Step::Send(json("200 OK", "{}"))]
+    };
+    let decode = ScriptedServer::start(script).await;
+    let router = Router::start_with(&[&prefill], &[&decode], timeouts(SHORT, LONG, LONG)).await;
+    let mut client = router.client().await;
+    client.send(format!("POST /generate HTTP/1.1\r\nhost: r\r\ncontent-length: 12\r\n\r\n{GOOD}")).await;
+    decode.wait_for_requests(1).await;
+    client.send("GET /health HT").await;
+    sleep(SHORT * 2).await;
+    gate.open();
+    assert_eq!(client.response().await.status(), 200);
+    assert_eq!(client.response().await.status(), 408);
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
-//! TLS towards clients: versions, session resumption, clean ends, rejected handshakes, and certificate reloads.
+//! TLS towards clients: versions, session resumption, clean ends, rejected handshakes, and certificate
+//! reloads.
 
 mod kit;
 

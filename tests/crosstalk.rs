@@ -1,7 +1,8 @@
-//! Many concurrent requests to servers with every kind of fault: each client gets its own response or an error.
+//! Many concurrent requests to servers with every kind of fault: each client gets its own response or an
+//! error.
 //!
-//! A request carries its own plan: its number determines what it asks for, how each server behaves, and what the client
-//! does. Every response carries the token of its request.
+//! A request carries its own plan: its number determines what it asks for, how each server behaves, and what
+//! the client does. Every response carries the token of its request.
 
 mod kit;
 
@@ -205,7 +206,7 @@ fn steps(behavior: &Behavior, body: &[String], token: &str, events: bool, seed: 
             (AfterResponse::Closes, _) => steps.push(Step::Close),
             // In one write with the response's end, so that it arrives before the next request.
             (AfterResponse::SendsExtra, Some(Step::Send(last))) => {
-                last.extend_from_slice(EXTRA_RESPONSE.as_bytes())
+                last.extend_from_slice(EXTRA_RESPONSE.as_bytes());
             }
             _ => {}
         }

@@ -1,5 +1,5 @@
-//! Backends found by DNS, backends that start late, and descriptions that contradict the configuration: the built program
-//! with simulated SGLang servers.
+//! Backends found by DNS, backends that start late, and descriptions that contradict the configuration: the
+//! built program with simulated SGLang servers.
 //!
 //! Multi-threaded tests: reading the program's log blocks a thread, and the servers need another.
 
@@ -175,8 +175,8 @@ async fn simulated(role: Role, bootstrap_port: u16) -> Sim {
     Sim::start(config).await.expect("a free port")
 }
 
-/// The decode servers assume a wrong bootstrap port, so that only the learned port, sent by the router, connects them to
-/// prefill. Meanwhile one decode server is added and removed.
+/// The decode servers assume a wrong bootstrap port, so that only the learned port, sent by the router,
+/// connects them to prefill. Meanwhile one decode server is added and removed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn learned_bootstrap_port_works_while_backends_come_and_go() {
     let prefill = simulated(Role::Prefill, 0).await;

@@ -219,12 +219,14 @@ failures! {
     }
 }
 
-/// Runs one row. A slow run is repeated twice, because the time limit is part of the test and the machine may be busy.
+/// Runs one row. A slow run is repeated twice, because the time limit is part of the test and the machine may
+/// be busy.
 async fn check(failure: &Failure, kind: RequestKind) {
     for chance in 1.. {
         let took = match failure.moment {
             Moment::BeforeResponse => before_response(failure, kind).await,
-            // Streams only: the head of another response waits for its body, so a failure still gets a status.
+            // Streams only: the head of another response waits for its body, so a failure still gets a
+            // status.
             Moment::AfterDecodeHead => after_decode_head(failure, kind).await,
             Moment::MidBody => mid_body(failure, kind).await,
         };

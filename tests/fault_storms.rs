@@ -80,8 +80,8 @@ impl Router {
         fs::read_dir(format!("/proc/{}/fd", self.program.id())).expect("the router runs").count()
     }
 
-    /// Waits until `more` descriptors than at the baseline are open. A connection takes a moment to close, an idle one to
-    /// a backend 4 s.
+    /// Waits until `more` descriptors than at the baseline are open. A connection takes a moment to close, an
+    /// idle one to a backend 4 s.
     async fn wait_for_descriptors(&self, more: usize) {
         let deadline = Instant::now() + kit::TIMEOUT;
         loop {
@@ -161,8 +161,8 @@ fn abandoned_script(seen: &ReceivedRequest, waiting: &watch::Sender<usize>, is_d
     }
 }
 
-/// Sends a request or a part of it and disconnects. `both_wait` completes when both servers hold all requests that are
-/// abandoned before the response.
+/// Sends a request or a part of it and disconnects. `both_wait` completes when both servers hold all requests
+/// that are abandoned before the response.
 async fn abandon(address: SocketAddr, moment: &'static str, both_wait: impl Future<Output = ()>) {
     let mut client = Client::connect(address).await;
     let body = abandoned_body(moment);
@@ -186,7 +186,8 @@ async fn abandon(address: SocketAddr, moment: &'static str, both_wait: impl Futu
 async fn six_thousand_abandoned_requests_leak_nothing() {
     const WAVE: usize = 198;
     const WAVES: usize = 31;
-    /// By all waves but the first, which warms up the allocator. The bodies alone that arrive whole are 31 MiB.
+    /// By all waves but the first, which warms up the allocator. The bodies alone that arrive whole are 31
+    /// MiB.
     const MAX_GROWTH_MIB: usize = 16;
 
     let _turn = ONE_AT_A_TIME.lock().await;
@@ -272,7 +273,8 @@ async fn nineteen_thousand_idle_connections_leak_nothing() {
     router.check_serves().await;
 }
 
-/// How many connections the limits of this machine allow to a process: one has all clients, the other is the router.
+/// How many connections the limits of this machine allow to a process: one has all clients, the other is the
+/// router.
 fn idle_connections() -> usize {
     let limit = Command::new("sh").args(["-c", "ulimit -H -n"]).output().expect("a shell").stdout;
     let limit = String::from_utf8(limit).expect("UTF-8").trim().parse().unwrap_or(usize::MAX);
@@ -312,7 +314,8 @@ fn idle_clients() {
     drop(clients);
 }
 
-/// Connects from one of eight local addresses: finding a free port takes the kernel long where most are taken.
+/// Connects from one of eight local addresses: finding a free port takes the kernel long where most are
+/// taken.
 fn connect_from(number: usize, address: SocketAddr) -> TcpStream {
     let local = SocketAddr::from(([127, 0, 0, 1 + (number % 8) as u8], 0));
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a descriptor");
@@ -335,7 +338,11 @@ async fn descriptor_exhaustion_neither_spins_nor_is_permanent() {
     for _ in 0..2 * DESCRIPTORS {
         clients.push(router.client().await);
     }
-    assert!(router.program.stderr.wait_for("no connection could be accepted"), "{}", router.program.output());
+    assert!(
+        router.program.stderr.wait_for("cannot accept a client connection"),
+        "{}",
+        router.program.output()
+    );
     assert!(router.open_descriptors() >= DESCRIPTORS);
     // A router that retries accept without a pause would use the whole second.
     let before = router.cpu_time();

@@ -1,8 +1,9 @@
 //! The tests of the router's behaviour once more, with hyper as the HTTP/1.1 engine on both sides
 //! (`--http1-engine hyper`). `kit/engine.rs` chooses the engine by the name of this target.
 //!
-//! Left out is what does not depend on the engine: the command line, configuration and reloads, DNS discovery, the
-//! choice of a backend, the status page, examples. `allocations.rs` and `fault_storms.rs` measure a process and run alone.
+//! Left out is what does not depend on the engine: the command line, configuration and reloads, DNS
+//! discovery, the choice of a backend, the status page, examples. `allocations.rs` and `fault_storms.rs`
+//! measure a process and run alone.
 
 // Each file declares `mod kit;` for its own target. Only what the tests use of a copy is compiled.
 #![allow(clippy::duplicate_mod, reason = "each file is also a test target of its own")]

@@ -40,7 +40,7 @@ impl Files {
         let library = option_sections().iter().flat_map(OptionSection::options);
         let program = PROGRAM.iter().flat_map(|(_, specs)| specs.iter());
         let specs = library.chain(program).filter(|spec| !COMMAND_LINE_ONLY.contains(&spec.name));
-        // Without the feature they are refused; `tests/traces.rs` has that.
+        // Without the feature they are refused; `tests/tracing_spans.rs` tests that.
         let traces = ["enable-trace", "otlp-traces-endpoint"];
         let specs = specs.filter(|spec| cfg!(feature = "otel") || !traces.contains(&spec.name));
         specs.map(|spec| self.case(spec)).collect()

@@ -284,7 +284,7 @@ fn every_flag_in_the_documents_exists() {
         "--tag",
         "--kustomize",
         "--now",
-        "--http1-engine",
+        "--test",
     ];
     let unsupported = flags(&source("unsupported.rs"));
     let mut known = flags(&help);

@@ -1,5 +1,6 @@
-//! The built router between real clients and simulated servers: the official `openai` packages of Python and Node,
-//! and `requests`. What each client checks is in tests/real_clients/; what the servers saw of it is checked here.
+//! The built router between real clients and simulated servers: the official `openai` packages of Python and
+//! Node, and `requests`. What each client checks is in tests/real_clients/; what the servers saw of it is
+//! checked here.
 
 mod kit;
 
@@ -11,7 +12,8 @@ use loadtest::sim::{RecordedRequest, Sim, SimConfig};
 
 const KEY: &str = "a key that every server asks for";
 
-/// What a parse and re-serialisation would change: escapes, spaces, numbers, duplicate keys, bytes behind the object.
+/// What a parse and re-serialisation would change: escapes, spaces, numbers, duplicate keys, bytes behind the
+/// object.
 const ODD_BODY: &str = concat!(
     " \t{\"text\":\"caf\\u00e9 \\/ 🙂\", \"ключ \\\"x\\\"\" : [1.0,1e2 , -0.0, 12345678901234567890],",
     "\"sampling_params\" :{\"max_new_tokens\":2},\"twice\":1,\"twice\":{\"bootstrap_room\":5}}\r\n "
@@ -30,7 +32,8 @@ fn servers() -> Servers {
     })
 }
 
-/// Runs a script that sends the same requests to the router and to a single server and compares the responses.
+/// Runs a script that sends the same requests to the router and to a single server and compares the
+/// responses.
 fn compare(servers: &Servers, router: &BuiltRouter, program: &str, args: &[&str]) -> ChildProcess {
     let single = servers.single.url();
     let environment =
@@ -55,7 +58,8 @@ fn by_room(server: &Sim) -> HashMap<i64, RecordedRequest> {
     by_room
 }
 
-/// Whether it is one of the requests that every server rejects. After one rejection the other leg may not be sent.
+/// Whether it is one of the requests that every server rejects. After one rejection the other leg may not be
+/// sent.
 fn is_wrong(seen: &RecordedRequest) -> bool {
     let body = String::from_utf8_lossy(&seen.body);
     body.contains(r#""temperature":-1"#) || body.starts_with(r#"{"bootstrap_"#)

@@ -1,5 +1,5 @@
-//! Recorded exchanges with SGLang pairs, replayed through the router: the client gets decode's response byte for byte,
-//! however it is split into reads; for prompt logprobs, with prefill's lists merged in.
+//! Recorded exchanges with SGLang pairs, replayed through the router: the client gets decode's response byte
+//! for byte, however it is split into reads; for prompt logprobs, with prefill's lists merged in.
 
 mod kit;
 
@@ -150,7 +150,8 @@ fn texts(body: &[u8]) -> Vec<String> {
         .collect()
 }
 
-/// The range of `key`'s list in an item. Simplified: the recordings have no spaces and no bracket in a string.
+/// The range of `key`'s list in an item. Simplified: the recordings have no spaces and no bracket in a
+/// string.
 fn list_at(text: &str, key: &str) -> Option<std::ops::Range<usize>> {
     let start = text.find(&format!("\"{key}\":"))? + key.len() + 3;
     let mut depth = 0;

@@ -138,7 +138,8 @@ async fn only_listed_statuses_are_retried() {
     for (named, expected) in [(vec![], 503), (vec![429, 500], 503), (vec![429, 503], 200)] {
         for role in ["prefill", "decode"] {
             let (busy, spare) = (busy_server().await, ok_server().await);
-            // Decode never responds before prefill; without the pause the partner's 200 could win over the 503.
+            // Decode never responds before prefill; without the pause the partner's 200 could win over the
+            // 503.
             let later = [Step::Pause(Duration::from_millis(500)), Step::Send(json("200 OK", "{}"))];
             let partner = ScriptedServer::start(move |_| later.to_vec()).await;
             let both = [&busy, &spare];

@@ -1,5 +1,5 @@
-//! The load generator against its simulated servers, through the router: every kind of request succeeds, on reused
-//! connections.
+//! The load generator against its simulated servers, through the router: every kind of request succeeds, on
+//! reused connections.
 
 use std::time::Duration;
 

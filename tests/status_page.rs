@@ -1,5 +1,5 @@
-//! The status page in headless Chromium (Debian: `chromium`), served by the built router between simulated servers.
-//! Screenshots are kept in `target/ui/`.
+//! The status page in headless Chromium (Debian: `chromium`), served by the built router between simulated
+//! servers. Screenshots are kept in `target/ui/`.
 
 #[path = "status_page/browser.rs"]
 mod browser;
@@ -321,9 +321,9 @@ fn calculates(browser: &mut Browser) {
         "quantile(.5, [[1, 0], [2, 10], [Infinity, 10]]) === 1.5",
         "quantile(.99, [[1, 0], [2, 10], [Infinity, 1000]]) === 2",
         "quantile(.5, [[1, 0], [Infinity, 0]]) === null && quantile(.5, []) === null",
-        "growth({ place: 0 }, { values: [7] }, { values: [5] }) === 2",
-        "growth({ place: 0 }, { values: [3] }, { values: [5] }) === 3",
-        "growth({ place: 0 }, { values: [3] }, { values: [] }) === 3",
+        "growth({ index: 0 }, { values: [7] }, { values: [5] }) === 2",
+        "growth({ index: 0 }, { values: [3] }, { values: [5] }) === 3",
+        "growth({ index: 0 }, { values: [3] }, { values: [] }) === 3",
         "rate(30, { at: 5000 }, { at: 2000 }) === 10 && rate(30, { at: 5000 }, { at: 5000 }) === null",
         "[2e-6, 1.5e-3, 2, 250].map(seconds).join() === '2 µs,1.5 ms,2 s,250 s'",
         "[59, 3599, 7260, 90000].map(uptime).join() === '59 s,59 min,2 h 1 min,1 d 1 h'",

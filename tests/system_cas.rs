@@ -1,5 +1,5 @@
-//! Backends' certificates are verified against the system's CAs unless `--ca-cert-paths` is given. Tested with the
-//! built program: variables of the environment belong to a whole process.
+//! Backends' certificates are verified against the system's CAs unless `--ca-cert-paths` is given. Tested
+//! with the built program: variables of the environment belong to a whole process.
 
 mod kit;
 

@@ -357,7 +357,8 @@ async fn api_changes_survive_a_reload_until_the_entry_changes() {
     assert!(entry(&router, &third).await.is_none());
 }
 
-/// A server that responds to `/pd_role_switch` with these (status, body) pairs in turn, then always with the last.
+/// A server that responds to `/pd_role_switch` with these (status, body) pairs in turn, then always with the
+/// last.
 async fn switching_server(responses: &[(&'static str, &'static str)]) -> ScriptedServer {
     let (responses, next) = (responses.to_vec(), AtomicUsize::new(0));
     ScriptedServer::start(move |seen| {

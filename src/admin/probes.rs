@@ -115,7 +115,7 @@ async fn probe_server(
         }
         match server.health() {
             HealthState::Unknown | HealthState::Starting => {
-                sleep_until(start + startup.interval(&server, &options)).await
+                sleep_until(start + startup.interval(&server, &options)).await;
             }
             _ => wait_for_next_probe(start, &server, options.interval).await,
         }

@@ -88,8 +88,14 @@ impl WorkersApi {
             let body = json!({ "success": true, "message": message, "old_role": role, "new_role": role });
             return Ok(json_response(StatusCode::OK, body.to_string()));
         }
-        // In a task of its own: a client that disconnects must not leave the server between two roles.
         let workers = Arc::clone(self);
+        #[cfg_attr(
+            not(test),
+            expect(
+                clippy::disallowed_methods,
+                reason = "a client that disconnects must not leave the server between two roles"
+            )
+        )]
         let switched = tokio::spawn(async move { workers.switch(request).await });
         switched.await.unwrap_or(Err(Error::Internal))
     }

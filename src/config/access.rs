@@ -11,6 +11,7 @@ impl Keys {
     /// Adds the keys in files to those that were given.
     pub(super) fn read_files(&mut self) -> Result<(), ConfigError> {
         if let Some(path) = self.client_file.take() {
+            // Added: each key is valid, so that a new one can be introduced before the old one is removed.
             self.client.extend(keys_in("--api-key-file", &path)?);
         }
         let Self { admin, admin_file, worker, worker_file, .. } = self;
@@ -20,6 +21,7 @@ impl Keys {
             let Some(path) = file.take() else { continue };
             let file_flag = format!("{flag}-file");
             let refused = |why: &str| Err(ConfigError::new(format!("{file_flag} {}: {why}", path.display())));
+            // There is one key of this kind, and no order between the two ways to give it.
             if key.is_some() {
                 return refused(&format!("cannot be used together with {flag}"));
             }
@@ -36,6 +38,7 @@ impl Keys {
     /// The rules, if every key can be sent as a header and every origin is one.
     pub(super) fn settle(&self) -> Result<AccessOptions, ConfigError> {
         let secret = |flag: &str, key: &String| {
+            // The error is printed and logged, so the key itself is not in it.
             Secret::new(key).map_err(|why| ConfigError::new(format!("{flag} ***: {why}")))
         };
         let one = |flag, key: &Option<String>| key.as_ref().map(|key| secret(flag, key)).transpose();
@@ -65,6 +68,7 @@ impl Keys {
 fn keys_in(flag: &str, path: &Path) -> Result<Vec<String>, ConfigError> {
     let refused = |why: String| ConfigError::new(format!("{flag} {}: {why}", path.display()));
     let text = fs::read_to_string(path).map_err(|error| refused(error.to_string()))?;
+    // Trimmed: editors end a file with a line end, a Kubernetes secret often has none.
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let keys: Vec<String> = lines.map(str::to_owned).collect();
     if keys.is_empty() { Err(refused("there is no key in the file".into())) } else { Ok(keys) }

@@ -16,11 +16,13 @@ impl DiscoveryOptions {
 
 fn dns_name(role: Role, name: &str, bootstrap_port: Option<u16>) -> Result<DnsName, ConfigError> {
     let bad = |why: &str| ConfigError(format!("--{role}-dns {}: {why}", name.escape_debug()));
+    // A flag's 0 was rejected when it was parsed; this is for users of the library.
     if bootstrap_port == Some(0) {
         return Err(bad(BAD_BOOTSTRAP_PORT));
     }
     // An IPv6 address needs no resolver, and a URL's path is not a part of a name.
     let has_port = name.rsplit_once(':').is_some_and(|(host, _)| !host.contains(':'));
+    // Parsed as a URL, so that names follow the same rules as hosts of servers.
     let address = Address::parse(&format!("http://{name}")).ok();
     let address = address.filter(|_| has_port && !name.contains('/'));
     let Some(Address { host, port, .. }) = address else {

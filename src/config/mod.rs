@@ -72,6 +72,7 @@ impl MiniLbConfig {
         options.port = port;
         options.prefill = prefill;
         options.decode = decode;
+        // A caller may pass `u64::MAX` for no timeout.
         options.request_timeout = Duration::from_secs(timeout_secs).min(LONGEST_TIMEOUT);
         Self { options }
     }
@@ -113,6 +114,8 @@ impl MiniLbConfig {
     /// each has its own state. Default: [`Random`](crate::Random).
     #[must_use]
     pub fn policy<P: Policy>(self, make: impl Fn() -> P) -> Self {
+        // Two policies: with one counter for both roles and two servers each, round robin would choose the
+        // same pair each time.
         let prefill = make();
         self.prefill_policy(prefill).decode_policy(make())
     }
@@ -168,6 +171,7 @@ impl MiniLbConfig {
     /// if there is one. Default: [`DEFAULT_MAX_RETRIES`].
     #[must_use]
     pub fn max_retries(mut self, retries: u32) -> Self {
+        // The last call counts: a number of retries overrides an earlier `disable-retries`.
         self.options.disable_retries = false;
         self.options.max_retries = retries;
         self
@@ -226,6 +230,8 @@ impl MiniLbConfig {
     /// health checks every server counts as healthy.
     #[must_use]
     pub fn health_checks(mut self, enabled: bool) -> Self {
+        // `settle` derives `health.enabled` from it, so that this method and the flag cannot contradict each
+        // other.
         self.options.disable_health_check = !enabled;
         self
     }
@@ -266,6 +272,7 @@ impl MiniLbConfig {
     /// [`DEFAULT_CONNECT_TIMEOUT`].
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        // Not bounded as others: `tokio::time::timeout` takes any duration.
         self.options.sockets.connect_timeout = timeout;
         self
     }
@@ -328,6 +335,7 @@ impl MiniLbConfig {
 
 impl fmt::Debug for MiniLbConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // No more than this: the keys are in the options.
         f.debug_struct("MiniLbConfig")
             .field("host", &self.options.host)
             .field("port", &self.options.port)

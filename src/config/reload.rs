@@ -30,6 +30,7 @@ impl fmt::Display for Reloaded {
             parts.push(format!("servers +{servers_added} -{servers_removed}"));
         }
         parts.extend(changed.iter().map(|&name| name.to_owned()));
+        // Logged too: an operator who has sent SIGHUP waits for a line.
         match parts.is_empty() {
             true => f.write_str("nothing has changed")?,
             false => f.write_str(&parts.join(", "))?,
@@ -55,11 +56,14 @@ impl ConfigSnapshot {
         // New certificates are taken over, but a listener cannot switch between TLS and plain HTTP.
         let has_tls = ("tls-cert-path", Reload::AfterRestart, options.tls.server.is_some().to_string());
         let values = options.snapshot().into_iter().map(|(spec, value)| (spec.name, spec.reload, value));
+        // The name is in the list a second time: the first stands for the contents of the file, which a
+        // reload applies.
         Self(values.chain([has_tls]).collect())
     }
 
     /// The options that have another value in `new`, among those that change in the same way.
     fn changed(&self, new: &Self, reload: Reload) -> Vec<&'static str> {
+        // Both have the order of the table.
         let pairs = self.0.iter().zip(&new.0);
         pairs.filter(|(old, new)| old.1 == reload && old.2 != new.2).map(|(old, _)| old.0).collect()
     }

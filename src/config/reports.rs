@@ -58,6 +58,7 @@ impl Options {
     #[cfg(feature = "otel")]
     pub(super) fn settle_traces(&mut self) {
         if self.enable_trace {
+            // A collector that was named stays; this flag only turns traces on.
             self.report.traces.get_or_insert_with(|| DEFAULT_TRACES_ENDPOINT.to_owned());
         }
     }
@@ -67,6 +68,7 @@ impl Options {
     pub(super) fn settle_traces(&mut self) {}
 
     pub(super) fn check_reports(&self) -> Result<(), ConfigError> {
+        // An error here, because the request logger skips names that it cannot use.
         for name in &self.report.request_id_headers {
             check_header(name).map_err(|why| {
                 ConfigError::new(format!("--request-id-headers {}: {why}", name.escape_debug()))
@@ -74,6 +76,7 @@ impl Options {
         }
         #[cfg(feature = "otel")]
         if let Some(url) = &self.report.traces {
+            // Parsed again when the exporter is made, where a bad URL could only be ignored.
             crate::observe::report::traces::CollectorEndpoint::parse(url).map_err(|why| {
                 ConfigError::new(format!("--otlp-traces-endpoint {}: {why}", url.escape_debug()))
             })?;

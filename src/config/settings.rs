@@ -22,6 +22,7 @@ impl MiniLbConfig {
     /// Checks everything, and reads the files of certificates and keys. The first fault is the error.
     pub(crate) fn settle(self) -> Result<Settings, ConfigError> {
         let mut options = self.options;
+        // What costs nothing is checked first: no file is read for a configuration that cannot work.
         options.check_bounds().map_err(ConfigError)?;
         let names = options.discovery.names()?;
         options.check_roles(&names)?;
@@ -34,9 +35,13 @@ impl MiniLbConfig {
                 "at most {MAX_SERVERS_PER_ROLE} servers of a role are supported"
             )));
         }
+        // Servers behind DNS names need no TLS: their URLs are built with http.
         options.load_tls(addresses().any(|address| address.tls_name.is_some()))?;
+        // Before the snapshot, so that a key which has changed in its file is a change.
         options.keys.read_files()?;
         let access = options.keys.settle()?;
+        // Before the snapshot too: --disable-retries and --enable-trace are reported as the options that they
+        // set.
         options.settle_switches();
         let wanted = FleetSpec {
             prefill,
@@ -67,6 +72,7 @@ impl Options {
 
     fn prefill_servers(&self) -> Result<Vec<PrefillSpec>, ConfigError> {
         let server = |(url, port): &(String, Option<u16>)| {
+            // A flag's 0 was rejected when it was parsed; this is for users of the library.
             if *port == Some(0) {
                 return Err(ConfigError(format!("--prefill {url} 0: {BAD_BOOTSTRAP_PORT}")));
             }
@@ -77,6 +83,7 @@ impl Options {
         for (url, host) in &self.bootstrap_hosts {
             let flag = "--prefill-bootstrap-host";
             let address = address(flag, url)?;
+            // By host and port: `http://P/` and `http://p:80` are one server.
             let server = servers.iter_mut().find(|server| server.address.authority == address.authority);
             let Some(server) = server else {
                 return Err(ConfigError(format!("{flag} {url}: no --prefill has this URL")));
@@ -110,6 +117,8 @@ fn address(flag: &str, url: &str) -> Result<Address, ConfigError> {
 
 fn refuse_duplicates<'a>(servers: impl Iterator<Item = &'a Address>) -> Result<(), ConfigError> {
     let mut seen = HashSet::new();
+    // By host and port, and over both roles: an SGLang server has one role, and two entries would split its
+    // health and its limit of requests in flight.
     for server in servers {
         if !seen.insert(&server.authority) {
             return Err(ConfigError(format!("{} is given twice: each server may be named once", server.url)));

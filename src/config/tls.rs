@@ -73,6 +73,8 @@ impl Options {
         let files = tls.client_files();
         let is_named = !files.cas.is_empty() || files.own.is_some();
         let client = ClientTls::new(files);
+        // Named files are read even if no server needs them yet: an operator may add one with https later,
+        // and a wrong file should be found now.
         if needs_client || is_named {
             client.config().map_err(bad)?;
         }
@@ -83,6 +85,7 @@ impl Options {
     /// Takes over the certificates of other options. Whether clients use TLS cannot change: the listener is
     /// the same.
     pub(crate) fn take_certificates(&self, other: &Self) {
+        // If only one of the two configurations has TLS, the reload reports that a restart is needed.
         if let (Some(present), Some(new)) = (&self.tls.server, &other.tls.server) {
             present.apply(new);
         }

@@ -87,10 +87,12 @@ impl ClientConnection {
         }
     }
 
-    /// Whether an idle connection can take a request: the server has neither closed it nor sent anything since.
+    /// Whether an idle connection can take a request: the server has neither closed it nor sent anything
+    /// since.
     pub(crate) fn is_usable(&mut self) -> bool {
         // No waker is needed: the next poll, with one, is that of the request that follows.
         let mut cx = Context::from_waker(Waker::noop());
+        // Ready is the end, or bytes that answer no request: neither connection can be used.
         self.poll_read(&mut cx, |_, _| Ok(())).is_pending()
     }
 
@@ -124,13 +126,15 @@ impl ClientConnection {
                 return Poll::Ready(Ok(head));
             }
         }
+        // A response that could be read is worth more than a write error (RFC 9112, section 9.5).
         match written {
             Poll::Ready(Err(error)) => Poll::Ready(Err(ConnError::Io(error))),
             _ => Poll::Pending,
         }
     }
 
-    /// The next data of the response's body; `None` is its clean end. Trailers are dropped: SGLang sends none.
+    /// The next data of the response's body; `None` is its clean end. Trailers are dropped: SGLang sends
+    /// none.
     pub(crate) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ConnError>>> {
         if let Some(first) = self.first_data.take() {
             return Poll::Ready(Some(Ok(first)));
@@ -148,7 +152,8 @@ impl ClientConnection {
         Poll::Ready(None)
     }
 
-    /// Waits for some of the body, or for the end of an empty one. [`poll_data`](Self::poll_data) still returns it.
+    /// Waits for some of the body, or for the end of an empty one. [`poll_data`](Self::poll_data) still
+    /// returns it.
     pub(crate) fn poll_body_started(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnError>> {
         if self.first_data.is_none() {
             self.first_data = ready!(self.poll_data(cx)).transpose()?;
@@ -165,7 +170,8 @@ impl ClientConnection {
         }
     }
 
-    /// Whether all of the body was returned. Of a body that ends with the connection this is not known before.
+    /// Whether all of the body was returned. Of a body that ends with the connection this is not known
+    /// before.
     pub(crate) fn is_ended(&self) -> bool {
         self.first_data.is_none() && self.body.is_ended()
     }
@@ -227,6 +233,7 @@ impl ClientConnection {
 
     fn take_data(&mut self, received: &[u8]) -> Result<Option<Bytes>, ConnError> {
         if received.is_empty() {
+            // Only a body without a length and without chunks ends with the connection.
             return if self.body.close() { Ok(None) } else { Err(ConnError::Closed) };
         }
         self.decode(received)

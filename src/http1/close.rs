@@ -9,8 +9,8 @@ use tokio::net::TcpStream;
 
 use super::io::Stream;
 
-/// How long the rest of what a client sends is read and discarded. Closing a socket with unread bytes resets the
-/// connection (RFC 9112, section 9.6), and the client may lose the response.
+/// How long the rest of what a client sends is read and discarded. Closing a socket with unread bytes resets
+/// the connection (RFC 9112, section 9.6), and the client may lose the response.
 pub(crate) const LINGER: Duration = Duration::from_secs(1);
 /// Bytes that are discarded at a time.
 const DISCARD_READ: usize = 4 << 10;

@@ -69,6 +69,7 @@ impl HeaderId {
             2 => &[(b"te", Self::HopByHop)],
             4 => &[(b"host", Self::Host), (b"date", Self::Date)],
             6 => &[(b"expect", Self::Expect), (b"origin", Self::Origin)],
+            // Trailers are dropped in both directions, so `Trailer` would announce what never comes.
             7 => &[(b"trailer", Self::HopByHop), (b"upgrade", Self::HopByHop)],
             10 => &[(b"connection", Self::Connection), (b"keep-alive", Self::HopByHop)],
             12 => &[(b"content-type", Self::ContentType), (b"x-request-id", Self::RequestId)],
@@ -79,6 +80,8 @@ impl HeaderId {
                 (b"transfer-encoding", Self::TransferEncoding),
                 (b"x-body-compressed", Self::BodyCompressed),
             ],
+            // For one proxy only (RFC 9110, section 11.7): a server must not see a client's credentials for
+            // it.
             18 => &[(b"proxy-authenticate", Self::HopByHop)],
             19 => &[(b"proxy-authorization", Self::HopByHop)],
             20 => &[(b"x-data-parallel-rank", Self::DataParallelRank)],
@@ -120,6 +123,7 @@ impl HeaderId {
 /// maps no other byte to these. The comparison does not stop at the first difference, so that the
 /// compiler can vectorise it.
 fn eq_name(name: &[u8], known: &[u8]) -> bool {
+    // Most other names of the same length differ in the first letter.
     name[0] | 0x20 == known[0]
         && name.iter().zip(known).fold(0, |differs, (a, b)| differs | (a | 0x20) ^ b) == 0
 }
@@ -184,6 +188,7 @@ impl RawHeaders {
             let start = part.as_ptr() as usize - head.as_ptr() as usize;
             (start as u32, (start + part.len()) as u32)
         };
+        // The whole head in one copy, so that httparse's slices become offsets by a subtraction.
         let mut text = Vec::with_capacity(head.len() + SPARE);
         text.extend_from_slice(head);
         let mut lines = Vec::with_capacity(parsed.len() + SPARE_LINES);
@@ -216,6 +221,8 @@ impl RawHeaders {
     /// Whether one of several names may be here: `filter` has the [bit](name_bit) of each. One pass for all
     /// of them, and hardly ever a lookup of each.
     pub(crate) fn may_have(&self, filter: u64) -> bool {
+        // Computed here and not kept for each line: by default only requests without a valid x-request-id
+        // ask.
         let bit = |line: &HeaderSpans| name_bit(&self.text[line.name.0 as usize..line.name.1 as usize]);
         self.lines.iter().any(|line| bit(line) & filter != 0)
     }

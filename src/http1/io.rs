@@ -14,15 +14,15 @@ use tokio::net::TcpStream;
 
 use crate::tls::TlsConnection;
 
-/// Largest single read through the shared buffer. A stream's tokens that are already in the socket are read, and
-/// passed on, together.
+/// Largest single read through the shared buffer. A stream's tokens that are already in the socket are read,
+/// and passed on, together.
 pub(crate) const MAX_READ: usize = 64 << 10;
 /// Buffers handed to one `writev`. Linux takes 1,024; more than 64 gained nothing.
 const MAX_SLICES: usize = 64;
 
 thread_local! {
-    /// The bytes read last, by any connection of this thread. They are used up before the poll returns, so an idle
-    /// connection and a stream that waits for its next token hold no buffer.
+    /// The bytes read last, by any connection of this thread. They are used up before the poll returns, so an
+    /// idle connection and a stream that waits for its next token hold no buffer.
     static READ_BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; MAX_READ]);
 }
 
@@ -74,8 +74,8 @@ impl Stream {
         }
     }
 
-    /// Writes the last bytes of a connection. A plain socket takes them at once, as nothing is queued; if it does not,
-    /// the peer is not reading and would not see them anyway.
+    /// Writes the last bytes of a connection. A plain socket takes them at once, as nothing is queued; if it
+    /// does not, the peer is not reading and would not see them anyway.
     pub(crate) async fn write_last(&mut self, bytes: &[u8]) {
         match self {
             Self::Tls(stream) => {
@@ -113,8 +113,8 @@ pub(crate) fn with_read_buffer<T>(limit: usize, read: impl FnOnce(&mut [u8]) -> 
     READ_BUFFER.with_borrow_mut(|buffer| read(&mut buffer[..limit.min(MAX_READ)]))
 }
 
-/// Writes all of `data`, or as much as the kernel takes: with `write` if it is in one piece, which costs less than a
-/// `writev` of one.
+/// Writes all of `data`, or as much as the kernel takes: with `write` if it is in one piece, which costs less
+/// than a `writev` of one.
 pub(crate) fn poll_write_all(
     stream: &mut Stream,
     cx: &mut Context<'_>,
@@ -129,6 +129,7 @@ pub(crate) fn poll_write_all(
             let count = data.chunks_vectored(&mut slices);
             ready!(stream.poll_write_vectored(cx, &slices[..count]))?
         };
+        // The kernel takes nothing and gives no error: without this the loop would not end.
         if written == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
@@ -141,7 +142,8 @@ pub(crate) fn poll_write_all(
 #[derive(Default)]
 pub(crate) struct PartialHead {
     bytes: Vec<u8>,
-    /// Bytes known not to hold the head's end, so that a head which comes byte by byte is not searched each time.
+    /// Bytes known not to hold the head's end, so that a head which comes byte by byte is not searched each
+    /// time.
     searched: usize,
 }
 
@@ -150,8 +152,8 @@ impl PartialHead {
         self.bytes.is_empty()
     }
 
-    /// Parses what has come so far: `parse` gets all bytes, and how many of them were searched before. Nearly every
-    /// head comes with one read, and is parsed where it lies, without a copy.
+    /// Parses what has come so far: `parse` gets all bytes, and how many of them were searched before. Nearly
+    /// every head comes with one read, and is parsed where it lies, without a copy.
     pub(crate) fn parse<T, E>(
         &mut self,
         received: &[u8],

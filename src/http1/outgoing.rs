@@ -45,6 +45,7 @@ impl OutgoingRequest {
 
     /// Steps to the next piece that is not empty.
     fn skip_empty(&mut self) {
+        // `Buf` demands it: a chunk is empty only if nothing remains.
         while self.current().is_empty() && self.next_piece < self.body.pieces.len() {
             self.next_piece += 1;
         }
@@ -63,6 +64,7 @@ impl Buf for OutgoingRequest {
     fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         let pieces = iter::once(&self.head).chain(&self.body.pieces).skip(self.next_piece);
         let mut count = 0;
+        // Pieces for which there is no slice are offered again after the next `advance`.
         for (slice, piece) in slices.iter_mut().zip(pieces) {
             *slice = IoSlice::new(piece);
             count += 1;
@@ -83,6 +85,7 @@ impl Buf for OutgoingRequest {
                 // The other leg may be far ahead and the response on its way: memory goes as soon as it can.
                 *piece = Bytes::new();
             }
+            // The head is not in `body_left`: what remains of it is its own length.
             if self.next_piece > 0 {
                 self.body_left -= taken;
             }

@@ -78,10 +78,8 @@ pub(crate) fn parse_outgoing_head(text: &[u8]) -> Option<(RequestHead, usize)> {
     // A client's headers, and the few that the router adds: id, key, trace, length.
     let mut lines = [const { MaybeUninit::uninit() }; MAX_HEADERS + 16];
     let mut parsed = httparse::Request::new(&mut []);
-    let length = match parsed.parse_with_uninit_headers(text, &mut lines) {
-        Ok(httparse::Status::Complete(length)) => length,
-        _ => return None,
-    };
+    let parsing = parsed.parse_with_uninit_headers(text, &mut lines);
+    let Ok(httparse::Status::Complete(length)) = parsing else { return None };
     let method = Method::from_bytes(parsed.method?.as_bytes()).ok()?;
     let target = parsed.path?.parse().ok()?;
     let fields = RawHeaders::parsed(&text[..length], parsed.headers);

@@ -48,7 +48,7 @@ impl ResponseHead {
         Self { status: head.status, is_event_stream, fields, reason: reason.map(Into::into) }
     }
 
-    /// Converts to a header map, which hyper's HTTP/2 takes.
+    /// Converts to what hyper takes.
     pub(crate) fn into_parts(self) -> response::Parts {
         let (mut parts, ()) = Response::new(()).into_parts();
         parts.status = self.status;
@@ -61,6 +61,9 @@ impl ResponseHead {
                 parts.headers.append(name, value);
             }
         }
+        // HTTP/2 has none (RFC 9113, section 8.3.2), and hyper ignores it there.
+        let reason = self.reason.and_then(|reason| ReasonPhrase::try_from(reason.as_bytes()).ok());
+        reason.map(|reason| parts.extensions.insert(reason));
         parts
     }
 }
@@ -138,6 +141,7 @@ fn parse(input: &[u8]) -> Result<Option<ParsedResponse>, MalformedMessage> {
 }
 
 fn uncommon_reason(status: StatusCode, reason: Option<&str>) -> Option<Box<str>> {
+    // Most servers send the standard phrase, and then nothing is allocated.
     let reason = reason.filter(|reason| status.canonical_reason() != Some(reason))?;
     Some(reason.into())
 }
@@ -145,6 +149,7 @@ fn uncommon_reason(status: StatusCode, reason: Option<&str>) -> Option<Box<str>>
 /// Whether a content type is that of server-sent events, whatever its parameters.
 fn is_event_stream_type(content_type: &[u8]) -> bool {
     const MEDIA_TYPE: &[u8] = b"text/event-stream";
+    // SGLang appends `; charset=utf-8`.
     content_type.get(..MEDIA_TYPE.len()).is_some_and(|start| start.eq_ignore_ascii_case(MEDIA_TYPE))
 }
 

@@ -17,7 +17,8 @@ use super::io::poll_write_all;
 use super::server::{ClientTimeouts, ServerConnection};
 use crate::timer::Timer;
 
-/// A chunk up to this size is copied behind what is written before it, which costs less than handing over two buffers.
+/// A chunk up to this size is copied behind what is written before it, which costs less than handing over two
+/// buffers.
 const COPY_UP_TO: usize = 4 << 10;
 /// When so much is ready to be written, nothing is added to it.
 const FULL_BATCH: usize = 64 << 10;
@@ -33,14 +34,15 @@ thread_local! {
 pub(crate) trait OutgoingResponse: Send {
     type Data: Buf + Send + Sync + 'static;
 
-    /// Writes the status line and the header lines, without framing and without the empty line at their end. Called
-    /// once, first.
+    /// Writes the status line and the header lines, without framing and without the empty line at their end.
+    /// Called once, first.
     fn write_head(&mut self, is_http_11: bool, into: &mut Vec<u8>) -> HeadSummary;
 
     /// The next data of the body. An error means that the body will not be complete.
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Self::Data, Incomplete>>>;
 
-    /// Whether all of the body was returned. It may be `false` until [`poll_data`](Self::poll_data) returns `None`.
+    /// Whether all of the body was returned. It may be `false` until [`poll_data`](Self::poll_data) returns
+    /// `None`.
     fn is_ended(&self) -> bool;
 
     /// The body's length, if it is known.
@@ -116,8 +118,8 @@ enum BodyStep {
 }
 
 impl ServerConnection {
-    /// Writes a response. `timer` is one for all waits of the connection; `written` is told how long the body's first
-    /// byte took from [`OutgoingResponse::take_first_byte`] to the kernel.
+    /// Writes a response. `timer` is one for all waits of the connection; `written` is told how long the
+    /// body's first byte took from [`OutgoingResponse::take_first_byte`] to the kernel.
     pub(crate) async fn send<R: OutgoingResponse>(
         &mut self,
         response: R,
@@ -147,6 +149,7 @@ impl ServerConnection {
                     written(std::time::Instant::elapsed(&came));
                 }
                 let Some(open) = &mut response else { return Poll::Ready(outcome) };
+                // Nothing to write: a client that leaves now ends both legs at once.
                 if is_pending {
                     return self.poll_disconnect(cx).map(|()| WriteOutcome::Disconnected);
                 }
@@ -157,7 +160,8 @@ impl ServerConnection {
                 first_byte = open.take_first_byte();
                 is_pending = next == BodyStep::Pending;
                 if matches!(next, BodyStep::Ends | BodyStep::Fails) {
-                    // Dropped before the last write, so that its record is finished when the client sees the end.
+                    // Dropped before the last write, so that its record is finished when the client sees the
+                    // end.
                     response = None;
                     outcome = match next {
                         BodyStep::Fails => WriteOutcome::CutOff,
@@ -258,6 +262,7 @@ fn gather<R: OutgoingResponse>(
             (true, BodyStep::Ends) => b"\r\n0\r\n\r\n",
             (true, _) => b"\r\n",
         };
+        // A large chunk ends the batch: it is not copied, and the next one would need a second write anyway.
         if data.remaining() > COPY_UP_TO {
             return WriteBatch { data: Some(data), end, next };
         }
@@ -300,6 +305,7 @@ fn write_head(
     options.keep_alive &= framing != ResponseFraming::UntilClose;
     match (options.keep_alive, options.is_http_11) {
         (true, true) => {}
+        // HTTP/1.0 closes unless it is told otherwise, HTTP/1.1 keeps (RFC 9112, section 9.3).
         (true, false) => text.extend_from_slice(b"connection: keep-alive\r\n"),
         (false, _) => text.extend_from_slice(b"connection: close\r\n"),
     }
@@ -320,6 +326,7 @@ fn write_framing(
 ) -> ResponseFraming {
     let has_no_body = head.status.is_informational()
         || [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&head.status);
+    // 1xx, 204 and 304 have no body and need no framing.
     if has_no_body || head.has_content_length {
         return ResponseFraming::FromHead;
     }
@@ -336,7 +343,8 @@ fn write_framing(
     ResponseFraming::Chunked
 }
 
-/// A server with a clock says when a response was made (RFC 9110, section 6.6.1). Backends' responses have a date.
+/// A server with a clock says when a response was made (RFC 9110, section 6.6.1). Backends' responses have a
+/// date.
 fn write_date(text: &mut Vec<u8>) {
     thread_local! {
         /// The last date written, and of which second it is.

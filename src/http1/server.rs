@@ -20,8 +20,8 @@ use super::{
 };
 use crate::timer::Timer;
 
-/// Largest first read of a request. Nearly all requests come with one read, and are copied out of the shared buffer;
-/// what comes behind a request that is being answered is bounded by it, too.
+/// Largest first read of a request. Nearly all requests come with one read, and are copied out of the shared
+/// buffer; what comes behind a request that is being answered is bounded by it, too.
 const FIRST_READ: usize = 16 << 10;
 /// Free room that is not worth a read of its own, if more of a body is to come.
 const MIN_READ: usize = 4 << 10;
@@ -31,7 +31,8 @@ const MIN_READ: usize = 4 << 10;
 pub(crate) struct ClientTimeouts {
     /// From the first byte of a head to its last.
     pub(crate) head: Duration,
-    /// From a response's last byte to the next head's first, and for a client that reads none of its response.
+    /// From a response's last byte to the next head's first, and for a client that reads none of its
+    /// response.
     pub(crate) idle: Duration,
 }
 
@@ -109,8 +110,8 @@ impl ServerConnection {
         &self.stream
     }
 
-    /// Waits for the next request. `end` ends an idle connection; a head that has begun is waited for. `timer` is one
-    /// for all waits of the connection.
+    /// Waits for the next request. `end` ends an idle connection; a head that has begun is waited for.
+    /// `timer` is one for all waits of the connection.
     pub(crate) async fn next(
         &mut self,
         timer: &mut Timer,
@@ -141,6 +142,7 @@ impl ServerConnection {
                     Poll::Pending => break,
                 }
             }
+            // A client that has begun a head has another limit than one that keeps its connection for later.
             let is_idle = self.partial_head.is_empty();
             let since = *since.get_or_insert_with(Instant::now);
             let limit = if is_idle { timeouts.idle } else { timeouts.head };
@@ -192,7 +194,8 @@ impl ServerConnection {
         }
     }
 
-    /// Whether the client has left while it is answered. It may send its next request meanwhile, which is kept.
+    /// Whether the client has left while it is answered. It may send its next request meanwhile, which is
+    /// kept.
     pub(crate) fn poll_disconnect(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.buffered.is_empty() {
             // The end is behind what was not used yet, and reading on would need an unbounded buffer.
@@ -227,6 +230,7 @@ impl ServerConnection {
                 }
             }
             if self.body.is_ended() {
+                // A stream may run for minutes after this: it must not hold the buffer.
                 self.body_tail = BytesMut::new();
                 return Poll::Ready(Ok(None));
             }
@@ -267,8 +271,8 @@ impl ServerConnection {
         self.stream.poll_flushed(cx)
     }
 
-    /// Reads more of a body: a large one into buffers that both legs share, each of them full, and its end, or a body
-    /// of unknown length, as it comes.
+    /// Reads more of a body: a large one into buffers that both legs share, each of them full, and its end,
+    /// or a body of unknown length, as it comes.
     fn poll_read_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyReadError>> {
         let is_large = self.body.remaining().is_some_and(|left| left >= BODY_BUFFER_SIZE as u64);
         if self.body_buffer.is_none() && is_large {
@@ -288,11 +292,12 @@ impl ServerConnection {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads once: of a body of known length a byte more than is to come, as tokio follows a read that fills its buffer
-    /// with another one, which would find nothing.
+    /// Reads once: of a body of known length a byte more than is to come, as tokio follows a read that fills
+    /// its buffer with another one, which would find nothing.
     fn poll_read_tail(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyReadError>> {
         let left = self.body.remaining().and_then(|left| usize::try_from(left).ok());
         let wanted = left.map_or(BODY_BUFFER_SIZE, |left| left + 1);
+        // A new buffer only when the old one has no room left: chunks that were split off share its memory.
         if self.body_tail.capacity() < wanted.min(MIN_READ) {
             self.body_tail = BytesMut::with_capacity(wanted);
         }

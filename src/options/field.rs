@@ -15,8 +15,8 @@ pub(super) trait OptionField: Debug {
     /// Unsets the value. One that must always be there stays.
     fn clear(&mut self);
 
-    /// Takes over the values of one occurrence of the option; a list gets one more item. The error says what is
-    /// wrong with them, without naming the option.
+    /// Takes over the values of one occurrence of the option; a list gets one more item. The error says what
+    /// is wrong with them, without naming the option.
     fn add(&mut self, values: &[String]) -> Result<(), String>;
 
     /// The numbers that have bounds.
@@ -47,6 +47,7 @@ fn number(values: &[String], max: u64) -> Result<u64, String> {
     let too_large = || format!("the value must be at most {max}");
     match one(values).parse::<u64>() {
         Ok(number) if number <= max => Ok(number),
+        // A number beyond 64 bits is a whole number, so the error is about its size.
         Err(error) if *error.kind() != IntErrorKind::PosOverflow => Err("not a whole number".to_owned()),
         _ => Err(too_large()),
     }
@@ -73,6 +74,7 @@ macro_rules! numbers {
             }
 
             fn add(&mut self, values: &[String]) -> Result<(), String> {
+                // A bad value leaves 0 here; no caller uses the options after an error.
                 self.insert(0).add(values)
             }
 
@@ -83,7 +85,7 @@ macro_rules! numbers {
 
         impl OptionField for Vec<$type> {
             fn clear(&mut self) {
-                Vec::clear(self);
+                Self::clear(self);
             }
 
             fn add(&mut self, values: &[String]) -> Result<(), String> {
@@ -124,6 +126,7 @@ impl OptionField for bool {
     }
 
     fn add(&mut self, values: &[String]) -> Result<(), String> {
+        // A typed flag has no value. `set_option` allows one, as it does for all other options.
         *self = values.is_empty() || one_of(values, &[("true", true), ("false", false)])?;
         Ok(())
     }
@@ -162,7 +165,7 @@ impl OptionField for Option<PathBuf> {
 
 impl OptionField for Vec<String> {
     fn clear(&mut self) {
-        Vec::clear(self);
+        Self::clear(self);
     }
 
     fn add(&mut self, values: &[String]) -> Result<(), String> {
@@ -174,11 +177,12 @@ impl OptionField for Vec<String> {
 /// A URL or a name, and a bootstrap port.
 impl OptionField for Vec<(String, Option<u16>)> {
     fn clear(&mut self) {
-        Vec::clear(self);
+        Self::clear(self);
     }
 
     fn add(&mut self, values: &[String]) -> Result<(), String> {
         let port = match values.get(1) {
+            // In any case, as sglang_router compares it.
             Some(port) if !port.eq_ignore_ascii_case("none") => Some(bootstrap_port(port)?),
             _ => None,
         };
@@ -190,15 +194,17 @@ impl OptionField for Vec<(String, Option<u16>)> {
 pub(crate) const BAD_BOOTSTRAP_PORT: &str = "the bootstrap port must be between 1 and 65535, or none";
 
 fn bootstrap_port(text: &str) -> Result<u16, String> {
+    // A port that cannot work would show in requests only: decode fails after about 14 s (measured).
     text.parse().ok().filter(|port| *port != 0).ok_or_else(|| BAD_BOOTSTRAP_PORT.to_owned())
 }
 
 impl OptionField for Vec<(String, String)> {
     fn clear(&mut self) {
-        Vec::clear(self);
+        Self::clear(self);
     }
 
     fn add(&mut self, values: &[String]) -> Result<(), String> {
+        // The second value is there: `OptionSpec::check` has counted them.
         self.push((one(values).to_owned(), values.get(1).cloned().unwrap_or_default()));
         Ok(())
     }
@@ -209,6 +215,7 @@ impl OptionField for Policies {
     fn clear(&mut self) {}
 
     fn add(&mut self, values: &[String]) -> Result<(), String> {
+        // Made twice, as each role has a counter of its own.
         self.prefill.add(values)?;
         self.decode.add(values)
     }
@@ -218,6 +225,7 @@ impl OptionField for NamedPolicy {
     fn clear(&mut self) {}
 
     fn add(&mut self, values: &[String]) -> Result<(), String> {
+        // Functions, because a choice is copied and a policy with its counter cannot be.
         let random: fn() -> Self = || Self::new(Random);
         let make =
             one_of(values, &[("random", random), ("round_robin", || Self::new(RoundRobin::default()))])?;
@@ -241,6 +249,7 @@ impl OptionField for AdminPort {
 
     fn add(&mut self, values: &[String]) -> Result<(), String> {
         *self = match number(values, u16::MAX.into())? {
+            // A port that the kernel chooses would be of no use to a scraper, so 0 can mean none.
             0 => Self::Off,
             port => Self::Required(port as u16),
         };
@@ -259,6 +268,7 @@ impl OptionField for PemFile {
     }
 
     fn snapshot(&self) -> String {
+        // A file that cannot be read was an error before: certificates are loaded first.
         format!("{:?}", self.0.as_ref().map(|path| fs::read(path).ok()))
     }
 }

@@ -69,8 +69,11 @@ impl Options {
         for Entry { spec, .. } in entries() {
             let occurrences: Vec<Vec<String>> =
                 spec.default.values().into_iter().map(|value| vec![value]).collect();
+            // Without a default an option keeps what `unset` gave it: a thread for each core, for example.
             if !occurrences.is_empty() {
+                // Through its text, so that a default is parsed and checked as a typed value is.
                 let set = options.set(spec.name, &occurrences);
+                // The table is constant, so it is enough that each test checks it.
                 debug_assert!(set.is_ok(), "a default that is not a value: {set:?}");
             }
         }
@@ -81,6 +84,7 @@ impl Options {
     /// any the option is unset: a switch is off, a list is empty. The error is a sentence that begins with
     /// the flag.
     pub(crate) fn set(&mut self, name: &str, occurrences: &[Vec<String>]) -> Result<(), String> {
+        // A search of about 60 entries, which only the start and a reload do.
         let Some(Entry { spec, field }) = entries().find(|entry| entry.spec.name == name) else {
             return Err(format!("--{}: there is no such option", name.escape_debug()));
         };
@@ -89,6 +93,7 @@ impl Options {
         field.clear();
         for values in spec.split(occurrences) {
             let checked = spec.check(&values);
+            // -1 does not reach `add`, whose numbers have no sign.
             let set = checked.and_then(|()| match spec.is_unlimited(&values) {
                 true => {
                     field.clear();
@@ -104,6 +109,7 @@ impl Options {
     /// Checks each value against the bounds of its option. They may have been set without a flag, too.
     pub(crate) fn check_bounds(&mut self) -> Result<(), String> {
         for Entry { spec, field } in entries() {
+            // `&mut` because that is all that the table can lend; nothing is changed here or in `snapshot`.
             for number in field(self).numbers() {
                 spec.bounds.check(number).map_err(|why| format!("--{} {number}: {why}", spec.name))?;
             }
@@ -114,6 +120,7 @@ impl Options {
     /// Each option that is compared at a reload, and its value as text that is only compared, never shown: it
     /// may be a secret.
     pub(crate) fn snapshot(&mut self) -> Vec<(&'static OptionSpec, String)> {
+        // The others are reported as the option that they set, or, for servers, as counts.
         let compared = entries().filter(|entry| entry.spec.reported_as.is_none());
         compared.map(|Entry { spec, field }| (spec, field(self).snapshot())).collect()
     }

@@ -75,6 +75,7 @@ impl fmt::Display for ValueKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Switch => Ok(()),
+            // A list takes one value at a time, and its flag is repeated for more.
             Self::Single(name) | Self::List(name) => write!(f, "<{name}>"),
             Self::WordList(name) | Self::CommaList(name) => write!(f, "<{name}>..."),
             Self::Groups { names, required } => {
@@ -153,6 +154,7 @@ impl Bounds {
 impl fmt::Display for Bounds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
+            // Before the next pattern, which matches it too.
             Self::NONE => Ok(()),
             Self { min, max: u64::MAX } => write!(f, "at least {min}"),
             Self { min, max } => write!(f, "between {min} and {max}"),
@@ -254,6 +256,8 @@ impl OptionSpec {
 
     /// Whether its values are files that a reload reads again.
     pub fn names_files(&self) -> bool {
+        // The folder of log files is a FOLDER: the program writes it, so its changes must not reload
+        // anything.
         self.kind.names() == ["FILE"]
     }
 
@@ -264,6 +268,7 @@ impl OptionSpec {
             ValueKind::WordList(_) => items.map(|item| vec![item.clone()]).collect(),
             ValueKind::CommaList(_) => {
                 let parts = items.flat_map(|item| item.split(',')).map(str::trim);
+                // `429,503,` has two items, not an empty third.
                 parts.filter(|part| !part.is_empty()).map(|part| vec![part.to_owned()]).collect()
             }
             _ => occurrences.to_vec(),
@@ -273,6 +278,7 @@ impl OptionSpec {
     /// One occurrence of the flag, as it can be shown.
     pub fn shown(&self, values: &[String]) -> String {
         let values = match self.secret {
+            // One for each value, as their number may be the error.
             true => values.iter().map(|_| "***".to_owned()).collect::<Vec<_>>(),
             false => values.iter().map(|value| plain(value)).collect(),
         };
@@ -281,12 +287,14 @@ impl OptionSpec {
 
     /// Whether this is the `-1` that stands for no limit.
     pub(super) fn is_unlimited(&self, values: &[String]) -> bool {
+        // This spelling only: any other negative number is more likely a mistake.
         self.minus_one_is_no_limit && values == ["-1"]
     }
 
     /// Checks the number of values of one occurrence. The command line cannot get it wrong, a file can.
     pub(super) fn check(&self, values: &[String]) -> Result<(), String> {
         let (least, most) = match self.kind {
+            // The one is `true` or `false`, which `set_option` allows and a flag does not.
             ValueKind::Switch => (0, 1),
             ValueKind::Groups { names, required } => (required, names.len()),
             _ => (1, 1),

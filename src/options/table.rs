@@ -97,6 +97,8 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                     .help("Address to listen on"),
                 field: |options| &mut options.host,
             },
+            // With port 0 the kernel would choose one that no client knows. A user of the library can bind a
+            // listener instead.
             Entry {
                 spec: OptionSpec::new("port", Single("PORT"))
                     .default(Number(30_000))
@@ -157,6 +159,7 @@ pub(super) static SECTIONS: &[OptionSection] = &[
     OptionSection {
         title: "Limits and timeouts",
         entries: &[
+            // Until the first byte of a stream only: a long generation is no failure while tokens arrive.
             Entry {
                 spec: OptionSpec::new("request-timeout-secs", Single("SECONDS"))
                     .default(Seconds(DEFAULT_REQUEST_TIMEOUT))
@@ -181,6 +184,7 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                     ),
                 field: |options| &mut options.max_retries,
             },
+            // Error statuses only: a 2xx that is sent again would be work thrown away.
             Entry {
                 spec: OptionSpec::new("retry-on-status", CommaList("STATUS")).between(400, 599).help(
                     "Also retry when a server responds with one of these statuses, such as 429,503, and nothing has \
@@ -345,6 +349,7 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                     .help("Key that operators must send; without one, only operators on loopback are allowed"),
                 field: |options| &mut options.keys.admin,
             },
+            // A path is no secret, so `--check-config` may print it.
             Entry {
                 spec: OptionSpec::new("admin-api-key-file", Single("FILE"))
                     .reported_as("admin-api-key")
@@ -392,6 +397,8 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                     ),
                 field: |options| &mut options.health.interval,
             },
+            // SGLang's /health generates a token and takes a second, so the least value is too short for
+            // servers without /ready.
             Entry {
                 spec: OptionSpec::new("health-check-timeout-secs", Single("SECONDS"))
                     .default(Seconds(DEFAULT_HEALTH_CHECK_TIMEOUT))
@@ -442,6 +449,7 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                     ),
                 field: |options| &mut options.health.startup_timeout,
             },
+            // The name is that of sglang_router, which has no unit here.
             Entry {
                 spec: OptionSpec::new("worker-startup-check-interval", Single("SECONDS"))
                     .default(Seconds(DEFAULT_WORKER_STARTUP_CHECK_INTERVAL))
@@ -482,6 +490,7 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                     .help("Idle connections that each thread keeps to one server"),
                 field: |options| &mut options.sockets.max_idle,
             },
+            // No default: a fixed size turns off the kernel's own tuning (tcp(7)).
             Entry {
                 spec: OptionSpec::new("socket-buffer-size", Single("BYTES"))
                     .default(Unset("tuned by the kernel"))
@@ -506,6 +515,7 @@ pub(super) static SECTIONS: &[OptionSection] = &[
     OptionSection {
         title: "Admin listener",
         entries: &[
+            // Loopback, because operators without a key are recognised by their loopback address.
             Entry {
                 spec: OptionSpec::new("prometheus-host", Single("HOST"))
                     .default(Text("127.0.0.1"))
@@ -527,6 +537,7 @@ pub(super) static SECTIONS: &[OptionSection] = &[
     OptionSection {
         title: "Logging",
         entries: &[
+            // The request logger is made once, at the start, with its headers and its exporter of spans.
             Entry {
                 spec: OptionSpec::new("access-log", Switch)
                     .after_restart()

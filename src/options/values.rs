@@ -56,6 +56,7 @@ pub(crate) struct Options {
 impl Options {
     /// What there is before the table's defaults are set.
     pub(super) fn unset() -> Self {
+        // The CPU quota of a container counts, not only its cores. One thread if neither can be read.
         let worker_threads = std::thread::available_parallelism().map_or(1, usize::from);
         Self { worker_threads, ..Self::default() }
     }
@@ -89,6 +90,7 @@ impl Default for NamedPolicy {
 
 impl fmt::Debug for NamedPolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A reload compares this text: the same type of policy is no change.
         f.write_str(self.name)
     }
 }
@@ -186,6 +188,7 @@ impl TlsOptions {
 }
 
 fn pair(cert: &PemFile, key: &PemFile) -> Option<KeyFiles> {
+    // Half a pair counts as none: `check_pairs` has rejected it before.
     Some(KeyFiles { cert: cert.0.clone()?, key: key.0.clone()? })
 }
 

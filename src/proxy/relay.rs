@@ -243,6 +243,7 @@ fn poll_merged(
 /// Reads the rest of a late prefill response in a task of its own. SGLang aborts a request whose connection
 /// closes before it has responded, though the transfer to decode may still be on its books. Without the task
 /// the client would have to wait for prefill. It is the only task that the data path spawns.
+#[cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "it outlives the request, as said above"))]
 fn drain_in_background(prefill: PrefillRun) {
     // Outside of a runtime a relay is only dropped by a worker thread that ends with requests left.
     let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };

@@ -49,6 +49,8 @@ pub(super) async fn bind(address: Option<&AdminAddress>) -> io::Result<Option<Tc
             info!("metrics and status on http://{address}");
             Ok(Some(listener))
         }
+        // The default port may be another router's on this machine, which must not keep this one from
+        // starting.
         Err(error) if !must && error.kind() == io::ErrorKind::AddrInUse => {
             warn!("metrics and status are disabled: {error}; choose another port with --prometheus-port");
             Ok(None)

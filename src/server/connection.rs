@@ -9,7 +9,8 @@ use super::negotiate::Negotiator;
 use crate::http1::{ClientTimeouts, Stream};
 use crate::transport::{ConnectionHandler, Protocol, Transport};
 
-/// Negotiates the protocol of a connection, and serves it. It ends after the requests under way when `closing` changes.
+/// Negotiates the protocol of a connection, and serves it. It ends after the requests under way when
+/// `closing` changes.
 pub(super) async fn serve<H: ConnectionHandler>(
     socket: TcpStream,
     handler: Arc<H>,
@@ -17,12 +18,14 @@ pub(super) async fn serve<H: ConnectionHandler>(
     timeouts: ClientTimeouts,
     mut closing: watch::Receiver<()>,
 ) {
+    // The common case pays for no peek and no select.
     if negotiator.is_plain() {
         let stream = Stream::Tcp(socket);
         return transport.serve(stream, Protocol::Http1, handler, timeouts, closing).await;
     }
     let negotiated = tokio::select! {
         negotiated = negotiator.negotiate(socket, timeouts, &*handler) => negotiated,
+        // No request was read, so none is lost.
         _ = closing.changed() => None,
     };
     if let Some(negotiated) = negotiated {

@@ -74,6 +74,7 @@ async fn tls_handshake(
     let handshake = async {
         let mut first = [0];
         match socket.peek(&mut first).await {
+            // rustls would answer with an alert, which a client that speaks plain HTTP cannot read.
             Ok(1..) if first != [TLS_HANDSHAKE] => {
                 let rejection = HeadRejection::Malformed("this port speaks TLS; use https");
                 transport::reject(Stream::Tcp(socket), handler.reject(rejection)).await;
@@ -100,14 +101,15 @@ async fn tls_handshake(
     Some(Negotiated::new(Stream::Tls(stream), is_http2))
 }
 
-/// Looks at the first bytes without taking them. Only a client that sent a part of what could be the preface is waited
-/// for.
+/// Looks at the first bytes without taking them. Only a client that sent a part of what could be the preface
+/// is waited for.
 async fn sniff_http2_preface(socket: TcpStream, timeouts: ClientTimeouts) -> Option<Negotiated> {
     let mut seen = [0; PREFACE.len()];
     let count = timeout(timeouts.idle, socket.peek(&mut seen)).await.ok()?.ok()?;
     if &seen[..count] == PREFACE {
         return Some(Negotiated::new(Stream::Tcp(socket), true));
     }
+    // Nearly all HTTP/1.1 clients: `POST` differs from the preface in its second byte.
     if count == 0 || !PREFACE.starts_with(&seen[..count]) {
         return Some(Negotiated::new(Stream::Tcp(socket), false));
     }

@@ -25,6 +25,7 @@ impl Route {
             "/generate" => (Self::Generate(Dialect::Generate), "POST, PUT"),
             "/v1/chat/completions" => (Self::Generate(Dialect::Chat), "POST"),
             "/v1/completions" => (Self::Generate(Dialect::Completions), "POST"),
+            // After the generation routes, which are nearly all requests.
             _ => match (RouterEndpoint::at(path), WorkersApi::allow(path)) {
                 (Some(endpoint), _) => (Self::Router(endpoint), endpoint.allow()),
                 (None, Some(allow)) => (Self::Workers, allow),

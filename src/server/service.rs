@@ -125,6 +125,8 @@ impl Service {
         if let Some(reason) = exchange.head.reject_reason {
             return Err(Error::BadRequest(reason));
         }
+        // A reason to reject is found while parsing, but answered here: the request has an id and a log line
+        // by now.
         match self.authorize(&mut exchange, auth) {
             Ok(Route::Generate(dialect)) => self.generate(dialect, exchange).await,
             // Boxed: these are few, and would make the future of a generation request larger.
@@ -181,8 +183,8 @@ impl Service {
         route
     }
 
-    /// Admits a generation request when it is its turn. Its body is unread until then, so that a queue costs little memory.
-    /// `None`: the client left the queue.
+    /// Admits a generation request when it is its turn. Its body is unread until then, so that a queue costs
+    /// little memory. `None`: the client left the queue.
     async fn admit(
         &self,
         client: &mut impl ClientTransport,
@@ -198,6 +200,8 @@ impl Service {
             || waiting = Some(self.queue_metrics.start_wait()),
         );
         tokio::select! {
+            // Biased: a request whose turn has come is not dropped for a client that leaves at the same
+            // moment.
             biased;
             entered = enter => match entered {
                 Ok((permit, pair)) => Ok(Some(Admitted { permit: Some(permit), pair })),
@@ -212,7 +216,8 @@ impl Service {
         }
     }
 
-    /// Takes a place on a prefill and a decode server, where these have a limit. The outer `None`: all are full.
+    /// Takes a place on a prefill and a decode server, where these have a limit. The outer `None`: all are
+    /// full.
     fn take_pair(&self) -> Result<Option<Option<AdmittedPair>>, Error> {
         let caps = self.admission.controller().caps();
         if caps == BackendCaps::NONE {
@@ -256,6 +261,7 @@ impl Service {
     ) -> Result<HandlerResult, Error> {
         let Exchange { head, client, timer, .. } = exchange;
         self.discard(client, timer).await?;
+        // A flush may wait for a server's requests to end, so it gets as long as a request.
         let timeout = self.settings.limits().load().request_timeout;
         let response = self.endpoints.handle(endpoint, head.clone(), timeout);
         own(client.cancel_on_disconnect(response).await)

@@ -89,8 +89,8 @@ impl WorkerThreads {
         Ok(Self { workers, _alive: alive_sender })
     }
 
-    /// Gives a socket to the worker with the fewest connections. `SO_REUSEPORT` would spread them by a hash, which leaves
-    /// a few long-lived connections uneven.
+    /// Gives a socket to the worker with the fewest connections. `SO_REUSEPORT` would spread them by a hash,
+    /// which leaves a few long-lived connections uneven.
     pub(super) async fn hand_over(&self, socket: std::net::TcpStream) {
         let count = |worker: &&Worker| worker.connections.load(Ordering::Relaxed);
         let worker = self.workers.iter().min_by_key(count).expect("there is at least one worker");
@@ -133,6 +133,10 @@ fn service(shared: &SharedState<'_>, options: &Options) -> Service {
 }
 
 /// A worker's life: serves sockets as they are handed over, then waits for the open requests.
+#[cfg_attr(
+    not(test),
+    expect(clippy::disallowed_methods, reason = "a task for each connection, and two for the worker itself")
+)]
 async fn work(
     service: Arc<Service>,
     mut accepted: mpsc::Receiver<std::net::TcpStream>,

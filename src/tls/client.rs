@@ -87,12 +87,12 @@ fn configured_cas(paths: &[PathBuf]) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
-/// The CAs of the file in `SSL_CERT_FILE`, or else the system's. Invalid ones are skipped, as OpenSSL and curl
-/// do: some distributions ship certificates that webpki does not accept.
+/// The CAs of the file in `SSL_CERT_FILE`, or else the system's. Invalid ones are skipped, as OpenSSL and
+/// curl do: some distributions ship certificates that webpki does not accept.
 fn system_cas() -> Result<RootCertStore, TlsError> {
     let found = match std::env::var_os(CA_FILE_VARIABLE) {
-        // The file alone. `load_native_certs` would add the directories of SSL_CERT_DIR, where that is set for
-        // the whole machine: a file that is to narrow what is trusted would then widen it.
+        // The file alone. `load_native_certs` would add the directories of SSL_CERT_DIR, where that is set
+        // for the whole machine: a file that is to narrow what is trusted would then widen it.
         Some(file) => rustls_native_certs::load_certs_from_paths(Some(Path::new(&file)), None),
         None => rustls_native_certs::load_native_certs(),
     };

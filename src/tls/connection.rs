@@ -35,6 +35,7 @@ fn explained(error: io::Error) -> io::Error {
     let Some(cause) = error.get_ref().and_then(|cause| cause.downcast_ref::<TlsError>()) else {
         return io::Error::new(error.kind(), format!("TLS: {error}"));
     };
+    // rustls writes for programmers: `InvalidCertificate(UnknownIssuer)` names no flag that would help.
     let why = match cause {
         TlsError::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
             "its certificate does not come from a known CA (see --ca-cert-paths)".to_owned()
@@ -45,9 +46,12 @@ fn explained(error: io::Error) -> io::Error {
         TlsError::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
         ) => "its certificate is for another name".to_owned(),
+        // TLS 1.3 has an alert for a missing client certificate; a server of TLS 1.2 sends the general
+        // handshake_failure (RFC 8446, section 6.2).
         TlsError::AlertReceived(
             AlertDescription::CertificateRequired | AlertDescription::HandshakeFailure,
         ) => format!("{cause} (it may want a certificate, see --client-cert-path)"),
+        // Usually an https URL of a port that speaks plain HTTP.
         TlsError::InvalidMessage(_) => "what it sent is not TLS".to_owned(),
         cause => cause.to_string(),
     };
@@ -96,6 +100,7 @@ impl AsyncRead for TlsConnection {
 
 impl AsyncWrite for TlsConnection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        // A write is done when rustls has encrypted it, which may be before the kernel has it.
         self.unflushed = true;
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
@@ -119,8 +124,8 @@ impl AsyncWrite for TlsConnection {
 }
 
 impl Drop for TlsConnection {
-    /// Tells a server that the end is meant, if the kernel takes the record at once. Not a client: the end of a
-    /// response that was cut must not look like a clean one (RFC 8446, section 6.1).
+    /// Tells a server that the end is meant, if the kernel takes the record at once. Not a client: the end of
+    /// a response that was cut must not look like a clean one (RFC 8446, section 6.1).
     fn drop(&mut self) {
         if let TlsStream::Client(stream) = &mut self.stream {
             let (socket, session) = stream.get_mut();

@@ -39,6 +39,7 @@ pub(super) fn certificates(flag: &str, path: &Path) -> Result<Vec<CertificateDer
 fn key(flag: &str, path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     let pem = fs::read(path).map_err(|error| bad_file(flag, path, error))?;
     PrivateKeyDer::from_pem_slice(&pem).map_err(|error| match error {
+        // `BEGIN ENCRYPTED PRIVATE KEY` is no section that rustls looks for.
         rustls::pki_types::pem::Error::NoItemsFound => {
             bad_file(flag, path, "the file contains no private key, or an encrypted one")
         }

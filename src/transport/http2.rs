@@ -19,12 +19,14 @@ use super::hyper_server::service;
 use super::open_requests::{IdleWait, OpenRequests};
 use crate::http1::{ClientTimeouts, LINGER, MAX_HEAD, Stream};
 
-/// What a client may send ahead: of one request's body, and in all. The latter bounds what a connection holds.
+/// What a client may send ahead: of one request's body, and in all. The latter bounds what a connection
+/// holds.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 /// What waits for a client that does not read, a request.
 const MAX_SEND_BUFFER: usize = 64 << 10;
-/// Requests that were reset before we looked at them. More is an attack (CVE-2023-44487), and ends the connection.
+/// Requests that were reset before we looked at them. More is an attack (CVE-2023-44487), and ends the
+/// connection.
 const MAX_EARLY_RESETS: usize = 20;
 /// Requests that we reset because of what the client sent. More ends the connection.
 const MAX_CAUSED_RESETS: usize = 100;
@@ -53,6 +55,7 @@ pub(super) async fn serve<H: ConnectionHandler>(
                 connection.as_mut().graceful_shutdown();
                 wait.restart(LINGER);
             }
+            // After the shutdown was begun, so that its GOAWAY goes out with this poll.
             if let Poll::Ready(done) = connection.as_mut().poll(cx) {
                 return Poll::Ready(done);
             }
@@ -60,6 +63,7 @@ pub(super) async fn serve<H: ConnectionHandler>(
                 Poll::Pending => return Poll::Pending,
                 // The client got a GOAWAY, and has not left.
                 Poll::Ready(_) if is_closing => return Poll::Ready(Ok(())),
+                // The next round sends the GOAWAY.
                 Poll::Ready(_) => requests.end(),
             }
         }

@@ -66,7 +66,8 @@ impl HyperConnection {
         let mut builder = Builder::new();
         builder.max_headers(MAX_HEADERS).max_header_size(MAX_HEAD);
         let mut handshake = Box::pin(builder.handshake(io));
-        // HTTP/1 has no handshake: the future is ready at once, and `Builder` only makes it one for HTTP/2's sake.
+        // HTTP/1 has no handshake: the future is ready at once, and `Builder` only makes it one for HTTP/2's
+        // sake.
         let Poll::Ready(Ok((sender, driver))) =
             handshake.as_mut().poll(&mut Context::from_waker(Waker::noop()))
         else {
@@ -87,6 +88,7 @@ impl HyperConnection {
     /// Reads and writes what can be read and written.
     fn drive(&mut self, cx: &mut Context<'_>) {
         // An error is told to the response or to its body as well.
+        // A finished driver must not be polled again.
         if let Some(driver) = &mut self.driver
             && Pin::new(driver).poll(cx).is_ready()
         {
@@ -150,11 +152,14 @@ impl BackendConnection for HyperConnection {
         let unseen = self.on_reused && !self.traffic.received.load(Relaxed);
         let failed = |cause| SendError { cause, unseen };
         let (head, body) = response.map_err(|error| failed(conn_error(&error)))?.into_parts();
+        // No request asked for another protocol: the native engine refuses it, too.
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             let cause = ConnError::Malformed(MalformedMessage("it switches protocols"));
             return Poll::Ready(Err(failed(cause)));
         }
         self.body = Some(body);
+        // What came with the head counts as come, as with the native engine: retries and records depend on
+        // it.
         if let Poll::Ready(Some(first)) = self.poll_frame(cx) {
             self.first = Some(first);
         }
@@ -207,13 +212,14 @@ impl BackendConnection for HyperConnection {
     }
 }
 
-/// The request as hyper takes it. Its head was written as text, once for both legs, and is parsed again here: the price of
-/// one form of requests for both engines.
+/// The request as hyper takes it. Its head was written as text, once for both legs, and is parsed again here:
+/// the price of one form of requests for both engines.
 fn hyper_request(request: OutgoingRequest, traffic: &Arc<Traffic>) -> Request<RequestFrames> {
     let (text, body) = request.into_parts();
     let (head, length) = parse_outgoing_head(&text).expect("the router wrote this head");
     let mut pieces = VecDeque::with_capacity(body.pieces().len() + 1);
     pieces.extend([text.slice(length..)].into_iter().chain(body.pieces().iter().cloned()));
+    // An empty frame would cost a chunk or a write, and end nothing.
     pieces.retain(|piece| !piece.is_empty());
     let left = pieces.iter().map(Bytes::len).sum::<usize>() as u64;
     traffic.body_taken.store(left == 0, Relaxed);
@@ -268,6 +274,10 @@ fn conn_error(error: &hyper::Error) -> ConnError {
         return ConnError::Malformed(MalformedMessage("its head is malformed"));
     }
     match error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>()) {
+        // TLS reports its errors as invalid data, too.
+        Some(source) if source.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) => {
+            ConnError::Io(io::Error::new(source.kind(), source.to_string()))
+        }
         Some(source) if source.kind() == io::ErrorKind::UnexpectedEof => ConnError::Closed,
         // So hyper's decoder of chunks names what is none.
         Some(source)

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
@@ -19,10 +20,9 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::watch;
-use tokio_util::io::InspectReader;
 use tracing::debug;
 
-use super::open_requests::{IdleEnd, IdleWait, OpenRequest, OpenRequests};
+use super::open_requests::{IdleEnd, IdleWait, ObservedStream, OpenRequest, OpenRequests};
 use super::{
     ClientResponse, ClientTransport, ConnectionHandler, RequestBody, RequestBodyError, ResponseBody,
 };
@@ -42,10 +42,11 @@ pub(super) async fn serve<H: ConnectionHandler>(
 ) {
     let requests = Arc::new(OpenRequests::default());
     let service = service(&requests, &handler, stream.socket().and_then(|socket| socket.peer_addr().ok()));
-    let observed = Arc::clone(&requests);
-    // hyper has one timeout for an idle connection and for a slow head.
-    let stream = InspectReader::new(stream, move |bytes| observed.note_read(bytes));
+    // hyper has one timeout for an idle connection and for a slow head, and none for a client that does not
+    // read.
+    let stream = ObservedStream::new(stream, Arc::clone(&requests));
     let mut builder = http1::Builder::new();
+    // Off: it would count an idle connection as a slow head (30 s by default). `IdleWait` tells them apart.
     builder.timer(TokioTimer::new()).header_read_timeout(None);
     builder.max_headers(MAX_HEADERS).max_header_size(MAX_HEAD);
     let mut connection = builder.serve_connection(TokioIo::new(stream), service_fn(service));
@@ -58,22 +59,30 @@ pub(super) async fn serve<H: ConnectionHandler>(
                 is_closing = true;
                 Pin::new(&mut connection).graceful_shutdown();
             }
+            // Without hyper's shutdown: it would close the socket before the client has read its last
+            // response.
             if let Poll::Ready(done) = connection.poll_without_shutdown(cx) {
-                return Poll::Ready(done.map(|()| None));
+                return Poll::Ready(done.map(|()| ConnectionEnd::Clean));
             }
             match ready!(wait.poll(cx)) {
-                IdleEnd::NoRequest if is_closing => return Poll::Ready(Ok(None)),
+                IdleEnd::NoRequest if is_closing => return Poll::Ready(Ok(ConnectionEnd::Clean)),
+                // The next round shuts it down.
                 IdleEnd::NoRequest => requests.end(),
-                IdleEnd::NoHead(limit) => return Poll::Ready(Ok(Some(HeadRejection::Timeout(limit)))),
+                IdleEnd::NotRead => return Poll::Ready(Ok(ConnectionEnd::Cut)),
+                IdleEnd::NoHead(limit) => return Poll::Ready(Ok(ConnectionEnd::Rejected(limit))),
             }
         }
     });
     let end = end.await;
-    let stream = connection.into_parts().io.into_inner().into_inner();
+    let stream = connection.into_parts().io.into_inner().into_stream();
     match end {
-        Ok(Some(rejection)) => super::reject(stream, handler.reject(rejection)).await,
-        Ok(None) if requests.is_cut_short() => codec::linger(stream).await,
-        Ok(None) => codec::close(stream).await,
+        Ok(ConnectionEnd::Rejected(limit)) => {
+            super::reject(stream, handler.reject(HeadRejection::Timeout(limit))).await;
+        }
+        Ok(ConnectionEnd::Cut) => {}
+        // As with the native engine: a socket that is closed with unread bytes is reset.
+        Ok(ConnectionEnd::Clean) if requests.is_cut_short() => codec::linger(stream).await,
+        Ok(ConnectionEnd::Clean) => codec::close(stream).await,
         Err(error) => {
             debug!("an HTTP/1.1 connection of a client ended: {error}");
             if let Some(rejection) = rejection(&error) {
@@ -83,6 +92,15 @@ pub(super) async fn serve<H: ConnectionHandler>(
             }
         }
     }
+}
+
+/// How a connection ended that did not fail.
+enum ConnectionEnd {
+    Clean,
+    /// The client reads nothing of its response.
+    Cut,
+    /// The rest of a head did not come within this time.
+    Rejected(Duration),
 }
 
 /// Why hyper read no request, if that is why the connection ended.
@@ -125,17 +143,23 @@ async fn respond<H: ConnectionHandler>(
     let response = response.expect("hyper drops this future when the client leaves");
     let ClientResponse { head, mut body, closes } = response;
     let mut head = head.into_parts();
-    if handler.is_draining() {
-        // With HTTP/2 this sends GOAWAY, with HTTP/1.1 `Connection: close`.
+    let is_draining = handler.is_draining();
+    if is_draining {
+        // With HTTP/2 this sends GOAWAY.
         open.end_connection();
+    }
+    // HTTP/2 has no `Connection` header (RFC 9113, section 8.2.2), and one stream's end does not end the
+    // others.
+    if !is_http2 && (closes || is_draining) {
+        head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     if !is_http2 && closes {
         open.cut_short();
-        head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     if let Some(id) = body.request_id().and_then(|id| HeaderValue::from_bytes(id).ok()) {
         head.headers.insert(REQUEST_ID, id);
     }
+    // hyper writes the body of whatever it is given.
     if head_only {
         skip_body(&mut head, &mut body);
     }
@@ -150,7 +174,8 @@ fn skip_body(head: &mut response::Parts, body: &mut impl ResponseBody) {
     body.skip();
 }
 
-/// Cookies may come as several headers over HTTP/2; servers speak HTTP/1.1, where they must be one (RFC 9113, 8.2.3).
+/// Cookies may come as several headers over HTTP/2; servers speak HTTP/1.1, where they must be one (RFC 9113,
+/// 8.2.3).
 fn join_cookies(headers: &mut HeaderMap) {
     let cookies: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
     if cookies.len() > 1
@@ -186,7 +211,8 @@ impl<B: ResponseBody> Body for OpenBody<B> {
     }
 }
 
-/// A client, as far as one of its requests goes. When it leaves, or resets the request, hyper drops all that is done for it.
+/// A client, as far as one of its requests goes. When it leaves, or resets the request, hyper drops all that
+/// is done for it.
 struct HyperClient {
     body: Incoming,
     peer: Option<SocketAddr>,
@@ -222,11 +248,14 @@ impl RequestBody for HyperClient {
         self.body.is_end_stream()
     }
 
+    // A body that makes progress without a whole frame is not seen, so the idle timeout counts frames here.
     /// hyper returns all that it has read.
     fn bytes_read(&self) -> u64 {
         0
     }
 
+    // hyper reads no further while a body is unread, so a client that leaves the queue is noticed at its
+    // turn.
     async fn disconnected(&mut self) {
         std::future::pending().await
     }

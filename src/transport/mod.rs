@@ -88,7 +88,7 @@ impl Transport {
         timeouts: ClientTimeouts,
         closing: watch::Receiver<()>,
     ) {
-        // Boxed, so that the future of a native connection is not as large as the largest of them.
+        // Boxed but for the default: tasks of native connections would be as large as hyper's state.
         match (protocol, self.engine) {
             (Protocol::Http1, Http1Engine::Native) => {
                 native::serve(stream, &*handler, timeouts, closing).await;
@@ -208,10 +208,11 @@ pub(crate) async fn reject(stream: Stream, response: RejectionResponse) {
     crate::http1::reject(stream, response.to_http1().as_bytes()).await;
 }
 
-/// A connection to a backend: one request at a time. It is polled by the task of the request that holds it, so dropping it
-/// closes the socket, which is how a request is cancelled.
+/// A connection to a backend: one request at a time. It is polled by the task of the request that holds it,
+/// so dropping it closes the socket, which is how a request is cancelled.
 pub(crate) trait BackendConnection: Send {
-    /// Whether an idle connection can take a request: the backend has neither closed it nor sent anything since.
+    /// Whether an idle connection can take a request: the backend has neither closed it nor sent anything
+    /// since.
     fn is_usable(&mut self) -> bool;
 
     /// Whether it may carry another request: the last one was written, and its response's body ended cleanly.
@@ -226,7 +227,8 @@ pub(crate) trait BackendConnection: Send {
     /// The next data of the response's body; `None` is its clean end.
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ConnError>>>;
 
-    /// Waits for some of the body, or for the end of an empty one. [`poll_data`](Self::poll_data) still returns it.
+    /// Waits for some of the body, or for the end of an empty one. [`poll_data`](Self::poll_data) still
+    /// returns it.
     fn poll_body_started(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnError>>;
 
     /// How much of the body has come, whether it was asked for or not.

@@ -43,6 +43,7 @@ pub(super) async fn serve<H: ConnectionHandler>(
     let mut connection = ServerConnection::new(stream);
     // One for all waits of the connection: a timer costs 120 bytes and a place in the runtime's wheel.
     let mut timer = Timer::default();
+    // `changed` consumes a notification, and `is_ending` below must still see it.
     let mut watched = closing.clone();
     let mut end = pin!(async move { watched.changed().await.unwrap_or(()) });
     let after = loop {
@@ -58,10 +59,13 @@ pub(super) async fn serve<H: ConnectionHandler>(
             NextRequest::Rejected(rejection) => {
                 return super::reject(connection.into_stream(), handler.reject(rejection)).await;
             }
+            // A TLS client that is still there must be able to tell this end from a cut (RFC 8446, section
+            // 6.1).
             NextRequest::Closed | NextRequest::Idle | NextRequest::Ended => break AfterResponse::Close,
         }
     };
     match after {
+        // Dropping the socket without an orderly end: the client must not take a part for the whole.
         AfterResponse::Next | AfterResponse::Cut => {}
         AfterResponse::Close => http1::close(connection.into_stream()).await,
         AfterResponse::Linger => http1::linger(connection.into_stream()).await,
@@ -88,6 +92,7 @@ async fn exchange<H: ConnectionHandler>(
     let response = NativeResponse { head: Some(head), body };
     match connection.send(response, options, timer, timeouts, |time| handler.relayed(time)).await {
         WriteOutcome::KeptAlive => AfterResponse::Next,
+        // Unread bytes would make the kernel reset the connection, and the client lose the response.
         WriteOutcome::Last if is_cut_short => AfterResponse::Linger,
         WriteOutcome::Last => AfterResponse::Close,
         WriteOutcome::CutOff | WriteOutcome::Disconnected => AfterResponse::Cut,
@@ -174,6 +179,7 @@ impl ClientTransport for ServerConnection {
     async fn cancel_on_disconnect<T: Send>(&mut self, response: impl Future<Output = T> + Send) -> Option<T> {
         let mut response = pin!(response);
         std::future::poll_fn(|cx| {
+            // The response first: one that is ready goes out even if the client has closed its sending side.
             if let Poll::Ready(response) = response.as_mut().poll(cx) {
                 return Poll::Ready(Some(response));
             }

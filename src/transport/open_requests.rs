@@ -1,13 +1,16 @@
-//! The requests of one connection that hyper serves: how many are open, and for how long there was
-//! none. hyper tells neither.
+//! What hyper does not tell of a client's connection: how many requests are open, for how long there was
+//! none, and whether the client reads its response.
 
+use std::io;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use crate::http1::ClientTimeouts;
+use crate::http1::{ClientTimeouts, Stream};
 use crate::timer::Timer;
 
 /// The requests of one connection.
@@ -19,6 +22,8 @@ struct Requests {
     since: Instant,
     /// A head has begun, and none is open.
     head_begun: bool,
+    /// Since when the kernel has taken nothing of what there is to be written.
+    write_blocked: Option<Instant>,
     /// There are to be no more.
     is_ending: bool,
     /// The last response came before its request's body did as a whole.
@@ -28,8 +33,14 @@ struct Requests {
 impl Default for OpenRequests {
     fn default() -> Self {
         let since = Instant::now();
-        let (head_begun, is_ending, is_cut_short) = (false, false, false);
-        Self(Mutex::new(Requests { open: 0, since, head_begun, is_ending, is_cut_short }))
+        Self(Mutex::new(Requests {
+            open: 0,
+            since,
+            head_begun: false,
+            write_blocked: None,
+            is_ending: false,
+            is_cut_short: false,
+        }))
     }
 }
 
@@ -51,12 +62,18 @@ impl OpenRequests {
         self.lock().is_cut_short
     }
 
-    /// The first bytes after a request begin the next one's head.
-    pub(super) fn note_read(&self, bytes: &[u8]) {
+    /// The first bytes after a request begin the next one's head. Empty lines do not (RFC 9112, section 2.2).
+    fn record_read(&self, bytes: &[u8]) {
         let mut now = self.lock();
-        if !bytes.is_empty() && now.open == 0 && !now.head_begun {
+        let begins = bytes.iter().any(|byte| !b"\r\n".contains(byte));
+        if begins && now.open == 0 && !now.head_begun {
             (now.head_begun, now.since) = (true, Instant::now());
         }
+    }
+
+    fn record_write(&self, is_blocked: bool) {
+        let mut now = self.lock();
+        now.write_blocked = is_blocked.then(|| now.write_blocked.unwrap_or_else(Instant::now));
     }
 }
 
@@ -104,6 +121,8 @@ pub(super) enum IdleEnd {
     NoRequest,
     /// The rest of a head.
     NoHead(Duration),
+    /// Room for a response: the client reads nothing.
+    NotRead,
 }
 
 impl<'a> IdleWait<'a> {
@@ -115,15 +134,83 @@ impl<'a> IdleWait<'a> {
         (self.since, self.timeouts.idle) = (Instant::now(), limit);
     }
 
-    /// Nobody tells of a request's end, so the timer runs while there are any, too.
+    /// A request's end wakes nobody, so the timer runs while there are any, too.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<IdleEnd> {
-        let (since, head_begun) = {
+        let (since, limit, end) = {
             let now = self.requests.lock();
-            let since = if now.open > 0 { Instant::now() } else { now.since.max(self.since) };
-            (since, now.head_begun && now.open == 0)
+            let idle = self.timeouts.idle;
+            match now.write_blocked {
+                Some(since) => (since, idle, IdleEnd::NotRead),
+                None if now.open > 0 => (Instant::now(), idle, IdleEnd::NoRequest),
+                None if now.head_begun => {
+                    (now.since, self.timeouts.head, IdleEnd::NoHead(self.timeouts.head))
+                }
+                None => (now.since.max(self.since), idle, IdleEnd::NoRequest),
+            }
         };
-        let limit = if head_begun { self.timeouts.head } else { self.timeouts.idle };
         ready!(self.timer.poll_until(since + limit, cx));
-        Poll::Ready(if head_begun { IdleEnd::NoHead(limit) } else { IdleEnd::NoRequest })
+        Poll::Ready(end)
+    }
+}
+
+/// A client's stream whose reads and writes are observed.
+pub(super) struct ObservedStream {
+    stream: Stream,
+    requests: Arc<OpenRequests>,
+}
+
+impl ObservedStream {
+    pub(super) fn new(stream: Stream, requests: Arc<OpenRequests>) -> Self {
+        Self { stream, requests }
+    }
+
+    pub(super) fn into_stream(self) -> Stream {
+        self.stream
+    }
+
+    fn observe_write(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.requests.record_write(written.is_pending());
+        written
+    }
+}
+
+impl AsyncRead for ObservedStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        self.requests.record_read(&buffer.filled()[before..]);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for ObservedStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.observe_write(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.observe_write(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

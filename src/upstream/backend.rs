@@ -253,7 +253,7 @@ impl Backend {
         match self.health.record(success) {
             None => {}
             Some(HealthState::Unhealthy) => {
-                warn!("{role} server {url} is unhealthy, taken out of rotation: {}", reason())
+                warn!("{role} server {url} is unhealthy, taken out of rotation: {}", reason());
             }
             Some(HealthState::Starting) => {
                 warn!(

@@ -58,8 +58,8 @@ impl Dialer {
         Self { connect_timeout: *connect_timeout, buffer_size: *buffer_size, tls: Arc::clone(tls) }
     }
 
-    /// Opens a connection, with a TLS handshake if the server wants one. A name is resolved anew each time, and its
-    /// addresses are tried in order, all within the one timeout.
+    /// Opens a connection, with a TLS handshake if the server wants one. A name is resolved anew each time,
+    /// and its addresses are tried in order, all within the one timeout.
     pub(super) async fn dial(&self, address: &Address) -> Result<Stream, DialError> {
         match tokio::time::timeout(self.connect_timeout, self.open(address)).await {
             Ok(opened) => opened.map_err(DialError::Io),
@@ -70,7 +70,7 @@ impl Dialer {
     async fn open(&self, address: &Address) -> io::Result<Stream> {
         let socket = self.try_all(address).await?;
         let Some(name) = &address.tls_name else { return Ok(Stream::Tcp(socket)) };
-        // Boxed, so that a leg is no larger for those that have no TLS.
+        // Boxed: rustls's handshake would make every leg's future larger, with TLS or without.
         let encrypted = Box::pin(tls::connect(&self.tls, name.clone(), socket)).await?;
         Ok(Stream::Tls(Box::new(encrypted)))
     }

@@ -20,8 +20,9 @@ use super::{Backend, Dialer, SocketOptions};
 use crate::http1::{BodyProgress, ConnError, OutgoingRequest, ResponseHead, SendError, Stream, WriteTiming};
 use crate::transport::{BackendConnection, Http1Engine};
 
-/// Sweeps for idle connections per idle timeout. Their age is counted in sweeps, not by the clock, which would be read
-/// four times a request. A connection lives at most an eighth too long: 4.5 s by default, within SGLang's 5 s.
+/// Sweeps for idle connections per idle timeout. Their age is counted in sweeps, not by the clock, which
+/// would be read four times a request. A connection lives at most an eighth too long: 4.5 s by default,
+/// within SGLang's 5 s.
 const SWEEPS_PER_TIMEOUT: u32 = 8;
 
 /// Shortest time between two sweeps: idle timeouts under 8 ms are kept less exactly.
@@ -84,6 +85,7 @@ impl Pools {
         let pool = self.of(backend);
         while let Some(idle) = pool.pop() {
             let mut conn = idle.conn;
+            // An idle connection is polled by nobody, so a close by the backend shows only here.
             if conn.is_usable() {
                 pool.counts.reused(self.shard);
                 return Ok(Lease { conn, pool });
@@ -132,8 +134,8 @@ impl Pools {
 
 /// The idle connections to one server, the last used one last.
 struct Pool {
-    /// Only its worker's thread takes this lock, so it is never waited for; it is what lets the worker's futures
-    /// run on any runtime.
+    /// Only its worker's thread takes this lock, so it is never waited for; it is what lets the worker's
+    /// futures run on any runtime.
     idle: Mutex<Vec<Idle>>,
     max_idle: usize,
     counts: Arc<ConnectionCounts>,
@@ -161,6 +163,7 @@ impl Pool {
 
     fn push(&self, conn: Box<dyn BackendConnection>) {
         let mut idle = self.lock();
+        // Over the limit the connection is closed: descriptors are bounded per process.
         if idle.len() < self.max_idle {
             idle.push(Idle { conn, sweeps: 0 });
             self.counts.parked(self.shard);
@@ -204,7 +207,8 @@ impl Lease {
         self.conn.poll_data(cx)
     }
 
-    /// Waits for some of the body, or for the end of an empty one. [`poll_data`](Self::poll_data) still returns it.
+    /// Waits for some of the body, or for the end of an empty one. [`poll_data`](Self::poll_data) still
+    /// returns it.
     pub(crate) async fn body_started(&mut self) -> Result<(), ConnError> {
         poll_fn(|cx| self.conn.poll_body_started(cx)).await
     }
@@ -242,7 +246,8 @@ impl Lease {
         self.conn.remaining()
     }
 
-    /// Returns the connection to the pool, if the response's body ended cleanly and the server means to keep it.
+    /// Returns the connection to the pool, if the response's body ended cleanly and the server means to keep
+    /// it.
     pub(crate) fn park(mut self) {
         if self.conn.is_reusable() {
             self.pool.push(self.conn);

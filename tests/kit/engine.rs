@@ -1,5 +1,5 @@
-//! The HTTP/1.1 engine that the router under test runs on: `native`, or `hyper` in `tests/on_hyper.rs`. Nothing else in
-//! the tests names an engine.
+//! The HTTP/1.1 engine that the router under test runs on: `native`, or `hyper` in `tests/on_hyper.rs`.
+//! Nothing else in the tests names an engine.
 
 use std::io::{self, Write};
 
@@ -20,8 +20,8 @@ pub fn args() -> &'static [&'static str] {
     if is_hyper() { &["--http1-engine", "hyper"] } else { &[] }
 }
 
-/// Returns true, with a note, if the router runs on hyper. For a test of behaviour that hyper does not offer; `why` is
-/// also in the list of differences in `docs/`.
+/// Returns true, with a note, if the router runs on hyper. For a test of behaviour that hyper does not offer;
+/// `why` is also in the list of differences in `docs/`.
 pub fn skip_on_hyper(why: &str) -> bool {
     if is_hyper() {
         // Not `eprintln!`, which is not shown for a test that passes.

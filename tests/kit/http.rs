@@ -77,7 +77,8 @@ pub async fn read_body(
     (std::mem::replace(buffer, rest), true)
 }
 
-/// Decodes the chunked body at the start of `bytes`, if it is complete. Returns its content and its encoded length.
+/// Decodes the chunked body at the start of `bytes`, if it is complete. Returns its content and its encoded
+/// length.
 pub fn dechunk(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
     let mut body = Vec::new();
     let mut at = 0;

@@ -1,6 +1,6 @@
-//! A router whose client and both servers are one thread, in lock step, so that every exchange is the same to the
-//! router. These peers allocate nothing and spend a few instructions per step, so that what is counted in the process
-//! is the router's.
+//! A router whose client and both servers are one thread, in lock step, so that every exchange is the same to
+//! the router. These peers allocate nothing and spend a few instructions per step, so that what is counted in
+//! the process is the router's.
 //!
 //! Included by the two that count: `tests/allocations.rs` and `benches/instructions.rs`.
 
@@ -64,8 +64,8 @@ pub struct LockStep {
 }
 
 impl LockStep {
-    /// Starts a router that runs until the process ends. Its peers sleep for `pause` before each step, so that
-    /// the router has become idle, as it does between the events of real peers.
+    /// Starts a router that runs until the process ends. Its peers sleep for `pause` before each step, so
+    /// that the router has become idle, as it does between the events of real peers.
     pub fn start(pause: Duration) -> Self {
         Self::start_with(pause, |config| config)
     }
@@ -121,7 +121,8 @@ impl LockStep {
     }
 }
 
-/// A limit of each kind, none of which is reached, API keys that the client satisfies, CORS origins, and the access log.
+/// A limit of each kind, none of which is reached, API keys that the client satisfies, CORS origins, and the
+/// access log.
 fn with_limits(config: MiniLbConfig) -> MiniLbConfig {
     let config = config.max_concurrent_requests(1_000).rate_limit(1_000_000);
     let config = config.max_in_flight_per_prefill(1_000).max_in_flight_per_decode(1_000);

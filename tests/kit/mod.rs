@@ -1,5 +1,5 @@
-//! The test kit: the router under test, in process or as the built program, between scripted servers and a client that
-//! keeps every byte. Neither peer uses hyper, so that the router is not tested against itself.
+//! The test kit: the router under test, in process or as the built program, between scripted servers and a
+//! client that keeps every byte. Neither peer uses hyper, so that the router is not tested against itself.
 
 #![allow(dead_code, unused_imports, reason = "each test file uses its own part")]
 #![allow(unreachable_pub, reason = "a test file is a crate of its own")]

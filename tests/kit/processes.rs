@@ -1,5 +1,5 @@
-//! Whole programs: child processes that cannot outlive their test, the built router in front of simulated servers, and
-//! the client packages that `real_clients/setup.sh` installs.
+//! Whole programs: child processes that cannot outlive their test, the built router in front of simulated
+//! servers, and the client packages that `real_clients/setup.sh` installs.
 
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
@@ -43,7 +43,8 @@ pub struct Servers {
 }
 
 impl Servers {
-    /// Starts the servers, each with its configuration changed by `change`. Simulated times are a tenth of SGLang's.
+    /// Starts the servers, each with its configuration changed by `change`. Simulated times are a tenth of
+    /// SGLang's.
     pub fn start(change: impl Fn(SimConfig) -> SimConfig) -> Self {
         let runtime = Runtime::new().expect("a runtime");
         let quick = |config: SimConfig| change(SimConfig { time_scale: 0.1, ..config });
@@ -268,7 +269,8 @@ fn install(what: &str) -> Option<PathBuf> {
     missing(&program.stderr.text())
 }
 
-/// Skips a test whose tool is missing, so that Rust alone is enough to run the tests. Fails instead if `CI` is set.
+/// Skips a test whose tool is missing, so that Rust alone is enough to run the tests. Fails instead if `CI`
+/// is set.
 pub fn missing<T>(why: &str) -> Option<T> {
     assert!(std::env::var_os("CI").is_none_or(|ci| ci.is_empty()), "CI is set, and {why}");
     let last = why.trim_end().lines().last().unwrap_or_default();

@@ -115,7 +115,8 @@ impl Router {
     }
 }
 
-/// Turns off probes and the lame-duck time, which have their own tests, so that servers see nothing but requests.
+/// Turns off probes and the lame-duck time, which have their own tests, so that servers see nothing but
+/// requests.
 fn without_probes(config: MiniLbConfig) -> MiniLbConfig {
     config.health_checks(false).shutdown_lame_duck(Duration::ZERO)
 }

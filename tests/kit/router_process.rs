@@ -16,7 +16,8 @@ pub struct RouterProcess {
 }
 
 impl RouterProcess {
-    /// Starts the program without health checks and waits until it listens. `args` follow the arguments of every test.
+    /// Starts the program without health checks and waits until it listens. `args` follow the arguments of
+    /// every test.
     pub async fn start(prefill: &str, decode: &str, args: &[&str]) -> Self {
         let quiet = ["--disable-health-check"];
         Self::start_probing(prefill, decode, &[&quiet, args].concat()).await

@@ -1,5 +1,5 @@
-//! Headless Chromium with one page, driven over its DevTools protocol (`--remote-debugging-pipe`: JSON, each message
-//! ended by a zero byte).
+//! Headless Chromium with one page, driven over its DevTools protocol (`--remote-debugging-pipe`: JSON, each
+//! message ended by a zero byte).
 
 #![allow(unreachable_pub, reason = "a test file is a crate of its own")]
 

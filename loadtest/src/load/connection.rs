@@ -57,7 +57,7 @@ impl Connection {
             let count = self.read(&mut stream).await.map_err(io_error)?;
             let now = unix_nanos();
             response.feed(&self.buffer[..count], |timestamp| {
-                measurements.borrow_mut().token(now.saturating_sub(timestamp))
+                measurements.borrow_mut().token(now.saturating_sub(timestamp));
             })?;
             if first_byte.is_none() && response.has_body() {
                 first_byte = Some(Instant::now());

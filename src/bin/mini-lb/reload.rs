@@ -46,7 +46,7 @@ impl Reloads {
             match self.reload(balancer).await {
                 Ok(reloaded) => info!("reloaded ({why}): {reloaded}"),
                 Err(sentence) => {
-                    error!("reload failed ({why}), keeping the running configuration: {sentence}")
+                    error!("reload failed ({why}), keeping the running configuration: {sentence}");
                 }
             }
         }
@@ -56,15 +56,20 @@ impl Reloads {
         // Reading files may block (NFS), and this thread accepts connections.
         let before = self.files.paths.clone();
         let read = spawn_blocking(|| {
+            // Taken before the files are read: a change meanwhile is then another version, and is read too.
             let before = stamps(before);
             (cli::parse(std::env::args_os(), std::env::vars_os()), before)
         });
         let (parsed, before) = read.await.map_err(|error| error.to_string())?;
+        // After a failure too: a bad file is reported once, not once a second.
         self.files.loaded.clone_from(&before);
         let plan = parsed.map_err(|error| cli::sentence(&error))?;
+        // Even if the router rejects this configuration: the files that it names are where it will be
+        // corrected.
         self.files = Files::watch(plan.files, &before);
         let outcome = balancer.reload(plan.config);
         let mut reloaded = outcome.map_err(|error| plan.layers.placed(&error.to_string()))?;
+        // Both lists have the order of one table.
         let pairs = self.started_with.iter().zip(&plan.program_options);
         let own = pairs.filter(|(old, new)| old.1 != new.1).map(|(old, _)| old.0);
         reloaded.needs_restart.extend(own);
@@ -98,6 +103,7 @@ impl Files {
     /// Waits until a file is not the version that was read, and has not changed since the last check.
     async fn changed(&mut self) -> PathBuf {
         if self.paths.is_empty() {
+            // Nothing to watch: SIGHUP alone reloads then.
             return std::future::pending().await;
         }
         loop {

@@ -174,6 +174,7 @@ impl Counts {
             && let Some(decode) = request.nanos_between(Phase::BodyRead, Phase::DecodeWritten)
         {
             let opened = usize::from(request.has_opened_connection());
+            // A request is sent when its second leg is.
             self.send_times[opened].observe_nanos(&ROUTER_BOUNDS, prefill.max(decode));
         }
     }
@@ -229,6 +230,7 @@ fn status_index(status: u16) -> usize {
         let digit = usize::from(status / 100);
         STATUSES.len() + if digit < STATUS_CLASSES.len() { digit } else { 0 }
     };
+    // A search that ends at its first element for most requests, as that is 200.
     STATUSES.iter().position(|known| *known == status).unwrap_or_else(class)
 }
 
@@ -265,6 +267,7 @@ fn cancellation_index(request: &CompletedRequest<'_>) -> Option<usize> {
     request.pair()?;
     match (request.end, request.failed_leg) {
         (RequestEnd::ClientDisconnected, _) => {
+            // The first two causes: before the first byte, and after it.
             Some(usize::from(request.time_to(Phase::FirstByteToClient).is_some()))
         }
         (RequestEnd::Shutdown, _) => Some(4),

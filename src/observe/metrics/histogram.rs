@@ -23,6 +23,7 @@ impl<const N: usize> BucketBounds<N> {
             index += 1;
         }
         let mut first = [0; 65];
+        // Index 0 is for 0 ns, which has no significant bit, and belongs to the first bucket.
         let mut bits = 1;
         while bits <= 64 {
             let least = 1 << (bits - 1);

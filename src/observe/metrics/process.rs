@@ -32,8 +32,11 @@ impl ProcessStats {
             process.virtual_bytes = kilobytes("VmSize:");
             process.threads = number_after(&status, "Threads:");
         }
+        // The count includes the descriptor with which the folder is read.
         process.open_fds = fs::read_dir("/proc/self/fd").ok().map(|entries| entries.count() as u64);
         if let Ok(limits) = fs::read_to_string("/proc/self/limits") {
+            // The first number is the soft limit, at which `open` fails. `unlimited` is no number, and left
+            // out.
             process.max_fds = number_after(&limits, "Max open files");
         }
         process

@@ -168,6 +168,7 @@ fn requests(text: &mut Exposition, counts: &Counts) {
 
 fn errors(text: &mut Exposition, counts: &Counts) {
     text.family(&ERRORS);
+    // Sorted: each worker meets codes in its own order, and scrapes should have one.
     let errors: BTreeMap<&str, u64> = counts.errors.iter().copied().collect();
     for (code, count) in errors {
         text.value(&ERRORS, &[("code", code)], count);
@@ -251,6 +252,7 @@ fn roles(text: &mut Exposition, fleet: &Fleet) {
     }
     text.family(&HEALTHY_BACKENDS);
     for role in ROLES {
+        // `all` leaves out servers that drain: they do not make a role ready.
         let count = fleet.all().filter(|server| server.role() == role && server.is_ready()).count();
         text.value(&HEALTHY_BACKENDS, &[("role", role.as_str())], count);
     }
@@ -263,6 +265,7 @@ fn backends(text: &mut Exposition, fleet: &Fleet) {
     for server in fleet.known_servers() {
         servers.entry((server.role().as_str(), server.url())).or_insert(server);
     }
+    // Once for each backend, as three families read its sharded counters.
     let connections: Vec<Connections> = servers.values().map(|server| server.connections()).collect();
     let mut each = |family: &Family, value: &dyn Fn(&Backend, &Connections) -> u64| {
         text.family(family);
@@ -295,6 +298,7 @@ fn process(text: &mut Exposition, process: ProcessStats) {
         (&MAX_FDS, whole(process.max_fds)),
         (&THREADS, whole(process.threads)),
     ] {
+        // Left out with its family: 0 would pass for a measurement.
         if let Some(value) = value {
             text.family(family);
             text.value(family, &[], value);

@@ -114,6 +114,7 @@ impl Timeline {
         for phase in &self.reached[Phase::PrefillWritten as usize..] {
             phase.store(0, Relaxed);
         }
+        // `after_partner_failure` stays: it is of the attempt that has just failed.
         self.failed_at.store(0, Relaxed);
         self.failed.store(0, Relaxed);
         self.opened_connection.store(false, Relaxed);

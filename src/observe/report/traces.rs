@@ -89,6 +89,8 @@ impl RequestSpans<'_> {
     fn to_json(&self) -> String {
         let Self { trace, request } = self;
         let mut span = self.span(trace.span, trace.parent, SERVER, Duration::ZERO, request.duration);
+        // OpenTelemetry's conventions want method and route. Only generation requests have spans, and their
+        // path is their route.
         span["name"] = format!("{} {}", request.method(), request.path()).into();
         span["attributes"] = attributes(request);
         if let Some(state) = &trace.state {
@@ -264,6 +266,7 @@ impl Exporter {
     /// Sends what is left.
     pub(super) async fn finish(&self) {
         let rest = async {
+            // Free: `run` holds the lock for as long as it is polled, and has been dropped.
             let mut unsent = self.unsent.lock().await;
             loop {
                 unsent.fill_batch();

@@ -76,7 +76,7 @@ impl<'a> JsonValue<'a> {
 
     /// The value of the first member called `name`; `None` if this is no object. Only servers' texts are read
     /// this way, which have no duplicate names.
-    pub(crate) fn member(self, name: &str) -> Result<Option<JsonValue<'a>>, MalformedJson> {
+    pub(crate) fn member(self, name: &str) -> Result<Option<Self>, MalformedJson> {
         if !self.is_object() {
             return Ok(None);
         }

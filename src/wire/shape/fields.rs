@@ -115,7 +115,7 @@ impl RequestedFeatures {
             }
             TopLevelField::Echo => self.echo = any(is_true),
             TopLevelField::Logprobs => {
-                self.logprobs = any(|count| number(count).is_some_and(|count| count > 0.0))
+                self.logprobs = any(|count| number(count).is_some_and(|count| count > 0.0));
             }
             TopLevelField::Bootstrap | TopLevelField::Other => {}
         }

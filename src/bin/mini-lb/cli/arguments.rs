@@ -41,10 +41,12 @@ fn arg(section: &'static str, spec: &OptionSpec) -> Arg {
     match spec.kind {
         ValueKind::Switch => arg.action(ArgAction::SetTrue),
         ValueKind::Single(name) => {
+            // Otherwise clap takes the `-1` of sglang_router's scripts for a flag.
             arg.action(ArgAction::Set).value_name(name).allow_negative_numbers(spec.minus_one_is_no_limit)
         }
         ValueKind::List(name) => arg.action(ArgAction::Append).value_name(name),
         ValueKind::WordList(name) | ValueKind::CommaList(name) => {
+            // Several words after one flag, as in sglang_router's command lines.
             arg.action(ArgAction::Append).value_name(name).num_args(1..)
         }
         ValueKind::Groups { names, required } => {
@@ -73,6 +75,7 @@ fn help_args() -> [Arg; 2] {
 /// The values of each occurrence of an option on the command line. `None`: there is none.
 pub(super) fn occurrences(matches: &ArgMatches, spec: &OptionSpec) -> Option<Vec<Vec<String>>> {
     if spec.kind == ValueKind::Switch {
+        // clap has a value for each switch, given or not: `false` is the default.
         return matches.get_flag(spec.name).then(|| vec![Vec::new()]);
     }
     let occurrences = matches.get_occurrences::<String>(spec.name)?;
@@ -81,6 +84,7 @@ pub(super) fn occurrences(matches: &ArgMatches, spec: &OptionSpec) -> Option<Vec
 
 /// The flag that clap suggests for one that it does not know, without its dashes.
 pub(super) fn similar_flag(flag: &str) -> Option<String> {
+    // clap suggests a flag only in its error for an unknown one, so it has to parse one.
     let words = [OsString::from("mini-lb"), OsString::from(flag)];
     let error = command().try_get_matches_from(words).err()?;
     let Some(ContextValue::String(near)) = error.get(ContextKind::SuggestedArg) else { return None };

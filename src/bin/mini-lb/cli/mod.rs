@@ -50,6 +50,7 @@ pub(crate) fn parse(
     let matches = arguments::command().try_get_matches_from(&args)?;
     let layers = Layers::read(&matches, environment)?;
     let placed = |sentence: String| refusal(layers.placed(&sentence));
+    // First, as the level is a part of the library's configuration: less severe lines are not passed on.
     let log = log_options(&layers).map_err(placed)?;
     let config = config(&layers).map_err(placed)?.request_log(log.level, log::log_request);
     Ok(Plan {
@@ -71,7 +72,9 @@ fn config(layers: &Layers) -> Result<MiniLbConfig, String> {
     let config = MiniLbConfig::new("0.0.0.0", 30_000, Vec::new(), Vec::new(), timeout);
     // A router that nobody has configured should show its metrics, and two on one machine should both start.
     let mut config = config.admin_address_if_free("127.0.0.1", DEFAULT_PROMETHEUS_PORT);
+    // In the order of the table: --policy sets both roles before the options of one role override it.
     for Flag { spec, .. } in options::layered().filter(|flag| flag.is_library) {
+        // An option that no layer sets keeps its default, and the admin listener the address above.
         if layers.is_set(spec.name) {
             config =
                 config.set_option(spec.name, layers.values(spec.name)).map_err(|error| error.to_string())?;
@@ -82,6 +85,7 @@ fn config(layers: &Layers) -> Result<MiniLbConfig, String> {
 
 fn log_options(layers: &Layers) -> Result<LogOptions, String> {
     let value = |name| layers.value(name);
+    // clap knows no types, and the library none of these options.
     let wrong = |name: &str, value: &str, known: &str| {
         Err(format!("--{name} {}: must be {known}", value.escape_debug()))
     };
@@ -128,6 +132,7 @@ pub(crate) fn sentence(error: &clap::Error) -> String {
 /// for flags. A request for help ends the search, as it ends argparse's.
 fn refuse_unsupported(args: &[OsString]) -> Result<(), clap::Error> {
     let ends = ["--", "--help", "-h", "--version", "-V"];
+    // A word that is not UTF-8 is no flag, and left to clap.
     let words = args.iter().skip(1).map(|word| word.to_str().unwrap_or_default());
     for word in words.take_while(|word| !ends.contains(word)) {
         let name = word.split_once('=').map_or(word, |(name, _)| name);

@@ -74,12 +74,15 @@ pub(super) fn by_key(key: &str) -> Option<&'static OptionSpec> {
 pub(super) fn unknown(key: &str, what: &str, spelled: impl Fn(&str) -> String) -> String {
     let name = key.to_ascii_lowercase().replace('_', "-");
     let flag = format!("--{name}");
+    // Before a similar name is searched for: a flag of sglang_router may be similar to one that does
+    // something else.
     if let Some((flag, instead)) = REFUSED.iter().find(|(refused, _)| *refused == flag) {
         return format!("{flag} is not supported: {instead}");
     }
     if COMMAND_LINE_ONLY.contains(&name.as_str()) {
         return format!("{flag} can be given on the command line only");
     }
+    // Only the case differs, or a variable has dashes.
     let same = by_key(&name).map(|spec| spec.name.to_owned());
     match same.or_else(|| arguments::similar_flag(&flag)) {
         Some(near) => format!("unknown {what}; did you mean {}?", spelled(&near)),
@@ -94,6 +97,7 @@ pub(super) fn field(spec: &OptionSpec, name: &str) -> Option<usize> {
     let alias = FIELD_ALIASES.iter().find(|(flag, alias, _)| *flag == spec.name && *alias == name);
     let name = alias.map_or(name, |(_, _, name)| *name);
     let Groups { names, .. } = spec.kind else { return None };
+    // The value `PORT|none` is the field `port`.
     let plain = |value: &str| value.split('|').next().unwrap_or_default().to_lowercase();
     names.iter().position(|value| plain(value) == name)
 }

@@ -11,6 +11,7 @@ pub(crate) const PROGRAM: [(&str, &[OptionSpec]); 2] = [
     (
         "Logging",
         &[
+            // The log is started once, before the router, so all three need a restart.
             OptionSpec::new("log-level", Single("debug|info|warn|error"))
                 .default(OptionDefault::Text("info"))
                 .after_restart()
@@ -27,6 +28,8 @@ pub(crate) const PROGRAM: [(&str, &[OptionSpec]); 2] = [
     (
         "Configuration",
         &[
+            // A file cannot name itself, so there is no key. `MINI_LB_CONFIG` is read where the variables
+            // are.
             OptionSpec::new("config", Single("FILE")).help(
                 "TOML file with a key for each flag. Environment variables MINI_LB_... override it, and flags override \
                  both. It is read again on SIGHUP and when it changes. MINI_LB_CONFIG names it too",

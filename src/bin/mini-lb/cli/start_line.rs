@@ -41,6 +41,7 @@ impl StartLine {
     pub(crate) fn log(&self, address: SocketAddr) {
         let Self { scheme, summary, prefill, decode, changed } = self;
         let version = env!("CARGO_PKG_VERSION");
+        // An empty field would look like a value that was lost.
         let changed = (!changed.is_empty()).then_some(changed);
         info!(target: "mini_lb", version, prefill, decode, changed, "listening on {scheme}://{address}: {summary}");
     }
@@ -53,6 +54,7 @@ fn summary(layers: &Layers) -> String {
         1 => " and those of 1 DNS name".to_owned(),
         count => format!(" and those of {count} DNS names"),
     };
+    // As the library does: the role's own option, then --policy, then its default.
     let policy = |role| layers.value(role).or(layers.value("policy")).unwrap_or("random");
     let workers = layers.value("worker-threads").and_then(|text| text.parse().ok());
     let workers = workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
@@ -72,6 +74,7 @@ fn named(servers: &[Vec<String>]) -> String {
         let known = values.iter().filter(|value| !value.eq_ignore_ascii_case("none"));
         known.map(String::as_str).collect::<Vec<_>>().join(" ")
     };
+    // 64 URLs of 100 bytes stay below the 8 KiB at which the log cuts a value.
     let more = servers.len().saturating_sub(MAX_NAMED);
     let named = servers.iter().take(MAX_NAMED).map(server).collect::<Vec<_>>().join(", ");
     if more == 0 { named } else { format!("{named} and {more} more") }

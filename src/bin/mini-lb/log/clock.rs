@@ -20,6 +20,7 @@ impl Clock {
 
     /// Puts a time in UTC, to the microsecond.
     fn put(&mut self, time: SystemTime, into: &mut Vec<u8>) {
+        // A clock before 1970 is written as 1970: a wrong time is better than a lost line.
         let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         if self.second != since.as_secs() || self.begin.is_empty() {
             self.second = since.as_secs();
@@ -40,8 +41,11 @@ pub(super) fn date(day: u64) -> String {
     // From 0000-03-01 to 1970-01-01.
     let day = day + 719_468;
     let (era, day) = (day / DAYS_OF_400_YEARS, day % DAYS_OF_400_YEARS);
+    // Leap days are subtracted first, so that each year has 365 days: one in 4 years, none in the last of
+    // 100, one in the last of 400.
     let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
     let day = day - (365 * year + year / 4 - year / 100);
+    // From March and from August on, months have 31, 30, 31, 30 and 31 days: 153 in five months.
     let month = (5 * day + 2) / 153;
     let day = day - (153 * month + 2) / 5 + 1;
     let (year, month) = if month < 10 { (year, month + 3) } else { (year + 1, month - 9) };

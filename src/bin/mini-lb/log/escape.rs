@@ -27,6 +27,7 @@ pub(super) fn milliseconds(time: Duration, into: &mut Vec<u8>) {
     let digit = |unit: u32| b'0' + (micros / unit % 10) as u8;
     let places = [digit(1_000), b'.', digit(100), digit(10), digit(1)];
     match (seconds, micros) {
+        // Below 10 ms there is one digit before the point, and it is in `places`.
         (0, 0..10_000) => {}
         _ => number(seconds * 100 + u64::from(micros / 10_000), into),
     }
@@ -98,11 +99,14 @@ pub(super) fn word(value: &str, into: &mut Vec<u8>) {
 
 fn is_word(value: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_graphic() & (byte != b'"') & (byte != b'\\') & (byte != b'=');
+    // Not `all`, which stops at the first other byte: without a branch for each byte the loop is vectorised.
     !value.is_empty() && value.bytes().fold(true, |all, byte| all & is_plain(byte))
 }
 
 fn escaped_with(value: &str, is_special: fn(char) -> bool, into: &mut Vec<u8>) {
     for char in value.chars() {
+        // Zero-width characters, text direction marks and line separators, with which a client could hide or
+        // reorder a part of the line.
         let hides =
             matches!(char, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}');
         if char.is_control() || hides || is_special(char) {

@@ -25,6 +25,8 @@ impl DailyFiles {
         let why = |error| format!("--log-dir {}: {error}", folder.display());
         fs::create_dir_all(&folder).map_err(why)?;
         let mut files = Self { folder: folder.clone(), today: None };
+        // Opened now, so that a folder without write permission is an error of the start, not of the first
+        // line.
         files.turn_to(today()).map_err(why)?;
         Ok(files)
     }
@@ -34,6 +36,7 @@ impl DailyFiles {
             Some((open, file)) if open == day => file,
             _ => {
                 let name = format!("{PREFIX}{}{SUFFIX}", date(day));
+                // Appended to: a restart on the same day must not delete the lines that say why.
                 let file = OpenOptions::new().create(true).append(true).open(self.folder.join(name))?;
                 remove_old(&self.folder);
                 file
@@ -45,6 +48,7 @@ impl DailyFiles {
 
 impl Write for DailyFiles {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // The day is checked at each write instead of with a timer, so a day without lines has no file.
         let written = self.turn_to(today()).and_then(|file| file.write(bytes));
         if written.is_err() {
             self.today = None;
@@ -76,6 +80,8 @@ fn remove_old(folder: &Path) {
 
 fn is_ours(name: &str) -> bool {
     let day = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_suffix(SUFFIX));
+    // Stricter than the two ends of the name: a file that an operator put there, such as mini-lb.notes.log,
+    // must not be removed.
     day.is_some_and(|day| day.len() == 10 && day.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-'))
 }
 

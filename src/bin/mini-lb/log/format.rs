@@ -35,6 +35,8 @@ impl Begin<'_> {
         match format {
             Format::Text => {
                 clock.put_now(line);
+                // One space, and two before INFO and WARN: levels end in one column, as tracing-subscriber
+                // writes them.
                 escape::text(["", " ", "  "][6_usize.saturating_sub(level.len()).min(2)], line);
                 escape::all(&[level, " ", target, ": "], line);
                 escape::escaped(message, line);
@@ -117,6 +119,8 @@ impl Fields {
 
     fn text(&mut self, field: &Field, value: &str) {
         let value = cut(value);
+        // tracing records an event's text as a field called `message`. In a line it comes first, without
+        // this name.
         if field.name() == "message" {
             return self.message.push_str(value);
         }
@@ -130,6 +134,7 @@ impl Fields {
 
 impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        // `%value` arrives here too: tracing wraps it so that its Debug text is its Display text.
         self.text(field, &format!("{value:?}"));
     }
 

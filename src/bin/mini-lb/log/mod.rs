@@ -49,6 +49,7 @@ pub(crate) fn start(options: &LogOptions) -> Result<Log, String> {
     let &LogOptions { level, format, ref folder } = options;
     let start =
         |name, sink| LogQueue::start(name, format, sink).map_err(|error| format!("cannot log: {error}"));
+    // For people only: a container's log collector would store the escape sequences.
     let colors = io::stderr().is_terminal();
     let stderr = start("log-stderr", Box::new(io::stderr()))?;
     let files = match folder {
@@ -73,6 +74,7 @@ fn log_panics() {
 
 /// Writes the line of a request to the log that was started.
 pub(crate) fn log_request(request: &RequestLine<'_>) {
+    // Found by its type, because the configuration that has this function is made before the log is started.
     dispatcher::get_default(|log| {
         if let Some(lines) = log.downcast_ref::<LogSubscriber>() {
             lines.write(request.level(), |clock, line| request::put(request, lines.format, clock, line));
@@ -127,6 +129,7 @@ impl Subscriber for LogSubscriber {
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
+        // With this hint, less severe events cost one comparison at their call site.
         Some(self.level)
     }
 
@@ -136,6 +139,7 @@ impl Subscriber for LogSubscriber {
     }
 
     fn new_span(&self, _: &Attributes<'_>) -> Id {
+        // Not called, as `enabled` is false for spans. 0 would panic.
         Id::from_u64(1)
     }
 

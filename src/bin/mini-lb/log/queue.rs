@@ -53,6 +53,8 @@ impl LogQueue {
     pub(super) fn start(name: &str, format: Format, mut sink: Box<dyn Write + Send>) -> io::Result<Self> {
         let queue = Self(Arc::default());
         let shared = Arc::clone(&queue.0);
+        // Never joined: a sink that takes nothing would block the end of the program. `finish` waits with a
+        // bound.
         thread::Builder::new().name(name.into()).spawn(move || {
             let (mut batch, mut failing) = (Vec::new(), false);
             loop {
@@ -75,6 +77,7 @@ impl LogQueue {
     /// Queues a line, which ends with a newline. Never blocks on the sink.
     pub(super) fn push(&self, line: &[u8]) {
         let mut state = self.0.lock();
+        // Dropped, not waited for: a worker thread that waits for a slow disk delays all of its requests.
         if state.bytes.len() + line.len() > MAX_QUEUED {
             state.lost += 1;
             return;
@@ -82,7 +85,10 @@ impl LogQueue {
         let before = state.bytes.len();
         state.bytes.extend_from_slice(line);
         let is_enough = before < ENOUGH && state.bytes.len() >= ENOUGH;
+        // Unlocked first, or the writer thread would wake up only to wait for the lock.
         drop(state);
+        // The writer thread waits for a first line and then for `ENOUGH` bytes. Between the two it would wake
+        // up for nothing.
         if before == 0 || is_enough {
             self.0.filled.notify_one();
         }
@@ -92,6 +98,7 @@ impl LogQueue {
     pub(super) fn finish(&self) {
         let mut state = self.0.lock();
         state.finishing += 1;
+        // Ends the gathering, which would add 10 ms to the end of the program.
         self.0.filled.notify_one();
         let is_busy = |state: &mut State| state.writing || !state.bytes.is_empty();
         let waited = self.0.emptied.wait_timeout_while(state, FINISH_TIMEOUT, is_busy);
@@ -101,6 +108,7 @@ impl LogQueue {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
+        // A poisoned lock does no harm: a line is appended as a whole or not at all.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -112,6 +120,7 @@ impl Shared {
         let little = |state: &mut State| state.bytes.len() < ENOUGH && state.finishing == 0;
         let gathered = self.filled.wait_timeout_while(state, GATHERING, little);
         let mut state = gathered.unwrap_or_else(PoisonError::into_inner).0;
+        // Swapped, so that both buffers keep their capacity, and no thread that logs waits for a write.
         mem::swap(batch, &mut state.bytes);
         state.writing = true;
     }
@@ -127,6 +136,7 @@ impl Shared {
             let lost = mem::take(&mut state.lost);
             state.bytes.extend_from_slice(&format::lost(lost, format));
         }
+        // Lines may have been queued during the write; then the next turn notifies.
         if state.bytes.is_empty() {
             self.emptied.notify_all();
         }
@@ -142,6 +152,7 @@ fn write(sink: &mut dyn Write, mut bytes: &[u8]) -> io::Result<()> {
             // A pipe that another process has made non-blocking.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(PAUSE),
             Err(error) => {
+                // A full disk stays full for a while. Without the pause this thread would use a whole core.
                 thread::sleep(PAUSE);
                 return Err(error);
             }

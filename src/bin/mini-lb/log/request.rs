@@ -29,9 +29,11 @@ pub(super) fn put(request: &RequestLine<'_>, format: Format, clock: &mut Clock, 
 struct TextFields<'a>(&'a mut Vec<u8>);
 
 impl RequestLineVisitor for TextFields<'_> {
+    // Inlined into `RequestLine::visit`, where names and their lengths are constants.
     #[inline(always)]
     fn text(&mut self, name: LineFieldName, value: &str) {
         escape::text(name.as_key(), self.0);
+        // Plain values too: a request id may hold `=`, which would look like another field.
         escape::word(value, self.0);
     }
 

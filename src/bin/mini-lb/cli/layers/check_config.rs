@@ -38,7 +38,9 @@ fn line(spec: &OptionSpec, layers: &Layers) -> String {
         ),
         None => (spec.default.values().into_iter().map(|value| vec![value]).collect(), "default"),
     };
+    // A file's name may hold a line break, which would end the comment.
     let origin = origin.escape_debug();
+    // An empty list is not the default: without request_id_headers every id is generated.
     if spec.kind.is_list() && occurrences.is_empty() && layers.is_set(spec.name) {
         return format!("{key} = []  # {origin}");
     }
@@ -47,6 +49,7 @@ fn line(spec: &OptionSpec, layers: &Layers) -> String {
             let default = spec.default.to_string();
             format!("# {key} is not set: {}", if default.is_empty() { "none" } else { &default })
         }
+        // As a comment: as a value, *** would be the key of a router that is started with this output.
         Some(_) if spec.secret => format!("# {key} = \"***\"  # {origin}"),
         Some(value) => format!("{key} = {value}  # {origin}"),
     }
@@ -71,6 +74,7 @@ fn list(items: impl Iterator<Item = String>) -> String {
 
 /// A number as a number, and all else as a string.
 fn literal(value: &str) -> String {
+    // Not for `007` or `+7`, which a number would not give back as they were written.
     if value.parse::<i64>().is_ok_and(|number| number.to_string() == value) {
         return value.to_owned();
     }
@@ -78,6 +82,7 @@ fn literal(value: &str) -> String {
     for c in value.chars() {
         match c {
             '"' | '\\' => text.extend(['\\', c]),
+            // TOML's strings allow no control character but the tab.
             c if c.is_control() => {
                 let _ = write!(text, "\\u{:04X}", u32::from(c));
             }

@@ -37,8 +37,11 @@ pub(super) fn read(
             return Err(refusal(format_args!("{name}: the value is not UTF-8")));
         };
         let key = &name[PREFIX.len()..];
+        // Variables are case-sensitive: `MINI_LB_port` is a typing error.
         let is_upper = !key.contains(|c: char| c.is_ascii_lowercase() || c == '-');
         let spec = options::by_key(&key.to_ascii_lowercase()).filter(|_| is_upper);
+        // `MINI_LB_PORT=tcp://…` has an option's name, so only its value tells. The other variables of a
+        // service are ignored where no option has their name.
         if is_url_of_a_service(&name, &value) || (spec.is_none() && is_of_a_service(&name)) {
             continue;
         }
@@ -60,6 +63,7 @@ fn occurrences(spec: &OptionSpec, name: &str, value: &str) -> Result<Vec<Occurre
     Ok(match spec.kind {
         ValueKind::Switch => match value {
             "1" | "true" => vec![occurrence(Vec::new())],
+            // Set all the same: it must override `true` in the file.
             "0" | "false" => Vec::new(),
             _ => return Err(refusal(format_args!("{name}: must be 1, 0, true or false"))),
         },

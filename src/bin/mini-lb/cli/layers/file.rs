@@ -21,6 +21,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<Setting>, clap::Error> {
     let source = Source { name: &name, text: &text };
     let table = DeTable::parse(&text).map_err(|error| {
         let begin = error.span().map_or(0, |span| span.start);
+        // TOML's message may have several lines, and a failed reload has one log line.
         let why = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
         refusal(format_args!("{}: not TOML: {why}", source.place(begin)))
     })?;
@@ -36,6 +37,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<Setting>, clap::Error> {
             let why = options::unknown(key, "key", |near| near.replace('-', "_"));
             return Err(refusal(format_args!("{place}: {shown}: {why}")));
         };
+        // The TOML parser rejects the same spelling twice, but `a-b` and `a_b` are one option.
         if settings.iter().any(|other| other.spec.name == spec.name) {
             return Err(refusal(format_args!("{place}: {shown}: duplicate key")));
         }
@@ -50,6 +52,8 @@ pub(super) fn read(path: &Path) -> Result<Vec<Setting>, clap::Error> {
 fn load(path: &Path) -> Result<String, String> {
     let read = || {
         let mut bytes = Vec::new();
+        // One byte more shows that a file is too large, without reading one that has no end, such as a
+        // device.
         File::open(path)?.take(MAX_SIZE + 1).read_to_end(&mut bytes)?;
         Ok::<_, std::io::Error>(bytes)
     };
@@ -114,6 +118,7 @@ fn group(spec: &OptionSpec, value: &Spanned<DeValue<'_>>) -> Result<Vec<String>,
 }
 
 fn words(items: &DeArray<'_>, whole: &Spanned<DeValue<'_>>) -> Result<Vec<String>, BadValue> {
+    // `prefill = [[]]` would be a server without a URL.
     if items.is_empty() {
         return Err(bad(whole, "must not be empty"));
     }
@@ -134,7 +139,10 @@ fn named(
         };
         values.push((place, word(value)?));
     }
+    // A table has no order, the values of an occurrence do.
     values.sort_unstable();
+    // A gap is a missing field before a given one, such as a port without a URL. The same place twice is a
+    // field and its other name.
     if values.is_empty() || values.iter().enumerate().any(|(wanted, (place, _))| wanted != *place) {
         return Err(bad(whole, "a field is missing or given twice"));
     }
@@ -144,8 +152,11 @@ fn named(
 /// A value as it would be typed on the command line.
 fn word(value: &Spanned<DeValue<'_>>) -> Result<String, BadValue> {
     match value.get_ref() {
+        // No argument or variable can hold a NUL, and a file name with one fails only when it is opened.
         DeValue::String(text) if text.contains('\0') => Err(bad(value, "must not have a NUL character")),
         DeValue::String(text) => Ok(text.to_string()),
+        // TOML has hexadecimal, octal and binary numbers too. i128 is wider than any option, so that the
+        // error is about the option's own bound.
         DeValue::Integer(number) => i128::from_str_radix(number.as_str(), number.radix())
             .map(|number| number.to_string())
             .map_err(|_| bad(value, "the number is too large")),

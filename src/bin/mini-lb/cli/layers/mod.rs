@@ -54,6 +54,7 @@ impl Layers {
     ) -> Result<Self, clap::Error> {
         let variables = environment::read(environment)?;
         let typed_file = matches.get_one::<String>("config").map(Into::into);
+        // One file only: which of two wins would have to be known for each option.
         let file = typed_file.or(variables.config).map(PathBuf::from);
         let from_file = file.as_deref().map_or(Ok(Vec::new()), file::read)?;
         let mut layers = Self { file, settings: typed(matches) };
@@ -101,6 +102,7 @@ impl Layers {
         // A list in a file has a line for each item.
         let is_it = |occurrence: &&Occurrence| {
             let rest = sentence.strip_prefix(&spec.shown(&occurrence.values));
+            // Otherwise the place of `http://a` would be found for an error about `http://ab`.
             rest.is_some_and(|rest| rest.starts_with([' ', ':']))
         };
         let place = occurrences.iter().find(is_it).map_or(place, |occurrence| &occurrence.place);
