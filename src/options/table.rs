@@ -505,7 +505,7 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                     .default(Text("native"))
                     .after_restart()
                     .help(
-                        "HTTP/1.1 implementation towards clients and servers: mini-lb's own, with half the CPU time, or \
+                        "HTTP/1.1 implementation towards clients and servers: mini-lb's own, which is faster, or \
                          hyper's",
                     ),
                 field: |options| &mut options.sockets.engine,

@@ -35,7 +35,8 @@ use hyper_client::HyperConnection;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Http1Engine {
-    /// mini-lb's own codec: about half the CPU time of hyper's for a small request.
+    /// mini-lb's own codec: two thirds of hyper's CPU time for a small request, a sixth of its memory for a
+    /// stream (`docs/PERFORMANCE.md`).
     #[default]
     Native,
     /// hyper's `server::conn::http1` and `client::conn::http1`.
