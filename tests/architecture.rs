@@ -246,3 +246,17 @@ fn every_module_is_called_by_a_term_of_the_glossary() {
     }
     assert!(missing.is_empty(), "docs/GLOSSARY.md does not have: {missing:?}");
 }
+
+#[test]
+fn comments_are_at_most_110_columns_wide() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folders =
+        ["src", "tests", "benches", "examples", "loadtest/src", "loadtest/tests", "fuzz/fuzz_targets"];
+    for file in folders.iter().flat_map(|folder| rust_files(&root.join(folder))) {
+        let text = fs::read_to_string(&file).expect("UTF-8");
+        for (number, line) in text.lines().enumerate() {
+            let is_comment = line.trim_start().starts_with("//");
+            assert!(!is_comment || line.chars().count() <= 110, "{file:?}:{}: {line}", number + 1);
+        }
+    }
+}

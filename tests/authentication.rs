@@ -41,7 +41,7 @@ async fn all_paths_but_health_and_ready_require_the_api_key() {
         ("GET", "/v1/models"),
         ("GET", "/v1/models/a%2fb"),
         ("GET", "/model_info"),
-        // Without a key nobody learns which paths exist, however they are spelled.
+        // Without a key no client learns which paths exist, however they are spelled.
         ("GET", "/nothing"),
         ("POST", "/%67enerate"),
         ("POST", "//generate"),

@@ -180,8 +180,8 @@ async fn simulated(role: Role, bootstrap_port: u16) -> Sim {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn learned_bootstrap_port_works_while_backends_come_and_go() {
     let prefill = simulated(Role::Prefill, 0).await;
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let (decode, second) = (simulated(Role::Decode, nobody).await, simulated(Role::Decode, nobody).await);
+    let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (decode, second) = (simulated(Role::Decode, unused).await, simulated(Role::Decode, unused).await);
     let config = MiniLbConfig::new("127.0.0.1", 1, vec![(prefill.url(), None)], vec![decode.url()], 60)
         .worker_threads(1)
         .policy(RoundRobin::default)

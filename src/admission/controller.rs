@@ -4,7 +4,7 @@
 //! One [`AdmissionController`] is shared by all workers, so that a limit holds for the
 //! whole process and the queue is first in, first out across workers. Nothing here knows
 //! HTTP or backends: the caller of [`AdmissionHandle::admit`] says how to acquire backend
-//! capacity, and whoever releases capacity wakes the queue with [`WakeOnDrop`].
+//! capacity, and the holder that releases capacity wakes the queue with [`WakeOnDrop`].
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! One HTTP/1.1 connection to a server, read and written from the task that uses it.
 //!
 //! There is no driver task, no channel and no buffer per connection: the request that holds
-//! the connection polls its socket, and only the body's own bytes are kept. The price: an idle
-//! connection is polled by nobody, so [`ClientConnection::is_usable`] must look at it before use.
+//! the connection polls its socket, and only the body's own bytes are kept. The price: nothing
+//! polls an idle connection, so [`ClientConnection::is_usable`] must look at it before use.
 //! Pooling, retries and time limits are not known here.
 
 use std::task::{Context, Poll, Waker, ready};
@@ -256,7 +256,7 @@ impl ClientConnection {
             used += self.body.decode(&received[used..], &mut body)?;
             body.into()
         };
-        // Bytes behind the response answer no request of ours: the connection is out of step.
+        // Bytes behind the response answer no request: the connection is out of step.
         self.keep_alive &= used == received.len();
         Ok((!body.is_empty()).then_some(body))
     }

@@ -62,7 +62,7 @@ pub(crate) struct HeadSummary {
     pub(crate) has_date: bool,
 }
 
-/// The body ended with an error, which is known to whoever made the body.
+/// The body ended with an error, which the maker of the body has recorded.
 pub(crate) struct Incomplete;
 
 /// What became of a response.

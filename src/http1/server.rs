@@ -1,8 +1,8 @@
 //! One HTTP/1.1 connection of a client: the heads and bodies of its requests, one after the
 //! other. [`response_writer`](super::response_writer) writes the responses.
 //!
-//! There is no task and no buffer per connection: whoever serves it reads and writes from its
-//! own task. What a request asks for, and with what it is answered, is not known here.
+//! There is no task and no buffer per connection: the task that serves it reads and
+//! writes itself. What a request asks for, and with what it is answered, is not known here.
 
 use std::io;
 use std::pin::pin;

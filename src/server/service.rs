@@ -235,7 +235,7 @@ impl Service {
         exchange: Exchange<'_, C>,
     ) -> Result<HandlerResult, Error> {
         let Exchange { head, client, timer, is_preflight, .. } = exchange;
-        // A client that waits for `100 Continue` need not send a body in vain.
+        // A client that waits for `100 Continue` need not send a body that no one reads.
         let is_final = matches!(error, Error::Unauthorized | Error::Overloaded(_));
         if !(is_final && head.fields.has(HeaderId::Expect)) {
             self.discard(client, timer).await?;

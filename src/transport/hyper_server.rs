@@ -2,7 +2,7 @@
 //! requests and responses of the router as hyper's.
 //!
 //! A connection's requests run inside the connection's own future, as with the native engine.
-//! `docs/ARCHITECTURE.md` ("Two HTTP/1.1 engines") says what hyper cannot do.
+//! `docs/ENGINES.md` says what hyper cannot do.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

@@ -134,7 +134,7 @@ impl<'a> IdleWait<'a> {
         (self.since, self.timeouts.idle) = (Instant::now(), limit);
     }
 
-    /// A request's end wakes nobody, so the timer runs while there are any, too.
+    /// A request's end wakes no task, so the timer runs while there are any, too.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<IdleEnd> {
         let (since, limit, end) = {
             let now = self.requests.lock();

@@ -188,7 +188,7 @@ impl Backend {
 
     /// Requests in flight on this server, from its selection to the end of its response.
     pub fn in_flight(&self) -> usize {
-        // Pairs with the release in `remove_in_flight`: whoever reads 0 sees the outcomes too.
+        // Pairs with the release in `remove_in_flight`: a reader that sees 0 sees the outcomes, too.
         self.in_flight.load(Ordering::Acquire)
     }
 

@@ -58,7 +58,7 @@ impl Dialer {
         Self { connect_timeout: *connect_timeout, buffer_size: *buffer_size, tls: Arc::clone(tls) }
     }
 
-    /// Opens a connection, with a TLS handshake if the server wants one. A name is resolved anew each time,
+    /// Opens a connection, with a TLS handshake if the server wants one. A name is resolved again each time,
     /// and its addresses are tried in order, all within the one timeout.
     pub(super) async fn dial(&self, address: &Address) -> Result<Stream, DialError> {
         match tokio::time::timeout(self.connect_timeout, self.open(address)).await {

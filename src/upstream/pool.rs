@@ -85,7 +85,7 @@ impl Pools {
         let pool = self.of(backend);
         while let Some(idle) = pool.pop() {
             let mut conn = idle.conn;
-            // An idle connection is polled by nobody, so a close by the backend shows only here.
+            // Nothing polls an idle connection, so a close by the backend shows only here.
             if conn.is_usable() {
                 pool.counts.reused(self.shard);
                 return Ok(Lease { conn, pool });

@@ -192,7 +192,7 @@ pub fn check_built_program() {
         if let Ok(socket) = TcpStream::connect(format!("127.0.0.1:{operators}")) {
             break socket;
         }
-        assert!(Instant::now() < deadline, "nobody listens");
+        assert!(Instant::now() < deadline, "no one listens");
         thread::sleep(Duration::from_millis(5));
     };
     socket.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();

@@ -134,7 +134,7 @@ fn announce(sim: &Sim) -> io::Result<()> {
 }
 
 async fn run(flags: &Flags) -> io::Result<()> {
-    // Before the announcement: whoever reads it may send a signal at once.
+    // Before the announcement: its reader may send a signal at once.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let sims = flags.start().await?;
     sims.iter().try_for_each(announce)?;

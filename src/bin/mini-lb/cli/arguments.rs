@@ -16,7 +16,7 @@ Example:
 The flags are those of `python -m sglang_router.launch_router --pd-disaggregation --mini-lb`.
 One of its flags that mini-lb does not support is refused by name.";
 
-/// The accepted flags that are in the help text: whoever moves here types them.
+/// The accepted flags that are in the help text: users who migrate type them.
 const SHOWN: [&str; 2] = ["pd-disaggregation", "mini-lb"];
 
 pub(super) fn command() -> Command {

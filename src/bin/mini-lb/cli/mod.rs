@@ -70,7 +70,7 @@ fn config(layers: &Layers) -> Result<MiniLbConfig, String> {
     refuse_traces(layers)?;
     let timeout = DEFAULT_REQUEST_TIMEOUT.as_secs();
     let config = MiniLbConfig::new("0.0.0.0", 30_000, Vec::new(), Vec::new(), timeout);
-    // A router that nobody has configured should show its metrics, and two on one machine should both start.
+    // A router without configuration should show its metrics, and two on one machine should both start.
     let mut config = config.admin_address_if_free("127.0.0.1", DEFAULT_PROMETHEUS_PORT);
     // In the order of the table: --policy sets both roles before the options of one role override it.
     for Flag { spec, .. } in options::layered().filter(|flag| flag.is_library) {

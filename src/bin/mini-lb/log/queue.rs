@@ -255,7 +255,7 @@ mod tests {
         });
         // The quickest, as this machine may have other work.
         let end = ends.min().unwrap_or_default();
-        assert!(end < GATHERING, "{end:?}: nobody gathers at the end");
+        assert!(end < GATHERING, "{end:?}: no gathering at the end");
         assert!(slow.text().ends_with(&"another\n".repeat(20)));
     }
 
