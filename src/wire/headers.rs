@@ -74,11 +74,22 @@ pub(crate) fn write_line(name: &[u8], value: &[u8], into: &mut Vec<u8>) {
 
 /// The encoding of a body that the router cannot read, as the client named it.
 pub(crate) fn unreadable_encoding(fields: &RawHeaders) -> Option<&[u8]> {
-    let encoding =
-        fields.get(HeaderId::ContentEncoding).filter(|value| !value.eq_ignore_ascii_case(b"identity"));
+    let encoding = fields.get(HeaderId::ContentEncoding).filter(|value| is_compressed(value));
     // SGLang decompresses such a body (`SGLANG_ENABLE_REQUEST_DECOMPRESSION`), but the router has to add
     // fields to it before.
     encoding.or_else(|| fields.get(HeaderId::BodyCompressed))
+}
+
+/// The registered codings of content (RFC 9110, section 8.4.1, and the IANA registry) that browsers, SDKs and
+/// servers use.
+const CODINGS: [&[u8]; 7] = [b"gzip", b"x-gzip", b"deflate", b"br", b"zstd", b"compress", b"x-compress"];
+
+/// Whether a `Content-Encoding` names a compression. An empty one, `identity`, `none` or a charset is sent by
+/// careless clients with plain JSON, and SGLang does not look at the header at all. A body in a coding that
+/// is not known here is refused as no JSON.
+fn is_compressed(value: &[u8]) -> bool {
+    let mut codings = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    codings.any(|coding| CODINGS.iter().any(|known| known.eq_ignore_ascii_case(coding)))
 }
 
 /// Whether a client's header must not reach a backend.
@@ -205,8 +216,12 @@ mod tests {
     #[test]
     fn compressed_bodies_are_recognised() {
         let encoding = |name, value| unreadable_encoding(&fields(&[(name, value)])).map(<[u8]>::to_vec);
-        assert_eq!(encoding("content-encoding", "Identity"), None);
-        assert_eq!(encoding("Content-Encoding", "gzip").unwrap(), b"gzip");
+        for plain in ["Identity", "", "none", "utf-8", "identity, "] {
+            assert_eq!(encoding("content-encoding", plain), None, "{plain}");
+        }
+        for compressed in ["gzip", "GZIP", "identity, br", "x-gzip"] {
+            assert_eq!(encoding("Content-Encoding", compressed).unwrap(), compressed.as_bytes());
+        }
         assert_eq!(encoding("x-body-compressed", "zstd").unwrap(), b"zstd");
     }
 }
