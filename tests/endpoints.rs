@@ -239,3 +239,39 @@ async fn health_responds_while_backends_are_slow() {
     assert_eq!(router.client().await.get("/health").await.status(), 200);
     assert!(start.elapsed().as_secs() < 5);
 }
+
+#[tokio::test]
+async fn model_info_is_asked_of_a_healthy_backend_first() {
+    let hanging = ScriptedServer::start(|_| vec![Step::Hang]).await;
+    let starting = server_with_response("503 Service Unavailable", "starting").await;
+    let healthy = server_with_response("200 OK", r#"{"from":"healthy"}"#).await;
+    let decode = server_with_response("200 OK", "{}").await;
+    let checked = |config: mini_lb::MiniLbConfig| config.health_checks(true);
+    let router = Router::start_with(&[&hanging, &starting, &healthy], &[&decode], checked).await;
+    // 200 as soon as one prefill and the decode server are known to be healthy.
+    kit::with_timeout("a healthy pair", async {
+        while router.client().await.get("/ready").await.status() != 200 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let began = Instant::now();
+    let response = router.client().await.get("/v1/models").await;
+    assert_eq!((response.status(), response.text()), (200, r#"{"from":"healthy"}"#));
+    // The one that hangs would cost its whole timeout.
+    assert!(began.elapsed() < std::time::Duration::from_secs(4), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn model_info_of_a_failing_backend_is_asked_of_the_next() {
+    let failing = server_with_response("500 Internal Server Error", r#"{"from":"failing"}"#).await;
+    let unknown = server_with_response("404 Not Found", r#"{"from":"unknown"}"#).await;
+    let decode = recorded_server("decode").await;
+    let router = Router::start(&[&failing, &unknown], &[&decode]).await;
+    // A 4xx is every server's answer.
+    let response = router.client().await.get("/v1/models/none").await;
+    assert_eq!((response.status(), response.text()), (404, r#"{"from":"unknown"}"#));
+    let router = Router::start(&[&failing], &[&decode]).await;
+    let response = router.client().await.get("/v1/models").await;
+    assert_eq!((response.status(), response.text()), (500, r#"{"from":"failing"}"#));
+}

@@ -138,21 +138,30 @@ impl RouterEndpoints {
         server_info::merged(prefill, decode)
     }
 
-    /// Forwards the request to the first prefill server that can be reached, and its response to the client.
+    /// Forwards the request to one prefill server after the other until one responds, healthy ones first, and
+    /// its response to the client.
     async fn model_info(&self, head: RequestHead) -> Result<OwnResponse, Error> {
         let request = forwarded(head, INFO_TIMEOUT);
-        let mut first_error = None;
-        for server in self.fleet.snapshot().prefill() {
-            match query(&self.pools, Arc::clone(server), request.clone()).await.result {
-                Ok((head, body)) => {
-                    let head = ClientResponseHead::from(head).into_parts();
-                    return Ok(Response::from_parts(head, Full::new(body.into())));
-                }
-                // The first error is reported: the first server in the configuration is the usual one.
-                Err(error) => first_error = first_error.or(Some(error)),
+        let fleet = self.fleet.snapshot();
+        let mut servers: Vec<_> = fleet.prefill().iter().collect();
+        // Stable: among equals the order of the configuration stays. One that hangs costs its timeout, so a
+        // server that is known to be unhealthy is asked only if there is no other.
+        servers.sort_by_key(|server| !server.is_ready());
+        // Of several failures the first is reported: it is that of the healthiest server.
+        let mut first = None;
+        for server in servers {
+            let result = query(&self.pools, Arc::clone(server), request.clone()).await.result;
+            let response = result.map(|(head, body)| {
+                let head = ClientResponseHead::from(head).into_parts();
+                Response::from_parts(head, Full::new(body.into()))
+            });
+            match response {
+                // A 4xx is the answer of every server, such as 404 for a model that none has.
+                Ok(response) if !response.status().is_server_error() => return Ok(response),
+                failed => first = first.or(Some(failed)),
             }
         }
-        Err(first_error.unwrap_or(Error::NoServer(Role::Prefill)))
+        first.unwrap_or(Err(Error::NoServer(Role::Prefill)))
     }
 
     async fn ask_all(&self, head: RequestHead, timeout: Duration) -> Vec<QueryResponse> {
