@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use kit::raw::{Setup, assert_final_error, read_to_end, send_and_read_to_end};
 use kit::{Client, Gate, Router, ScriptedServer, Step, json};
 use mini_lb::{Backend, Choice, Policy};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 const GOOD: &str = r#"{"text":"a"}"#;
@@ -60,6 +60,24 @@ async fn http_1_0_response_is_delimited_by_close() {
         response.starts_with("HTTP/1.0 400 Bad Request\r\n") && response.contains("HTTP/1.0"),
         "{response}"
     );
+}
+
+#[tokio::test]
+async fn cut_response_to_http_1_0_is_reset() {
+    for cut in [Step::Close, Step::Reset] {
+        let begun = Step::Send(format!("{STREAM_HEAD}9\r\ndata: a\n\n\r\n").into());
+        let decode = ScriptedServer::start(move |_| vec![begun.clone(), cut.clone()]).await;
+        let prefill = ScriptedServer::always(json("200 OK", "{}")).await;
+        let router = Router::start(&[&prefill], &[&decode]).await;
+        let mut client = TcpStream::connect(router.address()).await.unwrap();
+        let request = format!("POST /generate HTTP/1.0\r\ncontent-length: 12\r\n\r\n{GOOD}");
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut received = Vec::new();
+        let end = client.read_to_end(&mut received).await;
+        // An orderly end would be the end of the body.
+        let error = end.expect_err("the client sees that the response is not complete");
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    }
 }
 
 #[tokio::test]

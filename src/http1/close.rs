@@ -21,6 +21,15 @@ pub(crate) async fn reject(mut stream: Stream, response: &[u8]) {
     linger(stream).await;
 }
 
+/// Resets a connection, because an orderly end would make its last response look complete: without a length
+/// and without chunks, the end of the connection is the end of the body (RFC 9112, section 6.3).
+pub(crate) fn reset(stream: &Stream) {
+    // With TLS the missing `close_notify` says the same.
+    let Some(socket) = stream.socket() else { return };
+    // A socket that lingers for no time is reset when it is closed.
+    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}
+
 /// Closes a connection whose client knows that it ends.
 pub(crate) async fn close(mut stream: Stream) {
     close_notify(&mut stream).await;

@@ -21,7 +21,7 @@ mod tests;
 pub(crate) use body_buffer::sweep;
 use body_buffer::{BODY_BUFFER_SIZE, BodyBuffer};
 pub(crate) use client::{BodyProgress, ClientConnection, ConnError, SendError, WriteTiming};
-pub(crate) use close::{LINGER, close, linger, reject};
+pub(crate) use close::{LINGER, close, linger, reject, reset};
 pub(crate) use framing::BodyDecoder;
 #[cfg(any(test, fuzzing))]
 pub(crate) use headers::RawHeader;

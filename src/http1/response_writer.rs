@@ -72,8 +72,10 @@ pub(crate) enum WriteOutcome {
     KeptAlive,
     /// All of it was written, and the client knows that the connection ends.
     Last,
-    /// It is not complete, and never will be.
+    /// It is not complete, and never will be; the missing end of its framing tells the client.
     CutOff,
+    /// It is not complete, and only the connection's end would mark the end of its body.
+    Truncated,
     /// The client closed the connection, or reads nothing.
     Disconnected,
 }
@@ -164,6 +166,7 @@ impl ServerConnection {
                     // end.
                     response = None;
                     outcome = match next {
+                        BodyStep::Fails if framing == ResponseFraming::UntilClose => WriteOutcome::Truncated,
                         BodyStep::Fails => WriteOutcome::CutOff,
                         _ if options.keep_alive => WriteOutcome::KeptAlive,
                         _ => WriteOutcome::Last,

@@ -89,6 +89,9 @@ pub(super) async fn serve<H: ConnectionHandler>(
                 // hyper has sent a response without a body; it is logged and counted as ours are.
                 let _ = handler.reject(rejection);
                 codec::linger(stream).await;
+            } else if requests.is_http_10() {
+                // Its response may have neither a length nor chunks.
+                codec::reset(&stream);
             }
         }
     }
@@ -136,6 +139,7 @@ async fn respond<H: ConnectionHandler>(
     let (mut parts, body) = request.into_parts();
     join_cookies(&mut parts.headers);
     let is_http2 = parts.version == Version::HTTP_2;
+    open.set_http_10(parts.version == Version::HTTP_10);
     let head = RequestHead::from_parts(&parts);
     let head_only = head.method == Method::HEAD;
     let mut client = HyperClient { body, peer };

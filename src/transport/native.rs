@@ -95,6 +95,10 @@ async fn exchange<H: ConnectionHandler>(
         // Unread bytes would make the kernel reset the connection, and the client lose the response.
         WriteOutcome::Last if is_cut_short => AfterResponse::Linger,
         WriteOutcome::Last => AfterResponse::Close,
+        WriteOutcome::Truncated => {
+            http1::reset(connection.stream());
+            AfterResponse::Cut
+        }
         WriteOutcome::CutOff | WriteOutcome::Disconnected => AfterResponse::Cut,
     }
 }

@@ -28,6 +28,8 @@ struct Requests {
     is_ending: bool,
     /// The last response came before its request's body did as a whole.
     is_cut_short: bool,
+    /// The last request was HTTP/1.0.
+    is_http_10: bool,
 }
 
 impl Default for OpenRequests {
@@ -40,6 +42,7 @@ impl Default for OpenRequests {
             write_blocked: None,
             is_ending: false,
             is_cut_short: false,
+            is_http_10: false,
         }))
     }
 }
@@ -60,6 +63,10 @@ impl OpenRequests {
 
     pub(super) fn is_cut_short(&self) -> bool {
         self.lock().is_cut_short
+    }
+
+    pub(super) fn is_http_10(&self) -> bool {
+        self.lock().is_http_10
     }
 
     /// The first bytes after a request begin the next one's head. Empty lines do not (RFC 9112, section 2.2).
@@ -87,6 +94,10 @@ impl OpenRequest {
         let mut now = requests.lock();
         (now.open, now.head_begun) = (now.open + 1, false);
         Self { requests: Arc::clone(requests) }
+    }
+
+    pub(super) fn set_http_10(&self, is_http_10: bool) {
+        self.requests.lock().is_http_10 = is_http_10;
     }
 
     /// The connection is to have no more requests.
