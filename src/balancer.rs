@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{ConfigError, ConfigSnapshot, MiniLbConfig, Options, Reloaded, Settings};
 use crate::server::{self, Admission, LiveSettings};
-use crate::upstream::{Backend, DesiredFleet, ServerPair};
+use crate::upstream::{Backend, DesiredFleet, ServerPair, difference};
 
 /// The router in front of prefill and decode servers.
 ///
@@ -30,7 +30,7 @@ use crate::upstream::{Backend, DesiredFleet, ServerPair};
 /// # }
 /// ```
 pub struct MiniLoadBalancer {
-    members: Arc<DesiredFleet>,
+    desired_fleet: Arc<DesiredFleet>,
     settings: Arc<LiveSettings>,
     admission: Admission,
     options: Options,
@@ -48,13 +48,13 @@ impl MiniLoadBalancer {
     /// The first error in the configuration: a role without a server, an invalid URL, a server that is named
     /// twice, a port or a limit of 0, an unreadable certificate file or key.
     pub fn new(config: MiniLbConfig) -> Result<Self, ConfigError> {
-        let settings = config.settle()?;
-        let Settings { wanted, names, access, options, snapshot } = settings;
+        let settings = config.validate()?;
+        let Settings { fleet_spec, dns_names, access, options, snapshot } = settings;
         let (started_with, last) = (snapshot.clone(), Mutex::new(snapshot));
-        let members = Arc::new(DesiredFleet::new(wanted, names));
+        let desired_fleet = Arc::new(DesiredFleet::new(fleet_spec, dns_names));
         let settings = Arc::new(LiveSettings::new(&options));
         let admission = Admission::new(access, &options.admission);
-        Ok(Self { members, settings, admission, options, started_with, last })
+        Ok(Self { desired_fleet, settings, admission, options, started_with, last })
     }
 
     /// Listens on the configured address and [serves](Self::serve) until SIGINT or SIGTERM starts the
@@ -97,8 +97,9 @@ impl MiniLoadBalancer {
         listener: TcpListener,
         shutdown: impl Future<Output = ()> + Send,
     ) -> io::Result<()> {
-        let (members, settings) = (Arc::clone(&self.members), Arc::clone(&self.settings));
-        server::serve(listener, members, &self.admission, self.options.clone(), settings, shutdown).await
+        let (desired_fleet, settings) = (Arc::clone(&self.desired_fleet), Arc::clone(&self.settings));
+        server::serve(listener, desired_fleet, &self.admission, self.options.clone(), settings, shutdown)
+            .await
     }
 
     /// Applies another configuration while the router serves: servers, policies, keys, origins, limits,
@@ -115,7 +116,7 @@ impl MiniLoadBalancer {
     ///
     /// As for [`new`](Self::new). Nothing has changed then.
     pub fn reload(&self, config: MiniLbConfig) -> Result<Reloaded, ConfigError> {
-        let settings = config.settle()?;
+        let settings = config.validate()?;
         // Nothing below can fail, so a reload is applied completely or not at all.
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.servers();
@@ -123,11 +124,11 @@ impl MiniLoadBalancer {
         self.options.take_certificates(&settings.options);
         self.settings.reload(&settings.options);
         self.admission.reload(settings.access, &settings.options.admission);
-        self.members.configure(settings.wanted, settings.names);
+        self.desired_fleet.configure(settings.fleet_spec, settings.dns_names);
         let after = self.servers();
         let reloaded = Reloaded {
-            servers_added: missing(&after, &before),
-            servers_removed: missing(&before, &after),
+            servers_added: difference(&after, &before).count(),
+            servers_removed: difference(&before, &after).count(),
             changed: last.changed_now(&settings.snapshot),
             needs_restart: self.started_with.needs_restart(&settings.snapshot),
         };
@@ -137,7 +138,7 @@ impl MiniLoadBalancer {
 
     /// All current servers, prefill servers first. Servers that drain are not included.
     pub fn servers(&self) -> Vec<Arc<Backend>> {
-        self.members.fleet().now().all().cloned().collect()
+        self.desired_fleet.fleet().servers()
     }
 
     /// The number of requests in the wait queue.
@@ -148,13 +149,8 @@ impl MiniLoadBalancer {
     /// Chooses a prefill and a decode server with the current policies, as for a request. Returns `None` if a
     /// role has no server.
     pub fn select_pair(&self) -> Option<ServerPair> {
-        self.members.fleet().now().select_pair().ok()
+        self.desired_fleet.fleet().now().select_pair().ok()
     }
-}
-
-/// The number of servers in `these` that are not in `those`.
-fn missing(these: &[Arc<Backend>], those: &[Arc<Backend>]) -> usize {
-    these.iter().filter(|server| !those.iter().any(|other| Arc::ptr_eq(server, other))).count()
 }
 
 /// Completes when SIGINT or SIGTERM has arrived `count` times.

@@ -39,7 +39,7 @@ pub fn inspect_and_rewrite(chunks: &[Bytes]) -> usize {
 /// Reads a request's head and writes those of both legs. Returns their length.
 pub fn forward_request_head(text: &[u8], host: &HeaderValue) -> usize {
     let (head, _, _) = read_request_head(text, 0).expect("a well-formed head").expect("a complete head");
-    let head = UpstreamHead::new(&head.method, head.target.as_str(), &head.fields, true);
+    let head = UpstreamHead::new(&head.method, head.target.as_str(), &head.headers, true);
     let [prefill, decode] = [(); 2].map(|()| head.for_backend(host, b"", &OutgoingBody::default()));
     prefill.remaining() + decode.remaining()
 }

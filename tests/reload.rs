@@ -133,7 +133,7 @@ async fn health_check_options_change_for_present_servers() {
     router.reload(watched(Duration::from_millis(1))).expect("a valid configuration");
     decode.wait_for_requests(10).await;
     router.reload(watched(Duration::from_millis(1)).health_checks(false)).expect("a valid configuration");
-    // A probe may be under way still, and take its time where the machine is busy.
+    // A probe may still be in flight, and take its time where the machine is busy.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let probes = decode.requests().len();
     tokio::time::sleep(Duration::from_millis(200)).await;

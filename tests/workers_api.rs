@@ -439,7 +439,7 @@ async fn open_requests_finish_before_the_switch_is_sent() {
     operator.send_request("POST", "/pd_role_switch", &[], text.as_bytes()).await;
     wait_for_entry(&router, &turning, |entry| entry["status"] == "draining").await;
     tokio::time::sleep(Duration::from_millis(100)).await;
-    assert!(switch_requests(&turning).is_empty(), "a request is under way");
+    assert!(switch_requests(&turning).is_empty(), "a request is in flight");
     // Other changes are rejected meanwhile, and requests are served.
     let mut other = router.client().await;
     assert_eq!(other.post("/workers", add_request(&turning, "decode")).await.error_code(), "worker_busy");

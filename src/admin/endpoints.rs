@@ -172,7 +172,7 @@ impl RouterEndpoints {
 /// The client's request as it is forwarded: same method, path, query and headers, no body.
 fn forwarded(head: RequestHead, timeout: Duration) -> ServerQuery {
     let target = head.target.to_string().into();
-    ServerQuery { method: head.method, target, headers: head.fields, body: Bytes::new(), timeout }
+    ServerQuery { method: head.method, target, headers: head.headers, body: Bytes::new(), timeout }
 }
 
 impl RouterEndpoint {

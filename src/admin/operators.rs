@@ -44,7 +44,7 @@ impl OperatorEndpoints {
     ) -> Result<OwnResponse, Error> {
         // Probes and Prometheus need no key: what they read is no secret. The page checks the key itself.
         if !["/health", "/metrics", "/ui"].contains(&head.path()) {
-            self.workers.access().check_admin(Some(peer), &head.fields)?;
+            self.workers.access().check_admin(Some(peer), &head.headers)?;
         }
         match head.path() {
             "/health" => only("GET, HEAD", &head.method).map(|()| Response::default()),
@@ -58,7 +58,7 @@ impl OperatorEndpoints {
 
     /// The status page. It reads `/metrics` and nothing else.
     fn page(&self, head: &RequestHead, peer: SocketAddr) -> OwnResponse {
-        let headers = status_page::with_bearer(&head.fields);
+        let headers = status_page::with_bearer(&head.headers);
         // Checked here and not in `handle`: a browser needs the challenge in the 401 response.
         match self.workers.access().check_admin(Some(peer), &headers) {
             Ok(()) => status_page::page(),

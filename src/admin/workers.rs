@@ -90,7 +90,7 @@ impl WorkersApi {
             (Some(id), _) => self.show(id),
             (None, &Method::GET) => Ok(self.list()),
             (None, _) if path == "/pd_role_switch" => {
-                self.switch_role(self.server_headers(&head.fields), &body).await
+                self.switch_role(self.server_headers(&head.headers), &body).await
             }
             (None, _) => self.add(&body),
         }

@@ -36,7 +36,7 @@ impl Keys {
     }
 
     /// The rules, if every key can be sent as a header and every origin is one.
-    pub(super) fn settle(&self) -> Result<AccessOptions, ConfigError> {
+    pub(super) fn validate(&self) -> Result<AccessOptions, ConfigError> {
         let secret = |flag: &str, key: &String| {
             // The error is printed and logged, so the key itself is not in it.
             Secret::new(key).map_err(|why| ConfigError::new(format!("{flag} ***: {why}")))

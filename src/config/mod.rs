@@ -230,8 +230,8 @@ impl MiniLbConfig {
     /// health checks every server counts as healthy.
     #[must_use]
     pub fn health_checks(mut self, enabled: bool) -> Self {
-        // `settle` derives `health.enabled` from it, so that this method and the flag cannot contradict each
-        // other.
+        // `validate` derives `health.enabled` from it, so that this method and the flag cannot contradict
+        // each other.
         self.options.disable_health_check = !enabled;
         self
     }

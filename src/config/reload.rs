@@ -51,7 +51,7 @@ type Value = (&'static str, Reload, String);
 pub(crate) struct ConfigSnapshot(Vec<Value>);
 
 impl ConfigSnapshot {
-    /// The options are settled: keys in files have been read.
+    /// The options are validated: keys in files have been read.
     pub(super) fn of(options: &mut Options) -> Self {
         // New certificates are taken over, but a listener cannot switch between TLS and plain HTTP.
         let has_tls = ("tls-cert-path", Reload::AfterRestart, options.tls.server.is_some().to_string());

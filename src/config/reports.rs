@@ -11,8 +11,8 @@ use crate::observe::report::{RequestLine, RequestLog, check_header};
 impl MiniLbConfig {
     /// Logs a line at level info for every finished request, not only for those that failed. Default: no.
     #[must_use]
-    pub fn access_log(mut self, wanted: bool) -> Self {
-        self.options.report.access_log = wanted;
+    pub fn access_log(mut self, enabled: bool) -> Self {
+        self.options.report.access_log = enabled;
         self
     }
 
@@ -56,16 +56,16 @@ const DEFAULT_TRACES_ENDPOINT: &str = "http://localhost:4318";
 impl Options {
     /// Settles what one option means for another.
     #[cfg(feature = "otel")]
-    pub(super) fn settle_traces(&mut self) {
+    pub(super) fn apply_trace_switch(&mut self) {
         if self.enable_trace {
             // A collector that was named stays; this flag only turns traces on.
             self.report.traces.get_or_insert_with(|| DEFAULT_TRACES_ENDPOINT.to_owned());
         }
     }
 
-    /// A build without traces has nothing to settle.
+    /// A build without traces has nothing to switch.
     #[cfg(not(feature = "otel"))]
-    pub(super) fn settle_traces(&mut self) {}
+    pub(super) fn apply_trace_switch(&mut self) {}
 
     pub(super) fn check_reports(&self) -> Result<(), ConfigError> {
         // An error here, because the request logger skips names that it cannot use.

@@ -11,21 +11,21 @@ use crate::upstream::{Address, DnsName, FleetSpec, MAX_SERVERS_PER_ROLE, Prefill
 
 /// A configuration that can work.
 pub(crate) struct Settings {
-    pub(crate) wanted: FleetSpec,
+    pub(crate) fleet_spec: FleetSpec,
     pub(crate) access: AccessOptions,
-    pub(crate) names: Vec<DnsName>,
+    pub(crate) dns_names: Vec<DnsName>,
     pub(crate) options: Options,
     pub(crate) snapshot: ConfigSnapshot,
 }
 
 impl MiniLbConfig {
     /// Checks everything, and reads the files of certificates and keys. The first fault is the error.
-    pub(crate) fn settle(self) -> Result<Settings, ConfigError> {
+    pub(crate) fn validate(self) -> Result<Settings, ConfigError> {
         let mut options = self.options;
         // What costs nothing is checked first: no file is read for a configuration that cannot work.
         options.check_bounds().map_err(ConfigError)?;
-        let names = options.discovery.names()?;
-        options.check_roles(&names)?;
+        let dns_names = options.discovery.names()?;
+        options.check_roles(&dns_names)?;
         options.check_reports()?;
         let (prefill, decode) = (options.prefill_servers()?, options.decode_servers()?);
         let addresses = || prefill.iter().map(|spec| &spec.address).chain(&decode);
@@ -39,11 +39,11 @@ impl MiniLbConfig {
         options.load_tls(addresses().any(|address| address.tls_name.is_some()))?;
         // Before the snapshot, so that a key which has changed in its file is a change.
         options.keys.read_files()?;
-        let access = options.keys.settle()?;
+        let access = options.keys.validate()?;
         // Before the snapshot too: --disable-retries and --enable-trace are reported as the options that they
         // set.
-        options.settle_switches();
-        let wanted = FleetSpec {
+        options.apply_switches();
+        let fleet_spec = FleetSpec {
             prefill,
             decode,
             prefill_policy: Arc::clone(&options.policies.prefill.policy),
@@ -51,14 +51,14 @@ impl MiniLbConfig {
             health: options.health.clone(),
         };
         let snapshot = ConfigSnapshot::of(&mut options);
-        Ok(Settings { wanted, access, names, options, snapshot })
+        Ok(Settings { fleet_spec, access, dns_names, options, snapshot })
     }
 }
 
 impl Options {
     /// Each role needs servers, or a DNS name that may have some.
-    fn check_roles(&self, names: &[DnsName]) -> Result<(), ConfigError> {
-        let is_named = |role| names.iter().any(|name| name.role == role);
+    fn check_roles(&self, dns_names: &[DnsName]) -> Result<(), ConfigError> {
+        let is_named = |role| dns_names.iter().any(|name| name.role == role);
         if self.prefill.is_empty() && !is_named(Role::Prefill) {
             return Err(ConfigError::new(
                 "no prefill server: give at least one --prefill URL [BOOTSTRAP_PORT]".into(),
@@ -101,12 +101,12 @@ impl Options {
     }
 
     /// Applies the options that turn something else on or off.
-    fn settle_switches(&mut self) {
+    fn apply_switches(&mut self) {
         if self.disable_retries {
             self.max_retries = 0;
         }
         self.health.enabled = !self.disable_health_check;
-        self.settle_traces();
+        self.apply_trace_switch();
     }
 }
 
@@ -157,14 +157,14 @@ mod tests {
 
     #[test]
     fn a_timeout_of_ages_is_shortened_to_what_a_clock_can_count() {
-        let settings = config().settle().ok().unwrap();
+        let settings = config().validate().ok().unwrap();
         assert!(std::time::Instant::now().checked_add(settings.options.request_timeout).is_some());
     }
 
     /// `tests/options.rs` has every option; here those that no flag can set are.
     #[test]
     fn values_that_methods_set_have_the_same_bounds() {
-        let refused = |config: MiniLbConfig| config.settle().err().unwrap().to_string();
+        let refused = |config: MiniLbConfig| config.validate().err().unwrap().to_string();
         for (config, name) in [
             (config().connect_timeout(Duration::ZERO), "--connect-timeout-secs"),
             (config().max_in_flight_per_decode(0), "--max-in-flight-per-decode"),
@@ -172,13 +172,13 @@ mod tests {
         ] {
             assert_eq!(refused(config), format!("{name} 0: the value must be at least 1"));
         }
-        assert!(config().connect_timeout(Duration::from_millis(1)).settle().is_ok());
+        assert!(config().connect_timeout(Duration::from_millis(1)).validate().is_ok());
     }
 
     #[test]
     fn retries_are_for_error_statuses_only() {
         for (status, good) in [(399, false), (400, true), (599, true), (600, false), (200, false)] {
-            assert_eq!(config().retry_on_status([503, status]).settle().is_ok(), good, "{status}");
+            assert_eq!(config().retry_on_status([503, status]).validate().is_ok(), good, "{status}");
         }
     }
 
@@ -189,7 +189,7 @@ mod tests {
             MiniLbConfig::new("h", 1, vec![("http://p".into(), None)], vec!["http://P:80/".into()], 1),
             MiniLbConfig::new("h", 1, vec![("http://p".into(), None); 2], vec!["http://d".into()], 1),
         ] {
-            assert_eq!(config.settle().err().unwrap().to_string(), twice);
+            assert_eq!(config.validate().err().unwrap().to_string(), twice);
         }
     }
 }

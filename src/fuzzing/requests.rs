@@ -88,7 +88,7 @@ async fn parsed_by_router(text: &[u8], seed: u8) -> Vec<ParsedRequest> {
         let line = |line: crate::http1::RawHeader<'_>| {
             (String::from_utf8_lossy(line.name).to_ascii_lowercase(), line.value.to_vec())
         };
-        let headers: Vec<_> = head.fields.iter().map(line).collect();
+        let headers: Vec<_> = head.headers.iter().map(line).collect();
         let headers = comparable(headers);
         let body = body(&mut connection).await;
         // Behind an incomplete body nothing can be parsed.

@@ -21,7 +21,7 @@ pub(crate) struct ClientConnection {
     stream: Stream,
     request: OutgoingRequest,
     partial_head: PartialHead,
-    /// Body data that was not asked for yet: it came with the head, or was waited for.
+    /// Body data that was read but not returned yet: it arrived with the head, or was waited for.
     first_data: Option<Bytes>,
     body: BodyDecoder,
     /// The connection may be reused after this response.
@@ -29,8 +29,8 @@ pub(crate) struct ClientConnection {
     /// It has carried a request before.
     was_used: bool,
     timing: WriteTiming,
-    /// A byte has come since the request was begun.
-    response_begun: bool,
+    /// A byte of the response has arrived.
+    has_response_started: bool,
 }
 
 /// How a request was written.
@@ -38,11 +38,11 @@ pub(crate) struct ClientConnection {
 pub(crate) struct WriteTiming {
     /// On a connection that had carried another request.
     pub(crate) on_reused: bool,
-    /// When its last byte was written. `None`: the response came before, or it was not written as a whole.
+    /// When its last byte was written. `None`: the response arrived first, or the write was incomplete.
     pub(crate) written_at: Option<Instant>,
 }
 
-/// How much of a response's body has come. An empty body has come as a whole with its head.
+/// How much of a response's body has arrived. An empty body is complete with its head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BodyProgress {
     None,
@@ -50,7 +50,7 @@ pub(crate) enum BodyProgress {
     All,
 }
 
-/// Why a response has no end, or no beginning.
+/// Why a response could not be read, or not to its end.
 #[derive(Debug)]
 pub(crate) enum ConnError {
     Io(io::Error),
@@ -63,12 +63,12 @@ pub(crate) enum ConnError {
     },
 }
 
-/// Why a request has no response.
+/// Why a request got no response.
 #[derive(Debug)]
 pub(crate) struct SendError {
     pub(crate) cause: ConnError,
-    /// The connection had been idle and died without a byte: the server closed it before the request came, as
-    /// servers do that bound their keep-alive.
+    /// The connection was a reused one, and closed before a byte of the response: the server's keep-alive
+    /// timeout closed it before the request arrived.
     pub(crate) unseen: bool,
 }
 
@@ -83,7 +83,7 @@ impl ClientConnection {
             keep_alive: true,
             was_used: false,
             timing: WriteTiming::default(),
-            response_begun: false,
+            has_response_started: false,
         }
     }
 
@@ -92,7 +92,7 @@ impl ClientConnection {
     pub(crate) fn is_usable(&mut self) -> bool {
         // No waker is needed: the next poll, with one, is that of the request that follows.
         let mut cx = Context::from_waker(Waker::noop());
-        // Ready is the end, or bytes that answer no request: neither connection can be used.
+        // Ready is the end of the stream, or bytes that belong to no request. Both make it unusable.
         self.poll_read(&mut cx, |_, _| Ok(())).is_pending()
     }
 
@@ -105,7 +105,7 @@ impl ClientConnection {
     pub(crate) fn begin(&mut self, request: OutgoingRequest) {
         let on_reused = std::mem::replace(&mut self.was_used, true);
         self.timing = WriteTiming { on_reused, written_at: None };
-        self.response_begun = false;
+        self.has_response_started = false;
         self.request = request;
     }
 
@@ -113,7 +113,7 @@ impl ClientConnection {
     pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, SendError>> {
         let head = ready!(self.poll_write_and_read_head(cx));
         Poll::Ready(head.map_err(|cause| {
-            let unseen = self.timing.on_reused && !self.response_begun;
+            let unseen = self.timing.on_reused && !self.has_response_started;
             SendError { cause, unseen }
         }))
     }
@@ -161,7 +161,7 @@ impl ClientConnection {
         Poll::Ready(Ok(()))
     }
 
-    /// How much of the body has come, whether it was asked for or not.
+    /// How much of the body has arrived, returned or not.
     pub(crate) fn body_progress(&self) -> BodyProgress {
         match (self.body.is_ended(), &self.first_data) {
             (true, _) => BodyProgress::All,
@@ -170,8 +170,8 @@ impl ClientConnection {
         }
     }
 
-    /// Whether all of the body was returned. Of a body that ends with the connection this is not known
-    /// before.
+    /// Whether all of the body was returned. The end of a close-delimited body is known only when the
+    /// connection closes.
     pub(crate) fn is_ended(&self) -> bool {
         self.first_data.is_none() && self.body.is_ended()
     }
@@ -180,7 +180,7 @@ impl ClientConnection {
         self.timing
     }
 
-    /// Bytes still to be returned of a body whose length was announced.
+    /// Bytes of a body with a `Content-Length` that were not returned yet.
     pub(crate) fn remaining(&self) -> Option<u64> {
         let first = self.first_data.as_ref().map_or(0, Bytes::len) as u64;
         self.body.remaining().map(|rest| rest + first)
@@ -189,14 +189,14 @@ impl ClientConnection {
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.request.has_remaining() {
             ready!(poll_write_all(&mut self.stream, cx, &mut self.request))?;
-            // Its list of pieces would be held as long as a stream runs.
+            // Otherwise its list of pieces would be held for as long as the response streams.
             self.request = OutgoingRequest::default();
             self.timing.written_at = Some(Instant::now());
         }
         self.stream.poll_flushed(cx)
     }
 
-    /// Reads once, and gives the bytes to `take`; no bytes are the connection's end.
+    /// Reads once and passes the bytes to `take`. No bytes: the server has closed the connection.
     fn poll_read<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -204,12 +204,12 @@ impl ClientConnection {
     ) -> Poll<Result<T, ConnError>> {
         with_read_buffer(MAX_READ, |buffer| {
             let received = ready!(self.stream.poll_read_into(cx, buffer))?;
-            self.response_begun |= !received.is_empty();
+            self.has_response_started |= !received.is_empty();
             Poll::Ready(take(self, received))
         })
     }
 
-    /// Takes the response's head, if all of it has come, and the body's bytes behind it.
+    /// Parses the response's head, if it is complete, and keeps the body's bytes that follow it.
     fn take_head(&mut self, received: &[u8]) -> Result<Option<ResponseHead>, ConnError> {
         if received.is_empty() {
             return Err(ConnError::Closed);
@@ -233,19 +233,19 @@ impl ClientConnection {
 
     fn take_data(&mut self, received: &[u8]) -> Result<Option<Bytes>, ConnError> {
         if received.is_empty() {
-            // Only a body without a length and without chunks ends with the connection.
+            // Only a close-delimited body ends here.
             return if self.body.close() { Ok(None) } else { Err(ConnError::Closed) };
         }
         self.decode(received)
     }
 
-    /// Takes the body's bytes out of their framing.
+    /// Decodes the body's bytes.
     fn decode(&mut self, received: &[u8]) -> Result<Option<Bytes>, ConnError> {
         let first = self.body.next(received)?;
         let mut used = first.end;
         let second = self.body.next(&received[used..])?;
         let body = if second.is_empty() {
-            // In one part, as most reads are: memory of the right size is cheaper than a shared buffer.
+            // One range, as in most reads: an allocation of the right size is cheaper than a shared buffer.
             used += second.end;
             Bytes::copy_from_slice(&received[first])
         } else {
@@ -256,7 +256,7 @@ impl ClientConnection {
             used += self.body.decode(&received[used..], &mut body)?;
             body.into()
         };
-        // Bytes behind the response answer no request: the connection is out of step.
+        // Bytes after the response belong to no request: the connection cannot be reused.
         self.keep_alive &= used == received.len();
         Ok((!body.is_empty()).then_some(body))
     }

@@ -30,7 +30,7 @@ pub(crate) fn reset(stream: &Stream) {
     let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
 
-/// Closes a connection whose client knows that it ends.
+/// Closes a connection whose client has been told that it ends.
 pub(crate) async fn close(mut stream: Stream) {
     close_notify(&mut stream).await;
 }
@@ -42,15 +42,15 @@ pub(crate) async fn linger(mut stream: Stream) {
     if SockRef::from(socket).shutdown(Shutdown::Write).is_err() {
         return;
     }
-    let read_out = async { while socket.readable().await.is_ok() && discard(socket) {} };
-    let _ = tokio::time::timeout(LINGER, read_out).await;
+    let drained = async { while socket.readable().await.is_ok() && discard(socket) {} };
+    let _ = tokio::time::timeout(LINGER, drained).await;
 }
 
 async fn close_notify(stream: &mut Stream) {
     let _ = tokio::time::timeout(LINGER, stream.close_notify()).await;
 }
 
-/// Discards what has come. Returns whether more may come.
+/// Discards what has arrived. Returns whether more may follow.
 fn discard(socket: &TcpStream) -> bool {
     match socket.try_read(&mut [0; DISCARD_READ]) {
         Ok(count) => count > 0,

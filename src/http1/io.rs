@@ -1,7 +1,7 @@
-//! What both sides of a connection share: the byte stream, the read buffer, the beginning
-//! of a head that has not come as a whole, and writing several buffers with one call.
+//! What connections to clients and to backends share: the byte stream, the read buffer, an incomplete head,
+//! and vectored writes.
 //!
-//! Nothing here knows who is at the other end, or what the bytes mean.
+//! It does not know which side the peer is, nor what the bytes mean.
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
@@ -14,15 +14,15 @@ use tokio::net::TcpStream;
 
 use crate::tls::TlsConnection;
 
-/// Largest single read through the shared buffer. A stream's tokens that are already in the socket are read,
-/// and passed on, together.
+/// Largest single read through the shared buffer. Tokens of a stream that are already in the socket are read
+/// and relayed together.
 pub(crate) const MAX_READ: usize = 64 << 10;
 /// Buffers handed to one `writev`. Linux takes 1,024; more than 64 gained nothing.
 const MAX_SLICES: usize = 64;
 
 thread_local! {
-    /// The bytes read last, by any connection of this thread. They are used up before the poll returns, so an
-    /// idle connection and a stream that waits for its next token hold no buffer.
+    /// Shared by all connections of the thread. Its bytes are consumed before the poll returns, so neither an
+    /// idle connection nor a stream that waits for its next token holds a buffer.
     static READ_BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; MAX_READ]);
 }
 
@@ -35,19 +35,19 @@ pub(crate) enum Stream {
     Memory(tokio::io::DuplexStream),
 }
 
-/// A socket whose first bytes were read already, to see which protocol they belong to.
+/// A socket whose first bytes were read already, to detect the protocol.
 pub(crate) struct Prefixed {
     prefix: Bytes,
     socket: TcpStream,
 }
 
 impl Stream {
-    /// Puts bytes that were read from `socket` in front of what it will bring.
+    /// A stream that returns `prefix`, which was read from `socket`, before the rest.
     pub(crate) fn prefixed(prefix: Bytes, socket: TcpStream) -> Self {
         Self::Prefixed(Box::new(Prefixed { prefix, socket }))
     }
 
-    /// `None` for a stream within the process, which only tests have.
+    /// `None` for an in-memory stream, which only tests use.
     pub(crate) fn socket(&self) -> Option<&TcpStream> {
         match self {
             Self::Tcp(socket) => Some(socket),
@@ -58,7 +58,7 @@ impl Stream {
         }
     }
 
-    /// Hands on what TLS still holds. Other streams keep nothing back: what is written is with the kernel.
+    /// Flushes TLS. Other streams buffer nothing: what is written is in the kernel.
     pub(crate) fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tls(stream) => stream.poll_flushed(cx),
@@ -66,7 +66,7 @@ impl Stream {
         }
     }
 
-    /// Whether nothing that was written waits in TLS.
+    /// Whether TLS holds no unsent bytes.
     pub(crate) fn is_flushed(&self) -> bool {
         match self {
             Self::Tls(stream) => stream.is_flushed(),
@@ -74,8 +74,8 @@ impl Stream {
         }
     }
 
-    /// Writes the last bytes of a connection. A plain socket takes them at once, as nothing is queued; if it
-    /// does not, the peer is not reading and would not see them anyway.
+    /// Writes the last bytes of a connection. A plain socket has nothing queued and takes them at once; if it
+    /// does not, the peer is not reading.
     pub(crate) async fn write_last(&mut self, bytes: &[u8]) {
         match self {
             Self::Tls(stream) => {
@@ -88,14 +88,14 @@ impl Stream {
         }
     }
 
-    /// Sends TLS's `close_notify`, where there is TLS.
+    /// Sends `close_notify` on a TLS connection.
     pub(crate) async fn close_notify(&mut self) {
         if let Self::Tls(stream) = self {
             let _ = stream.shutdown().await;
         }
     }
 
-    /// Reads once into `buffer` and returns what was read: nothing is the stream's end.
+    /// Reads once into `buffer` and returns what was read. Empty: the end of the stream.
     pub(crate) fn poll_read_into<'a>(
         &mut self,
         cx: &mut Context<'_>,
@@ -113,8 +113,8 @@ pub(crate) fn with_read_buffer<T>(limit: usize, read: impl FnOnce(&mut [u8]) -> 
     READ_BUFFER.with_borrow_mut(|buffer| read(&mut buffer[..limit.min(MAX_READ)]))
 }
 
-/// Writes all of `data`, or as much as the kernel takes: with `write` if it is in one piece, which costs less
-/// than a `writev` of one.
+/// Writes all of `data`, or as much as the kernel takes. Contiguous data goes out with `write`, which costs
+/// less than a `writev` of one slice.
 pub(crate) fn poll_write_all(
     stream: &mut Stream,
     cx: &mut Context<'_>,
@@ -138,12 +138,12 @@ pub(crate) fn poll_write_all(
     Poll::Ready(Ok(()))
 }
 
-/// The beginning of a head whose end has not come.
+/// The first part of a head that is incomplete.
 #[derive(Default)]
 pub(crate) struct PartialHead {
     bytes: Vec<u8>,
-    /// Bytes known not to hold the head's end, so that a head which comes byte by byte is not searched each
-    /// time.
+    /// Bytes that were searched for the head's end before, so that a head that arrives byte by byte is not
+    /// searched from the start each time.
     searched: usize,
 }
 
@@ -152,8 +152,8 @@ impl PartialHead {
         self.bytes.is_empty()
     }
 
-    /// Parses what has come so far: `parse` gets all bytes, and how many of them were searched before. Nearly
-    /// every head comes with one read, and is parsed where it lies, without a copy.
+    /// Parses what has arrived so far: `parse` gets all bytes, and how many of them were searched before.
+    /// Nearly every head arrives with one read and is parsed in the read buffer, without a copy.
     pub(crate) fn parse<T, E>(
         &mut self,
         received: &[u8],
@@ -183,7 +183,7 @@ impl PartialHead {
     }
 }
 
-/// The same call on whatever carries the bytes.
+/// Forwards a call to the stream's variant.
 macro_rules! on_stream {
     ($self:ident, $stream:ident => $call:expr) => {
         match $self.get_mut() {
@@ -231,7 +231,7 @@ impl AsyncWrite for Stream {
     }
 
     fn is_write_vectored(&self) -> bool {
-        // So is each of the streams.
+        // All variants are.
         true
     }
 

@@ -1,16 +1,16 @@
-//! A request that is ready to be written to a server: head and body as bytes.
+//! A request to a backend, ready to be written: head and body as bytes.
 
 use std::io::IoSlice;
 use std::iter;
 
 use bytes::{Buf, Bytes};
 
-/// A request to one server. As a [`Buf`] it is what was not written yet.
+/// A request to one backend. As a [`Buf`] it yields what was not written yet.
 #[derive(Debug, Default)]
 pub(crate) struct OutgoingRequest {
-    /// The head, and behind it a small body: one `write` costs less than a `writev`.
+    /// The head, followed by a small body: one `write` costs less than a `writev`.
     head: Bytes,
-    /// A body that is too large to be copied behind the head.
+    /// A body that is too large to be appended to the head.
     body: OutgoingBody,
     /// The piece that is written next: 0 is the head.
     next_piece: usize,

@@ -17,7 +17,7 @@ use super::{BodyDecoder, HeaderId, MAX_HEAD, MAX_HEADERS, RawHeaders, end_of_hea
 pub(crate) struct RequestHead {
     pub(crate) method: Method,
     pub(crate) target: PathAndQuery,
-    pub(crate) fields: RawHeaders,
+    pub(crate) headers: RawHeaders,
     /// Why the request must be rejected. Kept beside the head, so that the rejection
     /// can be logged with its id.
     pub(crate) reject_reason: Option<&'static str>,
@@ -54,21 +54,21 @@ impl RequestHead {
     /// Converts a request that hyper has read. Over HTTP/2 `:authority` replaces `Host`, or must equal it
     /// (RFC 9113, section 8.3.1).
     pub(crate) fn from_parts(head: &request::Parts) -> Self {
-        let fields: RawHeaders =
+        let headers: RawHeaders =
             head.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
-        let reject_reason = if fields.len() > MAX_HEADERS {
+        let reject_reason = if headers.len() > MAX_HEADERS {
             Some("there are more than 100 headers")
         } else if head.version == Version::HTTP_2 {
             let authority = head.uri.authority().map(|authority| authority.as_str().as_bytes());
-            check_host(&fields, authority, authority.is_none())
+            check_host(&headers, authority, authority.is_none())
         } else {
             let is_http_11 = head.version == Version::HTTP_11;
             // hyper accepts `Transfer-Encoding: chunked` twice, which another parser may read differently.
-            check_host(&fields, None, is_http_11).or_else(|| framing(&fields, is_http_11).err())
+            check_host(&headers, None, is_http_11).or_else(|| framing(&headers, is_http_11).err())
         };
         let reject_reason = reject_reason.or_else(|| check_target(&head.uri));
         let target = head.uri.path_and_query().cloned().unwrap_or_else(root);
-        Self { method: head.method.clone(), target, fields, reject_reason }
+        Self { method: head.method.clone(), target, headers, reject_reason }
     }
 }
 
@@ -82,8 +82,8 @@ pub(crate) fn parse_outgoing_head(text: &[u8]) -> Option<(RequestHead, usize)> {
     let Ok(httparse::Status::Complete(length)) = parsing else { return None };
     let method = Method::from_bytes(parsed.method?.as_bytes()).ok()?;
     let target = parsed.path?.parse().ok()?;
-    let fields = RawHeaders::parsed(&text[..length], parsed.headers);
-    Some((RequestHead { method, target, fields, reject_reason: None }, length))
+    let headers = RawHeaders::parsed(&text[..length], parsed.headers);
+    Some((RequestHead { method, target, headers, reject_reason: None }, length))
 }
 
 /// Parses the head of a request. `None`: it is incomplete. Returns also its length, with an empty line before
@@ -140,29 +140,29 @@ fn parse(input: &[u8]) -> Result<Option<(RequestHead, RequestFraming, usize)>, H
     let method = method.ok_or(HeadError::Malformed("its method is invalid"))?;
     let (target, reject_reason) = target(parsed.path.unwrap_or_default())?;
     let is_http_11 = parsed.version == Some(1);
-    let fields = RawHeaders::parsed(&input[..length], parsed.headers);
-    let reject_reason = check_host(&fields, None, is_http_11).or(reject_reason);
-    let (body, reject_reason) = match framing(&fields, is_http_11) {
+    let headers = RawHeaders::parsed(&input[..length], parsed.headers);
+    let reject_reason = check_host(&headers, None, is_http_11).or(reject_reason);
+    let (body, reject_reason) = match framing(&headers, is_http_11) {
         Ok(body) => (body, reject_reason),
         // Nothing is read as a body: the connection closes after the rejection.
         Err(reason) => (BodyDecoder::ended(), Some(reason)),
     };
     let has_option =
-        |wanted: &[u8]| fields.connection_options().any(|option| option.eq_ignore_ascii_case(wanted));
+        |wanted: &[u8]| headers.connection_options().any(|option| option.eq_ignore_ascii_case(wanted));
     // Both framings at once may be an attempt at request smuggling. Transfer-Encoding decides, and the
     // connection closes after the response (RFC 9112, section 6.1).
     let is_doubtful = reject_reason.is_some()
-        || (fields.has(HeaderId::TransferEncoding) && fields.has(HeaderId::ContentLength));
+        || (headers.has(HeaderId::TransferEncoding) && headers.has(HeaderId::ContentLength));
     let keeps_alive = !is_doubtful && !has_option(b"close") && (is_http_11 || has_option(b"keep-alive"));
-    let expects_continue = is_http_11 && expects_continue(&fields);
-    let head = RequestHead { method, target, fields, reject_reason };
+    let expects_continue = is_http_11 && expects_continue(&headers);
+    let head = RequestHead { method, target, headers, reject_reason };
     Ok(Some((head, RequestFraming { body, is_http_11, keeps_alive, expects_continue }, length)))
 }
 
 /// Whether the client waits for `100 Continue`. The caller knows that it is not HTTP/1.0, in which an
 /// expectation is ignored (RFC 9110, section 10.1.1).
-fn expects_continue(fields: &RawHeaders) -> bool {
-    fields.get(HeaderId::Expect).is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"))
+fn expects_continue(headers: &RawHeaders) -> bool {
+    headers.get(HeaderId::Expect).is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"))
 }
 
 fn parse_error(error: httparse::Error) -> &'static str {
@@ -205,8 +205,8 @@ fn check_target(target: &Uri) -> Option<&'static str> {
 }
 
 /// One `Host` header in HTTP/1.1, one or none in HTTP/1.0 (RFC 9112, section 3.2).
-fn check_host(fields: &RawHeaders, authority: Option<&[u8]>, is_required: bool) -> Option<&'static str> {
-    let mut hosts = fields.all(HeaderId::Host);
+fn check_host(headers: &RawHeaders, authority: Option<&[u8]>, is_required: bool) -> Option<&'static str> {
+    let mut hosts = headers.all(HeaderId::Host);
     match (hosts.next(), hosts.next()) {
         (None, _) if is_required => Some("there is no Host header"),
         (None, _) => None,
@@ -233,11 +233,11 @@ fn is_host(value: &[u8]) -> bool {
 }
 
 /// The framing of the body (RFC 9112, section 6.3).
-fn framing(fields: &RawHeaders, is_http_11: bool) -> Result<BodyDecoder, &'static str> {
-    let mut codings = fields.all(HeaderId::TransferEncoding);
+fn framing(headers: &RawHeaders, is_http_11: bool) -> Result<BodyDecoder, &'static str> {
+    let mut codings = headers.all(HeaderId::TransferEncoding);
     match (codings.next(), codings.next()) {
         (None, _) => {
-            let length = one_length(fields.all(HeaderId::ContentLength));
+            let length = one_length(headers.all(HeaderId::ContentLength));
             Ok(BodyDecoder::length(length.map_err(|()| "its Content-Length is not one number")?.unwrap_or(0)))
         }
         // Any other coding, or two lines of it, a proxy before the router may have read differently.

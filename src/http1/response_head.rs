@@ -32,7 +32,7 @@ pub(crate) struct ResponseHead {
     pub(crate) status: StatusCode,
     /// The content type is `text/event-stream`. Stored, because it is read several times per response.
     pub(crate) is_event_stream: bool,
-    pub(crate) fields: RawHeaders,
+    pub(crate) headers: RawHeaders,
     /// The reason phrase, if it differs from the standard one of the status.
     pub(crate) reason: Option<Box<str>>,
 }
@@ -40,20 +40,20 @@ pub(crate) struct ResponseHead {
 impl ResponseHead {
     /// Converts a response that hyper has read.
     pub(crate) fn from_parts(head: response::Parts) -> Self {
-        let fields: RawHeaders =
+        let headers: RawHeaders =
             head.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
-        let is_event_stream = fields.get(HeaderId::ContentType).is_some_and(is_event_stream_type);
+        let is_event_stream = headers.get(HeaderId::ContentType).is_some_and(is_event_stream_type);
         let reason = head.extensions.get::<ReasonPhrase>();
         let reason = reason.and_then(|reason| std::str::from_utf8(reason.as_bytes()).ok());
-        Self { status: head.status, is_event_stream, fields, reason: reason.map(Into::into) }
+        Self { status: head.status, is_event_stream, headers, reason: reason.map(Into::into) }
     }
 
     /// Converts to what hyper takes.
     pub(crate) fn into_parts(self) -> response::Parts {
         let (mut parts, ()) = Response::new(()).into_parts();
         parts.status = self.status;
-        parts.headers = HeaderMap::with_capacity(self.fields.len());
-        for line in self.fields.iter() {
+        parts.headers = HeaderMap::with_capacity(self.headers.len());
+        for line in self.headers.iter() {
             // Never skips a line: httparse accepts only what these accept.
             if let (Ok(name), Ok(value)) =
                 (HeaderName::from_bytes(line.name), HeaderValue::from_bytes(line.value))
@@ -124,19 +124,19 @@ fn parse(input: &[u8]) -> Result<Option<ParsedResponse>, MalformedMessage> {
     let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
     let status = status.ok_or(MalformedMessage("its status code is invalid"))?;
     let version = if parsed.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
-    let fields = RawHeaders::parsed(&input[..length], parsed.headers);
-    let decoder = decoder(status, version, &fields)?;
+    let headers = RawHeaders::parsed(&input[..length], parsed.headers);
+    let decoder = decoder(status, version, &headers)?;
     // Both framings at once may be an attempt to smuggle a response. Transfer-Encoding decides, and the
     // connection is not used again (RFC 9112, section 6.3, rule 3).
-    let has_two_lengths = fields.has(HeaderId::TransferEncoding) && fields.has(HeaderId::ContentLength);
+    let has_two_lengths = headers.has(HeaderId::TransferEncoding) && headers.has(HeaderId::ContentLength);
     // An HTTP/1.0 server may offer keep-alive too. SGLang speaks 1.1, so that is not worth the code.
     let keeps_alive = version == Version::HTTP_11
-        && !fields.connection_options().any(|option| option.eq_ignore_ascii_case(b"close"))
+        && !headers.connection_options().any(|option| option.eq_ignore_ascii_case(b"close"))
         && !has_two_lengths
         && decoder != BodyDecoder::until_close();
-    let is_event_stream = fields.get(HeaderId::ContentType).is_some_and(is_event_stream_type);
+    let is_event_stream = headers.get(HeaderId::ContentType).is_some_and(is_event_stream_type);
     let reason = uncommon_reason(status, parsed.reason);
-    let head = ResponseHead { status, is_event_stream, fields, reason };
+    let head = ResponseHead { status, is_event_stream, headers, reason };
     Ok(Some(ParsedResponse { head, decoder, keeps_alive, length }))
 }
 
@@ -158,13 +158,13 @@ fn is_event_stream_type(content_type: &[u8]) -> bool {
 fn decoder(
     status: StatusCode,
     version: Version,
-    fields: &RawHeaders,
+    headers: &RawHeaders,
 ) -> Result<BodyDecoder, MalformedMessage> {
     // Rule 1: these have no body, whatever the headers are.
     if status.is_informational() || [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&status) {
         return Ok(BodyDecoder::length(0));
     }
-    let mut codings = fields.all(HeaderId::TransferEncoding);
+    let mut codings = headers.all(HeaderId::TransferEncoding);
     match (codings.next(), codings.next()) {
         (Some(coding), None) if coding.trim_ascii().eq_ignore_ascii_case(b"chunked") => {
             // Section 6.1: the framing of an HTTP/1.0 message with Transfer-Encoding counts as faulty.
@@ -177,7 +177,7 @@ fn decoder(
         (Some(_), _) => return Err(MalformedMessage("its transfer coding is not chunked")),
         (None, _) => {}
     }
-    let length = one_length(fields.all(HeaderId::ContentLength));
+    let length = one_length(headers.all(HeaderId::ContentLength));
     let length = length.map_err(|()| MalformedMessage("its Content-Length is not one number"))?;
     // Rule 8: without either header the body ends with the connection.
     Ok(length.map_or_else(BodyDecoder::until_close, BodyDecoder::length))

@@ -1,8 +1,8 @@
-//! Writes responses as HTTP/1, each part as soon as it is there.
+//! Writes HTTP/1 responses, each part as soon as it is ready.
 //!
-//! What is ready at a time goes out with one write, the head together with the first of the body.
-//! Small chunks are put together in a buffer that all connections of a thread share; large ones
-//! are handed to the kernel where they are. What a response says is not known here.
+//! What is ready at the same time goes out with one write, the head together with the first data of the body.
+//! Small chunks are copied into a buffer that all connections of a thread share; large ones are written from
+//! where they are. What a response means is not known here.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -17,20 +17,19 @@ use super::io::poll_write_all;
 use super::server::{ClientTimeouts, ServerConnection};
 use crate::timer::Timer;
 
-/// A chunk up to this size is copied behind what is written before it, which costs less than handing over two
-/// buffers.
+/// A chunk up to this size is copied into the batch, which costs less than a `writev` of two buffers.
 const COPY_UP_TO: usize = 4 << 10;
-/// When so much is ready to be written, nothing is added to it.
+/// A batch of this size is written before more is added to it.
 const FULL_BATCH: usize = 64 << 10;
 /// The end of a chunked body (RFC 9112, section 7.1).
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
 thread_local! {
-    /// Where the next write is put together, by any connection of this thread.
+    /// The batch buffer of all connections of this thread.
     static OUTPUT: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// A response, as far as writing it needs to know it.
+/// A response as the writer sees it.
 pub(crate) trait OutgoingResponse: Send {
     type Data: Buf + Send + Sync + 'static;
 
@@ -51,32 +50,32 @@ pub(crate) trait OutgoingResponse: Send {
     /// Drops the body: only the head was asked for.
     fn skip_body(&mut self);
 
-    /// When the first byte came that the last data held, if the time until it is written is to be measured.
+    /// When the last data's first byte arrived, if the time until it is written is to be measured.
     fn take_first_byte(&mut self) -> Option<std::time::Instant>;
 }
 
-/// What of a head the framing depends on.
+/// What the framing depends on in a head.
 pub(crate) struct HeadSummary {
     pub(crate) status: StatusCode,
     pub(crate) has_content_length: bool,
     pub(crate) has_date: bool,
 }
 
-/// The body ended with an error, which the maker of the body has recorded.
+/// The body ended with an error, which its source has recorded.
 pub(crate) struct Incomplete;
 
-/// What became of a response.
+/// How the write of a response ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WriteOutcome {
-    /// All of it was written, and the connection may have another request.
+    /// All of it was written, and the connection may be reused.
     KeptAlive,
     /// All of it was written, and the client knows that the connection ends.
     Last,
-    /// It is not complete, and never will be; the missing end of its framing tells the client.
+    /// The body failed. The client sees that the end of its framing is missing.
     CutOff,
-    /// It is not complete, and only the connection's end would mark the end of its body.
+    /// The body failed, and is close-delimited: an orderly close would look like its end.
     Truncated,
-    /// The client closed the connection, or reads nothing.
+    /// The client closed the connection, or stopped reading.
     Disconnected,
 }
 
@@ -86,25 +85,25 @@ pub(crate) struct WriteOptions {
     pub(crate) is_http_11: bool,
     /// Only the head was asked for.
     pub(crate) head_only: bool,
-    /// The connection may have another request.
+    /// The connection may be reused.
     pub(crate) keep_alive: bool,
 }
 
 /// How the client knows where the body ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ResponseFraming {
-    /// By the head.
+    /// By the head: a length, or no body.
     FromHead,
     Chunked,
-    /// By the connection's end: HTTP/1.0 has no chunks.
+    /// By the close of the connection: HTTP/1.0 has no chunks.
     UntilClose,
 }
 
-/// What is ready to be written, besides the text that was put together.
+/// What is ready to be written, besides the batch buffer.
 struct WriteBatch<D> {
-    /// A chunk that is too large to be copied.
+    /// A chunk that is too large to copy.
     data: Option<D>,
-    /// Framing behind it.
+    /// The framing after it.
     end: &'static [u8],
     next: BodyStep,
 }
@@ -120,8 +119,8 @@ enum BodyStep {
 }
 
 impl ServerConnection {
-    /// Writes a response. `timer` is one for all waits of the connection; `written` is told how long the
-    /// body's first byte took from [`OutgoingResponse::take_first_byte`] to the kernel.
+    /// Writes a response. `timer` serves all waits of the connection; `written` gets the time from
+    /// [`OutgoingResponse::take_first_byte`] until the kernel accepted that byte.
     pub(crate) async fn send<R: OutgoingResponse>(
         &mut self,
         response: R,
@@ -142,16 +141,16 @@ impl ServerConnection {
                     Poll::Ready(Ok(())) => stall = Stall::default(),
                     Poll::Pending if self.poll_disconnect(cx).is_pending() => {
                         let since = stall.since(self.unwritten());
-                        let gone = timer.poll_until(since + timeouts.idle, cx);
-                        return gone.map(|()| WriteOutcome::Disconnected);
+                        let timed_out = timer.poll_until(since + timeouts.idle, cx);
+                        return timed_out.map(|()| WriteOutcome::Disconnected);
                     }
                     _ => return Poll::Ready(WriteOutcome::Disconnected),
                 }
-                if let Some(came) = first_byte.take() {
-                    written(std::time::Instant::elapsed(&came));
+                if let Some(arrived) = first_byte.take() {
+                    written(std::time::Instant::elapsed(&arrived));
                 }
                 let Some(open) = &mut response else { return Poll::Ready(outcome) };
-                // Nothing to write: a client that leaves now ends both legs at once.
+                // Nothing to write: if the client closes now, both legs end at once.
                 if is_pending {
                     return self.poll_disconnect(cx).map(|()| WriteOutcome::Disconnected);
                 }
@@ -162,8 +161,7 @@ impl ServerConnection {
                 first_byte = open.take_first_byte();
                 is_pending = next == BodyStep::Pending;
                 if matches!(next, BodyStep::Ends | BodyStep::Fails) {
-                    // Dropped before the last write, so that its record is finished when the client sees the
-                    // end.
+                    // Dropped before the last write: its record is complete before the client sees the end.
                     response = None;
                     outcome = match next {
                         BodyStep::Fails if framing == ResponseFraming::UntilClose => WriteOutcome::Truncated,
@@ -182,12 +180,12 @@ impl ServerConnection {
         .await
     }
 
-    /// Bytes that the kernel has not taken yet.
+    /// Bytes that the kernel has not accepted yet.
     fn unwritten(&self) -> usize {
         self.pending_write.as_ref().map_or(0, |pending| pending.remaining())
     }
 
-    /// Writes what the kernel takes, and keeps the rest.
+    /// Writes what the kernel accepts, and keeps the rest.
     fn write<D: Buf + Send + Sync + 'static>(
         &mut self,
         cx: &mut Context<'_>,
@@ -216,7 +214,7 @@ impl ServerConnection {
     }
 }
 
-/// For how long the client has read nothing of what there is to be written.
+/// How long the client has read nothing although there is something to write.
 #[derive(Default)]
 struct Stall {
     since: Option<Instant>,
@@ -224,7 +222,7 @@ struct Stall {
 }
 
 impl Stall {
-    /// Since when `unwritten` has not become less.
+    /// Since when `unwritten` has not changed.
     fn since(&mut self, unwritten: usize) -> Instant {
         if std::mem::replace(&mut self.unwritten, unwritten) != unwritten {
             self.since = None;
@@ -233,7 +231,7 @@ impl Stall {
     }
 }
 
-/// Takes what is ready of a body: small chunks behind the text, or one that is large.
+/// Collects what is ready of a body: small chunks in the batch buffer, or one large chunk.
 fn gather<R: OutgoingResponse>(
     response: &mut R,
     framing: ResponseFraming,
@@ -265,7 +263,7 @@ fn gather<R: OutgoingResponse>(
             (true, BodyStep::Ends) => b"\r\n0\r\n\r\n",
             (true, _) => b"\r\n",
         };
-        // A large chunk ends the batch: it is not copied, and the next one would need a second write anyway.
+        // A large chunk ends the batch: it is written from where it is.
         if data.remaining() > COPY_UP_TO {
             return WriteBatch { data: Some(data), end, next };
         }
@@ -294,7 +292,7 @@ fn write_chunk_size(size: usize, text: &mut Vec<u8>) {
     text.extend_from_slice(b"\r\n");
 }
 
-/// Writes the response's head; clears `keep_alive` if the body ends with the connection.
+/// Writes the response's head; clears `keep_alive` if the body is close-delimited.
 fn write_head(
     response: &mut impl OutgoingResponse,
     options: &mut WriteOptions,
@@ -308,7 +306,7 @@ fn write_head(
     options.keep_alive &= framing != ResponseFraming::UntilClose;
     match (options.keep_alive, options.is_http_11) {
         (true, true) => {}
-        // HTTP/1.0 closes unless it is told otherwise, HTTP/1.1 keeps (RFC 9112, section 9.3).
+        // HTTP/1.0 closes by default, HTTP/1.1 keeps the connection (RFC 9112, section 9.3).
         (true, false) => text.extend_from_slice(b"connection: keep-alive\r\n"),
         (false, _) => text.extend_from_slice(b"connection: close\r\n"),
     }
@@ -320,7 +318,7 @@ fn write_head(
     framing
 }
 
-/// Writes the body's length, or else how its end is marked (RFC 9112, section 6).
+/// Writes the framing headers: the body's length, or `chunked` (RFC 9112, section 6).
 fn write_framing(
     head: &HeadSummary,
     length: Option<u64>,
@@ -346,11 +344,11 @@ fn write_framing(
     ResponseFraming::Chunked
 }
 
-/// A server with a clock says when a response was made (RFC 9110, section 6.6.1). Backends' responses have a
-/// date.
+/// Writes `Date`, which an origin server with a clock must send (RFC 9110, section 6.6.1). Responses of
+/// backends have one already.
 fn write_date(text: &mut Vec<u8>) {
     thread_local! {
-        /// The last date written, and of which second it is.
+        /// The last date written, and its second.
         static DATE: RefCell<(u64, String)> = const { RefCell::new((0, String::new())) };
     }
     let now = SystemTime::now();

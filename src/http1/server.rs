@@ -1,8 +1,8 @@
-//! One HTTP/1.1 connection of a client: the heads and bodies of its requests, one after the
-//! other. [`response_writer`](super::response_writer) writes the responses.
+//! One HTTP/1.1 connection of a client: reads the heads and bodies of its requests, one after the other.
+//! [`response_writer`](super::response_writer) writes the responses.
 //!
-//! There is no task and no buffer per connection: the task that serves it reads and
-//! writes itself. What a request asks for, and with what it is answered, is not known here.
+//! There is no driver task and no buffer per connection: the task that serves it reads and writes itself.
+//! What a request asks for, and what the response is, is not known here.
 
 use std::io;
 use std::pin::pin;
@@ -20,10 +20,10 @@ use super::{
 };
 use crate::timer::Timer;
 
-/// Largest first read of a request. Nearly all requests come with one read, and are copied out of the shared
-/// buffer; what comes behind a request that is being answered is bounded by it, too.
+/// Largest first read of a request. Nearly all requests arrive with one read and are copied out of the shared
+/// buffer. It also bounds what is read of a pipelined request.
 const FIRST_READ: usize = 16 << 10;
-/// Free room that is not worth a read of its own, if more of a body is to come.
+/// With less free capacity than this, a new buffer is allocated for the rest of a body.
 const MIN_READ: usize = 4 << 10;
 
 /// How long a client's connection may wait.
@@ -40,45 +40,45 @@ pub(crate) struct ClientTimeouts {
 pub(crate) struct ServerConnection {
     pub(super) stream: Stream,
     partial_head: PartialHead,
-    /// Bytes behind a head that were not used yet: of its body, or of the next head.
+    /// Bytes that were read after a head and not used yet: of its body, or of the next head.
     buffered: Bytes,
     /// Decodes the rest of the body of the current request.
     body: BodyDecoder,
-    /// Where a large body is read to.
+    /// The buffer that a large body is read into.
     body_buffer: Option<BodyBuffer>,
-    /// Where its end, or a body of unknown length, is read to.
+    /// The buffer for its end, and for a body of unknown length.
     body_tail: BytesMut,
     /// Bytes of the body that were read after the head's.
     body_bytes_read: u64,
     /// The client waits for `100 Continue` before it sends the body.
     expects_continue: bool,
-    /// What the kernel has not taken yet.
+    /// What the kernel has not accepted yet.
     pub(super) pending_write: Option<Box<dyn Buf + Send + Sync>>,
 }
 
-/// What comes next on a connection.
+/// The next request of a connection, or why there is none.
 pub(crate) enum NextRequest {
     Request(RequestHead, RequestFraming),
     /// The connection ends with an error response.
     Rejected(HeadRejection),
-    /// No request came within the idle timeout.
+    /// No request arrived within the idle timeout.
     Idle,
     /// The client closed the connection.
     Closed,
-    /// The connection was idle when no more requests were wanted.
-    Ended,
+    /// The connection was idle when the server began to shut down.
+    ShuttingDown,
 }
 
-/// Why no request was made of what a client sent.
+/// Why what a client sent is not a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HeadRejection {
     Malformed(&'static str),
     TooLarge,
-    /// Its end did not come in time.
+    /// Its end did not arrive in time.
     Timeout(Duration),
 }
 
-/// Why the rest of a request's body cannot be had.
+/// Why the rest of a request's body could not be read.
 #[derive(Debug)]
 pub(crate) enum BodyReadError {
     Io(io::Error),
@@ -110,15 +110,15 @@ impl ServerConnection {
         &self.stream
     }
 
-    /// Waits for the next request. `end` ends an idle connection; a head that has begun is waited for.
-    /// `timer` is one for all waits of the connection.
+    /// Waits for the next request. `shutdown` ends an idle connection; a head that has begun is waited for.
+    /// `timer` serves all waits of the connection.
     pub(crate) async fn next(
         &mut self,
         timer: &mut Timer,
         timeouts: ClientTimeouts,
-        end: impl Future<Output = ()>,
+        shutdown: impl Future<Output = ()>,
     ) -> NextRequest {
-        let mut end = pin!(end);
+        let mut shutdown = pin!(shutdown);
         // When the current wait began: the clock is read only if there is a wait.
         let mut since = None;
         let buffered = std::mem::take(&mut self.buffered);
@@ -128,13 +128,13 @@ impl ServerConnection {
         std::future::poll_fn(|cx| {
             loop {
                 let had_begun = !self.partial_head.is_empty();
-                if !had_begun && end.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(NextRequest::Ended);
+                if !had_begun && shutdown.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(NextRequest::ShuttingDown);
                 }
                 match self.poll_head(cx) {
                     Poll::Ready(Some(next)) => return Poll::Ready(next),
                     Poll::Ready(None) => {
-                        // The idle time is over, and the head's time begins.
+                        // The idle timeout ends, and the head's timeout starts.
                         if !had_begun && !self.partial_head.is_empty() {
                             since = None;
                         }
@@ -142,7 +142,7 @@ impl ServerConnection {
                     Poll::Pending => break,
                 }
             }
-            // A client that has begun a head has another limit than one that keeps its connection for later.
+            // A head that does not end has its own limit: it may be an attack with slow heads (slowloris).
             let is_idle = self.partial_head.is_empty();
             let since = *since.get_or_insert_with(Instant::now);
             let limit = if is_idle { timeouts.idle } else { timeouts.head };
@@ -156,18 +156,18 @@ impl ServerConnection {
         .await
     }
 
-    /// Reads once. `None`: the head goes on.
+    /// Reads once. `None`: the head is incomplete.
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Option<NextRequest>> {
         with_read_buffer(FIRST_READ, |buffer| {
             match ready!(self.stream.poll_read_into(cx, buffer)) {
                 Ok(received) if !received.is_empty() => Poll::Ready(self.take_head(received)),
-                // A client that is gone in the middle of a head is gone, too.
+                // Also in the middle of a head: no one is left to read an error.
                 _ => Poll::Ready(Some(NextRequest::Closed)),
             }
         })
     }
 
-    /// Takes a head out of what was received, if all of it is there.
+    /// Parses a head from what was received, if it is complete.
     fn take_head(&mut self, received: &[u8]) -> Option<NextRequest> {
         // Empty lines between requests do not begin a head, and so do not start the head's timeout.
         let received = if self.partial_head.is_empty() { skip_empty_lines(received) } else { received };
@@ -194,11 +194,12 @@ impl ServerConnection {
         }
     }
 
-    /// Whether the client has left while it is answered. It may send its next request meanwhile, which is
-    /// kept.
+    /// Ready when the client has closed the connection during the response. A pipelined request that arrives
+    /// meanwhile is kept.
     pub(crate) fn poll_disconnect(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.buffered.is_empty() {
-            // The end is behind what was not used yet, and reading on would need an unbounded buffer.
+            // A close is behind the bytes that were not used yet, and reading on would need an unbounded
+            // buffer.
             return Poll::Pending;
         }
         with_read_buffer(FIRST_READ, |buffer| match ready!(self.stream.poll_read_into(cx, buffer)) {
@@ -210,10 +211,10 @@ impl ServerConnection {
         })
     }
 
-    /// Waits until the client has left, and reads nothing meanwhile.
+    /// Waits until the client has closed the connection, without reading.
     pub(crate) async fn disconnected(&self) {
         match self.stream.socket() {
-            // Not `READABLE`, which unread bytes are as well; without them, all that is left is the end.
+            // Not `READABLE`, which is also set by unread bytes; what is left is the peer's close.
             Some(socket) if socket.ready(Interest::PRIORITY).await.is_ok() => {}
             _ => std::future::pending().await,
         }
@@ -223,7 +224,7 @@ impl ServerConnection {
     pub(crate) fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodyReadError>> {
         loop {
             if !self.buffered.is_empty() {
-                // The body comes without an invitation.
+                // The client did not wait for `100 Continue`.
                 self.expects_continue = false;
                 if let Some(chunk) = self.take_chunk()? {
                     return Poll::Ready(Ok(Some(chunk)));
@@ -239,7 +240,7 @@ impl ServerConnection {
         }
     }
 
-    /// At least so many bytes of the body are to come.
+    /// A lower bound of the body's unread bytes.
     pub(crate) fn content_length_hint(&self) -> u64 {
         self.body.remaining().unwrap_or(0)
     }
@@ -254,7 +255,7 @@ impl ServerConnection {
         self.body_bytes_read
     }
 
-    /// Invites a client to send its body, if it waits for that (RFC 9110, section 10.1.1).
+    /// Sends `100 Continue` to a client that waits for it (RFC 9110, section 10.1.1).
     fn poll_continue(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if std::mem::take(&mut self.expects_continue) {
             self.pending_write = Some(Box::new(&b"HTTP/1.1 100 Continue\r\n\r\n"[..]));
@@ -262,7 +263,7 @@ impl ServerConnection {
         self.poll_flush(cx)
     }
 
-    /// Writes what the kernel has not taken yet.
+    /// Writes what the kernel has not accepted yet.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Some(pending) = &mut self.pending_write {
             ready!(poll_write_all(&mut self.stream, cx, &mut **pending))?;
@@ -271,8 +272,8 @@ impl ServerConnection {
         self.stream.poll_flushed(cx)
     }
 
-    /// Reads more of a body: a large one into buffers that both legs share, each of them full, and its end,
-    /// or a body of unknown length, as it comes.
+    /// Reads more of a body. A large one is read into full buffers, which both legs share; its end, and a
+    /// body of unknown length, in chunks of the size that arrives.
     fn poll_read_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyReadError>> {
         let is_large = self.body.remaining().is_some_and(|left| left >= BODY_BUFFER_SIZE as u64);
         if self.body_buffer.is_none() && is_large {
@@ -292,12 +293,12 @@ impl ServerConnection {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads once: of a body of known length a byte more than is to come, as tokio follows a read that fills
-    /// its buffer with another one, which would find nothing.
+    /// Reads once. The buffer has one byte more than a body of known length needs: after a read that fills
+    /// its buffer tokio tries again, which would cost a syscall that finds nothing.
     fn poll_read_tail(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyReadError>> {
         let left = self.body.remaining().and_then(|left| usize::try_from(left).ok());
         let wanted = left.map_or(BODY_BUFFER_SIZE, |left| left + 1);
-        // A new buffer only when the old one has no room left: chunks that were split off share its memory.
+        // A new buffer only when the old one is full: chunks that were split off share its memory.
         if self.body_tail.capacity() < wanted.min(MIN_READ) {
             self.body_tail = BytesMut::with_capacity(wanted);
         }
@@ -313,10 +314,10 @@ impl ServerConnection {
         }
     }
 
-    /// Takes some of the body out of the buffered bytes.
+    /// Takes the next chunk of the body from the buffered bytes.
     fn take_chunk(&mut self) -> Result<Option<Bytes>, BodyReadError> {
         let data = self.body.next(&self.buffered).map_err(BodyReadError::Malformed)?;
-        // Nearly always it is all that was buffered, and passes without a second reference.
+        // Nearly always it is all that was buffered, and then needs no second reference count.
         let mut chunk = if data.end == self.buffered.len() {
             std::mem::take(&mut self.buffered)
         } else {
@@ -327,7 +328,7 @@ impl ServerConnection {
     }
 }
 
-/// Skips empty lines, which may stand before a request (RFC 9112, section 2.2).
+/// Skips empty lines before a request line (RFC 9112, section 2.2).
 fn skip_empty_lines(mut text: &[u8]) -> &[u8] {
     while let Some(rest) = text.strip_prefix(b"\r\n").or_else(|| text.strip_prefix(b"\n")) {
         text = rest;

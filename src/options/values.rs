@@ -27,7 +27,7 @@ pub(crate) struct Options {
     pub(crate) max_merge_size: usize,
     pub(crate) request_timeout: Duration,
     pub(crate) stream_idle_timeout: Duration,
-    /// 0 once the configuration is settled, if `disable_retries` is on.
+    /// 0 once the configuration is validated, if `disable_retries` is on.
     pub(crate) max_retries: u32,
     pub(crate) disable_retries: bool,
     pub(crate) retry_on: Vec<u16>,
@@ -37,7 +37,7 @@ pub(crate) struct Options {
     pub(crate) shutdown_lame_duck: Duration,
     pub(crate) shutdown_grace_period: Duration,
     pub(crate) disable_health_check: bool,
-    /// `enabled` is set when the configuration is settled, from `disable_health_check`.
+    /// `enabled` is set when the configuration is validated, from `disable_health_check`.
     pub(crate) health: HealthOptions,
     pub(crate) sockets: SocketOptions,
     pub(crate) discovery: DiscoveryOptions,
@@ -107,7 +107,7 @@ pub(crate) struct DiscoveryOptions {
 /// Keys and origins as they were given, and the files that have keys.
 #[derive(Clone, Default)]
 pub(crate) struct Keys {
-    /// Those of `client_file` too, once the configuration is settled. The same holds for the two below.
+    /// Those of `client_file` too, once the configuration is validated. The same holds for the two below.
     pub(crate) client: Vec<String>,
     pub(crate) client_file: Option<PathBuf>,
     pub(crate) admin: Option<String>,
@@ -142,18 +142,18 @@ pub(crate) struct AdminAddress {
     pub(crate) host: String,
     pub(crate) port: u16,
     /// Whether the router does not start if the port is taken.
-    pub(crate) must: bool,
+    pub(crate) is_required: bool,
 }
 
 impl AdminOptions {
     /// `None`: there is no admin listener.
     pub(crate) fn address(&self) -> Option<AdminAddress> {
-        let (port, must) = match self.port {
+        let (port, is_required) = match self.port {
             AdminPort::Off => return None,
             AdminPort::IfFree(port) => (port, false),
             AdminPort::Required(port) => (port, true),
         };
-        Some(AdminAddress { host: self.host.clone(), port, must })
+        Some(AdminAddress { host: self.host.clone(), port, is_required })
     }
 }
 

@@ -101,7 +101,7 @@ impl Proxy {
     ) -> Result<ReadRequest, Error> {
         let limits = self.limits.load_full();
         let (max, idle) = (limits.max_payload_size, limits.body_idle_timeout);
-        let (body, shape, waited) = intake::read(&head.fields, request, dialect, max, idle, timer).await?;
+        let (body, shape, waited) = intake::read(&head.headers, request, dialect, max, idle, timer).await?;
         let now = Instant::now();
         record.body_read(body.len(), shape.stream, waited.then(|| now.into_std()));
         // SGLang runs the n samples of a request in one bootstrap room, and decode hangs (#24223, #26486).
@@ -109,7 +109,7 @@ impl Proxy {
             return Err(Error::ManySamples);
         }
         let deadline = Deadline::since(now, limits.request_timeout);
-        let upstream_head = UpstreamHead::new(&head.method, head.target.as_str(), &head.fields, true);
+        let upstream_head = UpstreamHead::new(&head.method, head.target.as_str(), &head.headers, true);
         Ok(ReadRequest { limits, upstream_head, body, shape, deadline })
     }
 
@@ -316,7 +316,7 @@ impl Exchange<'_> {
         let lists = PromptLogprobs::read(merge, prefill)
             .map_err(|error| unmergeable(pair.prefill(), error.reason))?;
         let is_stream = head.is_event_stream;
-        if headers::unreadable_encoding(&head.fields).is_some() {
+        if headers::unreadable_encoding(&head.headers).is_some() {
             return Err(unmergeable(pair.decode(), "the response is compressed"));
         }
         let max = self.request.limits.max_merge_size;

@@ -61,8 +61,8 @@ impl TimeLimit {
         Self { deadline, idle, timer: Timer::default() }
     }
 
-    /// Moves the deadline after a chunk. The timer is left alone: to reset it would cost more than the chunk.
-    fn note_chunk(&mut self) {
+    /// Moves the deadline after a chunk. The timer is not reset, which would cost more than the chunk.
+    fn restart_idle(&mut self) {
         if let Some(idle) = self.idle {
             self.deadline = Deadline::from_now(idle);
         }
@@ -186,11 +186,11 @@ impl Relay {
         Poll::Ready(leg.record_failure(Cause::Timeout(limit.deadline.timeout)))
     }
 
-    fn note_chunk(&mut self, data: &SegmentedBytes) {
+    fn record_chunk(&mut self, data: &SegmentedBytes) {
         self.started = true;
         self.at_event_end = data.ends_with(b"\n\n") || data.ends_with(b"\r\n\r\n");
         if let Some(limit) = &mut self.time_limit {
-            limit.note_chunk();
+            limit.restart_idle();
         }
     }
 
@@ -306,7 +306,7 @@ impl Body for Relay {
         }
         let error = match self.poll_source(cx) {
             Poll::Ready(Some(Ok(data))) => {
-                self.note_chunk(&data);
+                self.record_chunk(&data);
                 return Poll::Ready(Some(Ok(Frame::data(data))));
             }
             Poll::Ready(None) => {

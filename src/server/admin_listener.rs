@@ -42,7 +42,7 @@ pub(super) struct AdminService {
 
 /// Listens on the configured address. `None`: none is configured, or the default port is in use.
 pub(super) async fn bind(address: Option<&AdminAddress>) -> io::Result<Option<TcpListener>> {
-    let Some(AdminAddress { host, port, must }) = address else { return Ok(None) };
+    let Some(AdminAddress { host, port, is_required }) = address else { return Ok(None) };
     match listen(host, *port).await {
         Ok(listener) => {
             let address = listener.local_addr()?;
@@ -51,7 +51,7 @@ pub(super) async fn bind(address: Option<&AdminAddress>) -> io::Result<Option<Tc
         }
         // The default port may be another router's on this machine, which must not keep this one from
         // starting.
-        Err(error) if !must && error.kind() == io::ErrorKind::AddrInUse => {
+        Err(error) if !is_required && error.kind() == io::ErrorKind::AddrInUse => {
             warn!("metrics and status are disabled: {error}; choose another port with --prometheus-port");
             Ok(None)
         }

@@ -9,8 +9,8 @@ use super::negotiate::Negotiator;
 use crate::http1::{ClientTimeouts, Stream};
 use crate::transport::{ConnectionHandler, Protocol, Transport};
 
-/// Negotiates the protocol of a connection, and serves it. It ends after the requests under way when
-/// `closing` changes.
+/// Negotiates the protocol of a connection, and serves it. When `closing` changes, it finishes the requests
+/// in flight and closes.
 pub(super) async fn serve<H: ConnectionHandler>(
     socket: TcpStream,
     handler: Arc<H>,

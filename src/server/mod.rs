@@ -49,7 +49,7 @@ pub(crate) use response::{ClientResponseBody, error as error_response, relayed a
 /// Dropping the future ends all worker threads and probes at once.
 pub(crate) async fn serve(
     listener: TcpListener,
-    members: Arc<DesiredFleet>,
+    desired_fleet: Arc<DesiredFleet>,
     admission: &Admission,
     options: Options,
     settings: Arc<LiveSettings>,
@@ -58,12 +58,12 @@ pub(crate) async fn serve(
     let draining = Draining::default();
     let metrics = Arc::new(Metrics::default());
     let admin_listener = admin_listener::bind(options.admin.address().as_ref()).await?;
-    let workers_api = workers_api(&members, admission, &options);
+    let workers_api = workers_api(&desired_fleet, admission, &options);
     let logger = Arc::new(RequestLogger::new(&options.report));
     let transport = Transport::new(options.sockets.engine, options.tls.http2_max_streams);
     let admin = admin_service(&workers_api, &metrics, admission, &logger, transport);
     let shared = SharedState {
-        fleet: members.fleet(),
+        fleet: desired_fleet.fleet(),
         workers_api: &workers_api,
         admission,
         settings: &settings,
@@ -73,13 +73,14 @@ pub(crate) async fn serve(
         transport,
     };
     let workers = WorkerThreads::spawn(&shared, &options)?;
-    let clients = ClientServer { listener, workers, shared, members: &members, options: &options };
+    let clients =
+        ClientServer { listener, workers, shared, desired_fleet: &desired_fleet, options: &options };
     // Operators are served to the end of the shutdown: they want to see what is still in flight, and why.
     tokio::select! {
         () = clients.run(shutdown) => {}
         () = admin_listener::serve(admin_listener, &admin) => {}
         () = logger.run() => {}
-        () = log_backend_changes(members.fleet()) => {}
+        () = log_backend_changes(desired_fleet.fleet()) => {}
     }
     logger.finish().await;
     Ok(())
@@ -87,9 +88,13 @@ pub(crate) async fn serve(
 
 /// The workers API. One for both listeners: they must see the same state, a role
 /// switch in progress for example.
-fn workers_api(members: &Arc<DesiredFleet>, admission: &Admission, options: &Options) -> Arc<WorkersApi> {
+fn workers_api(
+    desired_fleet: &Arc<DesiredFleet>,
+    admission: &Admission,
+    options: &Options,
+) -> Arc<WorkersApi> {
     Arc::new(WorkersApi::new(
-        Arc::clone(members),
+        Arc::clone(desired_fleet),
         Arc::clone(&admission.access),
         &options.sockets,
         options.request_timeout,
@@ -116,19 +121,19 @@ struct ClientServer<'a> {
     listener: TcpListener,
     workers: WorkerThreads,
     shared: SharedState<'a>,
-    members: &'a Arc<DesiredFleet>,
+    desired_fleet: &'a Arc<DesiredFleet>,
     options: &'a Options,
 }
 
 impl ClientServer<'_> {
     /// Serves until `shutdown` completes, and then shuts down.
     async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { listener, workers, shared, members, options } = self;
+        let Self { listener, workers, shared, desired_fleet, options } = self;
         let acceptor = Acceptor { listener, dialer: Dialer::new(&options.sockets), workers: &workers };
         tokio::select! {
             () = acceptor.accept_until_shutdown(shutdown, shared.draining, shared.settings) => {}
-            () = probe_all(members, &shared.admission.access, &options.sockets) => {}
-            () = follow_names(members, options.discovery.interval) => {}
+            () = probe_all(desired_fleet, &shared.admission.access, &options.sockets) => {}
+            () = follow_names(desired_fleet, options.discovery.interval) => {}
         }
         // Closes the listener, so that the kernel refuses connections instead of queueing them.
         drop(acceptor);

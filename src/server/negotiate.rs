@@ -120,7 +120,7 @@ async fn sniff_http2_preface(socket: TcpStream, timeouts: ClientTimeouts) -> Opt
     Some(Negotiated::new(Stream::prefixed(Bytes::from(read), socket), is_http2))
 }
 
-/// Reads as long as what has come is the preface's beginning.
+/// Reads for as long as what has arrived is a prefix of the preface.
 async fn read_preface(socket: &TcpStream, read: &mut Vec<u8>) {
     while read.len() < PREFACE.len() && PREFACE.starts_with(read) {
         if socket.readable().await.is_err() {

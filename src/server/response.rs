@@ -19,9 +19,9 @@ use crate::wire::segments::SegmentedBytes;
 /// The body of a response, and what is held until it has ended.
 pub(crate) struct ClientResponseBody {
     body: Either<Box<Relay>, Full<SegmentedBytes>>,
-    /// When decode's first byte came, if the last frame began with it.
+    /// When decode's first byte arrived, if the last frame starts with it.
     first_byte: Option<Instant>,
-    /// The request's place among those that may be under way.
+    /// Of the limit of concurrent requests.
     _permit: Option<Permit>,
     /// Dropped after the body: it is finished when the legs have ended.
     record: Box<Record>,
@@ -115,7 +115,7 @@ impl Drop for ClientResponseBody {
         } else if let Either::Left(relay) = &self.body
             && let Some(error) = relay.failure()
         {
-            // The client left before it could be told.
+            // The client closed the connection before the error could be sent.
             self.record.set_error(error);
         }
     }

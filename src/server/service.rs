@@ -1,7 +1,7 @@
-//! Answers requests. The spine of a request is here: authorize, admit, read, pick, send, relay.
+//! Answers requests, in these steps: authorize, admit, read, pick, send, relay.
 //!
-//! Over which version of HTTP a request came, and how the response is written, is not known here;
-//! what a generation request means is the proxy's to know.
+//! Which version of HTTP a request uses, and how the response is written, is not known here. What a
+//! generation request means is known to the proxy.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
@@ -60,16 +60,16 @@ struct Exchange<'a, C> {
 enum HandlerResult {
     Relayed(UpstreamResponse, Option<Permit>),
     Own(OwnResponse),
-    /// With nothing: the client has left.
+    /// With nothing: the client has closed the connection.
     Disconnected,
 }
 
-/// What was taken for a generation request before its body is read.
+/// What a generation request holds when it is admitted, before its body is read.
 #[derive(Default)]
 struct Admitted {
-    /// Its place among those that may be under way, if these are limited.
+    /// Of the limit of concurrent requests, if there is one.
     permit: Option<Permit>,
-    /// Its pair, if backends have a limit: with a place on each.
+    /// Its pair with a permit on each backend, if these are limited.
     pair: Option<AdmittedPair>,
 }
 
@@ -84,8 +84,8 @@ impl ConnectionHandler for Service {
     ) -> Option<ClientResponse<ClientResponseBody>> {
         let mut record = self.recorder.begin();
         self.logger.assign_request_id(&mut head, &mut record);
-        let mut auth = self.access.authorize(&head.fields);
-        let is_preflight = head.method == Method::OPTIONS && auth.cors.answers_preflight(&head.fields);
+        let mut auth = self.access.authorize(&head.headers);
+        let is_preflight = head.method == Method::OPTIONS && auth.cors.answers_preflight(&head.headers);
         let result = {
             let exchange = Exchange { head: &mut head, client, record: &mut record, timer, is_preflight };
             catch_panic(pin!(self.handle(exchange, &mut auth))).await
@@ -170,7 +170,7 @@ impl Service {
         match &route {
             // Operators have a key of their own.
             Ok(Route::Workers) => {
-                self.access.check_admin(exchange.client.peer(), &head.fields)?;
+                self.access.check_admin(exchange.client.peer(), &head.headers)?;
                 return route;
             }
             Ok(route) if route.is_probe() => {}
@@ -179,7 +179,7 @@ impl Service {
             // Before 404 and 405: without a key, nothing is told of which paths exist.
             _ => auth.check()?,
         }
-        auth.replace_authorization(&mut head.fields);
+        auth.replace_authorization(&mut head.headers);
         route
     }
 
@@ -188,22 +188,21 @@ impl Service {
     async fn admit(
         &self,
         client: &mut impl ClientTransport,
-        begun: Instant,
+        started_at: Instant,
     ) -> Result<Option<Admitted>, Error> {
         if !self.admission.controller().is_enabled() {
             return Ok(Some(Admitted::default()));
         }
         let mut waiting = None;
-        let enter = self.admission.admit(
-            begun,
+        let admission = self.admission.admit(
+            started_at,
             || self.take_pair(),
             || waiting = Some(self.queue_metrics.start_wait()),
         );
         tokio::select! {
-            // Biased: a request whose turn has come is not dropped for a client that leaves at the same
-            // moment.
+            // Biased: if both are ready the request is admitted, and the next wait notices the close.
             biased;
-            entered = enter => match entered {
+            admitted = admission => match admitted {
                 Ok((permit, pair)) => Ok(Some(Admitted { permit: Some(permit), pair })),
                 Err(error) => {
                     if let Error::Overloaded(rejection) = &error {
@@ -216,8 +215,8 @@ impl Service {
         }
     }
 
-    /// Takes a place on a prefill and a decode server, where these have a limit. The outer `None`: all are
-    /// full.
+    /// Acquires permits on a prefill and a decode server, if these are limited. The outer `None`: all are at
+    /// their limit.
     fn take_pair(&self) -> Result<Option<Option<AdmittedPair>>, Error> {
         let caps = self.admission.controller().caps();
         if caps == BackendCaps::NONE {
@@ -237,12 +236,12 @@ impl Service {
         let Exchange { head, client, timer, is_preflight, .. } = exchange;
         // A client that waits for `100 Continue` need not send a body that no one reads.
         let is_final = matches!(error, Error::Unauthorized | Error::Overloaded(_));
-        if !(is_final && head.fields.has(HeaderId::Expect)) {
+        if !(is_final && head.headers.has(HeaderId::Expect)) {
             self.discard(client, timer).await?;
         }
         match error {
             Error::MethodNotAllowed { allow } if is_preflight => {
-                Ok(HandlerResult::Own(preflight(allow, &head.fields)))
+                Ok(HandlerResult::Own(preflight(allow, &head.headers)))
             }
             error => Err(error),
         }

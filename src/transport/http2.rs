@@ -1,7 +1,7 @@
 //! HTTP/2 towards clients, with either engine: hyper's.
 //!
-//! Each request is a task on the worker's thread. What a client may open, send ahead and take back is
-//! bounded here; hyper and h2 hold it.
+//! Each request is a task on the worker's thread. The limits of streams, windows and resets are set here;
+//! hyper and h2 enforce them.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -19,21 +19,20 @@ use super::hyper_server::service;
 use super::open_requests::{IdleWait, OpenRequests};
 use crate::http1::{ClientTimeouts, LINGER, MAX_HEAD, Stream};
 
-/// What a client may send ahead: of one request's body, and in all. The latter bounds what a connection
-/// holds.
+/// Flow-control windows: of one request's body, and of the connection, which bounds its memory.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
-/// What waits for a client that does not read, a request.
+/// Most response bytes that are buffered per request for a client that does not read.
 const MAX_SEND_BUFFER: usize = 64 << 10;
-/// Requests that were reset before we looked at them. More is an attack (CVE-2023-44487), and ends the
+/// Requests that the client resets before they are accepted (rapid reset, CVE-2023-44487). More closes the
 /// connection.
 const MAX_EARLY_RESETS: usize = 20;
-/// Requests that we reset because of what the client sent. More ends the connection.
+/// Requests that are reset because of the client's protocol errors. More closes the connection.
 const MAX_CAUSED_RESETS: usize = 100;
-/// A client that was silent for this long is pinged, and has as long again to answer.
+/// A client that is silent for this long gets a PING, and has as long again to acknowledge it.
 const PING_AFTER: Duration = Duration::from_secs(30);
 
-/// Serves a connection of HTTP/2. It ends after the requests under way when `closing` changes.
+/// Serves an HTTP/2 connection. When `closing` changes, it finishes the requests in flight and closes.
 pub(super) async fn serve<H: ConnectionHandler>(
     stream: Stream,
     handler: Arc<H>,
@@ -55,13 +54,13 @@ pub(super) async fn serve<H: ConnectionHandler>(
                 connection.as_mut().graceful_shutdown();
                 wait.restart(LINGER);
             }
-            // After the shutdown was begun, so that its GOAWAY goes out with this poll.
+            // After the start of the shutdown, so that its GOAWAY goes out with this poll.
             if let Poll::Ready(done) = connection.as_mut().poll(cx) {
                 return Poll::Ready(done);
             }
             match wait.poll(cx) {
                 Poll::Pending => return Poll::Pending,
-                // The client got a GOAWAY, and has not left.
+                // The client got a GOAWAY and has not closed the connection.
                 Poll::Ready(_) if is_closing => return Poll::Ready(Ok(())),
                 // The next round sends the GOAWAY.
                 Poll::Ready(_) => requests.end(),

@@ -34,19 +34,21 @@ pub(super) struct HyperConnection {
     driver: Option<Connection<Io, RequestFrames>>,
     response: Option<ResponseFuture>,
     body: Option<Incoming>,
-    /// The body's first data, or its error, read before it was asked for.
+    /// The body's first data, or its error, read ahead.
     first: Option<Result<Bytes, ConnError>>,
     was_used: bool,
     on_reused: bool,
     traffic: Arc<Traffic>,
 }
 
-/// What has passed over the socket since the request was begun.
+/// What passed over the socket since the request began. hyper does not report it; retries and records need
+/// it.
 #[derive(Default)]
 struct Traffic {
     received: AtomicBool,
-    /// hyper took the last of the request; when bytes were written after that.
+    /// hyper has taken the last of the request's body.
     body_taken: AtomicBool,
+    /// The last write after that.
     written_at: Mutex<Option<Instant>>,
 }
 
@@ -87,8 +89,8 @@ impl HyperConnection {
 
     /// Reads and writes what can be read and written.
     fn drive(&mut self, cx: &mut Context<'_>) {
-        // An error is told to the response or to its body as well.
-        // A finished driver must not be polled again.
+        // An error is reported to the response or to its body as well. A finished driver must not be polled
+        // again.
         if let Some(driver) = &mut self.driver
             && Pin::new(driver).poll(cx).is_ready()
         {
@@ -96,14 +98,14 @@ impl HyperConnection {
         }
     }
 
-    /// Whether the connection waits for a request.
+    /// Whether the connection is idle and open.
     fn is_idle(&mut self) -> bool {
         self.drive(&mut Context::from_waker(Waker::noop()));
         self.driver.is_some() && self.sender.is_ready()
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ConnError>>> {
-        // Asked for a frame, hyper reads at the driver's next poll: the second round finds it.
+        // A poll for a frame makes hyper read at the driver's next poll: the second iteration finds it.
         for is_last in [false, true] {
             self.drive(cx);
             let Some(body) = &mut self.body else { return Poll::Ready(None) };
@@ -152,14 +154,14 @@ impl BackendConnection for HyperConnection {
         let unseen = self.on_reused && !self.traffic.received.load(Relaxed);
         let failed = |cause| SendError { cause, unseen };
         let (head, body) = response.map_err(|error| failed(conn_error(&error)))?.into_parts();
-        // No request asked for another protocol: the native engine refuses it, too.
+        // The router never sends `Upgrade`: the native engine rejects it, too.
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             let cause = ConnError::Malformed(MalformedMessage("it switches protocols"));
             return Poll::Ready(Err(failed(cause)));
         }
         self.body = Some(body);
-        // What came with the head counts as come, as with the native engine: retries and records depend on
-        // it.
+        // Data that arrived with the head counts as arrived, as with the native engine: retries and records
+        // depend on it.
         if let Poll::Ready(Some(first)) = self.poll_frame(cx) {
             self.first = Some(first);
         }
@@ -212,21 +214,21 @@ impl BackendConnection for HyperConnection {
     }
 }
 
-/// The request as hyper takes it. Its head was written as text, once for both legs, and is parsed again here:
-/// the price of one form of requests for both engines.
+/// Converts a request for hyper. Its head was written as text, once for both legs, and is parsed again here,
+/// so that both engines take the same form of requests.
 fn hyper_request(request: OutgoingRequest, traffic: &Arc<Traffic>) -> Request<RequestFrames> {
     let (text, body) = request.into_parts();
     let (head, length) = parse_outgoing_head(&text).expect("the router wrote this head");
     let mut pieces = VecDeque::with_capacity(body.pieces().len() + 1);
     pieces.extend([text.slice(length..)].into_iter().chain(body.pieces().iter().cloned()));
-    // An empty frame would cost a chunk or a write, and end nothing.
+    // An empty frame would cost a write.
     pieces.retain(|piece| !piece.is_empty());
     let left = pieces.iter().map(Bytes::len).sum::<usize>() as u64;
     traffic.body_taken.store(left == 0, Relaxed);
     let mut request = Request::new(RequestFrames { pieces, left, traffic: Arc::clone(traffic) });
     *request.method_mut() = head.method;
     *request.uri_mut() = head.target.into();
-    for header in head.fields.iter() {
+    for header in head.headers.iter() {
         let (name, value) = (HeaderName::from_bytes(header.name), HeaderValue::from_bytes(header.value));
         if let (Ok(name), Ok(value)) = (name, value) {
             request.headers_mut().append(name, value);
@@ -235,7 +237,7 @@ fn hyper_request(request: OutgoingRequest, traffic: &Arc<Traffic>) -> Request<Re
     request
 }
 
-/// The body of a request, a piece a frame.
+/// The body of a request, one frame for each piece.
 struct RequestFrames {
     pieces: VecDeque<Bytes>,
     left: u64,
@@ -265,7 +267,7 @@ impl Body for RequestFrames {
     }
 }
 
-/// What hyper's error means in the words of the native engine.
+/// The native engine's error for an error of hyper's.
 fn conn_error(error: &hyper::Error) -> ConnError {
     if error.is_parse_too_large() {
         return ConnError::Malformed(MalformedMessage("its head is too long"));
@@ -279,7 +281,7 @@ fn conn_error(error: &hyper::Error) -> ConnError {
             ConnError::Io(io::Error::new(source.kind(), source.to_string()))
         }
         Some(source) if source.kind() == io::ErrorKind::UnexpectedEof => ConnError::Closed,
-        // So hyper's decoder of chunks names what is none.
+        // These are the errors of hyper's chunked decoder.
         Some(source)
             if [io::ErrorKind::InvalidInput, io::ErrorKind::InvalidData].contains(&source.kind()) =>
         {

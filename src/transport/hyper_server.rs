@@ -1,5 +1,5 @@
-//! hyper towards clients: an HTTP/1.1 connection, and what it shares with [`http2`](super::http2), the
-//! requests and responses of the router as hyper's.
+//! hyper towards clients: an HTTP/1.1 connection, and the conversion of requests and responses, which
+//! [`http2`](super::http2) shares.
 //!
 //! A connection's requests run inside the connection's own future, as with the native engine.
 //! `docs/ENGINES.md` says what hyper cannot do.
@@ -33,7 +33,7 @@ use crate::timer::Timer;
 use crate::wire::headers::REQUEST_ID;
 use crate::wire::segments::SegmentedBytes;
 
-/// Serves a connection of HTTP/1.1, and closes it as the native engine does.
+/// Serves an HTTP/1.1 connection, and closes it as the native engine does.
 pub(super) async fn serve<H: ConnectionHandler>(
     stream: Stream,
     handler: Arc<H>,
@@ -46,7 +46,7 @@ pub(super) async fn serve<H: ConnectionHandler>(
     // read.
     let stream = ObservedStream::new(stream, Arc::clone(&requests));
     let mut builder = http1::Builder::new();
-    // Off: it would count an idle connection as a slow head (30 s by default). `IdleWait` tells them apart.
+    // Off: it would count an idle connection as a slow head (30 s by default). `IdleWait` distinguishes them.
     builder.timer(TokioTimer::new()).header_read_timeout(None);
     builder.max_headers(MAX_HEADERS).max_header_size(MAX_HEAD);
     let mut connection = builder.serve_connection(TokioIo::new(stream), service_fn(service));
@@ -66,7 +66,7 @@ pub(super) async fn serve<H: ConnectionHandler>(
             }
             match ready!(wait.poll(cx)) {
                 IdleEnd::NoRequest if is_closing => return Poll::Ready(Ok(ConnectionEnd::Clean)),
-                // The next round shuts it down.
+                // The next iteration shuts it down.
                 IdleEnd::NoRequest => requests.end(),
                 IdleEnd::NotRead => return Poll::Ready(Ok(ConnectionEnd::Cut)),
                 IdleEnd::NoHead(limit) => return Poll::Ready(Ok(ConnectionEnd::Rejected(limit))),
@@ -100,13 +100,13 @@ pub(super) async fn serve<H: ConnectionHandler>(
 /// How a connection ended that did not fail.
 enum ConnectionEnd {
     Clean,
-    /// The client reads nothing of its response.
+    /// The client does not read its response.
     Cut,
-    /// The rest of a head did not come within this time.
+    /// The rest of a head did not arrive within this time.
     Rejected(Duration),
 }
 
-/// Why hyper read no request, if that is why the connection ended.
+/// The rejection of a head that hyper could not parse, if that ended the connection.
 fn rejection(error: &hyper::Error) -> Option<HeadRejection> {
     if error.is_parse_too_large() {
         return Some(HeadRejection::TooLarge);
@@ -144,7 +144,7 @@ async fn respond<H: ConnectionHandler>(
     let head_only = head.method == Method::HEAD;
     let mut client = HyperClient { body, peer };
     let response = handler.respond(&mut client, head, &mut Timer::default()).await;
-    let response = response.expect("hyper drops this future when the client leaves");
+    let response = response.expect("hyper drops this future when the client closes the connection");
     let ClientResponse { head, mut body, closes } = response;
     let mut head = head.into_parts();
     let is_draining = handler.is_draining();
@@ -152,8 +152,8 @@ async fn respond<H: ConnectionHandler>(
         // With HTTP/2 this sends GOAWAY.
         open.end_connection();
     }
-    // HTTP/2 has no `Connection` header (RFC 9113, section 8.2.2), and one stream's end does not end the
-    // others.
+    // HTTP/2 has no `Connection` header (RFC 9113, section 8.2.2), and the other streams of the connection
+    // go on.
     if !is_http2 && (closes || is_draining) {
         head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
@@ -163,14 +163,14 @@ async fn respond<H: ConnectionHandler>(
     if let Some(id) = body.request_id().and_then(|id| HeaderValue::from_bytes(id).ok()) {
         head.headers.insert(REQUEST_ID, id);
     }
-    // hyper writes the body of whatever it is given.
+    // hyper would write it.
     if head_only {
         skip_body(&mut head, &mut body);
     }
     Response::from_parts(head, OpenBody { body, _open: open })
 }
 
-/// Keeps hyper from sending the body of a response to `HEAD`. Its length is told, as by the native engine.
+/// Keeps hyper from sending the body of a response to `HEAD`. Its length is sent, as by the native engine.
 fn skip_body(head: &mut response::Parts, body: &mut impl ResponseBody) {
     if let Some(length) = body.size_hint().exact().filter(|length| *length > 0) {
         head.headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
@@ -215,8 +215,8 @@ impl<B: ResponseBody> Body for OpenBody<B> {
     }
 }
 
-/// A client, as far as one of its requests goes. When it leaves, or resets the request, hyper drops all that
-/// is done for it.
+/// The client of one request. When it closes the connection or resets the stream, hyper drops the request's
+/// future.
 struct HyperClient {
     body: Incoming,
     peer: Option<SocketAddr>,
@@ -237,7 +237,7 @@ impl RequestBody for HyperClient {
         loop {
             let frame = ready!(Pin::new(&mut self.body).poll_frame(cx)).transpose();
             let Some(frame) = frame.map_err(RequestBodyError::Hyper)? else { return Poll::Ready(Ok(None)) };
-            // Trailers are of no use to a server.
+            // Trailers are dropped, as by the native engine.
             if let Some(data) = frame.into_data().ok().filter(|data| !data.is_empty()) {
                 return Poll::Ready(Ok(Some(data)));
             }
@@ -252,15 +252,14 @@ impl RequestBody for HyperClient {
         self.body.is_end_stream()
     }
 
-    // A body that makes progress without a whole frame is not seen, so the idle timeout counts frames here.
-    /// hyper returns all that it has read.
     fn bytes_read(&self) -> u64 {
+        // hyper returns each read as a frame, so every byte read restarts the idle timeout by its frame.
         0
     }
 
-    // hyper reads no further while a body is unread, so a client that leaves the queue is noticed at its
-    // turn.
     async fn disconnected(&mut self) {
+        // hyper does not read ahead of an unread body, so a client that closes the connection while it is
+        // queued is noticed only when its turn comes.
         std::future::pending().await
     }
 }

@@ -1,7 +1,7 @@
-//! The seam between the router and HTTP: what it can do with a client's connection, and with a
-//! connection to a backend.
+//! The interface between the router and its HTTP engines: serving a client's connection, and sending requests
+//! over a connection to a backend.
 //!
-//! Two engines stand behind it for HTTP/1.1: [`native`], our own ([`http1`](crate::http1)), the default, and
+//! There are two engines for HTTP/1.1: [`native`], our own ([`http1`](crate::http1)), the default, and
 //! hyper's ([`hyper_server`], [`hyper_client`]). HTTP/2 is hyper's with either ([`http2`]). Which one
 //! serves a connection is decided in this file and nowhere else.
 //! Sockets are opened, accepted and negotiated elsewhere; nothing here knows a route or a backend.
@@ -52,7 +52,7 @@ impl Http1Engine {
         }
     }
 
-    /// Makes a stream to a backend a connection that takes requests.
+    /// Makes an HTTP/1.1 connection of a stream to a backend.
     pub(crate) fn connect(self, stream: Stream) -> Box<dyn BackendConnection> {
         match self {
             Self::Native => Box::new(ClientConnection::new(stream)),
@@ -61,7 +61,7 @@ impl Http1Engine {
     }
 }
 
-/// The version of HTTP that a client's connection was found to speak.
+/// The negotiated version of HTTP of a client's connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Protocol {
     Http1,
@@ -80,7 +80,8 @@ impl Transport {
         Self { engine, max_http2_streams }
     }
 
-    /// Serves a client's connection to its end. It ends after the requests under way when `closing` changes.
+    /// Serves a client's connection to its end. When `closing` changes, it finishes the requests in flight
+    /// and closes.
     pub(crate) async fn serve<H: ConnectionHandler>(
         self,
         stream: Stream,
@@ -109,7 +110,8 @@ impl Transport {
 pub(crate) trait ConnectionHandler: Send + Sync + 'static {
     type Body: ResponseBody;
 
-    /// Reads as much of a request's body as is wanted, and answers it. `None`: the client has left.
+    /// Reads the request's body, if it is needed, and makes the response. `None`: the client has closed the
+    /// connection.
     fn respond<C: ClientTransport>(
         &self,
         client: &mut C,
@@ -117,21 +119,21 @@ pub(crate) trait ConnectionHandler: Send + Sync + 'static {
         timer: &mut Timer,
     ) -> impl Future<Output = Option<ClientResponse<Self::Body>>> + Send;
 
-    /// Whether connections are to end after the request that they have.
+    /// Whether connections close after their current request.
     fn is_draining(&self) -> bool;
 
     /// Logs and counts a request whose head could not be read, and makes its response.
     fn reject(&self, rejection: HeadRejection) -> RejectionResponse;
 
-    /// The first byte of decode's response was written to the client, so long after it came.
+    /// The first byte of decode's response was written to the client this long after it arrived.
     fn relayed(&self, time: Duration);
 }
 
-/// A client whose request is read and answered.
+/// The client of one request.
 pub(crate) trait ClientTransport: RequestBody + Send {
     fn peer(&self) -> Option<SocketAddr>;
 
-    /// Waits for `response`, and drops it if the client leaves before: then `None`.
+    /// Waits for `response`, and drops it if the client closes the connection first: then `None`.
     fn cancel_on_disconnect<T: Send>(
         &mut self,
         response: impl Future<Output = T> + Send,
@@ -143,20 +145,20 @@ pub(crate) trait RequestBody {
     /// The next chunk, which is not empty. `None` is the end.
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, RequestBodyError>>;
 
-    /// At least so many bytes are to come.
+    /// A lower bound of the unread bytes.
     fn content_length_hint(&self) -> u64;
 
-    /// Whether nothing is to come, as far as is known.
+    /// Whether the end is known to have been read.
     fn is_ended(&self) -> bool;
 
-    /// Bytes of it that were read, returned or not: it makes progress as long as this grows.
+    /// Bytes read so far, returned or not. The body makes progress while this grows.
     fn bytes_read(&self) -> u64;
 
-    /// Waits until the client has left, and reads nothing meanwhile.
+    /// Waits until the client has closed the connection, without reading.
     fn disconnected(&mut self) -> impl Future<Output = ()> + Send;
 }
 
-/// Why the rest of a request's body cannot be had.
+/// Why the rest of a request's body could not be read.
 #[derive(Debug)]
 pub(crate) enum RequestBodyError {
     Http1(BodyReadError),
@@ -167,7 +169,7 @@ pub(crate) enum RequestBodyError {
 pub(crate) struct ClientResponse<B> {
     pub(crate) head: ClientResponseHead,
     pub(crate) body: B,
-    /// The connection ends after it, if it has one request at a time.
+    /// An HTTP/1 connection closes after it.
     pub(crate) closes: bool,
 }
 
@@ -175,10 +177,10 @@ pub(crate) struct ClientResponse<B> {
 pub(crate) trait ResponseBody:
     Body<Data = SegmentedBytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Unpin + Send + 'static
 {
-    /// The request's id, which the response's head says.
+    /// The request's id, for the `x-request-id` header.
     fn request_id(&self) -> Option<&[u8]>;
 
-    /// When decode's first byte came, if the last frame began with it and this was not asked before.
+    /// When decode's first byte arrived, if the last frame starts with it. Returned once.
     fn take_first_byte(&mut self) -> Option<Instant>;
 
     /// Drops the body: only the head was asked for.
@@ -193,7 +195,7 @@ pub(crate) struct RejectionResponse {
 }
 
 impl RejectionResponse {
-    /// The response as it goes over the wire.
+    /// The response as bytes.
     fn to_http1(&self) -> String {
         let Self { status, json, request_id } = self;
         format!(
@@ -204,7 +206,7 @@ impl RejectionResponse {
     }
 }
 
-/// Closes a client's connection with an error response, before any request of it was read.
+/// Closes a client's connection with an error response, before a request was read.
 pub(crate) async fn reject(stream: Stream, response: RejectionResponse) {
     crate::http1::reject(stream, response.to_http1().as_bytes()).await;
 }
@@ -232,7 +234,7 @@ pub(crate) trait BackendConnection: Send {
     /// returns it.
     fn poll_body_started(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnError>>;
 
-    /// How much of the body has come, whether it was asked for or not.
+    /// How much of the body has arrived, returned or not.
     fn body_progress(&self) -> BodyProgress;
 
     /// Whether all of the body was returned.
@@ -240,6 +242,6 @@ pub(crate) trait BackendConnection: Send {
 
     fn write_timing(&self) -> WriteTiming;
 
-    /// Bytes still to be returned of a body whose length was announced.
+    /// Bytes of a body with a `Content-Length` that were not returned yet.
     fn remaining(&self) -> Option<u64>;
 }

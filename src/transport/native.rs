@@ -1,4 +1,4 @@
-//! The native engine: [`http1`](crate::http1)'s connections as the router uses them.
+//! The native engine: adapts [`http1`](crate::http1)'s connections to [`transport`](super).
 
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -25,11 +25,11 @@ use crate::wire::segments::SegmentedBytes;
 /// How a connection goes on after a response.
 enum AfterResponse {
     Next,
-    /// It ends, and the client knows.
+    /// It closes, and the client was told.
     Close,
-    /// It ends, but the client may still be sending, and must not lose its response.
+    /// It closes, but the client may still be sending, and must not lose its response.
     Linger,
-    /// It is cut: the client has left, or must see that its response is not complete.
+    /// It is cut off: the client has closed it, or must see that its response is incomplete.
     Cut,
 }
 
@@ -41,7 +41,7 @@ pub(super) async fn serve<H: ConnectionHandler>(
     closing: watch::Receiver<()>,
 ) {
     let mut connection = ServerConnection::new(stream);
-    // One for all waits of the connection: a timer costs 120 bytes and a place in the runtime's wheel.
+    // One for all waits of the connection: a timer costs 120 bytes and an entry in the runtime's wheel.
     let mut timer = Timer::default();
     // `changed` consumes a notification, and `is_ending` below must still see it.
     let mut watched = closing.clone();
@@ -61,11 +61,13 @@ pub(super) async fn serve<H: ConnectionHandler>(
             }
             // A TLS client that is still there must be able to tell this end from a cut (RFC 8446, section
             // 6.1).
-            NextRequest::Closed | NextRequest::Idle | NextRequest::Ended => break AfterResponse::Close,
+            NextRequest::Closed | NextRequest::Idle | NextRequest::ShuttingDown => {
+                break AfterResponse::Close;
+            }
         }
     };
     match after {
-        // Dropping the socket without an orderly end: the client must not take a part for the whole.
+        // The socket is dropped without an orderly close: the client must not take a part for the whole.
         AfterResponse::Next | AfterResponse::Cut => {}
         AfterResponse::Close => http1::close(connection.into_stream()).await,
         AfterResponse::Linger => http1::linger(connection.into_stream()).await,
@@ -84,7 +86,7 @@ async fn exchange<H: ConnectionHandler>(
 ) -> AfterResponse {
     let head_only = head.method == Method::HEAD;
     let Some(response) = handler.respond(connection, head, timer).await else { return AfterResponse::Cut };
-    // What is left of the request's body would be taken for the next request.
+    // The unread rest of the request's body would be parsed as the next request.
     let is_cut_short = response.closes || !connection.is_body_ended();
     let keep_alive = framing.keeps_alive && !is_cut_short && !is_ending();
     let options = WriteOptions { is_http_11: framing.is_http_11, head_only, keep_alive };
@@ -103,7 +105,7 @@ async fn exchange<H: ConnectionHandler>(
     }
 }
 
-/// A response as the native engine writes it. The head is dropped when it was written: streams live long.
+/// A response as the native engine writes it. The head is dropped once written: streams live long.
 struct NativeResponse<B> {
     head: Option<ClientResponseHead>,
     body: B,

@@ -1,5 +1,5 @@
-//! What hyper does not tell of a client's connection: how many requests are open, for how long there was
-//! none, and whether the client reads its response.
+//! What hyper does not report of a client's connection: how many requests are open, since when there is none,
+//! and whether the client reads its response.
 
 use std::io;
 use std::pin::Pin;
@@ -18,15 +18,15 @@ pub(super) struct OpenRequests(Mutex<Requests>);
 
 struct Requests {
     open: usize,
-    /// When the last one ended, or the first byte of the next one's head came.
+    /// When the last one ended, or the first byte of the next one's head arrived.
     since: Instant,
-    /// A head has begun, and none is open.
+    /// A part of the next head has arrived, and no request is open.
     head_begun: bool,
-    /// Since when the kernel has taken nothing of what there is to be written.
+    /// Since when the kernel has accepted nothing of what is to be written.
     write_blocked: Option<Instant>,
-    /// There are to be no more.
+    /// The connection takes no more requests.
     is_ending: bool,
-    /// The last response came before its request's body did as a whole.
+    /// The last response was sent before all of its request's body was read.
     is_cut_short: bool,
     /// The last request was HTTP/1.0.
     is_http_10: bool,
@@ -69,7 +69,7 @@ impl OpenRequests {
         self.lock().is_http_10
     }
 
-    /// The first bytes after a request begin the next one's head. Empty lines do not (RFC 9112, section 2.2).
+    /// The first bytes after a request start the next one's head. Empty lines do not (RFC 9112, section 2.2).
     fn record_read(&self, bytes: &[u8]) {
         let mut now = self.lock();
         let begins = bytes.iter().any(|byte| !b"\r\n".contains(byte));
@@ -100,12 +100,12 @@ impl OpenRequest {
         self.requests.lock().is_http_10 = is_http_10;
     }
 
-    /// The connection is to have no more requests.
+    /// Lets the connection take no more requests.
     pub(super) fn end_connection(&self) {
         self.requests.end();
     }
 
-    /// The response comes before all of the request's body did.
+    /// Records that the response is sent before all of the request's body was read.
     pub(super) fn cut_short(&self) {
         self.requests.lock().is_cut_short = true;
     }
@@ -119,7 +119,7 @@ impl Drop for OpenRequest {
     }
 }
 
-/// Waits until there has been no request for too long.
+/// The idle, head and write timeouts of a connection.
 pub(super) struct IdleWait<'a> {
     requests: &'a OpenRequests,
     timeouts: ClientTimeouts,
@@ -127,12 +127,12 @@ pub(super) struct IdleWait<'a> {
     timer: Timer,
 }
 
-/// What did not come in time.
+/// Which timeout has passed.
 pub(super) enum IdleEnd {
     NoRequest,
     /// The rest of a head.
     NoHead(Duration),
-    /// Room for a response: the client reads nothing.
+    /// The client does not read its response.
     NotRead,
 }
 
@@ -145,7 +145,7 @@ impl<'a> IdleWait<'a> {
         (self.since, self.timeouts.idle) = (Instant::now(), limit);
     }
 
-    /// A request's end wakes no task, so the timer runs while there are any, too.
+    /// The end of a request wakes no task, so the timer runs while requests are open, too.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<IdleEnd> {
         let (since, limit, end) = {
             let now = self.requests.lock();

@@ -82,6 +82,11 @@ impl LiveFleet {
         self.current.load_full()
     }
 
+    /// The current servers, prefill first.
+    pub(crate) fn servers(&self) -> Vec<Arc<Backend>> {
+        self.now().all().cloned().collect()
+    }
+
     /// Replaces the fleet with that of `spec`.
     pub(crate) fn apply(&self, spec: FleetSpec) {
         // Poisoning is ignored: a change that panicked has stored nothing.
@@ -100,6 +105,15 @@ impl LiveFleet {
     pub(crate) fn changes(&self) -> watch::Receiver<()> {
         self.changes.subscribe()
     }
+}
+
+/// Those of `backends` that are not in `others`. Compared by identity: a backend that was removed and added
+/// again at the same address starts with new counts.
+pub(crate) fn difference<'a>(
+    backends: &'a [Arc<Backend>],
+    others: &[Arc<Backend>],
+) -> impl Iterator<Item = &'a Arc<Backend>> {
+    backends.iter().filter(|backend| !others.iter().any(|other| Arc::ptr_eq(backend, other)))
 }
 
 /// The servers of both roles at one moment.

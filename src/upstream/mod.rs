@@ -26,7 +26,7 @@ pub(crate) use connection_counts::Connections;
 pub(crate) use desired_fleet::{DesiredFleet, MAX_SERVERS_PER_ROLE, NotChanged};
 pub(crate) use dial::{DialError, Dialer, SocketOptions};
 pub use fleet::ServerPair;
-pub(crate) use fleet::{Fleet, FleetSpec, LiveFleet, PairPermits};
+pub(crate) use fleet::{Fleet, FleetSpec, LiveFleet, PairPermits, difference};
 pub(crate) use health::{HealthOptions, HealthState};
 pub(crate) use id_map::IdMap;
 pub(crate) use in_flight::InFlight;

@@ -38,12 +38,12 @@ pub(crate) struct Pools {
     dialer: Dialer,
     engine: Http1Engine,
     idle_timeout: Duration,
-    /// Replaces the dialer.
+    /// Opens connections instead of the dialer.
     #[cfg(any(test, fuzzing))]
     memory: Option<Connector>,
 }
 
-/// Opens a connection within the process.
+/// Opens an in-memory connection.
 #[cfg(any(test, fuzzing))]
 type Connector = Box<dyn Fn(&Backend) -> std::io::Result<tokio::io::DuplexStream> + Send + Sync>;
 
@@ -80,7 +80,7 @@ impl Pools {
         Arc::clone(self.lock().entry(backend.id()).or_insert_with(pool))
     }
 
-    /// A connection to `backend`: a kept one if there is any, otherwise a new one.
+    /// A connection to `backend`: an idle one if there is any, otherwise a new one.
     pub(crate) async fn lease(&self, backend: &Backend) -> Result<Lease, DialError> {
         let pool = self.of(backend);
         while let Some(idle) = pool.pop() {
@@ -91,11 +91,11 @@ impl Pools {
                 return Ok(Lease { conn, pool });
             }
         }
-        // Boxed: most requests have no use for the room that it takes.
+        // Boxed: most requests find an idle connection, and their future stays small.
         Box::pin(self.open_into(pool, backend)).await
     }
 
-    /// A new connection to `backend`, for a request that a kept one has failed already.
+    /// A new connection to `backend`, for a request that has failed on a stale one.
     pub(crate) async fn lease_new(&self, backend: &Backend) -> Result<Lease, DialError> {
         self.open_into(self.of(backend), backend).await
     }
@@ -114,7 +114,7 @@ impl Pools {
         self.dialer.dial(backend.address()).await
     }
 
-    /// Closes connections as they outlive the idle timeout. Runs as long as the worker does.
+    /// Closes connections that have been idle for the idle timeout. Runs for as long as the worker.
     pub(crate) async fn sweep(&self) {
         let period = (self.idle_timeout / SWEEPS_PER_TIMEOUT).max(MIN_SWEEP_PERIOD);
         let mut ticks = tokio::time::interval(period);
@@ -125,14 +125,14 @@ impl Pools {
                     idle.sweeps += 1;
                     idle.sweeps <= SWEEPS_PER_TIMEOUT
                 });
-                // A server may be gone for good, and one that is asked again gets a pool again.
+                // The backend may be gone. If it is used again, it gets a new pool.
                 Arc::strong_count(pool) > 1 || !pool.lock().is_empty()
             });
         }
     }
 }
 
-/// The idle connections to one server, the last used one last.
+/// The idle connections to one backend, the most recently used one last.
 struct Pool {
     /// Only its worker's thread takes this lock, so it is never waited for; it is what lets the worker's
     /// futures run on any runtime.
@@ -144,7 +144,7 @@ struct Pool {
 
 struct Idle {
     conn: Box<dyn BackendConnection>,
-    /// Since it is idle.
+    /// Sweeps since it became idle.
     sweeps: u32,
 }
 
@@ -154,7 +154,7 @@ impl Pool {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The connection used last has the longest time left.
+    /// The most recently used connection has the longest time left before the backend closes it.
     fn pop(&self) -> Option<Idle> {
         let idle = self.lock().pop()?;
         self.counts.unparked(self.shard, 1);
@@ -163,17 +163,17 @@ impl Pool {
 
     fn push(&self, conn: Box<dyn BackendConnection>) {
         let mut idle = self.lock();
-        // Over the limit the connection is closed: descriptors are bounded per process.
+        // Over the limit it is closed: file descriptors are limited per process.
         if idle.len() < self.max_idle {
             idle.push(Idle { conn, sweeps: 0 });
             self.counts.parked(self.shard);
         }
     }
 
-    fn retain(&self, stays: impl FnMut(&mut Idle) -> bool) {
+    fn retain(&self, keep: impl FnMut(&mut Idle) -> bool) {
         let mut idle = self.lock();
         let before = idle.len();
-        idle.retain_mut(stays);
+        idle.retain_mut(keep);
         self.counts.unparked(self.shard, before - idle.len());
     }
 }
@@ -213,14 +213,14 @@ impl Lease {
         poll_fn(|cx| self.conn.poll_body_started(cx)).await
     }
 
-    /// How much of the body has come, whether it was asked for or not.
+    /// How much of the body has arrived, returned or not.
     pub(crate) fn body_progress(&self) -> BodyProgress {
         self.conn.body_progress()
     }
 
-    /// Reads the whole body, which may have `limit` bytes.
+    /// Reads the whole body, of at most `limit` bytes.
     pub(crate) async fn collect(&mut self, limit: usize) -> Result<Bytes, ConnError> {
-        // Most bodies come with one read, and are not copied.
+        // Most bodies arrive with one read and are not copied.
         let (mut only, mut whole) = (Bytes::new(), BytesMut::new());
         while let Some(data) = poll_fn(|cx| self.poll_data(cx)).await.transpose()? {
             if only.len() + whole.len() + data.len() > limit {
@@ -241,13 +241,13 @@ impl Lease {
         self.conn.is_ended()
     }
 
-    /// Bytes still to be returned of a body whose length was announced.
+    /// Bytes of a body with a `Content-Length` that were not returned yet.
     pub(crate) fn remaining(&self) -> Option<u64> {
         self.conn.remaining()
     }
 
-    /// Returns the connection to the pool, if the response's body ended cleanly and the server means to keep
-    /// it.
+    /// Returns the connection to the pool, if the response's body ended cleanly and the backend keeps the
+    /// connection alive.
     pub(crate) fn park(mut self) {
         if self.conn.is_reusable() {
             self.pool.push(self.conn);

@@ -35,7 +35,7 @@ impl ClientResponseHead {
     /// Removes all lines of a name.
     pub(crate) fn remove(&mut self, name: &HeaderName) {
         match self {
-            Self::Upstream(head) => end_to_end(&mut head.fields).remove(name.as_str()),
+            Self::Upstream(head) => end_to_end(&mut head.headers).remove(name.as_str()),
             Self::Own(head) => {
                 head.headers.remove(name);
             }
@@ -45,7 +45,7 @@ impl ClientResponseHead {
     /// Replaces all lines of a name with this one.
     pub(crate) fn set(&mut self, name: HeaderName, value: HeaderValue) {
         match self {
-            Self::Upstream(head) => end_to_end(&mut head.fields).set(name.as_str(), value.as_bytes()),
+            Self::Upstream(head) => end_to_end(&mut head.headers).set(name.as_str(), value.as_bytes()),
             Self::Own(head) => {
                 head.headers.insert(name, value);
             }
@@ -56,7 +56,7 @@ impl ClientResponseHead {
     pub(crate) fn add(&mut self, name: HeaderName, value: HeaderValue) {
         match self {
             Self::Upstream(head) => {
-                end_to_end(&mut head.fields).add(name.as_str().as_bytes(), value.as_bytes());
+                end_to_end(&mut head.headers).add(name.as_str().as_bytes(), value.as_bytes());
             }
             Self::Own(head) => {
                 head.headers.append(name, value);
@@ -68,7 +68,7 @@ impl ClientResponseHead {
     /// was parsed; the router's own is rare and not searched.
     pub(crate) fn may_have_cors_headers(&self) -> bool {
         match self {
-            Self::Upstream(head) => head.fields.has(HeaderId::AccessControl),
+            Self::Upstream(head) => head.headers.has(HeaderId::AccessControl),
             Self::Own(_) => true,
         }
     }
@@ -77,7 +77,7 @@ impl ClientResponseHead {
     pub(crate) fn into_parts(self) -> response::Parts {
         match self {
             Self::Upstream(mut head) => {
-                headers::retain_for_client(&mut head.fields);
+                headers::retain_for_client(&mut head.headers);
                 head.into_parts()
             }
             Self::Own(head) => *head,
@@ -89,7 +89,7 @@ impl ClientResponseHead {
         match self {
             // Beside a transfer encoding the length is not forwarded; see `headers`.
             Self::Upstream(head) => {
-                head.fields.has(HeaderId::ContentLength) && !head.fields.has(HeaderId::TransferEncoding)
+                head.headers.has(HeaderId::ContentLength) && !head.headers.has(HeaderId::TransferEncoding)
             }
             Self::Own(head) => head.headers.contains_key(CONTENT_LENGTH),
         }
@@ -98,7 +98,7 @@ impl ClientResponseHead {
     /// Whether the head has a date. The router adds one otherwise (RFC 9110, section 6.6.1).
     pub(crate) fn has_date(&self) -> bool {
         match self {
-            Self::Upstream(head) => head.fields.has(HeaderId::Date),
+            Self::Upstream(head) => head.headers.has(HeaderId::Date),
             Self::Own(head) => head.headers.contains_key(DATE),
         }
     }
@@ -119,7 +119,7 @@ impl ClientResponseHead {
             into.extend_from_slice(part);
         }
         match self {
-            Self::Upstream(head) => headers::write_for_client(&head.fields, into),
+            Self::Upstream(head) => headers::write_for_client(&head.headers, into),
             Self::Own(head) => {
                 for (name, value) in &head.headers {
                     headers::write_line(name.as_str().as_bytes(), value.as_bytes(), into);
@@ -131,9 +131,9 @@ impl ClientResponseHead {
 
 /// A backend's headers without those of its connection. Must precede any change: else a header that the
 /// router adds would be removed later because the backend's `Connection` lists its name.
-fn end_to_end(fields: &mut RawHeaders) -> &mut RawHeaders {
-    headers::retain_for_client(fields);
-    fields
+fn end_to_end(headers: &mut RawHeaders) -> &mut RawHeaders {
+    headers::retain_for_client(headers);
+    headers
 }
 
 impl Default for ClientResponseHead {

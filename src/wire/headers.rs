@@ -16,33 +16,33 @@ pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 ///
 /// A JSON body gets a content type if it has none: SGLang answers 400 without it, and the body has been
 /// checked to be JSON. A content type that the client chose is not changed.
-pub(crate) fn write_for_backend(fields: &RawHeaders, is_json: bool, into: &mut Vec<u8>) {
-    write_except(fields, is_not_for_backends, into);
-    if is_json && !fields.has(HeaderId::ContentType) {
+pub(crate) fn write_for_backend(headers: &RawHeaders, is_json: bool, into: &mut Vec<u8>) {
+    write_except(headers, is_not_for_backends, into);
+    if is_json && !headers.has(HeaderId::ContentType) {
         write_line(b"content-type", b"application/json", into);
     }
 }
 
 /// Writes the headers of a backend's response that the client gets, one line each. `x-request-id` is not
 /// among them: the router writes its own.
-pub(crate) fn write_for_client(fields: &RawHeaders, into: &mut Vec<u8>) {
-    let has_encoding = fields.has(HeaderId::TransferEncoding);
+pub(crate) fn write_for_client(headers: &RawHeaders, into: &mut Vec<u8>) {
+    let has_encoding = headers.has(HeaderId::TransferEncoding);
     let is_left_out = |name| is_not_for_clients(name, has_encoding) || name == HeaderId::RequestId;
-    write_except(fields, is_left_out, into);
+    write_except(headers, is_left_out, into);
 }
 
 /// Removes the headers of a backend's response that the client does not get.
-pub(crate) fn retain_for_client(fields: &mut RawHeaders) {
+pub(crate) fn retain_for_client(headers: &mut RawHeaders) {
     // Few responses have such headers. Looking for them is a test of three bits.
     if ![HeaderId::Connection, HeaderId::TransferEncoding, HeaderId::HopByHop]
         .iter()
-        .any(|name| fields.has(*name))
+        .any(|name| headers.has(*name))
     {
         return;
     }
-    let has_encoding = fields.has(HeaderId::TransferEncoding);
-    let listed: Vec<Vec<u8>> = listed_in_connection(fields).into_iter().map(<[u8]>::to_vec).collect();
-    fields.retain(|line| {
+    let has_encoding = headers.has(HeaderId::TransferEncoding);
+    let listed: Vec<Vec<u8>> = listed_in_connection(headers).into_iter().map(<[u8]>::to_vec).collect();
+    headers.retain(|line| {
         let is_listed = listed.iter().any(|name| name.eq_ignore_ascii_case(line.name));
         !is_listed && !is_not_for_clients(line.id, has_encoding)
     });
@@ -55,9 +55,9 @@ fn is_not_for_clients(name: HeaderId, has_encoding: bool) -> bool {
 }
 
 /// Writes all lines except those that are left out or that `Connection` lists.
-fn write_except(fields: &RawHeaders, is_left_out: impl Fn(HeaderId) -> bool, into: &mut Vec<u8>) {
-    let listed = listed_in_connection(fields);
-    for line in fields.iter() {
+fn write_except(headers: &RawHeaders, is_left_out: impl Fn(HeaderId) -> bool, into: &mut Vec<u8>) {
+    let listed = listed_in_connection(headers);
+    for line in headers.iter() {
         let is_listed = || listed.iter().any(|name| name.eq_ignore_ascii_case(line.name));
         if !is_left_out(line.id) && !is_listed() {
             into.extend_from_slice(line.text);
@@ -73,11 +73,11 @@ pub(crate) fn write_line(name: &[u8], value: &[u8], into: &mut Vec<u8>) {
 }
 
 /// The encoding of a body that the router cannot read, as the client named it.
-pub(crate) fn unreadable_encoding(fields: &RawHeaders) -> Option<&[u8]> {
-    let encoding = fields.get(HeaderId::ContentEncoding).filter(|value| is_compressed(value));
+pub(crate) fn unreadable_encoding(headers: &RawHeaders) -> Option<&[u8]> {
+    let encoding = headers.get(HeaderId::ContentEncoding).filter(|value| is_compressed(value));
     // SGLang decompresses such a body (`SGLANG_ENABLE_REQUEST_DECOMPRESSION`), but the router has to add
     // fields to it before.
-    encoding.or_else(|| fields.get(HeaderId::BodyCompressed))
+    encoding.or_else(|| headers.get(HeaderId::BodyCompressed))
 }
 
 /// The registered codings of content (RFC 9110, section 8.4.1, and the IANA registry) that browsers, SDKs and
@@ -104,27 +104,27 @@ fn is_not_for_backends(name: HeaderId) -> bool {
 
 /// The headers that `Connection` lists, which end at the router (RFC 9110, section 7.6.1). The body's length
 /// and the request id cannot be removed that way: the router's handling of both depends on them.
-fn listed_in_connection(fields: &RawHeaders) -> Vec<&[u8]> {
+fn listed_in_connection(headers: &RawHeaders) -> Vec<&[u8]> {
     let is_removable = |name: &&[u8]| {
         let known = HeaderId::of(name);
         // Hop-by-hop headers are removed anyway.
         !known.is_hop_by_hop() && ![HeaderId::ContentLength, HeaderId::RequestId].contains(&known)
     };
-    fields.connection_options().filter(is_removable).collect()
+    headers.connection_options().filter(is_removable).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn fields(pairs: &[(&'static str, &'static str)]) -> RawHeaders {
+    fn headers(pairs: &[(&'static str, &'static str)]) -> RawHeaders {
         pairs.iter().map(|(name, value)| (*name, value.as_bytes())).collect()
     }
 
     /// The lines that a backend gets, in alphabetical order.
-    fn written(fields: &RawHeaders, is_json: bool) -> Vec<String> {
+    fn written(headers: &RawHeaders, is_json: bool) -> Vec<String> {
         let mut text = Vec::new();
-        write_for_backend(fields, is_json, &mut text);
+        write_for_backend(headers, is_json, &mut text);
         let text = String::from_utf8(text).unwrap();
         let mut lines: Vec<String> = text.split_terminator("\r\n").map(str::to_owned).collect();
         lines.sort();
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn only_end_to_end_headers_reach_a_backend() {
-        let request = fields(&[
+        let request = headers(&[
             ("authorization", "Bearer k"),
             ("traceparent", "00-1"),
             ("x-request-id", "r"),
@@ -175,13 +175,13 @@ mod tests {
 
     #[test]
     fn repeated_end_to_end_headers_keep_their_order() {
-        let request = fields(&[("x-a", "1"), ("x-a", "2"), ("x-override-rid", "r")]);
+        let request = headers(&[("x-a", "1"), ("x-a", "2"), ("x-override-rid", "r")]);
         assert_eq!(written(&request, false), ["x-a: 1", "x-a: 2"]);
     }
 
     /// The lines of a response that a client gets, in alphabetical order. Both ways must agree.
     fn forwarded(pairs: &[(&'static str, &'static str)]) -> Vec<String> {
-        let (mut text, mut retained) = (Vec::new(), fields(pairs));
+        let (mut text, mut retained) = (Vec::new(), headers(pairs));
         write_for_client(&retained, &mut text);
         retain_for_client(&mut retained);
         let mut lines: Vec<String> =
@@ -209,13 +209,13 @@ mod tests {
     #[test]
     fn a_backends_request_id_is_not_forwarded() {
         let mut text = Vec::new();
-        write_for_client(&fields(&[("X-Request-Id", "theirs"), ("connection", "x-request-id")]), &mut text);
+        write_for_client(&headers(&[("X-Request-Id", "theirs"), ("connection", "x-request-id")]), &mut text);
         assert!(text.is_empty());
     }
 
     #[test]
     fn compressed_bodies_are_recognised() {
-        let encoding = |name, value| unreadable_encoding(&fields(&[(name, value)])).map(<[u8]>::to_vec);
+        let encoding = |name, value| unreadable_encoding(&headers(&[(name, value)])).map(<[u8]>::to_vec);
         for plain in ["Identity", "", "none", "utf-8", "identity, "] {
             assert_eq!(encoding("content-encoding", plain), None, "{plain}");
         }

@@ -23,14 +23,14 @@ pub(crate) struct UpstreamHead {
 impl UpstreamHead {
     /// A request with the end-to-end headers of a client's. A JSON body gets a content type if it has none.
     /// `target` is path and query (RFC 9112, section 3.2.1).
-    pub(crate) fn new(method: &Method, target: &str, fields: &RawHeaders, is_json: bool) -> Self {
+    pub(crate) fn new(method: &Method, target: &str, headers: &RawHeaders, is_json: bool) -> Self {
         // Enough for the heads of the usual clients, so that the text is not reallocated as it grows.
         let mut text = Vec::with_capacity(512);
         for part in [method.as_str(), " ", target, " HTTP/1.1\r\nhost: "] {
             text.extend_from_slice(part.as_bytes());
         }
         let host_at = text.len();
-        headers::write_for_backend(fields, is_json, &mut text);
+        headers::write_for_backend(headers, is_json, &mut text);
         text.extend_from_slice(b"\r\n");
         // RFC 9110, section 8.6: a user agent should send a length if the method anticipates content.
         let always_has_length = [Method::POST, Method::PUT, Method::PATCH].contains(method);
@@ -70,8 +70,8 @@ mod tests {
     use super::*;
 
     fn written(method: &Method, target: &'static str, body: OutgoingBody) -> String {
-        let fields = [("x-a", &b"1"[..]), ("host", b"router")].into_iter().collect();
-        let head = UpstreamHead::new(method, target, &fields, false);
+        let headers = [("x-a", &b"1"[..]), ("host", b"router")].into_iter().collect();
+        let head = UpstreamHead::new(method, target, &headers, false);
         String::from_utf8(
             head.for_backend(&HeaderValue::from_static("h:1"), b"", &body).into_parts().0.to_vec(),
         )

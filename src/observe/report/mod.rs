@@ -77,7 +77,7 @@ impl RequestLogger {
 
     /// Gives a request its id, which becomes its only `x-request-id` header.
     pub(crate) fn assign_request_id(&self, head: &mut RequestHead, record: &mut Record) {
-        let id = self.id_headers.assign(&mut head.fields);
+        let id = self.id_headers.assign(&mut head.headers);
         let (method, target) = (Some(head.method.clone()), Some(head.target.clone()));
         record.set_identity(RequestIdentity { id, method, target });
     }
@@ -88,7 +88,7 @@ impl RequestLogger {
         if self.traces.is_some() {
             // Spans have wall-clock times, the record has a monotonic one.
             let started_at = std::time::SystemTime::now() - record.started_at().elapsed();
-            if let Some(trace) = crate::observe::record::Trace::start(&mut head.fields, started_at) {
+            if let Some(trace) = crate::observe::record::Trace::start(&mut head.headers, started_at) {
                 record.set_trace(trace);
             }
         }
