@@ -5,20 +5,9 @@ mod kit;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use kit::{Gate, Router, ScriptedServer, Step, json};
+use kit::{Gate, OK, Router, STREAM_HEAD, ScriptedServer, Step, chunk, json, ok_server};
 
-const OK: &str = r#"{"text":"hi"}"#;
 const BODY: &str = r#"{"text":"a"}"#;
-const STREAM_HEAD: &str =
-    "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n";
-
-async fn ok_server() -> ScriptedServer {
-    ScriptedServer::always(json("200 OK", OK)).await
-}
-
-fn chunk(text: &str) -> Vec<u8> {
-    format!("{:x}\r\n{text}\r\n", text.len()).into()
-}
 
 #[tokio::test]
 async fn ten_thousand_requests_reuse_one_connection_per_backend() {

@@ -6,18 +6,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use kit::{
-    Gate, Handshake, Identity, Response, Router, ScriptedServer, Step, TerminatorOptions, TestCa,
-    TlsTerminator, json,
+    Gate, Handshake, Identity, OK, Response, Router, ScriptedServer, Step, TerminatorOptions, TestCa,
+    TlsTerminator, json, ok_server,
 };
 use mini_lb::MiniLbConfig;
 use tokio::net::TcpListener;
 
 const BODY: &str = r#"{"text":"a"}"#;
-const OK: &str = r#"{"text":"hi"}"#;
-
-async fn ok_server() -> ScriptedServer {
-    ScriptedServer::always(json("200 OK", OK)).await
-}
 
 async fn tls_terminator(server: &ScriptedServer, identity: &Identity) -> TlsTerminator {
     let options = TerminatorOptions {

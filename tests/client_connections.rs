@@ -6,14 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kit::raw::{Setup, assert_final_error, read_to_end, send_and_read_to_end};
-use kit::{Client, Gate, Router, ScriptedServer, Step, json};
+use kit::{Client, Gate, Router, STREAM_HEAD, ScriptedServer, Step, json};
 use mini_lb::{Backend, Choice, Policy};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 const GOOD: &str = r#"{"text":"a"}"#;
-const STREAM_HEAD: &str =
-    "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
 
 async fn post(client: &mut Client) {
     assert_eq!(client.post("/generate", GOOD).await.status(), 200);

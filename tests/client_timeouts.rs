@@ -5,7 +5,7 @@ mod kit;
 use std::time::Duration;
 
 use kit::raw::{Setup, assert_final_error, read_to_end, send_and_read_to_end};
-use kit::{Client, Gate, Router, ScriptedServer, Step, json, with_timeout};
+use kit::{Client, Gate, Router, STREAM_HEAD, ScriptedServer, Step, chunk, json, with_timeout};
 use mini_lb::MiniLbConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -16,8 +16,6 @@ const GOOD: &str = r#"{"text":"a"}"#;
 const SHORT: Duration = Duration::from_millis(300);
 /// Longer than any test.
 const LONG: Duration = Duration::from_secs(60);
-const STREAM_HEAD: &str =
-    "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
 
 /// The timeouts for a request head, between two reads of a body, and between two requests.
 fn timeouts(head: Duration, body: Duration, idle: Duration) -> impl FnOnce(MiniLbConfig) -> MiniLbConfig {
@@ -76,15 +74,15 @@ async fn client_timeouts_do_not_apply_while_a_response_is_awaited() {
     let steps = {
         let [first, second] = gates.clone();
         move |_: &_| {
-            let chunk = |text: &str| Step::Send(format!("{:x}\r\n{text}\r\n", text.len()).into());
+            let event = |text| Step::Send(chunk(text));
             let head = Step::Send(STREAM_HEAD.into());
             let end = Step::Send(b"0\r\n\r\n".to_vec());
             vec![
                 Step::Wait(first.clone()),
                 head,
-                chunk("data: a\n\n"),
+                event("data: a\n\n"),
                 Step::Wait(second.clone()),
-                chunk("b"),
+                event("b"),
                 end,
             ]
         }

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use kit::program::{Program, free_port};
 use kit::{
-    Gate, Identity, Router, ScriptedServer, Step, TestCa, TlsClient, json, tls_handshake, with_timeout,
+    Gate, Identity, OK, Router, STREAM_HEAD, ScriptedServer, Step, TestCa, TlsClient, json, tls_handshake,
+    with_timeout,
 };
 use mini_lb::{MiniLbConfig, MiniLoadBalancer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -17,9 +18,6 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 const BODY: &[u8] = br#"{"text":"a"}"#;
-const OK: &str = r#"{"text":"hi"}"#;
-const STREAM_HEAD: &str =
-    "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
 
 struct Setup {
     ca: TestCa,

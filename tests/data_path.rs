@@ -5,26 +5,14 @@ mod kit;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use kit::{Gate, Router, ScriptedServer, Step, json};
+use kit::{Gate, OK, Router, STREAM_HEAD, ScriptedServer, Step, chunk, json, ok_server};
 
-const OK: &str = r#"{"text":"hi"}"#;
 const BODY: &str = r#"{"text":"a"}"#;
-
-async fn ok_server() -> ScriptedServer {
-    ScriptedServer::always(json("200 OK", OK)).await
-}
 
 /// A server that responds when the gate opens.
 async fn gated(gate: &Gate) -> ScriptedServer {
     let gate = gate.clone();
     ScriptedServer::start(move |_| vec![Step::Wait(gate.clone()), Step::Send(json("200 OK", OK))]).await
-}
-
-const STREAM_HEAD: &str =
-    "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n";
-
-fn chunk(text: &str) -> Vec<u8> {
-    format!("{:x}\r\n{text}\r\n", text.len()).into()
 }
 
 // Requests to backends.

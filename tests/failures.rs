@@ -6,7 +6,7 @@ mod kit;
 
 use std::time::{Duration, Instant};
 
-use kit::{Client, Gate, Response, Router, ScriptedServer, Step};
+use kit::{Client, Gate, Response, Router, ScriptedServer, Step, chunk};
 use mini_lb::Outcome as LegOutcome;
 
 /// Within this time a failure must reach the client and the other leg.
@@ -43,10 +43,6 @@ impl RequestKind {
 
 const EVENTS_HEAD: &str =
     "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n";
-
-fn chunk(text: &str) -> Vec<u8> {
-    format!("{:x}\r\n{text}\r\n", text.len()).into()
-}
 
 /// When a leg fails.
 #[derive(Clone, Copy, PartialEq)]

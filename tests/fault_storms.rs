@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kit::processes::ChildProcess;
-use kit::{Client, ReceivedRequest, ScriptedServer, Step, json};
+use kit::{Client, OK, ReceivedRequest, ScriptedServer, Step, json};
 use socket2::{Domain, Socket, Type};
 use tokio::sync::{Mutex, watch};
 
@@ -23,8 +23,6 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 /// How often a condition is polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
-
-const OK: &str = r#"{"text":"hi"}"#;
 
 /// The built router with a limit on its descriptors.
 struct Router {

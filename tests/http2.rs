@@ -10,7 +10,7 @@ use h2::client::{Connection, SendRequest};
 use h2::{Reason, RecvStream};
 use hyper::header::CONTENT_LENGTH;
 use hyper::{Method, Request, Response, StatusCode};
-use kit::{Gate, Router, ScriptedServer, Step, TestCa, json, tls_handshake, with_timeout};
+use kit::{Gate, OK, Router, STREAM_HEAD, ScriptedServer, Step, TestCa, json, tls_handshake, with_timeout};
 use mini_lb::MiniLbConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -18,9 +18,6 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 const BODY: &str = r#"{"text":"a"}"#;
-const OK: &str = r#"{"text":"hi"}"#;
-const STREAM_HEAD: &str =
-    "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
 const PREFACE: &str = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const SHORT: Duration = Duration::from_millis(300);
 

@@ -11,7 +11,7 @@ mod scrape;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use kit::{Client, Gate, Router, ScriptedServer, Step, json};
+use kit::{Client, Gate, Router, ScriptedServer, Step, chunk, json};
 use mini_lb::{MiniLbConfig, Outcome, RoundRobin};
 use scrape::Scrape;
 
@@ -21,10 +21,6 @@ const ANSWER: &str = r#"{"text":"hi"}"#;
 const EVENTS_HEAD: &str =
     "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
 const EVENT: &str = "data: {\"text\":\"a\"}\n\n";
-
-fn chunk(text: &str) -> Vec<u8> {
-    format!("{:x}\r\n{text}\r\n", text.len()).into()
-}
 
 fn first_event() -> Step {
     Step::Send([EVENTS_HEAD.as_bytes(), &chunk(EVENT)].concat())

@@ -6,15 +6,10 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use kit::{Gate, Router, ScriptedServer, Step, json};
+use kit::{Gate, OK, Router, ScriptedServer, Step, json, ok_server};
 use mini_lb::{MiniLbConfig, RoundRobin};
 
 const BODY: &str = r#"{"text":"a"}"#;
-const OK: &str = r#"{"text":"hi"}"#;
-
-async fn ok_server() -> ScriptedServer {
-    ScriptedServer::always(json("200 OK", OK)).await
-}
 
 /// A server on whose port nothing listens.
 async fn unreachable_server() -> ScriptedServer {

@@ -4,20 +4,9 @@ mod kit;
 
 use std::time::{Duration, Instant};
 
-use kit::{Client, Gate, Router, ScriptedServer, Step, json};
+use kit::{Client, Gate, OK, Router, STREAM_HEAD, ScriptedServer, Step, chunk, ok_server};
 
-const OK: &str = r#"{"text":"hi"}"#;
 const BODY: &str = r#"{"text":"a"}"#;
-const STREAM_HEAD: &str =
-    "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n";
-
-async fn ok_server() -> ScriptedServer {
-    ScriptedServer::always(json("200 OK", OK)).await
-}
-
-fn chunk(text: &str) -> Vec<u8> {
-    format!("{:x}\r\n{text}\r\n", text.len()).into()
-}
 
 #[tokio::test]
 async fn shutdown_finishes_open_streams_and_takes_no_new_connection() {

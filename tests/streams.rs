@@ -6,14 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use kit::{Gate, Router, ScriptedServer, Step, json};
+use kit::{Gate, Router, ScriptedServer, Step, chunk, json};
 
 const HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
 const STREAM: &str = r#"{"text":"a","stream":true}"#;
-
-fn chunk(text: &str) -> Vec<u8> {
-    format!("{:x}\r\n{text}\r\n", text.len()).into()
-}
 
 async fn prefill() -> ScriptedServer {
     ScriptedServer::always(json("200 OK", "{}")).await

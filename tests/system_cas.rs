@@ -6,9 +6,7 @@ mod kit;
 use std::process::Child;
 
 use kit::program::{client, command, free_port, output};
-use kit::{ScriptedServer, TerminatorOptions, TestCa, TlsTerminator, json};
-
-const OK: &str = r#"{"text":"hi"}"#;
+use kit::{OK, ScriptedServer, TerminatorOptions, TestCa, TlsTerminator, json};
 
 /// The program, killed when the test ends.
 struct Program(Child);

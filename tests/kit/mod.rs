@@ -22,7 +22,9 @@ pub use fixtures::{Exchange, exchanges, fixture, fixture_names};
 pub use http::{Head, dechunk};
 pub use router::{BOOTSTRAP_PORT, Router};
 pub use router_process::RouterProcess;
-pub use scripted_server::{Gate, ReceivedRequest, ScriptedServer, Step, json};
+pub use scripted_server::{
+    Gate, OK, ReceivedRequest, STREAM_HEAD, ScriptedServer, Step, chunk, json, ok_server,
+};
 pub use tls::{Handshake, Identity, TerminatorOptions, TestCa, TlsClient, TlsTerminator, tls_handshake};
 
 use std::time::Duration;

@@ -256,6 +256,23 @@ async fn perform(step: Step, stream: &mut TcpStream, buffer: &mut Vec<u8>) -> bo
     }
 }
 
+/// The body of a response whose content does not matter.
+pub const OK: &str = r#"{"text":"hi"}"#;
+
+/// The head of an event stream. Its bytes follow as [`chunk`]s.
+pub const STREAM_HEAD: &str =
+    "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n";
+
+/// A server that responds to every request with [`OK`].
+pub async fn ok_server() -> ScriptedServer {
+    ScriptedServer::always(json("200 OK", OK)).await
+}
+
+/// One chunk of a chunked body.
+pub fn chunk(text: &str) -> Vec<u8> {
+    format!("{:x}\r\n{text}\r\n", text.len()).into()
+}
+
 /// A complete response with a JSON body.
 pub fn json(status: &str, body: &str) -> Vec<u8> {
     let length = body.len();

@@ -62,13 +62,12 @@ pub(super) fn promises(results: &Results) -> Vec<Promise> {
         rows.map_or_else(Vec::new, |(ours, theirs)| ratios(ours, theirs, metric))
     };
     let ratios = |scenario, metric, peer| ratios_of("mini-lb", scenario, metric, peer);
-    let hyper_cpu = |what, limit, scenario| {
-        let rounds = ratios_of(HYPER, scenario, Metric::CpuPerRequest, "haproxy");
+    let cpu_of = |ours, what, limit, scenario| {
+        let rounds = ratios_of(ours, scenario, Metric::CpuPerRequest, "haproxy");
         compared(at_most(what, limit, None), rounds)
     };
-    let cpu = |what, limit, scenario| {
-        compared(at_most(what, limit, None), ratios(scenario, Metric::CpuPerRequest, "haproxy"))
-    };
+    let cpu = |what, limit, scenario| cpu_of("mini-lb", what, limit, scenario);
+    let hyper_cpu = |what, limit, scenario| cpu_of(HYPER, what, limit, scenario);
     let less = |what, limit, scenario, peer| {
         let rounds = ratios(scenario, Metric::CpuPerRequest, peer);
         compared(at_least(what, limit, None), rounds.into_iter().map(|ratio| 1.0 / ratio).collect())
