@@ -151,8 +151,8 @@ impl BackendConnection for HyperConnection {
         let Some(response) = &mut self.response else { return Poll::Pending };
         let response = ready!(response.as_mut().poll(cx));
         self.response = None;
-        let unseen = self.on_reused && !self.traffic.received.load(Relaxed);
-        let failed = |cause| SendError { cause, unseen };
+        let unanswered = !self.traffic.received.load(Relaxed);
+        let failed = |cause| SendError { cause, unanswered };
         let (head, body) = response.map_err(|error| failed(conn_error(&error)))?.into_parts();
         // The router never sends `Upgrade`: the native engine rejects it, too.
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
