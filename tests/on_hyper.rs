@@ -28,6 +28,8 @@ mod crosstalk;
 mod data_path;
 #[path = "endpoints.rs"]
 mod endpoints;
+#[path = "failure_matrix.rs"]
+mod failure_matrix;
 #[path = "failures.rs"]
 mod failures;
 #[path = "health.rs"]
