@@ -166,6 +166,15 @@ impl MiniLbConfig {
         self
     }
 
+    /// Sends a comment line (`: keep-alive`) into a stream of events that has been silent for this long, so
+    /// that clients and proxies in front keep waiting. The head of a stream goes out without decode's if that
+    /// is not there by then, and a refusal after that becomes an error event. Zero is off, the default.
+    #[must_use]
+    pub fn stream_keepalive(mut self, interval: Duration) -> Self {
+        self.options.stream_keepalive = interval.min(LONGEST_TIMEOUT);
+        self
+    }
+
     /// Retries a request at most this often if no server can have processed it: a connection could not be
     /// opened, or an idle one had been closed. A retry has a new bootstrap room, and goes to another server
     /// if there is one. Default: [`DEFAULT_MAX_RETRIES`].

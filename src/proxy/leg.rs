@@ -332,6 +332,11 @@ impl Leg {
         }
     }
 
+    /// Whether the response has a status of success, and no error was found in it.
+    pub(super) fn is_accepted(&self) -> bool {
+        self.status().is_some_and(|status| status.is_success())
+    }
+
     /// Takes the response's head.
     pub(super) fn take_head(&mut self) -> ResponseHead {
         self.head.take().unwrap_or_default()
