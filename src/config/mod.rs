@@ -245,8 +245,9 @@ impl MiniLbConfig {
         self
     }
 
-    /// Checks a healthy server this often, with `GET /ready` (`/health` where that is 404). Single that has
-    /// failed is checked once a second, if that is more often. Default: [`DEFAULT_HEALTH_CHECK_INTERVAL`].
+    /// Checks a healthy server this often with `GET /ready`, and a tenth as often with `/health` where that is
+    /// 404. One that has failed is checked once a second, if that is more often. Default:
+    /// [`DEFAULT_HEALTH_CHECK_INTERVAL`].
     #[must_use]
     pub fn health_check_interval(mut self, interval: Duration) -> Self {
         self.options.health.interval = interval.min(LONGEST_TIMEOUT);
@@ -261,7 +262,7 @@ impl MiniLbConfig {
         self
     }
 
-    /// ValueKind a server out of rotation after this many consecutive failures, of health checks and of
+    /// Takes a server out of rotation after this many consecutive failures, of health checks and of
     /// requests. Default: [`DEFAULT_HEALTH_FAILURE_THRESHOLD`].
     #[must_use]
     pub fn health_failure_threshold(mut self, failures: u32) -> Self {

@@ -404,8 +404,9 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                     .default(Seconds(DEFAULT_HEALTH_CHECK_INTERVAL))
                     .at_least(1)
                     .help(
-                        "Time between health checks of a healthy server (GET /ready, or /health where that is 404). \
-                         One that has failed is checked every second",
+                        "Time between health checks of a healthy server with GET /ready; ten times that with GET \
+                         /health, which costs a token, where /ready is 404. One that has failed is checked every \
+                         second, or more often",
                     ),
                 field: |options| &mut options.health.interval,
             },
