@@ -177,7 +177,11 @@ impl Backend {
         // `learned_bootstrap` is set once, so another port cannot be stored here.
         let is_stale = learned.port() != Some(port);
         if is_stale {
-            warn!("prefill server {} has changed its bootstrap port to {port}", self.url());
+            let (url, before) = (self.url(), learned.port().unwrap_or_default());
+            warn!(
+                "prefill server {url} reports bootstrap port {port}, before {before}: requests have {port} from \
+                 now on"
+            );
             self.is_stale.store(true, Ordering::Relaxed);
         }
         is_stale
@@ -194,7 +198,13 @@ impl Backend {
         } else if let (Some(configured), Some(port)) = (self.configured_port(), reported.bootstrap_port)
             && configured != port
         {
-            warn!("{role} server {url} is configured with bootstrap port {configured} but reports {port}");
+            // SGLang's Rust front end ignores the flag and serves the registry on its API port: that is in its
+            // report only, and the requests fail after 14 s with no word about the port.
+            warn!(
+                "{role} server {url} is configured with bootstrap port {configured} but reports {port}: unless \
+                 {configured} is mapped to {port}, decode servers do not find it and every request fails after \
+                 SGLang's own timeout; configure {port}, or no port, which is then learned"
+            );
         }
     }
 
