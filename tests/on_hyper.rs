@@ -54,6 +54,8 @@ mod recorded_exchanges;
 mod request_id;
 #[path = "retries.rs"]
 mod retries;
+#[path = "rolling_restart.rs"]
+mod rolling_restart;
 #[path = "shutdown.rs"]
 mod shutdown;
 #[path = "simulated_load.rs"]
