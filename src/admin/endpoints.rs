@@ -21,8 +21,8 @@ use crate::http1::RequestHead;
 use crate::upstream::{Backend, LiveFleet, Pools, Role};
 use crate::wire::client_response::ClientResponseHead;
 
-/// Longest time for a server to answer, unless the request has a `timeout`. `/health_generate` of SGLang takes
-/// a second, everything else milliseconds.
+/// Longest time for a server to answer, unless the request has a `timeout`. `/health_generate` of SGLang
+/// takes a second, everything else milliseconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How much longer than `timeout` the router waits: SGLang's `/flush_cache` takes the same parameter and
 /// answers at the end of it why it has not flushed.

@@ -245,8 +245,8 @@ impl MiniLbConfig {
         self
     }
 
-    /// Checks a healthy server this often with `GET /ready`, and a tenth as often with `/health` where that is
-    /// 404. One that has failed is checked once a second, if that is more often. Default:
+    /// Checks a healthy server this often with `GET /ready`, and a tenth as often with `/health` where that
+    /// is 404. One that has failed is checked once a second, if that is more often. Default:
     /// [`DEFAULT_HEALTH_CHECK_INTERVAL`].
     #[must_use]
     pub fn health_check_interval(mut self, interval: Duration) -> Self {

@@ -198,8 +198,8 @@ impl Backend {
         } else if let (Some(configured), Some(port)) = (self.configured_port(), reported.bootstrap_port)
             && configured != port
         {
-            // SGLang's Rust front end ignores the flag and serves the registry on its API port: that is in its
-            // report only, and the requests fail after 14 s with no word about the port.
+            // SGLang's Rust front end ignores the flag and serves the registry on its API port: that is in
+            // its report only, and the requests fail after 14 s with no word about the port.
             warn!(
                 "{role} server {url} is configured with bootstrap port {configured} but reports {port}: unless \
                  {configured} is mapped to {port}, decode servers do not find it and every request fails after \

@@ -1,5 +1,5 @@
-//! `sglang-sim`: a simulated SGLang server, or a pair of them, as a process. It drains after SIGTERM and stops
-//! at once after SIGINT. Only flags and signals are handled here.
+//! `sglang-sim`: a simulated SGLang server, or a pair of them, as a process. It drains after SIGTERM and
+//! stops at once after SIGINT. Only flags and signals are handled here.
 
 use std::{
     io::{self, Write as _},
