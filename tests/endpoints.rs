@@ -320,7 +320,7 @@ async fn timed(router: &Router, method: &str, target: &str) -> (kit::Response, f
 async fn backend_that_answers_a_flush_at_the_end_of_its_own_timeout_is_heard() {
     let prefill = recorded_server("prefill").await;
     let busy = fixture("pd_info/flush_cache_busy.decode.resp").unwrap().raw;
-    let wait = std::time::Duration::from_secs(1);
+    let wait = std::time::Duration::from_millis(1_100);
     let decode = ScriptedServer::start(move |_| vec![Step::Pause(wait), Step::Send(busy.clone())]).await;
     let router = Router::start(&[&prefill], &[&decode]).await;
     // On a busy machine the answer may be later than the router waits for it, but not each time.
