@@ -43,8 +43,10 @@ pub(super) struct Leg {
     /// `None`: the leg is over.
     record: Option<LegRecord>,
     connection: Connection,
-    /// When the request was written to a kept-alive connection.
-    sent_at: Option<Instant>,
+    /// The connection was idle before.
+    is_reused: bool,
+    /// When the write of the request had to wait. What is written at once has the connection's own time.
+    waited_at: Option<Instant>,
     head: Option<ResponseHead>,
     body: Reading,
     /// The leg's outcome if the response is read to its end.
@@ -121,7 +123,8 @@ impl Leg {
             backend,
             record: Some(record),
             connection,
-            sent_at: None,
+            is_reused: false,
+            waited_at: None,
             head: None,
             body,
             outcome: Outcome::Completed,
@@ -162,7 +165,7 @@ impl Leg {
         let Connection::Open(mut lease) = std::mem::replace(&mut self.connection, Connection::Closed) else {
             return;
         };
-        self.sent_at = lease.is_reused().then(Instant::now);
+        self.is_reused = lease.is_reused();
         lease.begin(request);
         self.connection = Connection::Sent(lease);
     }
@@ -181,7 +184,12 @@ impl Leg {
                 Poll::Ready(self.opened(opened))
             }
             Connection::Sent(lease) => {
-                let head = ready!(lease.poll_head(cx));
+                let Poll::Ready(head) = lease.poll_head(cx) else {
+                    if self.waited_at.is_none() && lease.write_timing().written_at.is_none() {
+                        self.waited_at = Some(Instant::now());
+                    }
+                    return Poll::Pending;
+                };
                 Poll::Ready(self.head_received(head))
             }
             Connection::Responding(_) => self.poll_body(cx),
@@ -240,8 +248,12 @@ impl Leg {
         if is_accepted { LegEvent::Accepted { is_stream } } else { LegEvent::Refused }
     }
 
+    /// Whether a connection that ended without a byte was closed as idle.
     fn is_idle_close(&self) -> bool {
-        self.sent_at.is_some_and(|sent| sent.elapsed() <= IDLE_CLOSE_RACE)
+        let Connection::Sent(lease) = &self.connection else { return false };
+        let written = lease.write_timing().written_at.map(Instant::from_std);
+        // Without either it could not be written at all.
+        self.is_reused && written.or(self.waited_at).is_none_or(|at| at.elapsed() <= IDLE_CLOSE_RACE)
     }
 
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<LegEvent> {
