@@ -14,7 +14,7 @@ use hyper::{Response, StatusCode};
 
 use crate::admission::{AuthError, Rejection};
 use crate::http1::{BodyReadError, ConnError, MAX_HEAD, MAX_HEADERS, MalformedMessage, SendError};
-use crate::transport::RequestBodyError;
+use crate::transport::{BodyFailure, RequestBodyError};
 use crate::upstream::{Backend, DialError, MAX_SERVERS_PER_ROLE, NotChanged, Outcome, Role};
 use crate::wire::segments::SegmentedBytes;
 use crate::wire::shape::BodyError;
@@ -31,7 +31,6 @@ pub(crate) enum Error {
     },
     BodyTooLarge {
         limit: usize,
-        drained: bool,
     },
     /// The client's connection failed in the middle of the body, or the body's framing is malformed.
     BodyRead(RequestBodyError),
@@ -199,13 +198,12 @@ impl Error {
         response
     }
 
-    /// Whether the connection must end: what is left of the request would be taken for the next one, or it is
-    /// not known where the request ends.
+    /// Whether the connection must end, because it is not known where the request ends, or the client is too
+    /// slow.
     pub(crate) fn ends_connection(&self) -> bool {
         matches!(
             self,
-            Self::BodyTooLarge { drained: false, .. }
-                | Self::BodyRead(_)
+            Self::BodyRead(_)
                 | Self::BadRequest(_)
                 | Self::HeadTooLarge
                 | Self::RequestTimeout { .. }
@@ -284,6 +282,15 @@ impl From<AuthError> for Error {
     }
 }
 
+impl From<BodyFailure> for Error {
+    fn from(failure: BodyFailure) -> Self {
+        match failure {
+            BodyFailure::Read(error) => Self::BodyRead(error),
+            BodyFailure::Timeout { what, after } => Self::RequestTimeout { what, after },
+        }
+    }
+}
+
 impl From<Rejection> for Error {
     fn from(rejection: Rejection) -> Self {
         Self::Overloaded(rejection)
@@ -320,7 +327,7 @@ impl fmt::Display for Error {
         match self {
             Self::NotFound => f.write_str("this router has no such path"),
             Self::MethodNotAllowed { allow } => write!(f, "method not allowed; this path accepts {allow}"),
-            Self::BodyTooLarge { limit, .. } => {
+            Self::BodyTooLarge { limit } => {
                 write!(f, "the request body is larger than the limit of {limit} bytes (--max-payload-size)")
             }
             Self::BodyRead(error) => write!(f, "the request body could not be read: {error}"),

@@ -340,6 +340,29 @@ async fn stalled_request_body_gets_408() {
 }
 
 #[tokio::test]
+async fn an_error_is_sent_while_the_rest_of_the_body_is_withheld() {
+    let setup = setup(|config| config.max_payload_size(1_000)).await;
+    let mut client = setup.client().await;
+    let too_long = || Request::builder().method(Method::POST).uri("http://router/generate");
+    for (request, sent, status) in [
+        (too_long().header(CONTENT_LENGTH, "2000").body(()).unwrap(), "{", StatusCode::PAYLOAD_TOO_LARGE),
+        (post(), "nonsense", StatusCode::BAD_REQUEST),
+        (request(Method::POST, "/nowhere"), "{", StatusCode::NOT_FOUND),
+    ] {
+        let mut send = client.send.clone().ready().await.unwrap();
+        let (response, mut stream) = send.send_request(request, false).unwrap();
+        stream.send_data(Bytes::from_static(sent.as_bytes()), false).unwrap();
+        let (head, mut body) = with_timeout("a response", response).await.unwrap().into_parts();
+        assert_eq!(head.status, status);
+        // RFC 9113, section 8.1: a whole response, and then a reset that is no error.
+        assert!(!read_to_end(&mut body).await.unwrap().is_empty());
+        let reset = std::future::poll_fn(|cx| stream.poll_reset(cx));
+        assert_eq!(with_timeout("a reset", reset).await.unwrap(), Reason::NO_ERROR);
+        assert_eq!(client.post(BODY).await.0, StatusCode::OK);
+    }
+}
+
+#[tokio::test]
 async fn stream_reset_closes_both_legs() {
     let prefill = ScriptedServer::start(|_| vec![Step::Hang]).await;
     let decode = ScriptedServer::start(|seen| {

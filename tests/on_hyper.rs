@@ -26,6 +26,8 @@ mod cors;
 mod crosstalk;
 #[path = "data_path.rs"]
 mod data_path;
+#[path = "early_errors.rs"]
+mod early_errors;
 #[path = "endpoints.rs"]
 mod endpoints;
 #[path = "failure_matrix.rs"]

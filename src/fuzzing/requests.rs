@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::time::{sleep, timeout};
 
 use super::{FuzzInput, split_into_at_most};
-use crate::http1::{ClientTimeouts, NextRequest, ServerConnection, Stream};
+use crate::http1::{BodyTimeouts, ClientTimeouts, NextRequest, ServerConnection, Stream};
 use crate::timer::Timer;
 
 /// The most writes in which a client sends its text: each wakes both tasks, and costs an input's time.
@@ -76,7 +76,8 @@ async fn parsed_by_router(text: &[u8], seed: u8) -> Vec<ParsedRequest> {
     let sending = tokio::spawn(send(client, text.to_vec(), seed));
     let mut connection = ServerConnection::new(Stream::Memory(socket));
     let mut timer = Timer::default();
-    let timeouts = ClientTimeouts { head: FOREVER, idle: FOREVER };
+    let slow = BodyTimeouts { idle: FOREVER };
+    let timeouts = ClientTimeouts { head: FOREVER, idle: FOREVER, body: slow };
     let mut requests = Vec::new();
     while let NextRequest::Request(head, framing) =
         connection.next(&mut timer, timeouts, std::future::pending()).await

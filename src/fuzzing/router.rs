@@ -18,7 +18,7 @@ use super::http::{ReceivedResponse, parse_responses};
 use super::scripted_backend::{BUFFER_SIZE, MAX_WRITES, RESPONSE_TIMEOUT, ScriptFraming, ScriptedBackend};
 use super::{DIALECTS, FuzzInput, splice_stream, split_into_at_most};
 use crate::error::Error;
-use crate::http1::{ClientTimeouts, HeadRejection, RequestHead, Stream};
+use crate::http1::{BodyTimeouts, ClientTimeouts, HeadRejection, RequestHead, Stream};
 use crate::observe::record::{Record, Recorder, RequestId};
 use crate::proxy::{self, Proxy, RequestLimits};
 use crate::server::{ClientResponseBody, error_response, relayed_response};
@@ -34,6 +34,7 @@ use crate::wire::shape::{BodyInspector, BodyShape, Dialect};
 
 /// Longer than all timeouts together.
 const FOREVER: Duration = Duration::from_secs(3_600);
+const BODY_TIMEOUTS: BodyTimeouts = BodyTimeouts { idle: Duration::from_secs(20) };
 
 /// Any request and any responses: the router finishes, writes nothing but responses, no more than there were
 /// requests, and none looks complete that differs from what decode sent. Between sound peers the response is
@@ -163,7 +164,7 @@ impl Scenario {
             // Within reach of a fuzzer's inputs, which are 4 KiB by default and sent twice.
             max_payload_size: 16 << 10,
             max_merge_size: 16 << 10,
-            body_idle_timeout: Duration::from_secs(20),
+            body_timeouts: BODY_TIMEOUTS,
             request_timeout: Duration::from_secs(30),
             stream_idle_timeout: Duration::from_secs(5),
             stream_keepalive: None,
@@ -247,7 +248,8 @@ fn shape_of(dialect: Dialect, body: &[u8]) -> Option<BodyShape> {
 
 /// Serves a client's connection to its end.
 async fn serve(proxy: Proxy, socket: DuplexStream, request_count: Arc<AtomicUsize>) {
-    let timeouts = ClientTimeouts { head: Duration::from_secs(90), idle: Duration::from_secs(90) };
+    let (head, idle) = (Duration::from_secs(90), Duration::from_secs(90));
+    let timeouts = ClientTimeouts { head, idle, body: BODY_TIMEOUTS };
     // Dropping the sender would start a drain.
     let (_open, closing) = watch::channel(());
     let handler = Arc::new(ProxyHandler { proxy, request_count });

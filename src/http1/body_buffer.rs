@@ -55,6 +55,10 @@ impl BodyBuffer {
         self.filled += count;
     }
 
+    pub(crate) fn filled(&self) -> &[u8] {
+        &self.buffer.0[..self.filled]
+    }
+
     pub(crate) fn is_full(&self) -> bool {
         self.filled == BODY_BUFFER_SIZE
     }

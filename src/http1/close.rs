@@ -35,13 +35,18 @@ pub(crate) async fn close(mut stream: Stream) {
     close_notify(&mut stream).await;
 }
 
+/// Closes the sending side: the client sees the end of the last response, and may still send.
+pub(crate) async fn half_close(stream: &mut Stream) -> io::Result<()> {
+    close_notify(stream).await;
+    stream.socket().map_or(Ok(()), |socket| SockRef::from(socket).shutdown(Shutdown::Write))
+}
+
 /// Closes the sending side, and reads until the client has seen it.
 pub(crate) async fn linger(mut stream: Stream) {
-    close_notify(&mut stream).await;
-    let Some(socket) = stream.socket() else { return };
-    if SockRef::from(socket).shutdown(Shutdown::Write).is_err() {
+    if half_close(&mut stream).await.is_err() {
         return;
     }
+    let Some(socket) = stream.socket() else { return };
     let drained = async { while socket.readable().await.is_ok() && discard(socket) {} };
     let _ = tokio::time::timeout(LINGER, drained).await;
 }

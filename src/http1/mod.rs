@@ -21,7 +21,7 @@ mod tests;
 pub(crate) use body_buffer::sweep;
 use body_buffer::{BODY_BUFFER_SIZE, BodyBuffer};
 pub(crate) use client::{BodyProgress, ClientConnection, ConnError, SendError, WriteTiming};
-pub(crate) use close::{LINGER, close, linger, reject, reset};
+pub(crate) use close::{LINGER, close, half_close, linger, reject, reset};
 pub(crate) use framing::BodyDecoder;
 #[cfg(any(test, fuzzing))]
 pub(crate) use headers::RawHeader;
@@ -33,7 +33,9 @@ pub(crate) use request_head::{
 };
 pub(crate) use response_head::{ParsedResponse, ResponseHead, read_response_head};
 pub(crate) use response_writer::{HeadSummary, Incomplete, OutgoingResponse, WriteOptions, WriteOutcome};
-pub(crate) use server::{BodyReadError, ClientTimeouts, HeadRejection, NextRequest, ServerConnection};
+pub(crate) use server::{
+    BodyReadError, BodyTimeouts, ClientTimeouts, HeadRejection, NextRequest, ServerConnection,
+};
 
 /// Largest head in bytes; for a response, the final head and the interim ones together.
 pub(crate) const MAX_HEAD: usize = 64 << 10;

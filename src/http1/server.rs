@@ -34,6 +34,15 @@ pub(crate) struct ClientTimeouts {
     /// From a response's last byte to the next head's first, and for a client that reads none of its
     /// response.
     pub(crate) idle: Duration,
+    /// For a body that is discarded after the response.
+    pub(crate) body: BodyTimeouts,
+}
+
+/// How long a client may take to send a request's body.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BodyTimeouts {
+    /// Longest pause.
+    pub(crate) idle: Duration,
 }
 
 /// A client's connection.
@@ -108,6 +117,10 @@ impl ServerConnection {
 
     pub(crate) fn stream(&self) -> &Stream {
         &self.stream
+    }
+
+    pub(crate) fn stream_mut(&mut self) -> &mut Stream {
+        &mut self.stream
     }
 
     /// Waits for the next request. `shutdown` ends an idle connection; a head that has begun is waited for.
@@ -248,6 +261,17 @@ impl ServerConnection {
     /// Whether all of the body was read.
     pub(crate) fn is_body_ended(&self) -> bool {
         self.body.is_ended()
+    }
+
+    /// Whether the client sends its body only after `100 Continue`, which it has not got.
+    pub(crate) fn is_body_withheld(&self) -> bool {
+        self.expects_continue && self.buffered.is_empty()
+    }
+
+    /// What has arrived of the next chunk. Such a body has a length, so these are bytes of it, without
+    /// framing.
+    pub(crate) fn unreturned(&self) -> &[u8] {
+        self.body_buffer.as_ref().map_or(&[], BodyBuffer::filled)
     }
 
     /// Bytes of the body that were read since the head's, returned or not.

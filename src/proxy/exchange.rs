@@ -19,7 +19,7 @@ use super::relay::{MAX_REFUSAL_PAUSE, Relay, TimeLimit};
 use super::{intake, merge};
 use crate::admission::AdmissionHandle;
 use crate::error::{Error, OwnResponse};
-use crate::http1::{OutgoingRequest, RequestHead};
+use crate::http1::{BodyTimeouts, OutgoingRequest, RequestHead};
 use crate::observe::record::{Attempt, Record};
 use crate::timer::Timer;
 use crate::transport::RequestBody;
@@ -42,8 +42,7 @@ pub(crate) struct Proxy {
 pub(crate) struct RequestLimits {
     /// Largest request body, in bytes.
     pub(crate) max_payload_size: usize,
-    /// Longest pause in the request body.
-    pub(crate) body_idle_timeout: Duration,
+    pub(crate) body_timeouts: BodyTimeouts,
     /// Most bytes of a response, or of one event, that are held in memory for a logprob merge.
     pub(crate) max_merge_size: usize,
     /// From the last byte of the request to the end of the response, or to the first byte of a stream.
@@ -89,8 +88,9 @@ impl Proxy {
         timer: &mut Timer,
     ) -> Result<ReadRequest, Error> {
         let limits = self.limits.load_full();
-        let (max, idle) = (limits.max_payload_size, limits.body_idle_timeout);
-        let (body, shape, waited) = intake::read(&head.headers, request, dialect, max, idle, timer).await?;
+        let (max, timeouts) = (limits.max_payload_size, limits.body_timeouts);
+        let (body, shape, waited) =
+            intake::read(&head.headers, request, dialect, max, timeouts, timer).await?;
         let now = Instant::now();
         record.body_read(body.len(), shape.stream, waited.then(|| now.into_std()));
         // SGLang runs the n samples of a request in one bootstrap room, and decode hangs (#24223, #26486).

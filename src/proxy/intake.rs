@@ -1,123 +1,78 @@
 //! Reads the body of a client's request: bounded in size and in its pauses, and scanned once, as it arrives.
 //!
 //! The bytes are kept as they arrived. What is in them is for [`wire`](crate::wire) to find and to change.
-
-use std::task::{Poll, ready};
-use std::time::Duration;
-
-use bytes::Bytes;
-use tokio::time::Instant;
+//! A body that cannot be accepted is an error at once; the rest of it is for
+//! [`transport`](crate::transport) to discard, after the response.
 
 use crate::error::Error;
-use crate::http1::{HeaderId, RawHeaders};
+use crate::http1::{BodyTimeouts, RawHeaders};
 use crate::timer::Timer;
-use crate::transport::RequestBody;
+use crate::transport::{BodyReader, RequestBody};
 use crate::wire::body::ClientBody;
 use crate::wire::headers::unreadable_encoding;
 use crate::wire::shape::{BodyInspector, BodyShape, Dialect};
 
-/// Most bytes of a rejected body that are read and discarded. Closing with unread data makes the kernel send
-/// a reset, which can reach the client before our response does; over 64 MiB a new connection is cheaper.
-const MAX_DISCARDED: usize = 64 << 20;
-
 /// Reads a whole request body. The last value tells whether some of it was waited for, or all of it was there
-/// with the head. A rejected body is read to its end as well, up to [`MAX_DISCARDED`].
+/// with the head.
 pub(super) async fn read(
     headers: &RawHeaders,
     request: &mut impl RequestBody,
     dialect: Dialect,
     limit: usize,
-    idle_timeout: Duration,
+    timeouts: BodyTimeouts,
     timer: &mut Timer,
 ) -> Result<(ClientBody, BodyShape, bool), Error> {
-    reject_early(headers, request, limit)?;
-    let mut inspector = BodyInspector::new(dialect);
+    if let Some(encoding) = unreadable_encoding(headers) {
+        return Err(Error::BodyEncoded { encoding: String::from_utf8_lossy(encoding).into_owned() });
+    }
+    // Before a client that waits for it gets `100 Continue` (RFC 9110, section 10.1.1).
+    if request.content_length_hint() > limit as u64 {
+        return Err(Error::BodyTooLarge { limit });
+    }
+    let mut reader = BodyReader::new(timeouts);
+    let mut scan = Scan { inspector: BodyInspector::new(dialect), ahead: 0 };
     let mut body = ClientBody::default();
-    let mut rejection = encoding_error(headers);
-    let (mut length, mut waited) = (0, false);
-    while let Some(data) = next_chunk(request, timer, idle_timeout, &mut waited).await? {
-        length += data.len();
-        if length > limit {
-            if length - limit > MAX_DISCARDED {
-                return Err(Error::BodyTooLarge { limit, drained: false });
+    loop {
+        let chunk = std::future::poll_fn(|cx| {
+            let polled = reader.poll_chunk(request, timer, cx);
+            if polled.is_pending() {
+                scan.ahead(request.unreturned())?;
             }
-            // Drained, so that the client reads the 413 instead of a reset, and can use the connection again.
-            rejection = Some(Error::BodyTooLarge { limit, drained: true });
+            polled.map_err(Error::from)
+        });
+        let Some(data) = chunk.await? else { break };
+        if body.len() + data.len() > limit {
+            return Err(Error::BodyTooLarge { limit });
         }
-        if rejection.is_some() {
-            // Free what was kept: the rest may take as long as the client likes to send it.
-            body = ClientBody::default();
-            continue;
-        }
-        match inspector.feed(&data) {
-            Ok(()) => body.push(data),
-            Err(error) => rejection = Some(Error::InvalidBody(error)),
-        }
+        scan.chunk(&data)?;
+        body.push(data);
     }
-    match rejection {
-        Some(error) => Err(error),
-        None => Ok((body, inspector.finish().map_err(Error::InvalidBody)?, waited)),
-    }
+    let shape = scan.inspector.finish().map_err(Error::InvalidBody)?;
+    Ok((body, shape, reader.has_waited()))
 }
 
-/// Rejects a body whose `Content-Length` is over the limit without reading it, if the client waits for our
-/// decision (`Expect: 100-continue`, RFC 9110, section 10.1.1), or if it is too long to discard.
-fn reject_early(headers: &RawHeaders, request: &impl RequestBody, limit: usize) -> Result<(), Error> {
-    let excess = request.content_length_hint().saturating_sub(limit as u64);
-    if excess > MAX_DISCARDED as u64 || (excess > 0 && headers.has(HeaderId::Expect)) {
-        return Err(Error::BodyTooLarge { limit, drained: false });
-    }
-    Ok(())
+/// Scans a body in the order of its bytes.
+struct Scan {
+    inspector: BodyInspector,
+    /// Bytes of the next chunk that were scanned before it was complete.
+    ahead: usize,
 }
 
-fn encoding_error(headers: &RawHeaders) -> Option<Error> {
-    let encoding = unreadable_encoding(headers)?;
-    Some(Error::BodyEncoded { encoding: String::from_utf8_lossy(encoding).into_owned() })
-}
-
-/// Reads and discards a body, so that the connection stays usable. Returns whether its end was reached.
-pub(crate) async fn discard(
-    request: &mut impl RequestBody,
-    idle_timeout: Duration,
-    timer: &mut Timer,
-) -> Result<bool, Error> {
-    if request.is_ended() {
-        return Ok(true);
+impl Scan {
+    /// Scans what has arrived of the next chunk. A chunk is up to a whole body buffer (128 KiB): a client
+    /// that sends no JSON, and waits before it sends more, is told now.
+    fn ahead(&mut self, arrived: &[u8]) -> Result<(), Error> {
+        let fresh = arrived.get(self.ahead..).unwrap_or_default();
+        self.ahead += fresh.len();
+        self.feed(fresh)
     }
-    let mut length = 0;
-    while let Some(data) = next_chunk(request, timer, idle_timeout, &mut false).await? {
-        length += data.len();
-        if length > MAX_DISCARDED {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
 
-/// The next chunk of the body. Fails if no byte arrives within `idle_timeout`. Sets `waited` if the chunk was
-/// not there at once.
-async fn next_chunk(
-    request: &mut impl RequestBody,
-    timer: &mut Timer,
-    idle_timeout: Duration,
-    waited: &mut bool,
-) -> Result<Option<Bytes>, Error> {
-    let (mut deadline, mut bytes_before) = (None, request.bytes_read());
-    std::future::poll_fn(|cx| {
-        if let Poll::Ready(chunk) = request.poll_chunk(cx) {
-            return Poll::Ready(chunk.map_err(Error::BodyRead));
-        }
-        *waited = true;
-        // A chunk is up to a whole body buffer (128 KiB), which a slow client fills in many reads: each byte
-        // that arrives restarts the timeout, not only each chunk.
-        let bytes_now = request.bytes_read();
-        if bytes_now > bytes_before {
-            (deadline, bytes_before) = (None, bytes_now);
-        }
-        let deadline = *deadline.get_or_insert_with(|| Instant::now() + idle_timeout);
-        ready!(timer.poll_until(deadline, cx));
-        let what = "more of the request body";
-        Poll::Ready(Err(Error::RequestTimeout { what, after: idle_timeout }))
-    })
-    .await
+    fn chunk(&mut self, chunk: &[u8]) -> Result<(), Error> {
+        let ahead = std::mem::take(&mut self.ahead);
+        self.feed(chunk.get(ahead..).unwrap_or_default())
+    }
+
+    fn feed(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.inspector.feed(bytes).map_err(Error::InvalidBody)
+    }
 }

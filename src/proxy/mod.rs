@@ -15,5 +15,4 @@ mod merge;
 mod relay;
 
 pub(crate) use exchange::{AdmittedPair, Proxy, RequestLimits, UpstreamResponse};
-pub(crate) use intake::discard;
 pub(crate) use relay::Relay;

@@ -1,7 +1,6 @@
 //! Reads the body of an admin request, on either listener: small, and held in memory as a whole.
 //!
-//! What is in it is for `admin`. Generation requests are read by `proxy`, which bounds
-//! only the pauses in a body.
+//! What is in it is for `admin`. Generation requests are read by `proxy`.
 
 use std::future::poll_fn;
 use std::time::Duration;
@@ -24,8 +23,7 @@ pub(super) async fn read(request: &mut impl RequestBody) -> Result<Bytes, Error>
         while let Some(chunk) = poll_fn(|cx| request.poll_chunk(cx)).await.map_err(Error::BodyRead)? {
             body.extend_from_slice(&chunk);
             if body.len() > MAX_BODY {
-                // Not drained: the connection closes, which costs an operator one reconnect.
-                return Err(Error::BodyTooLarge { limit: MAX_BODY, drained: false });
+                return Err(Error::BodyTooLarge { limit: MAX_BODY });
             }
         }
         Ok(body.into())

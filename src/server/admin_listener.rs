@@ -19,7 +19,7 @@ use super::{admin_body, rejection};
 use crate::admin::OperatorEndpoints;
 use crate::config::AdminAddress;
 use crate::error::{Error, OwnResponse};
-use crate::http1::{ClientTimeouts, HeadRejection, RequestHead, Stream};
+use crate::http1::{BodyTimeouts, ClientTimeouts, HeadRejection, RequestHead, Stream};
 use crate::observe::record::Recorder;
 use crate::observe::report::RequestLogger;
 use crate::timer::Timer;
@@ -87,7 +87,8 @@ async fn serve_connection(
     service: AdminService,
     closing: watch::Receiver<()>,
 ) {
-    let timeouts = ClientTimeouts { head: TIMEOUT, idle: TIMEOUT };
+    let body = BodyTimeouts { idle: TIMEOUT };
+    let timeouts = ClientTimeouts { head: TIMEOUT, idle: TIMEOUT, body };
     let transport = service.transport;
     let handler = Arc::new(AdminHandler { service, peer, recorder: Recorder::new(Vec::new()) });
     transport.serve(Stream::Tcp(socket), Protocol::Http1, handler, timeouts, closing).await;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use crate::config::Options;
-use crate::http1::ClientTimeouts;
+use crate::http1::{BodyTimeouts, ClientTimeouts};
 use crate::proxy::RequestLimits;
 
 /// The settings in effect. `ArcSwap`, because a load costs a few nanoseconds and takes no lock.
@@ -69,8 +69,12 @@ fn limits(options: &Options) -> RequestLimits {
         stream_keepalive: Some(options.stream_keepalive).filter(|interval| !interval.is_zero()),
         max_retries: options.max_retries,
         retry_on: options.retry_on.clone(),
-        body_idle_timeout: options.request_body_idle_timeout,
+        body_timeouts: body_timeouts(options),
     }
+}
+
+fn body_timeouts(options: &Options) -> BodyTimeouts {
+    BodyTimeouts { idle: options.request_body_idle_timeout }
 }
 
 fn timeouts(options: &Options) -> Timeouts {
@@ -78,6 +82,7 @@ fn timeouts(options: &Options) -> Timeouts {
         client_timeouts: ClientTimeouts {
             head: options.request_head_timeout,
             idle: options.client_idle_timeout,
+            body: body_timeouts(options),
         },
         lame_duck: options.shutdown_lame_duck,
         grace_period: options.shutdown_grace_period,

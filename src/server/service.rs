@@ -18,13 +18,13 @@ use super::{admin_body, rejection};
 use crate::admin::{Draining, RouterEndpoint, RouterEndpoints, WorkersApi};
 use crate::admission::{AccessControl, AdmissionHandle, AuthDecision, BackendCaps, CorsDecision, Permit};
 use crate::error::{Error, OwnResponse};
-use crate::http1::{HeadRejection, HeaderId, RawHeaders, RequestHead};
+use crate::http1::{HeadRejection, RawHeaders, RequestHead};
 use crate::observe::metrics::{QueueMetrics, WorkerMetrics};
 use crate::observe::record::{Record, Recorder};
 use crate::observe::report::RequestLogger;
-use crate::proxy::{AdmittedPair, Proxy, UpstreamResponse, discard};
+use crate::proxy::{AdmittedPair, Proxy, UpstreamResponse};
 use crate::timer::Timer;
-use crate::transport::{ClientResponse, ClientTransport, ConnectionHandler, RejectionResponse};
+use crate::transport::{self, ClientResponse, ClientTransport, ConnectionHandler, RejectionResponse};
 use crate::upstream::{LiveFleet, Pools};
 use crate::wire::shape::Dialect;
 
@@ -132,7 +132,7 @@ impl Service {
             // Boxed: these are few, and would make the future of a generation request larger.
             Ok(Route::Router(endpoint)) => Box::pin(self.ask(endpoint, exchange)).await,
             Ok(Route::Workers) => Box::pin(self.change_workers(exchange)).await,
-            Err(error) => self.refuse(error, exchange).await,
+            Err(error) => refuse(error, &exchange),
         }
     }
 
@@ -145,7 +145,7 @@ impl Service {
         let admitted = match self.admit(exchange.client, exchange.record.started_at()).await {
             Ok(Some(admitted)) => admitted,
             Ok(None) => return Ok(HandlerResult::Disconnected),
-            Err(error) => return self.refuse(error, exchange).await,
+            Err(error) => return refuse(error, &exchange),
         };
         let Exchange { head, client, record, timer, .. } = exchange;
         self.logger.start_trace(head, record);
@@ -227,31 +227,6 @@ impl Service {
         Ok(permits.map(|permits| Some(AdmittedPair { permits, admission: admission() })))
     }
 
-    /// Fails with `error` when the rest of the request was read, so that the connection stays usable.
-    async fn refuse<C: ClientTransport>(
-        &self,
-        error: Error,
-        exchange: Exchange<'_, C>,
-    ) -> Result<HandlerResult, Error> {
-        let Exchange { head, client, timer, is_preflight, .. } = exchange;
-        // A client that waits for `100 Continue` need not send a body that no one reads.
-        let is_final = matches!(error, Error::Unauthorized | Error::Overloaded(_));
-        if !(is_final && head.headers.has(HeaderId::Expect)) {
-            self.discard(client, timer).await?;
-        }
-        match error {
-            Error::MethodNotAllowed { allow } if is_preflight => {
-                Ok(HandlerResult::Own(preflight(allow, &head.headers)))
-            }
-            error => Err(error),
-        }
-    }
-
-    async fn discard(&self, client: &mut impl ClientTransport, timer: &mut Timer) -> Result<(), Error> {
-        let idle_timeout = self.settings.limits().load().body_idle_timeout;
-        discard(client, idle_timeout, timer).await.map(|_| ())
-    }
-
     /// Answers at an endpoint that does not generate.
     async fn ask<C: ClientTransport>(
         &self,
@@ -259,7 +234,9 @@ impl Service {
         exchange: Exchange<'_, C>,
     ) -> Result<HandlerResult, Error> {
         let Exchange { head, client, timer, .. } = exchange;
-        self.discard(client, timer).await?;
+        let body_timeouts = self.settings.limits().load().body_timeouts;
+        // Before and not after the response: what the client sends next would hide that it has left.
+        transport::discard(client, body_timeouts, timer).await?;
         let response = self.endpoints.handle(endpoint, head.clone());
         own(client.cancel_on_disconnect(response).await)
     }
@@ -277,6 +254,16 @@ impl Service {
 
 fn own(response: Option<Result<OwnResponse, Error>>) -> Result<HandlerResult, Error> {
     Ok(response.transpose()?.map_or(HandlerResult::Disconnected, HandlerResult::Own))
+}
+
+/// Fails with `error`, which is answered at once: the client may be sending a body, or wait before it does.
+fn refuse<C>(error: Error, exchange: &Exchange<'_, C>) -> Result<HandlerResult, Error> {
+    match error {
+        Error::MethodNotAllowed { allow } if exchange.is_preflight => {
+            Ok(HandlerResult::Own(preflight(allow, &exchange.head.headers)))
+        }
+        error => Err(error),
+    }
 }
 
 /// The response to a browser's preflight request.

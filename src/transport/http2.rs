@@ -40,7 +40,7 @@ pub(super) async fn serve<H: ConnectionHandler>(
     timeouts: ClientTimeouts,
     mut closing: watch::Receiver<()>,
 ) {
-    let requests = Arc::new(OpenRequests::default());
+    let requests = Arc::new(OpenRequests::new(timeouts.body));
     let service = service(&requests, &handler, stream.socket().and_then(|socket| socket.peer_addr().ok()));
     let connection = builder(max_streams).serve_connection(TokioIo::new(stream), service_fn(service));
     let mut connection = pin!(connection);

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use hyper::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HeaderMap, HeaderValue};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HeaderValue};
 use hyper::http::response;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -30,7 +30,7 @@ use crate::http1::{
     self as codec, ClientTimeouts, HeadRejection, MAX_HEAD, MAX_HEADERS, RequestHead, Stream,
 };
 use crate::timer::Timer;
-use crate::wire::headers::REQUEST_ID;
+use crate::wire::headers::{REQUEST_ID, join_cookies};
 use crate::wire::segments::SegmentedBytes;
 
 /// Serves an HTTP/1.1 connection, and closes it as the native engine does.
@@ -40,7 +40,7 @@ pub(super) async fn serve<H: ConnectionHandler>(
     timeouts: ClientTimeouts,
     mut closing: watch::Receiver<()>,
 ) {
-    let requests = Arc::new(OpenRequests::default());
+    let requests = Arc::new(OpenRequests::new(timeouts.body));
     let service = service(&requests, &handler, stream.socket().and_then(|socket| socket.peer_addr().ok()));
     // hyper has one timeout for an idle connection and for a slow head, and none for a client that does not
     // read.
@@ -63,6 +63,9 @@ pub(super) async fn serve<H: ConnectionHandler>(
             // response.
             if let Poll::Ready(done) = connection.poll_without_shutdown(cx) {
                 return Poll::Ready(done.map(|()| ConnectionEnd::Clean));
+            }
+            if requests.poll_discarded(is_closing, cx).is_ready() {
+                continue;
             }
             match ready!(wait.poll(cx)) {
                 IdleEnd::NoRequest if is_closing => return Poll::Ready(Ok(ConnectionEnd::Clean)),
@@ -142,10 +145,12 @@ async fn respond<H: ConnectionHandler>(
     open.set_http_10(parts.version == Version::HTTP_10);
     let head = RequestHead::from_parts(&parts);
     let head_only = head.method == Method::HEAD;
-    let mut client = HyperClient { body, peer };
+    let expects_continue = !is_http2 && parts.headers.contains_key(EXPECT);
+    let mut client = HyperClient { body, has_ended: false, peer, expects_continue };
     let response = handler.respond(&mut client, head, &mut Timer::default()).await;
     let response = response.expect("hyper drops this future when the client closes the connection");
     let ClientResponse { head, mut body, closes } = response;
+    let closes = closes || !client.is_discardable();
     let mut head = head.into_parts();
     let is_draining = handler.is_draining();
     if is_draining {
@@ -157,8 +162,9 @@ async fn respond<H: ConnectionHandler>(
     if !is_http2 && (closes || is_draining) {
         head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    if !is_http2 && closes {
-        open.cut_short();
+    // Over HTTP/2 the stream is reset after the response, without an error (RFC 9113, section 8.1).
+    if !is_http2 {
+        open.discard(client, closes);
     }
     if let Some(id) = body.request_id().and_then(|id| HeaderValue::from_bytes(id).ok()) {
         head.headers.insert(REQUEST_ID, id);
@@ -176,17 +182,6 @@ fn skip_body(head: &mut response::Parts, body: &mut impl ResponseBody) {
         head.headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
     }
     body.skip();
-}
-
-/// Cookies may come as several headers over HTTP/2; servers speak HTTP/1.1, where they must be one (RFC 9113,
-/// 8.2.3).
-fn join_cookies(headers: &mut HeaderMap) {
-    let cookies: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    if cookies.len() > 1
-        && let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
-    {
-        headers.insert(COOKIE, joined);
-    }
 }
 
 /// The body of a response; its request is open until it is dropped.
@@ -219,7 +214,11 @@ impl<B: ResponseBody> Body for OpenBody<B> {
 /// future.
 struct HyperClient {
     body: Incoming,
+    /// hyper does not say so of a chunked body.
+    has_ended: bool,
     peer: Option<SocketAddr>,
+    /// It waits for `100 Continue`, which hyper sends when the body is asked for.
+    expects_continue: bool,
 }
 
 impl ClientTransport for HyperClient {
@@ -234,9 +233,12 @@ impl ClientTransport for HyperClient {
 
 impl RequestBody for HyperClient {
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, RequestBodyError>> {
+        self.expects_continue = false;
         loop {
             let frame = ready!(Pin::new(&mut self.body).poll_frame(cx)).transpose();
-            let Some(frame) = frame.map_err(RequestBodyError::Hyper)? else { return Poll::Ready(Ok(None)) };
+            let frame = frame.map_err(RequestBodyError::Hyper)?;
+            self.has_ended = frame.is_none();
+            let Some(frame) = frame else { return Poll::Ready(Ok(None)) };
             // Trailers are dropped, as by the native engine.
             if let Some(data) = frame.into_data().ok().filter(|data| !data.is_empty()) {
                 return Poll::Ready(Ok(Some(data)));
@@ -249,12 +251,11 @@ impl RequestBody for HyperClient {
     }
 
     fn is_ended(&self) -> bool {
-        self.body.is_end_stream()
+        self.has_ended || self.body.is_end_stream()
     }
 
-    fn bytes_read(&self) -> u64 {
-        // hyper returns each read as a frame, so every byte read restarts the idle timeout by its frame.
-        0
+    fn is_withheld(&self) -> bool {
+        self.expects_continue
     }
 
     async fn disconnected(&mut self) {

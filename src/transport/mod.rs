@@ -11,6 +11,7 @@ mod hyper_client;
 mod hyper_server;
 mod native;
 mod open_requests;
+mod request_body;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -30,6 +31,9 @@ use crate::timer::Timer;
 use crate::wire::client_response::ClientResponseHead;
 use crate::wire::segments::SegmentedBytes;
 use hyper_client::HyperConnection;
+
+use request_body::MAX_DISCARDED;
+pub(crate) use request_body::{BodyFailure, BodyReader, discard};
 
 /// Which HTTP/1.1 implementation serves clients and calls backends. HTTP/2 is hyper's with either.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -110,8 +114,8 @@ impl Transport {
 pub(crate) trait ConnectionHandler: Send + Sync + 'static {
     type Body: ResponseBody;
 
-    /// Reads the request's body, if it is needed, and makes the response. `None`: the client has closed the
-    /// connection.
+    /// Reads the request's body, if it is needed, and makes the response. What is left of the body is
+    /// discarded after the response. `None`: the client has closed the connection.
     fn respond<C: ClientTransport>(
         &self,
         client: &mut C,
@@ -151,8 +155,25 @@ pub(crate) trait RequestBody {
     /// Whether the end is known to have been read.
     fn is_ended(&self) -> bool;
 
-    /// Bytes read so far, returned or not. The body makes progress while this grows.
-    fn bytes_read(&self) -> u64;
+    /// Bytes read so far, returned or not. The body makes progress while this grows. Always 0 if each read is
+    /// returned as a chunk, as hyper does.
+    fn bytes_read(&self) -> u64 {
+        0
+    }
+
+    /// What has arrived of the next chunk, which is not complete. The chunk will begin with it.
+    fn unreturned(&self) -> &[u8] {
+        &[]
+    }
+
+    /// Whether the client sends the body only after `100 Continue`, which it has not got.
+    fn is_withheld(&self) -> bool;
+
+    /// Whether the unread rest may be read and discarded, so that the connection stays usable. Not if it is
+    /// long, or if the client may not send it at all.
+    fn is_discardable(&self) -> bool {
+        self.is_ended() || !self.is_withheld() && self.content_length_hint() <= MAX_DISCARDED
+    }
 
     /// Waits until the client has closed the connection, without reading.
     fn disconnected(&mut self) -> impl Future<Output = ()> + Send;

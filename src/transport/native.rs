@@ -10,12 +10,12 @@ use hyper::Method;
 use tokio::sync::watch;
 
 use super::{
-    BackendConnection, ClientResponse, ClientTransport, ConnectionHandler, RequestBody, RequestBodyError,
-    ResponseBody,
+    BackendConnection, BodyFailure, ClientResponse, ClientTransport, ConnectionHandler, RequestBody,
+    RequestBodyError, ResponseBody,
 };
 use crate::http1::{
-    self, BodyProgress, ClientConnection, ClientTimeouts, ConnError, HeadSummary, Incomplete, NextRequest,
-    OutgoingRequest, OutgoingResponse, RequestFraming, RequestHead, ResponseHead, SendError,
+    self, BodyProgress, BodyTimeouts, ClientConnection, ClientTimeouts, ConnError, HeadSummary, Incomplete,
+    NextRequest, OutgoingRequest, OutgoingResponse, RequestFraming, RequestHead, ResponseHead, SendError,
     ServerConnection, Stream, WriteOptions, WriteOutcome, WriteTiming,
 };
 use crate::timer::Timer;
@@ -25,6 +25,10 @@ use crate::wire::segments::SegmentedBytes;
 /// How a connection goes on after a response.
 enum AfterResponse {
     Next,
+    /// With the next request, or with its end, when the rest of the request's body is discarded.
+    Discard {
+        keeps_alive: bool,
+    },
     /// It closes, and the client was told.
     Close,
     /// It closes, but the client may still be sending, and must not lose its response.
@@ -50,8 +54,13 @@ pub(super) async fn serve<H: ConnectionHandler>(
         match connection.next(&mut timer, timeouts, end.as_mut()).await {
             NextRequest::Request(head, framing) => {
                 let is_ending = || handler.is_draining() || closing.has_changed().unwrap_or(true);
-                match exchange(&mut connection, handler, head, framing, is_ending, &mut timer, timeouts).await
-                {
+                let mut after =
+                    exchange(&mut connection, handler, head, framing, is_ending, &mut timer, timeouts).await;
+                if let AfterResponse::Discard { keeps_alive } = after {
+                    let body = timeouts.body;
+                    after = discard_rest(&mut connection, keeps_alive, body, &mut timer, end.as_mut()).await;
+                }
+                match after {
                     AfterResponse::Next => {}
                     after => break after,
                 }
@@ -68,7 +77,7 @@ pub(super) async fn serve<H: ConnectionHandler>(
     };
     match after {
         // The socket is dropped without an orderly close: the client must not take a part for the whole.
-        AfterResponse::Next | AfterResponse::Cut => {}
+        AfterResponse::Next | AfterResponse::Discard { .. } | AfterResponse::Cut => {}
         AfterResponse::Close => http1::close(connection.into_stream()).await,
         AfterResponse::Linger => http1::linger(connection.into_stream()).await,
     }
@@ -87,12 +96,15 @@ async fn exchange<H: ConnectionHandler>(
     let head_only = head.method == Method::HEAD;
     let Some(response) = handler.respond(connection, head, timer).await else { return AfterResponse::Cut };
     // The unread rest of the request's body would be parsed as the next request.
-    let is_cut_short = response.closes || !connection.is_body_ended();
+    let is_cut_short = response.closes || !RequestBody::is_discardable(connection);
     let keep_alive = framing.keeps_alive && !is_cut_short && !is_ending();
     let options = WriteOptions { is_http_11: framing.is_http_11, head_only, keep_alive };
     let ClientResponse { head, body, .. } = response;
     let response = NativeResponse { head: Some(head), body };
     match connection.send(response, options, timer, timeouts, |time| handler.relayed(time)).await {
+        WriteOutcome::KeptAlive | WriteOutcome::Last if !is_cut_short && !connection.is_body_ended() => {
+            AfterResponse::Discard { keeps_alive: keep_alive }
+        }
         WriteOutcome::KeptAlive => AfterResponse::Next,
         // Unread bytes would make the kernel reset the connection, and the client lose the response.
         WriteOutcome::Last if is_cut_short => AfterResponse::Linger,
@@ -102,6 +114,31 @@ async fn exchange<H: ConnectionHandler>(
             AfterResponse::Cut
         }
         WriteOutcome::CutOff | WriteOutcome::Disconnected => AfterResponse::Cut,
+    }
+}
+
+/// Discards the rest of a request's body after the response: the client may read that only when it has sent
+/// everything, and a socket that is closed with unread bytes is reset.
+async fn discard_rest(
+    connection: &mut ServerConnection,
+    keeps_alive: bool,
+    timeouts: BodyTimeouts,
+    timer: &mut Timer,
+    end: Pin<&mut impl Future<Output = ()>>,
+) -> AfterResponse {
+    // A client that reads to the end of the connection need not send the rest to see it.
+    if !keeps_alive && http1::half_close(connection.stream_mut()).await.is_err() {
+        return AfterResponse::Cut;
+    }
+    let discarded = tokio::select! {
+        discarded = super::discard(connection, timeouts, timer) => discarded,
+        () = end => Ok(false),
+    };
+    match discarded {
+        Ok(true) if keeps_alive => AfterResponse::Next,
+        // Too long, too slow, or the router shuts down.
+        Ok(_) | Err(BodyFailure::Timeout { .. }) => AfterResponse::Linger,
+        Err(BodyFailure::Read(_)) => AfterResponse::Cut,
     }
 }
 
@@ -170,6 +207,14 @@ impl RequestBody for ServerConnection {
 
     fn bytes_read(&self) -> u64 {
         self.body_bytes_read()
+    }
+
+    fn unreturned(&self) -> &[u8] {
+        Self::unreturned(self)
+    }
+
+    fn is_withheld(&self) -> bool {
+        self.is_body_withheld()
     }
 
     async fn disconnected(&mut self) {

@@ -10,11 +10,16 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use crate::http1::{ClientTimeouts, Stream};
+use super::RequestBody;
+use super::request_body::discard;
+use crate::http1::{BodyTimeouts, ClientTimeouts, Stream};
 use crate::timer::Timer;
 
 /// The requests of one connection.
-pub(super) struct OpenRequests(Mutex<Requests>);
+pub(super) struct OpenRequests {
+    requests: Mutex<Requests>,
+    body_timeouts: BodyTimeouts,
+}
 
 struct Requests {
     open: usize,
@@ -30,27 +35,29 @@ struct Requests {
     is_cut_short: bool,
     /// The last request was HTTP/1.0.
     is_http_10: bool,
+    /// Discards the rest of a request's body, which counts as an open request. It returns whether it reached
+    /// the end.
+    discarding: Option<Pin<Box<dyn Future<Output = bool> + Send>>>,
 }
 
-impl Default for OpenRequests {
-    fn default() -> Self {
-        let since = Instant::now();
-        Self(Mutex::new(Requests {
+impl OpenRequests {
+    pub(super) fn new(body_timeouts: BodyTimeouts) -> Self {
+        let requests = Mutex::new(Requests {
             open: 0,
-            since,
+            since: Instant::now(),
             head_begun: false,
             write_blocked: None,
             is_ending: false,
             is_cut_short: false,
             is_http_10: false,
-        }))
+            discarding: None,
+        });
+        Self { requests, body_timeouts }
     }
-}
 
-impl OpenRequests {
     /// Only the worker's thread takes this lock, a few times a request.
     fn lock(&self) -> MutexGuard<'_, Requests> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn end(&self) {
@@ -67,6 +74,27 @@ impl OpenRequests {
 
     pub(super) fn is_http_10(&self) -> bool {
         self.lock().is_http_10
+    }
+
+    /// Discards what has arrived of a request's body after its response. Ready when that has ended; a
+    /// connection that closes does not wait for it.
+    pub(super) fn poll_discarded(&self, is_closing: bool, cx: &mut Context<'_>) -> Poll<()> {
+        // Without the lock: hyper may wake this connection.
+        let Some(mut rest) = self.lock().discarding.take() else { return Poll::Pending };
+        let is_whole = match rest.as_mut().poll(cx) {
+            Poll::Ready(is_whole) => is_whole,
+            Poll::Pending if is_closing => false,
+            Poll::Pending => {
+                self.lock().discarding = Some(rest);
+                return Poll::Pending;
+            }
+        };
+        // hyper stops reading, if this was not the end.
+        drop(rest);
+        let mut now = self.lock();
+        now.is_cut_short |= !is_whole;
+        (now.open, now.since) = (now.open - 1, Instant::now());
+        Poll::Ready(())
     }
 
     /// The first bytes after a request start the next one's head. Empty lines do not (RFC 9112, section 2.2).
@@ -105,9 +133,18 @@ impl OpenRequest {
         self.requests.end();
     }
 
-    /// Records that the response is sent before all of the request's body was read.
-    pub(super) fn cut_short(&self) {
-        self.requests.lock().is_cut_short = true;
+    /// Discards what is left of the request's body after the response, if the connection does not close.
+    pub(super) fn discard(&self, mut rest: impl RequestBody + Send + 'static, closes: bool) {
+        let mut now = self.requests.lock();
+        if closes {
+            now.is_cut_short = true;
+        } else if !rest.is_ended() {
+            let timeouts = self.requests.body_timeouts;
+            now.open += 1;
+            now.discarding = Some(Box::pin(async move {
+                matches!(discard(&mut rest, timeouts, &mut Timer::default()).await, Ok(true))
+            }));
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! section 7.6.1), headers that the router writes itself (`Host`, lengths), and headers by which a client
 //! could control a backend past the router (`x-override-*`).
 
-use hyper::header::HeaderName;
+use hyper::header::{COOKIE, HeaderMap, HeaderName, HeaderValue};
 
 use crate::http1::{HeaderId, RawHeaders};
 
@@ -111,6 +111,17 @@ fn listed_in_connection(headers: &RawHeaders) -> Vec<&[u8]> {
         !known.is_hop_by_hop() && ![HeaderId::ContentLength, HeaderId::RequestId].contains(&known)
     };
     headers.connection_options().filter(is_removable).collect()
+}
+
+/// Cookies may come as several headers over HTTP/2; servers speak HTTP/1.1, where they must be one (RFC 9113,
+/// 8.2.3).
+pub(crate) fn join_cookies(headers: &mut HeaderMap) {
+    let cookies: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if cookies.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, joined);
+    }
 }
 
 #[cfg(test)]

@@ -64,6 +64,11 @@ impl Client {
         self.stream.write_all(bytes.as_ref()).await.expect("the router reads");
     }
 
+    /// Whether the router still takes bytes.
+    pub async fn try_send(&mut self, bytes: &[u8]) -> bool {
+        with_timeout("the router to read", self.stream.write_all(bytes)).await.is_ok()
+    }
+
     /// Sends a request with a `content-length`.
     pub async fn send_request(&mut self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) {
         let mut head = format!("{method} {target} HTTP/1.1\r\nhost: router\r\n");
