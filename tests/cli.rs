@@ -62,6 +62,7 @@ const SUPPORTED: &[(&str, &str)] = &[
     ("--disable-retries", ""),
     ("--request-head-timeout-secs <SECONDS>", "[default: 15]"),
     ("--request-body-idle-timeout-secs <SECONDS>", "[default: 30]"),
+    ("--request-body-timeout-secs <SECONDS>", "[default: 300]"),
     ("--client-idle-timeout-secs <SECONDS>", "[default: 90]"),
     ("--connect-timeout-secs <SECONDS>", "[default: 5]"),
     ("--shutdown-lame-duck-secs <SECONDS>", "[default: 3]"),

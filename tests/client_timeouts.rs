@@ -274,6 +274,43 @@ async fn stalled_request_body_gets_408() {
 }
 
 #[tokio::test]
+async fn a_body_that_drips_gets_408_after_its_time_as_a_whole() {
+    let whole = SHORT * 3;
+    let drips = |config| timeouts(LONG, LONG, LONG)(config).request_body_timeout(whole);
+    let setup = Setup::start(drips).await;
+    // The last one is discarded, after its error.
+    for (begun, byte, is_rejected) in [
+        ("content-length: 1000000\r\n\r\n{\"text\":\"", "a", false),
+        ("transfer-encoding: chunked\r\n\r\n9\r\n{\"text\":\"\r\n", "1\r\na\r\n", false),
+        ("content-length: 1000000\r\n\r\nnonsense", "a", true),
+    ] {
+        let mut client = setup.router.client().await;
+        let started = Instant::now();
+        client.send(format!("POST /generate HTTP/1.1\r\nhost: r\r\n{begun}")).await;
+        if is_rejected {
+            assert_eq!(client.response().await.error_code(), "invalid_json");
+        }
+        // Without a pause that would be a timeout by itself.
+        let end = loop {
+            assert!(started.elapsed() < whole * 20, "{begun}: the body is endless");
+            match tokio::time::timeout(SHORT / 10, client.head_or_eof()).await {
+                Ok(end) => break end,
+                Err(_) => drop(client.try_send(byte.as_bytes()).await),
+            }
+        };
+        assert!(started.elapsed() >= whole, "{begun}");
+        let Some(head) = end else {
+            assert!(is_rejected, "{begun}: the connection ends without a response");
+            continue;
+        };
+        let response = client.finish_response(head).await;
+        assert_eq!((response.status(), response.error_code()), (408, "request_timeout".into()));
+        assert!(response.text().contains("the whole request body did not arrive within 900ms"), "{begun}");
+    }
+    assert!(setup.prefill.requests().is_empty() && setup.decode.requests().is_empty());
+}
+
+#[tokio::test]
 async fn unread_response_is_cut_off_after_the_idle_timeout() {
     // More than the kernel buffers for a client that does not read.
     const SIZE: usize = 8 << 20;

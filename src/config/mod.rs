@@ -203,11 +203,19 @@ impl MiniLbConfig {
         self
     }
 
-    /// Rejects a request with 408, and closes its connection, if nothing of its body arrives for this long. A
-    /// slow body may take any time in total. Default: [`DEFAULT_REQUEST_BODY_IDLE_TIMEOUT`].
+    /// Rejects a request with 408, and closes its connection, if nothing of its body arrives for this long.
+    /// Default: [`DEFAULT_REQUEST_BODY_IDLE_TIMEOUT`].
     #[must_use]
     pub fn request_body_idle_timeout(mut self, timeout: Duration) -> Self {
         self.options.request_body_idle_timeout = timeout.min(LONGEST_TIMEOUT);
+        self
+    }
+
+    /// Rejects a request with 408, and closes its connection, if its body is not complete this long after the
+    /// first wait for a part of it. Default: [`DEFAULT_REQUEST_BODY_TIMEOUT`].
+    #[must_use]
+    pub fn request_body_timeout(mut self, timeout: Duration) -> Self {
+        self.options.request_body_timeout = timeout.min(LONGEST_TIMEOUT);
         self
     }
 

@@ -76,7 +76,7 @@ async fn parsed_by_router(text: &[u8], seed: u8) -> Vec<ParsedRequest> {
     let sending = tokio::spawn(send(client, text.to_vec(), seed));
     let mut connection = ServerConnection::new(Stream::Memory(socket));
     let mut timer = Timer::default();
-    let slow = BodyTimeouts { idle: FOREVER };
+    let slow = BodyTimeouts { idle: FOREVER, whole: FOREVER };
     let timeouts = ClientTimeouts { head: FOREVER, idle: FOREVER, body: slow };
     let mut requests = Vec::new();
     while let NextRequest::Request(head, framing) =

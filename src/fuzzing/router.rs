@@ -34,7 +34,8 @@ use crate::wire::shape::{BodyInspector, BodyShape, Dialect};
 
 /// Longer than all timeouts together.
 const FOREVER: Duration = Duration::from_secs(3_600);
-const BODY_TIMEOUTS: BodyTimeouts = BodyTimeouts { idle: Duration::from_secs(20) };
+const BODY_TIMEOUTS: BodyTimeouts =
+    BodyTimeouts { idle: Duration::from_secs(20), whole: Duration::from_secs(300) };
 
 /// Any request and any responses: the router finishes, writes nothing but responses, no more than there were
 /// requests, and none looks complete that differs from what decode sent. Between sound peers the response is

@@ -43,6 +43,8 @@ pub(crate) struct ClientTimeouts {
 pub(crate) struct BodyTimeouts {
     /// Longest pause.
     pub(crate) idle: Duration,
+    /// From the first wait for a part of it to its end.
+    pub(crate) whole: Duration,
 }
 
 /// A client's connection.

@@ -225,6 +225,13 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                 field: |options| &mut options.request_body_idle_timeout,
             },
             Entry {
+                spec: OptionSpec::new("request-body-timeout-secs", Single("SECONDS"))
+                    .default(Seconds(DEFAULT_REQUEST_BODY_TIMEOUT))
+                    .at_least(1)
+                    .help("Longest time a client may take to send a request's body as a whole; then 408"),
+                field: |options| &mut options.request_body_timeout,
+            },
+            Entry {
                 spec: OptionSpec::new("client-idle-timeout-secs", Single("SECONDS"))
                     .default(Seconds(DEFAULT_CLIENT_IDLE_TIMEOUT))
                     .at_least(1)

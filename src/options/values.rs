@@ -35,6 +35,7 @@ pub(crate) struct Options {
     pub(crate) retry_on: Vec<u16>,
     pub(crate) request_head_timeout: Duration,
     pub(crate) request_body_idle_timeout: Duration,
+    pub(crate) request_body_timeout: Duration,
     pub(crate) client_idle_timeout: Duration,
     pub(crate) shutdown_lame_duck: Duration,
     pub(crate) shutdown_grace_period: Duration,

@@ -87,7 +87,7 @@ async fn serve_connection(
     service: AdminService,
     closing: watch::Receiver<()>,
 ) {
-    let body = BodyTimeouts { idle: TIMEOUT };
+    let body = BodyTimeouts { idle: TIMEOUT, whole: TIMEOUT };
     let timeouts = ClientTimeouts { head: TIMEOUT, idle: TIMEOUT, body };
     let transport = service.transport;
     let handler = Arc::new(AdminHandler { service, peer, recorder: Recorder::new(Vec::new()) });

@@ -74,7 +74,7 @@ fn limits(options: &Options) -> RequestLimits {
 }
 
 fn body_timeouts(options: &Options) -> BodyTimeouts {
-    BodyTimeouts { idle: options.request_body_idle_timeout }
+    BodyTimeouts { idle: options.request_body_idle_timeout, whole: options.request_body_timeout }
 }
 
 fn timeouts(options: &Options) -> Timeouts {

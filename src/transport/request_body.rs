@@ -67,10 +67,15 @@ impl BodyReader {
             (self.idle_since, self.bytes_before) = (None, bytes_now);
         }
         let idle_since = *self.idle_since.get_or_insert_with(Instant::now);
-        let BodyTimeouts { idle, .. } = self.timeouts;
-        self.since.get_or_insert(idle_since);
-        ready!(timer.poll_until(idle_since + idle, cx));
-        Poll::Ready(Err(BodyFailure::Timeout { what: "more of the request body", after: idle }))
+        let BodyTimeouts { idle, whole } = self.timeouts;
+        // A client that drips a byte a second would otherwise hold what it has sent for as long as it likes.
+        let (idle_end, whole_end) = (idle_since + idle, *self.since.get_or_insert(idle_since) + whole);
+        ready!(timer.poll_until(idle_end.min(whole_end), cx));
+        let (what, after) = match whole_end < idle_end {
+            true => ("the whole request body", whole),
+            false => ("more of the request body", idle),
+        };
+        Poll::Ready(Err(BodyFailure::Timeout { what, after }))
     }
 }
 
