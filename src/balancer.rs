@@ -146,6 +146,12 @@ impl MiniLoadBalancer {
         self.admission.controller.waiting()
     }
 
+    /// The bytes that are reserved for request bodies, of those that
+    /// [`max_buffered_bytes`](MiniLbConfig::max_buffered_bytes) allows.
+    pub fn buffered_bytes(&self) -> usize {
+        self.admission.controller.memory().reserved()
+    }
+
     /// Chooses a prefill and a decode server with the current policies, as for a request. Returns `None` if a
     /// role has no server.
     pub fn select_pair(&self) -> Option<ServerPair> {

@@ -12,7 +12,7 @@ use http_body_util::Full;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 
-use crate::admission::{AuthError, Rejection};
+use crate::admission::{AuthError, MemoryFull, Rejection};
 use crate::http1::{BodyReadError, ConnError, MAX_HEAD, MAX_HEADERS, MalformedMessage, SendError};
 use crate::transport::{BodyFailure, RequestBodyError};
 use crate::upstream::{Backend, DialError, MAX_SERVERS_PER_ROLE, NotChanged, Outcome, Role};
@@ -31,6 +31,8 @@ pub(crate) enum Error {
     },
     BodyTooLarge {
         limit: usize,
+        /// The option that sets it.
+        option: &'static str,
     },
     /// The client's connection failed in the middle of the body, or the body's framing is malformed.
     BodyRead(RequestBodyError),
@@ -54,6 +56,8 @@ pub(crate) enum Error {
     Forbidden(&'static str),
     /// Over one of the router's limits.
     Overloaded(Rejection),
+    /// No memory for the request's body.
+    MemoryLimit(MemoryFull),
     /// A panic.
     Internal,
     /// An admin request whose body is not valid.
@@ -109,7 +113,9 @@ impl Error {
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
             // 503 and not 429: the client did nothing too often, the servers are too slow.
-            Self::Overloaded(Rejection::QueueTimeout(_)) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Overloaded(Rejection::QueueTimeout(_)) | Self::MemoryLimit(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Overloaded(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NotReady(_) | Self::NoServer(_) => StatusCode::SERVICE_UNAVAILABLE,
@@ -144,6 +150,7 @@ impl Error {
             Self::Overloaded(Rejection::QueueFull { .. }) => "queue_full",
             Self::Overloaded(Rejection::QueueTimeout(_)) => "queue_timeout",
             Self::Overloaded(Rejection::RateLimited { .. }) => "rate_limited",
+            Self::MemoryLimit(_) => "memory_limit",
             Self::Internal => "internal",
             Self::BadAdminRequest(_) => "invalid_admin_request",
             Self::NotChanged(NotChanged::Unknown) => "worker_not_found",
@@ -192,6 +199,10 @@ impl Error {
             }
             Self::Overloaded(rejection) => {
                 response.headers_mut().insert(RETRY_AFTER, rejection.retry_after().into());
+            }
+            // As of a full queue: when memory is free cannot be known.
+            Self::MemoryLimit(_) => {
+                response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
             _ => {}
         }
@@ -282,6 +293,12 @@ impl From<AuthError> for Error {
     }
 }
 
+impl From<MemoryFull> for Error {
+    fn from(full: MemoryFull) -> Self {
+        Self::MemoryLimit(full)
+    }
+}
+
 impl From<BodyFailure> for Error {
     fn from(failure: BodyFailure) -> Self {
         match failure {
@@ -327,8 +344,8 @@ impl fmt::Display for Error {
         match self {
             Self::NotFound => f.write_str("this router has no such path"),
             Self::MethodNotAllowed { allow } => write!(f, "method not allowed; this path accepts {allow}"),
-            Self::BodyTooLarge { limit } => {
-                write!(f, "the request body is larger than the limit of {limit} bytes (--max-payload-size)")
+            Self::BodyTooLarge { limit, option } => {
+                write!(f, "the request body is larger than the limit of {limit} bytes ({option})")
             }
             Self::BodyRead(error) => write!(f, "the request body could not be read: {error}"),
             Self::BodyEncoded { encoding } => write!(
@@ -350,6 +367,7 @@ impl fmt::Display for Error {
             }
             Self::Forbidden(why) => f.write_str(why),
             Self::Overloaded(rejection) => rejection.fmt(f),
+            Self::MemoryLimit(full) => full.fmt(f),
             Self::Internal => f.write_str("internal router error; the router's log names the request"),
             Self::BadAdminRequest(what) => f.write_str(what),
             Self::NotChanged(NotChanged::Unknown) => f.write_str("the router has no such server"),

@@ -38,7 +38,21 @@ const MAY_USE: [(&str, &[&str]); 18] = [
         ],
     ),
     ("balancer", &["config", "server", "upstream"]),
-    ("fuzzing", &["error", "http1", "observe", "proxy", "server", "timer", "transport", "upstream", "wire"]),
+    (
+        "fuzzing",
+        &[
+            "admission",
+            "error",
+            "http1",
+            "observe",
+            "proxy",
+            "server",
+            "timer",
+            "transport",
+            "upstream",
+            "wire",
+        ],
+    ),
     ("internals", &["http1", "wire"]),
     ("lib", &[]),
 ];

@@ -69,6 +69,7 @@ const SUPPORTED: &[(&str, &str)] = &[
     ("--shutdown-grace-period-secs <SECONDS>", "[default: 180]"),
     ("--max-payload-size <BYTES>", "[default: 536870912]"),
     ("--max-merge-size <BYTES>", "[default: 268435456]"),
+    ("--max-buffered-bytes <BYTES>", "[default: a quarter of the memory]"),
     ("--max-concurrent-requests <COUNT>", "[default: -1]"),
     ("--queue-size <COUNT>", "[default: 100]"),
     ("--queue-timeout-secs <SECONDS>", "[default: 60]"),

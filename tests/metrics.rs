@@ -480,6 +480,29 @@ fn program_serves_metrics_on_its_prometheus_port() {
 }
 
 #[tokio::test]
+async fn memory_of_request_bodies_is_shown() {
+    let prefill = ScriptedServer::always(json("200 OK", ANSWER)).await;
+    let decode = GatedServer::start(|| vec![Step::Send(json("200 OK", ANSWER))]).await;
+    let bounded = |config: MiniLbConfig| {
+        config.max_buffered_bytes(1 << 20).queue_timeout(std::time::Duration::from_millis(1))
+    };
+    let monitored = MonitoredRouter::start(&[&prefill], &[&decode.server], bounded).await;
+    let mut first = monitored.client().await;
+    // With the cost of its chunks it takes everything.
+    let large = format!(r#"{{"text":"{}"}}"#, "a".repeat(1_000_000));
+    first.send_request("POST", "/generate", &[], large.as_bytes()).await;
+    decode.server.wait_for_requests(1).await;
+    assert_eq!(monitored.client().await.post("/generate", &large).await.status(), 503);
+    let scrape = monitored.after(1).await;
+    scrape.has("mini_lb_buffered_bytes", &[], 1 << 20);
+    scrape.has("mini_lb_buffered_bytes_limit", &[], 1 << 20);
+    scrape.has("mini_lb_errors_total", &[("code", "memory_limit")], 1);
+    decode.respond_after(&prefill, &monitored.router, 1).await;
+    assert_eq!(first.response().await.status(), 200);
+    monitored.after(2).await.has("mini_lb_buffered_bytes", &[], 0);
+}
+
+#[tokio::test]
 async fn queued_and_rejected_requests_are_counted() {
     let prefill = ScriptedServer::always(json("200 OK", ANSWER)).await;
     let decode = GatedServer::start(|| vec![Step::Send(json("200 OK", ANSWER))]).await;

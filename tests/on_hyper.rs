@@ -46,6 +46,8 @@ mod invalid_requests;
 mod limits;
 #[path = "logging.rs"]
 mod logging;
+#[path = "memory_bound.rs"]
+mod memory_bound;
 #[path = "metrics.rs"]
 mod metrics;
 #[path = "real_clients.rs"]

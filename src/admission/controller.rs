@@ -11,11 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use super::memory_budget::MemoryBudget;
 use super::rate_limit::RateLimiter;
 use super::wait_queue::{Permit, WaitQueue, Waiter};
 
 /// The limits. The default limits nothing.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct AdmissionOptions {
     /// Generation requests in flight at a time.
     pub(crate) max_concurrent: Option<u32>,
@@ -26,6 +27,21 @@ pub(crate) struct AdmissionOptions {
     /// Generation requests that may start per second.
     pub(crate) rate: Option<u32>,
     pub(crate) caps: BackendCaps,
+    /// Bytes of request bodies and merges that are held at a time.
+    pub(crate) max_buffered: usize,
+}
+
+impl Default for AdmissionOptions {
+    fn default() -> Self {
+        Self {
+            max_concurrent: None,
+            queue_size: 0,
+            queue_timeout: Duration::ZERO,
+            rate: None,
+            caps: BackendCaps::NONE,
+            max_buffered: usize::MAX,
+        }
+    }
 }
 
 /// Most requests in flight on one backend, by role.
@@ -96,6 +112,7 @@ pub(crate) struct AdmissionController {
     decode_cap: AtomicUsize,
     rate: RateLimiter,
     pub(super) wait_queue: WaitQueue,
+    memory: MemoryBudget,
 }
 
 impl AdmissionController {
@@ -109,6 +126,7 @@ impl AdmissionController {
             decode_cap: AtomicUsize::new(usize::MAX),
             rate: RateLimiter::new(),
             wait_queue: WaitQueue::default(),
+            memory: MemoryBudget::new(),
         };
         controller.reload(options);
         controller
@@ -128,6 +146,7 @@ impl AdmissionController {
         let has_limit =
             options.max_concurrent.is_some() || options.caps != BackendCaps::NONE || options.rate.is_some();
         self.is_enabled.store(has_limit, Relaxed);
+        self.memory.reload(options);
         // A raised limit may admit the head of the queue now.
         self.wait_queue.wake_head();
     }
@@ -144,6 +163,11 @@ impl AdmissionController {
     /// Longest queue, in requests; 0 if no limit is set, as nothing is queued then.
     pub(crate) fn queue_size(&self) -> usize {
         if self.is_enabled() { self.queue_size.load(Relaxed) } else { 0 }
+    }
+
+    /// Bytes that requests hold, and their bound. It applies also if no limit of requests is set.
+    pub(crate) fn memory(&self) -> &MemoryBudget {
+        &self.memory
     }
 
     /// Queued requests.

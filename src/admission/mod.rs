@@ -1,12 +1,13 @@
 //! What is decided about a request before its body is read: authentication
-//! ([`AccessControl`]), CORS ([`CorsDecision`]), and concurrency, rate and queue limits
-//! ([`AdmissionController`]).
+//! ([`AccessControl`]), CORS ([`CorsDecision`]), concurrency, rate and queue limits
+//! ([`AdmissionController`]), and how much memory bodies may take ([`Reservation`]).
 //!
 //! Nothing here reads a body, knows a route, or chooses a backend.
 
 mod access;
 mod controller;
 mod cors;
+mod memory_budget;
 mod rate_limit;
 mod secret;
 mod wait_queue;
@@ -16,5 +17,6 @@ pub(crate) use controller::{
     AdmissionController, AdmissionHandle, AdmissionOptions, BackendCaps, Rejection, WakeOnDrop,
 };
 pub(crate) use cors::{CorsDecision, Origins};
+pub(crate) use memory_budget::{MemoryFull, Reservation};
 pub(crate) use secret::Secret;
 pub(crate) use wait_queue::Permit;

@@ -1,4 +1,4 @@
-//! Concurrency limits, the queue and the rate limit.
+//! Concurrency limits, the queue, the rate limit, and the bound of memory.
 
 use std::time::Duration;
 
@@ -18,6 +18,15 @@ impl MiniLbConfig {
     #[must_use]
     pub fn queue_size(mut self, requests: usize) -> Self {
         self.options.admission.queue_size = requests;
+        self
+    }
+
+    /// Holds at most this many bytes of request bodies, over all requests. At the bound further ones wait, at
+    /// most for the [queue's time limit](Self::queue_timeout), and are then rejected with 503. A larger body
+    /// is rejected with 413. Default: a quarter of the memory of the control group or of the machine.
+    #[must_use]
+    pub fn max_buffered_bytes(mut self, bytes: usize) -> Self {
+        self.options.admission.max_buffered = bytes;
         self
     }
 

@@ -17,6 +17,7 @@ use tokio::time::{sleep, timeout};
 use super::http::{ReceivedResponse, parse_responses};
 use super::scripted_backend::{BUFFER_SIZE, MAX_WRITES, RESPONSE_TIMEOUT, ScriptFraming, ScriptedBackend};
 use super::{DIALECTS, FuzzInput, splice_stream, split_into_at_most};
+use crate::admission::{AdmissionController, AdmissionHandle, AdmissionOptions};
 use crate::error::Error;
 use crate::http1::{BodyTimeouts, ClientTimeouts, HeadRejection, RequestHead, Stream};
 use crate::observe::record::{Record, Recorder, RequestId};
@@ -172,7 +173,9 @@ impl Scenario {
             max_retries: 1,
             retry_on: vec![503],
         };
-        Proxy::new(Arc::new(fleet), Arc::new(pools), Arc::new(ArcSwap::from_pointee(limits)))
+        let controller = AdmissionController::new(&AdmissionOptions::default());
+        let admission = AdmissionHandle::new(Arc::new(controller));
+        Proxy::new(Arc::new(fleet), Arc::new(pools), Arc::new(ArcSwap::from_pointee(limits)), admission)
     }
 
     /// Sends the requests and returns all that is received.

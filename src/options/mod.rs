@@ -7,6 +7,7 @@
 //! Nothing here reads the command line, a file or the environment (the program does), and checks that involve
 //! more than one option are in `config`.
 
+mod available_memory;
 pub(crate) mod defaults;
 mod field;
 mod spec;

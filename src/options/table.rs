@@ -283,6 +283,17 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                     .help("Largest response, or event of a stream, that is buffered to merge logprobs; then 502"),
                 field: |options| &mut options.max_merge_size,
             },
+            Entry {
+                spec: OptionSpec::new("max-buffered-bytes", Single("BYTES"))
+                    .default(Unset("a quarter of the memory"))
+                    .at_least(1)
+                    .help(
+                        "Request bodies that are held in memory, over all requests. At the bound further ones wait, \
+                         as long as in the queue; then 503. A body that is larger is rejected with 413. The memory is \
+                         the control group's or the machine's",
+                    ),
+                field: |options| &mut options.admission.max_buffered,
+            },
         ],
     },
     OptionSection {

@@ -6,10 +6,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::available_memory::available_memory;
 use crate::admission::AdmissionOptions;
 use crate::observe::report::ReportOptions;
 use crate::tls::{ClientFiles, KeyFiles, ServerTls};
 use crate::upstream::{HealthOptions, Policy, Random, SocketOptions};
+
+/// Which part of the memory request bodies may take if no option says so: the kernel's socket buffers,
+/// responses, and what the allocator keeps need the rest.
+const MEMORY_SHARE: usize = 4;
 
 /// The value of every option. [`Options::new`] makes one with the defaults of the table.
 #[derive(Clone, Default)]
@@ -61,7 +66,9 @@ impl Options {
     pub(super) fn unset() -> Self {
         // The CPU quota of a container counts, not only its cores. One thread if neither can be read.
         let worker_threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { worker_threads, ..Self::default() }
+        let mut options = Self { worker_threads, ..Self::default() };
+        options.admission.max_buffered = available_memory() / MEMORY_SHARE;
+        options
     }
 }
 

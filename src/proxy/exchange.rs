@@ -13,11 +13,12 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::decision::Action;
+use super::intake::{self, IntakeLimits, ReadBody};
 use super::leg::HeldResponse;
 use super::leg_pair::{AttemptContext, Deadline, LegPair, Wait};
+use super::merge;
 use super::relay::{MAX_REFUSAL_PAUSE, Relay, TimeLimit};
-use super::{intake, merge};
-use crate::admission::AdmissionHandle;
+use crate::admission::{AdmissionHandle, Reservation};
 use crate::error::{Error, OwnResponse};
 use crate::http1::{BodyTimeouts, OutgoingRequest, RequestHead};
 use crate::observe::record::{Attempt, Record};
@@ -36,6 +37,8 @@ pub(crate) struct Proxy {
     fleet: Arc<LiveFleet>,
     pools: Arc<Pools>,
     limits: Arc<ArcSwap<RequestLimits>>,
+    /// Where memory for bodies is reserved.
+    admission: Arc<AdmissionHandle>,
 }
 
 /// Bounds of one request.
@@ -64,6 +67,8 @@ pub(crate) struct ReadRequest {
     body: ClientBody,
     shape: BodyShape,
     deadline: Deadline,
+    /// Of the body's memory. Dropped after it.
+    _reservation: Reservation,
 }
 
 /// A response that has started.
@@ -74,8 +79,13 @@ pub(crate) struct UpstreamResponse {
 }
 
 impl Proxy {
-    pub(crate) fn new(fleet: Arc<LiveFleet>, pools: Arc<Pools>, limits: Arc<ArcSwap<RequestLimits>>) -> Self {
-        Self { fleet, pools, limits }
+    pub(crate) fn new(
+        fleet: Arc<LiveFleet>,
+        pools: Arc<Pools>,
+        limits: Arc<ArcSwap<RequestLimits>>,
+        admission: Arc<AdmissionHandle>,
+    ) -> Self {
+        Self { fleet, pools, limits, admission }
     }
 
     /// Reads the body of a generation request.
@@ -89,8 +99,9 @@ impl Proxy {
     ) -> Result<ReadRequest, Error> {
         let limits = self.limits.load_full();
         let (max, timeouts) = (limits.max_payload_size, limits.body_timeouts);
-        let (body, shape, waited) =
-            intake::read(&head.headers, request, dialect, max, timeouts, timer).await?;
+        let reading = IntakeLimits { max, timeouts, admission: &self.admission };
+        let read = intake::read(&head.headers, request, dialect, reading, timer).await?;
+        let ReadBody { body, shape, waited, reservation } = read;
         let now = Instant::now();
         record.body_read(body.len(), shape.stream, waited.then(|| now.into_std()));
         // SGLang runs the n samples of a request in one bootstrap room, and decode hangs (#24223, #26486).
@@ -99,7 +110,7 @@ impl Proxy {
         }
         let deadline = Deadline::since(now, limits.request_timeout);
         let upstream_head = UpstreamHead::new(&head.method, head.target.as_str(), &head.headers, true);
-        Ok(ReadRequest { limits, upstream_head, body, shape, deadline })
+        Ok(ReadRequest { limits, upstream_head, body, shape, deadline, _reservation: reservation })
     }
 
     /// Sends a request to a pair, and to another one after a failure that allows it. `admitted` is the pair

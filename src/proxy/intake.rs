@@ -1,37 +1,64 @@
-//! Reads the body of a client's request: bounded in size and in its pauses, and scanned once, as it arrives.
+//! Reads the body of a client's request: bounded in size, time and memory, and scanned once, as it arrives.
 //!
 //! The bytes are kept as they arrived. What is in them is for [`wire`](crate::wire) to find and to change.
 //! A body that cannot be accepted is an error at once; the rest of it is for
 //! [`transport`](crate::transport) to discard, after the response.
 
+use std::sync::Arc;
+
+use crate::admission::{AdmissionHandle, Reservation};
 use crate::error::Error;
-use crate::http1::{BodyTimeouts, RawHeaders};
+use crate::http1::{BodyReadError, BodyTimeouts, RawHeaders};
 use crate::timer::Timer;
-use crate::transport::{BodyReader, RequestBody};
+use crate::transport::{BodyReader, RequestBody, RequestBodyError};
 use crate::wire::body::ClientBody;
 use crate::wire::headers::unreadable_encoding;
 use crate::wire::shape::{BodyInspector, BodyShape, Dialect};
 
-/// Reads a whole request body. The last value tells whether some of it was waited for, or all of it was there
-/// with the head.
+/// A body of at most this size is read without waiting for memory, above the bound if need be: most come with
+/// their head, and are in memory already.
+const SMALL_BODY: usize = 16 << 10;
+/// What a chunk costs besides its bytes: its handle (32 bytes), in a list that doubles when it is full. A
+/// client that sends a byte at a time makes as many chunks.
+const CHUNK_COST: usize = 64;
+/// One part in this many of a body is reserved for the cost of its chunks, which is enough for 1 KiB each.
+const CHUNK_COST_SHARE: usize = 16;
+
+/// The bounds of one body.
+pub(super) struct IntakeLimits<'a> {
+    /// Largest body.
+    pub(super) max: usize,
+    pub(super) timeouts: BodyTimeouts,
+    /// Where memory is reserved.
+    pub(super) admission: &'a Arc<AdmissionHandle>,
+}
+
+/// A body that was read to its end.
+pub(super) struct ReadBody {
+    pub(super) body: ClientBody,
+    pub(super) shape: BodyShape,
+    /// Some of it was waited for; otherwise all of it was there with the head.
+    pub(super) waited: bool,
+    pub(super) reservation: Reservation,
+}
+
+/// Reads a whole request body.
 pub(super) async fn read(
     headers: &RawHeaders,
     request: &mut impl RequestBody,
     dialect: Dialect,
-    limit: usize,
-    timeouts: BodyTimeouts,
+    limits: IntakeLimits<'_>,
     timer: &mut Timer,
-) -> Result<(ClientBody, BodyShape, bool), Error> {
+) -> Result<ReadBody, Error> {
     if let Some(encoding) = unreadable_encoding(headers) {
         return Err(Error::BodyEncoded { encoding: String::from_utf8_lossy(encoding).into_owned() });
     }
     // Before a client that waits for it gets `100 Continue` (RFC 9110, section 10.1.1).
-    if request.content_length_hint() > limit as u64 {
-        return Err(Error::BodyTooLarge { limit });
-    }
-    let mut reader = BodyReader::new(timeouts);
+    let length = limits.check(request.content_length_hint())?;
+    let mut memory = reserve(length, request, limits.admission).await?;
+    let mut reader = BodyReader::new(limits.timeouts);
     let mut scan = Scan { inspector: BodyInspector::new(dialect), ahead: 0 };
-    let mut body = ClientBody::default();
+    let (mut body, mut chunks_cost) = (ClientBody::default(), 0);
     loop {
         let chunk = std::future::poll_fn(|cx| {
             let polled = reader.poll_chunk(request, timer, cx);
@@ -41,14 +68,74 @@ pub(super) async fn read(
             polled.map_err(Error::from)
         });
         let Some(data) = chunk.await? else { break };
-        if body.len() + data.len() > limit {
-            return Err(Error::BodyTooLarge { limit });
-        }
+        let length = limits.check((body.len() + data.len()) as u64)?;
         scan.chunk(&data)?;
+        chunks_cost += CHUNK_COST;
+        hold(length + chunks_cost, request, &mut memory).await?;
         body.push(data);
     }
     let shape = scan.inspector.finish().map_err(Error::InvalidBody)?;
-    Ok((body, shape, reader.has_waited()))
+    Ok(ReadBody { body, shape, waited: reader.has_waited(), reservation: memory })
+}
+
+impl IntakeLimits<'_> {
+    /// Rejects a body that is too large for this router, also if it were alone.
+    fn check(&self, length: u64) -> Result<usize, Error> {
+        let most = self.admission.controller().memory().limit();
+        let (limit, option) = match self.max <= most {
+            true => (self.max, "--max-payload-size"),
+            false => (most, "--max-buffered-bytes"),
+        };
+        usize::try_from(length)
+            .ok()
+            .filter(|length| *length <= limit)
+            .ok_or(Error::BodyTooLarge { limit, option })
+    }
+}
+
+/// Reserves memory for a body of known length, all of it: of many bodies that are read in part, each might
+/// wait for what the others hold.
+async fn reserve(
+    length: usize,
+    request: &mut impl RequestBody,
+    admission: &Arc<AdmissionHandle>,
+) -> Result<Reservation, Error> {
+    let mut memory = Reservation::empty(admission);
+    let bytes = length + length / CHUNK_COST_SHARE + SMALL_BODY / CHUNK_COST_SHARE;
+    match length {
+        ..=SMALL_BODY => memory.charge(bytes),
+        _ => wait_for_memory(bytes, request, &mut memory).await?,
+    }
+    Ok(memory)
+}
+
+/// Reserves what a body takes beyond what is reserved, which is so for a body of unknown length.
+async fn hold(bytes: usize, request: &mut impl RequestBody, memory: &mut Reservation) -> Result<(), Error> {
+    // One that holds all there is has no one to wait for.
+    let more = bytes.min(memory.limit()).saturating_sub(memory.bytes());
+    match memory.bytes() {
+        _ if more == 0 => {}
+        _ if bytes <= SMALL_BODY => memory.charge(more),
+        // It holds next to nothing, and may wait. What has arrived is in memory already.
+        ..=SMALL_BODY => wait_for_memory(more, request, memory).await?,
+        _ => memory.try_grow(more)?,
+    }
+    Ok(())
+}
+
+/// Waits for memory, unless the client closes the connection.
+async fn wait_for_memory(
+    bytes: usize,
+    request: &mut impl RequestBody,
+    memory: &mut Reservation,
+) -> Result<(), Error> {
+    tokio::select! {
+        biased;
+        grown = memory.grow(bytes) => Ok(grown?),
+        () = request.disconnected() => {
+            Err(Error::BodyRead(RequestBodyError::Http1(BodyReadError::Closed)))
+        }
+    }
 }
 
 /// Scans a body in the order of its bytes.

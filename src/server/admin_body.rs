@@ -23,7 +23,8 @@ pub(super) async fn read(request: &mut impl RequestBody) -> Result<Bytes, Error>
         while let Some(chunk) = poll_fn(|cx| request.poll_chunk(cx)).await.map_err(Error::BodyRead)? {
             body.extend_from_slice(&chunk);
             if body.len() > MAX_BODY {
-                return Err(Error::BodyTooLarge { limit: MAX_BODY });
+                let option = "fixed for requests of operators";
+                return Err(Error::BodyTooLarge { limit: MAX_BODY, option });
             }
         }
         Ok(body.into())

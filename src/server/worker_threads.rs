@@ -115,8 +115,10 @@ fn service(shared: &SharedState<'_>, options: &Options) -> Service {
     let SharedState { fleet, workers_api, admission, settings, draining, metrics, logger, .. } = *shared;
     let pools = Arc::new(Pools::new(&options.sockets));
     let (metrics, queue_metrics) = (metrics.worker(), Arc::clone(metrics.queue()));
+    let handle = AdmissionHandle::new(Arc::clone(&admission.controller));
+    let limits = Arc::clone(settings.limits());
     Service {
-        proxy: Proxy::new(Arc::clone(fleet), Arc::clone(&pools), Arc::clone(settings.limits())),
+        proxy: Proxy::new(Arc::clone(fleet), Arc::clone(&pools), limits, Arc::clone(&handle)),
         endpoints: RouterEndpoints::new(Arc::clone(fleet), Arc::clone(&pools), draining.clone()),
         workers_api: Arc::clone(workers_api),
         pools,
@@ -126,7 +128,7 @@ fn service(shared: &SharedState<'_>, options: &Options) -> Service {
         draining: draining.clone(),
         settings: Arc::clone(settings),
         fleet: Arc::clone(fleet),
-        admission: AdmissionHandle::new(Arc::clone(&admission.controller)),
+        admission: handle,
         queue_metrics,
         access: Arc::clone(&admission.access),
     }

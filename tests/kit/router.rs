@@ -95,6 +95,21 @@ impl Router {
         .await;
     }
 
+    /// The bytes that are reserved for request bodies.
+    pub fn buffered_bytes(&self) -> usize {
+        self.balancer.buffered_bytes()
+    }
+
+    /// Waits until exactly this many bytes are reserved for request bodies.
+    pub async fn wait_buffered(&self, bytes: usize) {
+        super::with_timeout("memory to be returned", async {
+            while self.balancer.buffered_bytes() != bytes {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+    }
+
     /// The router's state of a server.
     pub fn backend(&self, server: &super::ScriptedServer) -> Arc<Backend> {
         let url = server.url();

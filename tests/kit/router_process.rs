@@ -78,6 +78,10 @@ impl RouterProcess {
         Client::connect(self.address).await
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The lines logged so far.
     pub fn lines(&self) -> Vec<String> {
         self.lines.lock().expect("no panic").clone()

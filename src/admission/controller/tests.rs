@@ -15,6 +15,7 @@ fn options(max_concurrent: u32, queue_size: usize) -> AdmissionOptions {
         queue_timeout: Duration::from_secs(60),
         rate: None,
         caps: BackendCaps::NONE,
+        max_buffered: usize::MAX,
     }
 }
 

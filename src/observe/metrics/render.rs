@@ -74,6 +74,10 @@ families! {
         "Time that requests waited in the admission queue, whether they were admitted or not.";
     QUEUE_REFUSED counter "mini_lb_queue_refused_total"
         "Requests rejected by the admission queue or the rate limit, by reason.";
+    BUFFERED gauge "mini_lb_buffered_bytes"
+        "Bytes of memory that are reserved for the bodies of requests.";
+    BUFFERED_LIMIT gauge "mini_lb_buffered_bytes_limit"
+        "How many bytes may be reserved for the bodies of requests before further ones wait.";
     BACKENDS gauge "mini_lb_backends"
         "Backends that get new requests, and removed ones that still have requests in flight.";
     HEALTHY_BACKENDS gauge "mini_lb_healthy_backends"
@@ -245,6 +249,10 @@ fn admission_queue(text: &mut Exposition, queue: &QueueMetrics, admission: &Admi
     for (reason, count) in queue.rejected() {
         text.value(&QUEUE_REFUSED, &[("reason", reason)], count);
     }
+    text.family(&BUFFERED);
+    text.value(&BUFFERED, &[], admission.memory().reserved());
+    text.family(&BUFFERED_LIMIT);
+    text.value(&BUFFERED_LIMIT, &[], admission.memory().limit());
 }
 
 fn roles(text: &mut Exposition, fleet: &Fleet) {

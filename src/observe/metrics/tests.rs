@@ -17,6 +17,7 @@ fn scrape(metrics: &Metrics, fleet: &LiveFleet) -> String {
         queue_timeout: Duration::from_secs(1),
         rate: None,
         caps: BackendCaps::NONE,
+        max_buffered: usize::MAX,
     };
     metrics.to_text(&fleet.snapshot(), &AdmissionController::new(&options))
 }
