@@ -202,7 +202,7 @@ fn peak_memory(process: &RouterProcess) -> usize {
     line.split_whitespace().next().unwrap().parse::<usize>().unwrap() << 10
 }
 
-const LARGE: usize = 4 << 20;
+const LARGE: usize = 2 << 20;
 
 /// Sends a large body. Returns whether it was served; if not, there was no memory for it.
 async fn is_served(mut client: Client) -> bool {
@@ -219,14 +219,14 @@ async fn is_served(mut client: Client) -> bool {
 #[tokio::test]
 async fn many_large_bodies_at_once_take_no_more_memory_than_the_bound() {
     const CLIENTS: usize = 32;
-    const BOUND: usize = 32 << 20;
+    const BOUND: usize = 16 << 20;
     let gate = Gate::new();
     let (prefill, decode) = (ok_server().await, gated_server(&gate).await);
     let bound = BOUND.to_string();
     let args = ["--max-buffered-bytes", &bound, "--queue-timeout-secs", "2", "--log-level", "warn"];
     let process = RouterProcess::between(&prefill, &decode, &args).await;
     let before = peak_memory(&process);
-    // With its chunks' cost each takes 4.25 MiB: 7 fit. The others are refused while these go on.
+    // With its chunks' cost each takes 2.125 MiB: 7 fit. The others are refused while these go on.
     let mut posts = JoinSet::new();
     for _ in 0..CLIENTS {
         posts.spawn(is_served(process.client().await));
@@ -250,7 +250,7 @@ async fn many_large_bodies_at_once_take_no_more_memory_than_the_bound() {
     assert!(served > 0);
     // Besides the bodies: socket buffers of the engine, and what the allocator keeps.
     let grown = peak_memory(&process) - before;
-    assert!(grown < BOUND * 2, "{} MiB more than at the start", grown >> 20);
+    assert!(grown < BOUND * 3, "{} MiB more than at the start", grown >> 20);
     println!(
         "peak: {} MiB, at the start {} MiB; {served} of the second wave served",
         (before + grown) >> 20,
