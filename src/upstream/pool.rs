@@ -12,12 +12,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use tracing::debug;
 
 use super::connection_counts::{ConnectionCounts, Shard};
-use super::dial::DialError;
+use super::dial::{DialError, Dialed};
 use super::id_map::IdMap;
 use super::{Backend, Dialer, SocketOptions};
-use crate::http1::{BodyProgress, ConnError, OutgoingRequest, ResponseHead, SendError, Stream, WriteTiming};
+#[cfg(any(test, fuzzing))]
+use crate::http1::Stream;
+use crate::http1::{BodyProgress, ConnError, OutgoingRequest, ResponseHead, SendError, WriteTiming};
 use crate::transport::{BackendConnection, Http1Engine};
 
 /// Sweeps for idle connections per idle timeout. Their age is counted in sweeps, not by the clock, which
@@ -101,15 +104,17 @@ impl Pools {
     }
 
     async fn open_into(&self, pool: Arc<Pool>, backend: &Backend) -> Result<Lease, DialError> {
-        let stream = self.open(backend).await?;
+        let Dialed { stream, connect_time } = self.open(backend).await?;
+        debug!(server = backend.url(), ?connect_time, "connected to a server");
         pool.counts.opened(self.shard);
         Ok(Lease { conn: self.engine.connect(stream), pool })
     }
 
-    async fn open(&self, backend: &Backend) -> Result<Stream, DialError> {
+    async fn open(&self, backend: &Backend) -> Result<Dialed, DialError> {
         #[cfg(any(test, fuzzing))]
         if let Some(connect) = &self.memory {
-            return connect(backend).map(Stream::Memory).map_err(DialError::Io);
+            let stream = connect(backend).map(Stream::Memory).map_err(DialError::Io)?;
+            return Ok(Dialed { stream, connect_time: Duration::ZERO });
         }
         self.dialer.dial(backend.address()).await
     }
