@@ -26,6 +26,8 @@ mod cors;
 mod crosstalk;
 #[path = "data_path.rs"]
 mod data_path;
+#[path = "early_responses.rs"]
+mod early_responses;
 #[path = "endpoints.rs"]
 mod endpoints;
 #[path = "failures.rs"]
