@@ -16,6 +16,8 @@ mod backend_connections;
 mod backend_tls;
 #[path = "client_connections.rs"]
 mod client_connections;
+#[path = "client_disconnects.rs"]
+mod client_disconnects;
 #[path = "client_timeouts.rs"]
 mod client_timeouts;
 #[path = "client_tls.rs"]

@@ -7,6 +7,7 @@
 mod body_buffer;
 mod client;
 mod close;
+mod close_watch;
 mod framing;
 mod headers;
 mod io;
@@ -22,6 +23,7 @@ pub(crate) use body_buffer::sweep;
 use body_buffer::{BODY_BUFFER_SIZE, BodyBuffer};
 pub(crate) use client::{BodyProgress, ClientConnection, ConnError, SendError, WriteTiming};
 pub(crate) use close::{LINGER, close, linger, reject, reset};
+pub(crate) use close_watch::CloseWatch;
 pub(crate) use framing::BodyDecoder;
 #[cfg(any(test, fuzzing))]
 pub(crate) use headers::RawHeader;
