@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
+use tokio::time::{Sleep, sleep};
 
 use super::Address;
 use crate::http1::Stream;
-use crate::timer::Timer;
 use crate::tls::{self, ClientTls};
 use crate::transport::Http1Engine;
 
@@ -160,20 +160,21 @@ async fn first_to_connect<T, F: Future<Output = io::Result<T>>>(
     let mut untried = addresses.iter();
     let mut attempts: Vec<Pin<Box<F>>> = Vec::new();
     let mut last_error = io::Error::from(io::ErrorKind::NotFound);
-    let (mut timer, mut next_at) = (Timer::default(), None);
+    // Until the next attempt; `None` before the first one and after a failure.
+    let mut delay: Option<Pin<Box<Sleep>>> = None;
     std::future::poll_fn(|cx| {
         loop {
             match poll_attempts(&mut attempts, cx) {
                 Poll::Ready(Ok(connected)) => return Poll::Ready(Ok(connected)),
                 // The next one need not wait (RFC 8305, section 5).
-                Poll::Ready(Err(error)) => (last_error, next_at) = (error, None),
+                Poll::Ready(Err(error)) => (last_error, delay) = (error, None),
                 Poll::Pending => {}
             }
-            let is_due =
-                attempts.len() < MAX_ATTEMPTS && next_at.is_none_or(|at| timer.poll_until(at, cx).is_ready());
+            let is_due = attempts.len() < MAX_ATTEMPTS
+                && delay.as_mut().is_none_or(|delay| delay.as_mut().poll(cx).is_ready());
             if is_due && let Some(address) = untried.next() {
                 attempts.push(Box::pin(connect(*address)));
-                next_at = Some(tokio::time::Instant::now() + ATTEMPT_DELAY);
+                delay = Some(Box::pin(sleep(ATTEMPT_DELAY)));
             } else if attempts.is_empty() {
                 return Poll::Ready(Err(std::mem::replace(&mut last_error, io::ErrorKind::NotFound.into())));
             } else {
@@ -184,7 +185,7 @@ async fn first_to_connect<T, F: Future<Output = io::Result<T>>>(
     .await
 }
 
-/// Polls all attempts. Ready with the first that succeeds, or with an error if some failed, which are removed.
+/// Polls all attempts. Ready with the first that succeeds, or with an error if some failed; these are dropped.
 fn poll_attempts<T, F: Future<Output = io::Result<T>>>(
     attempts: &mut Vec<Pin<Box<F>>>,
     cx: &mut Context<'_>,

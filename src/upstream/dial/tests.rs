@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::time::{Instant as Clock, sleep};
+use tokio::time::Instant as Clock;
 
 use super::*;
 
