@@ -41,8 +41,8 @@ pub(crate) use server::{BodyReadError, ClientTimeouts, HeadRejection, NextReques
 pub(crate) const MAX_HEAD: usize = 64 << 10;
 /// Most header lines of a head. hyper's default limit too.
 pub(crate) const MAX_HEADERS: usize = 100;
-/// Most bytes of chunk extensions and trailers of a body. SGLang and its clients send neither, and hyper has
-/// the same limit for each of the two.
+/// Most bytes of one chunk-size line besides its size, and of a body's trailers. SGLang and its clients send
+/// neither extensions nor trailers. hyper has the same limit, for the extensions of a whole body.
 const MAX_IGNORED: usize = 16 << 10;
 
 /// A message that is not valid HTTP, and why.
