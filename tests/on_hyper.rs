@@ -54,6 +54,8 @@ mod real_clients;
 mod recorded_exchanges;
 #[path = "request_id.rs"]
 mod request_id;
+#[path = "response_encodings.rs"]
+mod response_encodings;
 #[path = "retries.rs"]
 mod retries;
 #[path = "shutdown.rs"]

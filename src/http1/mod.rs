@@ -25,9 +25,7 @@ pub(crate) use client::{BodyProgress, ClientConnection, ConnError, SendError, Wr
 pub(crate) use close::{LINGER, close, linger, reject, reset};
 pub(crate) use close_watch::CloseWatch;
 pub(crate) use framing::BodyDecoder;
-#[cfg(any(test, fuzzing))]
-pub(crate) use headers::RawHeader;
-pub(crate) use headers::{HeaderId, RawHeaders, name_bit};
+pub(crate) use headers::{HeaderId, RawHeader, RawHeaders, name_bit};
 pub(crate) use io::Stream;
 pub(crate) use outgoing::{OutgoingBody, OutgoingRequest};
 pub(crate) use request_head::{

@@ -207,10 +207,15 @@ impl Exchange<'_> {
         // A new room for each attempt: two live requests in one room crash both schedulers (sglang #40125),
         // and the last attempt may still be live on its servers. Decode takes room 0 for "not arrived yet".
         let body = body.with_bootstrap(&shape.edit, fields, fastrand::u64(1..=MAX_BOOTSTRAP_ROOM));
-        let to = |server: &Backend, role| {
-            upstream_head.for_backend(server.host_header(), attempt.trace_headers(role), &body)
+        let lines = |role| attempt.trace_headers(role);
+        // Prefill's response is always read: it may be a refusal, also inside a stream.
+        let to_prefill =
+            upstream_head.for_readable_response(prefill.host_header(), lines(Role::Prefill), &body);
+        let to_decode = match shape.merge {
+            Some(_) => upstream_head.for_readable_response(decode.host_header(), lines(Role::Decode), &body),
+            None => upstream_head.for_backend(decode.host_header(), lines(Role::Decode), &body),
         };
-        (to(prefill, Role::Prefill), to(decode, Role::Decode))
+        (to_prefill, to_decode)
     }
 
     /// Sends the request to one pair. If this fails, both legs have ended.
@@ -294,7 +299,9 @@ impl Exchange<'_> {
             PrefillLeg::Completed(_) | PrefillLeg::HiddenError(..) => None,
         };
         let relay = Relay::pass_through(leg, prefill, self.time_limit(is_stream, deadline));
-        let body = relay.with_event_stream(is_stream).into();
+        // An error event in plain text cannot be read behind a body in a coding.
+        let takes_events = is_stream && !headers::is_encoded(&head.headers);
+        let body = relay.with_event_stream(takes_events).into();
         Ok(AttemptResult::Response(UpstreamResponse { head: head.into(), body }))
     }
 

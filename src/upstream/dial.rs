@@ -185,7 +185,7 @@ async fn first_to_connect<T, F: Future<Output = io::Result<T>>>(
     .await
 }
 
-/// Polls all attempts. Ready with the first that succeeds, or with an error if some failed, which are dropped.
+/// Polls all attempts. Ready with the first that succeeds, or with an error if some failed; those are gone.
 fn poll_attempts<T, F: Future<Output = io::Result<T>>>(
     attempts: &mut Vec<Pin<Box<F>>>,
     cx: &mut Context<'_>,
