@@ -4,8 +4,8 @@ mod kit;
 
 use std::time::Duration;
 
-use kit::{Response, Router, ScriptedServer, Step, ok_server};
-use mini_lb::{Outcome, Role};
+use kit::{Response, Router, ScriptedServer, Step, TerminatorOptions, TestCa, TlsTerminator, ok_server};
+use mini_lb::{MiniLbConfig, Outcome, Role};
 
 const REFUSAL: &str = r#"{"error":{"message":"too large"}}"#;
 
@@ -63,7 +63,7 @@ impl Pair {
 }
 
 async fn a_refusal_is_passed_on(role: Role) {
-    const REPEATS: u64 = 4;
+    const REPEATS: u64 = 2;
     for ending in endings() {
         for parts in [1, 2] {
             let [first, rest] = refusal("413 Payload Too Large");
@@ -148,5 +148,38 @@ async fn connection_is_not_used_again_after_a_response_to_an_unread_body() {
         assert_eq!(router.client().await.post("/generate", &body).await.status(), 429);
         router.wait_idle().await;
         assert_eq!(decode.connections(), count);
+    }
+}
+
+#[tokio::test]
+async fn refusal_of_an_unread_body_arrives_over_tls() {
+    let ca = TestCa::new();
+    let decode = ScriptedServer::start_early(|_| {
+        vec![Step::Send(refusal("413 Payload Too Large").concat()), Step::Linger]
+    })
+    .await;
+    // It closes the connection when the server has closed its side, with most of the body unread.
+    let options = TerminatorOptions {
+        identity: ca.issue("server", &["localhost"]),
+        truncates: false,
+        reads_slowly: true,
+        client_ca: None,
+    };
+    let terminator = TlsTerminator::start(decode.address(), options).await;
+    let prefill = ScriptedServer::start(|_| vec![Step::Hang]).await;
+    let config = MiniLbConfig::new(
+        "127.0.0.1",
+        30_000,
+        vec![(prefill.url(), Some(kit::BOOTSTRAP_PORT))],
+        vec![terminator.url()],
+        60,
+    );
+    let router = Router::start_with_config(config.backend_ca([ca.file()])).await;
+    for size in [10, 1_000_000, 8_000_000] {
+        let body = format!(r#"{{"text":"{}"}}"#, "x".repeat(size));
+        for _ in 0..4 {
+            let response = router.client().await.post("/generate", &body).await;
+            assert_eq!((response.status(), response.text()), (413, REFUSAL), "{size} bytes");
+        }
     }
 }
