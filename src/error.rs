@@ -77,11 +77,8 @@ pub(crate) enum Cause {
     /// No connection could be opened.
     Connect(io::Error),
     ConnectTimeout(Duration),
-    /// The connection ended before the response did. `unseen`: the server cannot have read the request.
-    Closed {
-        error: ConnError,
-        unseen: bool,
-    },
+    /// The connection ended before the response did.
+    Closed(ConnError),
     /// The response is not valid HTTP.
     BadResponse(MalformedMessage),
     /// No response in time.
@@ -169,12 +166,6 @@ impl Error {
         }
     }
 
-    /// Whether the request may be sent again, because no server can have read it.
-    pub(crate) fn is_unseen(&self) -> bool {
-        let Self::Upstream { cause, .. } = self else { return false };
-        matches!(cause, Cause::Connect(_) | Cause::ConnectTimeout(_) | Cause::Closed { unseen: true, .. })
-    }
-
     /// The error as JSON, in the shape of OpenAI's API.
     pub(crate) fn to_json(&self) -> String {
         let status = self.status();
@@ -255,9 +246,7 @@ impl Cause {
             Self::Connect(error) if is_exhaustion(error) => Outcome::Exhausted,
             Self::Connect(_) => Outcome::Connect,
             Self::ConnectTimeout(_) => Outcome::ConnectTimeout,
-            // The race of an idle close is normal, and retried: it says nothing of the backend's health.
-            Self::Closed { unseen: true, .. } => Outcome::Stale,
-            Self::Closed { unseen: false, .. } => Outcome::Closed,
+            Self::Closed(_) => Outcome::Closed,
             Self::BadResponse(_) => Outcome::BadResponse,
             Self::Timeout(_) => Outcome::Timeout,
             Self::TooLarge { .. } => Outcome::TooLarge,
@@ -271,7 +260,7 @@ impl Cause {
         let (prefill, decode) = match self {
             Self::Connect(_) => ("prefill_connect", "decode_connect"),
             Self::ConnectTimeout(_) => ("prefill_connect_timeout", "decode_connect_timeout"),
-            Self::Closed { .. } => ("prefill_closed", "decode_closed"),
+            Self::Closed(_) => ("prefill_closed", "decode_closed"),
             Self::LateRefusal(_) => ("prefill_refused", "decode_refused"),
             Self::BadResponse(_) => ("prefill_bad_response", "decode_bad_response"),
             Self::Timeout(_) => ("prefill_timeout", "decode_timeout"),
@@ -312,10 +301,7 @@ impl From<DialError> for Cause {
 
 impl From<SendError> for Cause {
     fn from(error: SendError) -> Self {
-        match error.cause.into() {
-            Self::Closed { error: cause, .. } => Self::Closed { error: cause, unseen: error.unseen },
-            cause => cause,
-        }
+        error.cause.into()
     }
 }
 
@@ -324,7 +310,7 @@ impl From<ConnError> for Cause {
         match error {
             ConnError::Malformed(malformed) => Self::BadResponse(malformed),
             ConnError::TooLarge { limit } => Self::TooLarge { limit },
-            error => Self::Closed { error, unseen: false },
+            error => Self::Closed(error),
         }
     }
 }
@@ -392,7 +378,7 @@ impl fmt::Display for Cause {
         match self {
             Self::Connect(error) => write!(f, "cannot be reached: {error}"),
             Self::ConnectTimeout(after) => write!(f, "did not accept a connection within {after:?}"),
-            Self::Closed { error, .. } => {
+            Self::Closed(error) => {
                 write!(f, "closed the connection before its response was complete: {error}")
             }
             Self::LateRefusal(status) => write!(f, "responded {status} after the response had begun"),
@@ -414,7 +400,7 @@ impl std::error::Error for Error {
             Self::BodyRead(RequestBodyError::Http1(BodyReadError::Io(error))) => Some(error),
             Self::BodyRead(RequestBodyError::Hyper(error)) => Some(error),
             Self::Upstream { cause: Cause::Connect(error), .. } => Some(error),
-            Self::Upstream { cause: Cause::Closed { error: ConnError::Io(error), .. }, .. } => Some(error),
+            Self::Upstream { cause: Cause::Closed(ConnError::Io(error)), .. } => Some(error),
             _ => None,
         }
     }

@@ -30,28 +30,10 @@ impl Timer {
             timer.as_mut().reset(deadline);
         }
     }
-
-    /// Waits for `future` until `deadline`. `None`: the deadline came first. The caller pins the future:
-    /// passed by value, it would be stored twice in each future that awaits this one.
-    pub(crate) async fn before<T>(
-        &mut self,
-        deadline: Instant,
-        mut future: Pin<&mut impl Future<Output = T>>,
-    ) -> Option<T> {
-        std::future::poll_fn(|cx| {
-            // The future first: if both are ready, its result is worth more than a timeout.
-            if let Poll::Ready(output) = future.as_mut().poll(cx) {
-                return Poll::Ready(Some(output));
-            }
-            self.poll_until(deadline, cx).map(|()| None)
-        })
-        .await
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::pin::pin;
     use std::time::Duration;
 
     use super::*;
@@ -75,9 +57,8 @@ mod tests {
         for seconds in [5, 60, 1, 1, 30] {
             let start = Instant::now();
             let deadline = start + Duration::from_secs(seconds);
-            assert_eq!(timer.before(deadline, pin!(std::future::pending::<()>())).await, None);
+            std::future::poll_fn(|cx| timer.poll_until(deadline, cx)).await;
             assert_eq!(start.elapsed().as_secs(), seconds);
-            assert_eq!(timer.before(deadline, pin!(std::future::ready(1))).await, Some(1));
         }
     }
 }

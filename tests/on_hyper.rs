@@ -32,6 +32,8 @@ mod data_path;
 mod early_responses;
 #[path = "endpoints.rs"]
 mod endpoints;
+#[path = "failure_matrix.rs"]
+mod failure_matrix;
 #[path = "failures.rs"]
 mod failures;
 #[path = "health.rs"]

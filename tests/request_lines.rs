@@ -142,6 +142,7 @@ fn expected_lines(prefill: &str, decode: &str) -> [(Level, String, FieldValues);
         ("bytes_in", BODY.len().to_string()),
         ("bytes_out", REFUSAL.len().to_string()),
         ("request_ms", time()),
+        ("sent_ms", time()),
         ("prefill_head_ms", time()),
         ("first_byte_ms", time()),
         ("total_ms", time()),

@@ -107,18 +107,186 @@ fn full_backlog() -> (socket2::Socket, Vec<std::net::TcpStream>, String) {
 }
 
 #[tokio::test]
-async fn connect_timeout_is_504_and_closes_the_partner() {
+async fn connect_timeout_is_504_and_the_partner_gets_nothing() {
     for role in ["prefill", "decode"] {
         let (_socket, _waiting, url) = full_backlog();
-        let partner = ScriptedServer::start(|_| vec![Step::Hang]).await;
+        let partner = ok_server().await;
         let (prefill, decode) = if role == "prefill" { (url, partner.url()) } else { (partner.url(), url) };
         let config = MiniLbConfig::new("127.0.0.1", 1, vec![(prefill, None)], vec![decode], 60)
-            .connect_timeout(Duration::from_millis(200));
+            .connect_timeout(Duration::from_millis(200))
+            .max_retries(1);
         let router = Router::start_with_config(config).await;
-        let response = router.client().await.post("/generate", BODY).await;
+        let response = router.client().await.post("/generate", r#"{"text":"a","rid":"mine"}"#).await;
         assert_eq!((response.status(), response.error_code()), (504, format!("{role}_connect_timeout")));
-        partner.wait_closed(partner.connections()).await;
+        // Nothing was written, so the connection is still good: the second attempt uses it again.
+        assert_eq!((partner.requests().len(), partner.connections()), (0, 1), "{role}");
+        assert_eq!(partner.closed_connections(), 0, "{role}");
     }
+}
+
+/// An idle connection that its server closes while the other leg's connection is opened.
+#[tokio::test]
+async fn connection_closed_while_its_partner_connects_is_replaced() {
+    let (socket, waiting, url) = full_backlog();
+    let prefill = ScriptedServer::start(|seen| {
+        let idle = if seen.json()["text"] == "first" { 100 } else { 10_000 };
+        vec![Step::Send(json("200 OK", OK)), Step::CloseAfter(Duration::from_millis(idle))]
+    })
+    .await;
+    let decode = ok_server().await;
+    let servers = |decode: Vec<String>| {
+        MiniLbConfig::new("127.0.0.1", 1, vec![(prefill.url(), None)], decode, 60)
+            .worker_threads(1)
+            .health_checks(false)
+    };
+    let router = Router::start_with_config(servers(vec![decode.url()])).await;
+    let mut client = router.client().await;
+    assert_eq!(client.post("/generate", r#"{"text":"first"}"#).await.status(), 200);
+    // From now on decode is the server that accepts nothing, until its queue is emptied.
+    router.reload(servers(vec![url])).expect("decode changes");
+    let response = tokio::spawn(async move { client.post("/generate", r#"{"text":"second"}"#).await });
+    prefill.wait_closed(1).await;
+    drop(waiting);
+    socket.set_nonblocking(true).unwrap();
+    let listener = tokio::net::TcpListener::from_std(socket.into()).unwrap();
+    tokio::spawn(async move {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        while let Ok((mut accepted, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut request = [0; 4096];
+                // The connections that filled the queue send nothing.
+                while accepted.read(&mut request).await.is_ok_and(|count| count > 0) {
+                    let _ = accepted.write_all(&json("200 OK", OK)).await;
+                }
+            });
+        }
+    });
+    assert_eq!(response.await.unwrap().status(), 200);
+    assert_eq!((prefill.requests().len(), prefill.connections()), (2, 2));
+}
+
+/// A server that ends the connection `delay` after a request with the text "kills".
+async fn server_that_dies(delay: Duration) -> ScriptedServer {
+    ScriptedServer::start(move |seen| match &seen.json()["text"] {
+        text if text == "kills" => vec![Step::Pause(delay), Step::Close],
+        _ => vec![Step::Send(json("200 OK", OK))],
+    })
+    .await
+}
+
+/// A server that never answers a request with the text "kills".
+async fn server_that_waits() -> ScriptedServer {
+    ScriptedServer::start(|seen| match &seen.json()["text"] {
+        text if text == "kills" => vec![Step::Hang],
+        _ => vec![Step::Send(json("200 OK", OK))],
+    })
+    .await
+}
+
+/// How many requests with the text "kills" these servers got.
+fn killing(servers: &[&ScriptedServer]) -> usize {
+    let all = servers.iter().flat_map(|server| server.requests());
+    all.filter(|seen| seen.json()["text"] == "kills").count()
+}
+
+const KILLS: &str = r#"{"text":"kills"}"#;
+
+#[tokio::test]
+async fn request_that_may_have_run_is_never_sent_again() {
+    for role in ["prefill", "decode"] {
+        let delay = Duration::from_millis(300);
+        let (first, second) = (server_that_dies(delay).await, server_that_dies(delay).await);
+        let (third, fourth) = (server_that_waits().await, server_that_waits().await);
+        let (dying, waiting) = ([&first, &second], [&third, &fourth]);
+        let (prefill, decode) = if role == "prefill" { (dying, waiting) } else { (waiting, dying) };
+        let options = |config: MiniLbConfig| config.policy(RoundRobin::default).max_retries(3);
+        let router = Router::start_with(&prefill, &decode, options).await;
+        let mut client = router.client().await;
+        // So that each server has a kept-alive connection.
+        for _ in 0..4 {
+            assert_eq!(client.post("/generate", BODY).await.status(), 200);
+            router.wait_idle().await;
+        }
+        let response = client.post("/generate", KILLS).await;
+        assert_eq!((response.status(), response.error_code()), (502, format!("{role}_closed")));
+        assert_eq!((killing(&prefill), killing(&decode)), (1, 1), "{role}");
+    }
+}
+
+#[tokio::test]
+async fn idle_close_race_goes_to_the_same_server_once() {
+    for role in ["prefill", "decode"] {
+        let turn = AtomicUsize::new(0);
+        let racing = ScriptedServer::start(move |_| match turn.fetch_add(1, Ordering::SeqCst) {
+            1 => vec![Step::Close],
+            _ => vec![Step::Send(json("200 OK", OK))],
+        })
+        .await;
+        // Late, so that it does not settle the response before the race is noticed.
+        let late = [Step::Pause(Duration::from_millis(200)), Step::Send(json("200 OK", OK))];
+        let partner = ScriptedServer::start(move |_| late.to_vec()).await;
+        let (prefill, decode) = if role == "prefill" { (&racing, &partner) } else { (&partner, &racing) };
+        let router = Router::start_with(&[prefill], &[decode], |config| config.max_retries(0)).await;
+        let mut client = router.client().await;
+        for turn in 0..3 {
+            assert_eq!(client.post("/generate", BODY).await.status(), 200, "{role} {turn}");
+            router.wait_idle().await;
+        }
+        // The second request was closed upon and came again, in the same room; its partner got it once.
+        assert_eq!((racing.requests().len(), partner.requests().len()), (4, 3), "{role}");
+        let rooms: HashSet<u64> =
+            racing.requests().iter().map(|seen| seen.json()["bootstrap_room"].as_u64().unwrap()).collect();
+        assert_eq!(rooms.len(), 3, "{role}");
+        assert_eq!(router.backend(&racing).ended(mini_lb::Outcome::Stale), 1, "{role}");
+        assert_eq!(router.backend(&racing).ended(mini_lb::Outcome::Completed), 3, "{role}");
+    }
+}
+
+/// A server that takes one connection, answers the first request and closes upon the second. It takes no
+/// other connection.
+async fn server_with_one_connection() -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let (mut accepted, _) = listener.accept().await.unwrap();
+        drop(listener);
+        let mut request = [0; 4096];
+        let _head = accepted.read(&mut request).await.unwrap();
+        accepted.write_all(&json("200 OK", OK)).await.unwrap();
+        let _next = accepted.read(&mut request).await.unwrap();
+    });
+    url
+}
+
+#[tokio::test]
+async fn server_that_is_gone_after_the_idle_close_race_is_a_failure() {
+    let (prefill, spare) = (server_that_waits().await, ok_server().await);
+    let gone = server_with_one_connection().await;
+    let config = |decode| {
+        MiniLbConfig::new("127.0.0.1", 1, vec![(prefill.url(), None)], decode, 60)
+            .policy(RoundRobin::default)
+            .health_checks(false)
+            .max_retries(3)
+    };
+    let router = Router::start_with_config(config(vec![gone.clone()])).await;
+    let mut client = router.client().await;
+    assert_eq!(client.post("/generate", BODY).await.status(), 200);
+    router.wait_idle().await;
+    router.reload(config(vec![gone, spare.url()])).expect("a server more");
+    // Those that the spare gets succeed; the first that the other gets fails, and goes nowhere else.
+    let mut successes = 0;
+    let failed = loop {
+        let response = client.post("/generate", KILLS).await;
+        router.wait_idle().await;
+        if response.status() != 200 {
+            break response;
+        }
+        successes += 1;
+        assert!(successes < 10, "the other server is never chosen");
+    };
+    assert_eq!((failed.status(), failed.error_code()), (502, "decode_connect".into()));
+    assert_eq!(killing(&[&spare]), successes);
 }
 
 const BUSY: &str = r#"{"object":"error","message":"busy"}"#;

@@ -71,9 +71,8 @@ pub(crate) enum ConnError {
 #[derive(Debug)]
 pub(crate) struct SendError {
     pub(crate) cause: ConnError,
-    /// The connection was a reused one, and closed before a byte of the response: the server's keep-alive
-    /// timeout closed it before the request arrived.
-    pub(crate) unseen: bool,
+    /// No byte of a response has arrived.
+    pub(crate) unanswered: bool,
 }
 
 impl ClientConnection {
@@ -118,10 +117,7 @@ impl ClientConnection {
     /// Writes the request, and waits for the head of its response.
     pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, SendError>> {
         let head = ready!(self.poll_write_and_read_head(cx));
-        Poll::Ready(head.map_err(|cause| {
-            let unseen = self.timing.on_reused && !self.has_response_started;
-            SendError { cause, unseen }
-        }))
+        Poll::Ready(head.map_err(|cause| SendError { cause, unanswered: !self.has_response_started }))
     }
 
     fn poll_write_and_read_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, ConnError>> {

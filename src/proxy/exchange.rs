@@ -3,26 +3,23 @@
 //! What the client receives from then on is for [`relay`](super::relay). Servers are chosen by `upstream`;
 //! here is decided only whether a request is sent again.
 
-use std::pin::{Pin, pin};
+use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Poll, ready};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use hyper::header::{CONTENT_LENGTH, HeaderValue};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::Instant;
 use tracing::debug;
 
-use super::intake;
-use super::leg::{
-    CollectLimits, ConnectionChoice, Deadline, DeadlineTimer, ErrorResponse, Leg, PrefillEnd, PrefillRun,
-    run_prefill,
-};
-use super::relay::{Relay, TimeLimit};
+use super::decision::Action;
+use super::leg::HeldResponse;
+use super::leg_pair::{AttemptContext, Deadline, LegPair};
+use super::relay::{MAX_REFUSAL_PAUSE, Relay, TimeLimit};
+use super::{intake, merge};
 use crate::admission::AdmissionHandle;
-use crate::error::{Cause, Error};
-use crate::http1::{OutgoingRequest, RequestHead, ResponseHead};
+use crate::error::Error;
+use crate::http1::{OutgoingRequest, RequestHead};
 use crate::observe::record::{Attempt, Record};
 use crate::timer::Timer;
 use crate::transport::RequestBody;
@@ -31,7 +28,6 @@ use crate::wire::body::ClientBody;
 use crate::wire::bootstrap::MAX_BOOTSTRAP_ROOM;
 use crate::wire::client_response::ClientResponseHead;
 use crate::wire::headers;
-use crate::wire::logprobs::{Merge, PromptLogprobs};
 use crate::wire::shape::{BodyShape, Dialect};
 use crate::wire::upstream_request::UpstreamHead;
 
@@ -69,15 +65,6 @@ pub(crate) struct ReadRequest {
     deadline: Deadline,
 }
 
-impl ReadRequest {
-    /// Bounds of prefill's response if its body is needed, which is for a merge only. Then the client waits
-    /// for prefill, and the deadline covers both legs.
-    fn collect_limits(&self) -> Option<CollectLimits> {
-        let limits = CollectLimits { max_bytes: self.limits.max_merge_size, deadline: self.deadline };
-        self.shape.merge.map(|_| limits)
-    }
-}
-
 /// A response that has started.
 pub(crate) struct UpstreamResponse {
     pub(crate) head: ClientResponseHead,
@@ -113,8 +100,8 @@ impl Proxy {
         Ok(ReadRequest { limits, upstream_head, body, shape, deadline })
     }
 
-    /// Sends a request to a pair, and again after a failure that allows a retry. `admitted` is the pair if
-    /// the requests in flight on each server are limited; otherwise the policy chooses it here.
+    /// Sends a request to a pair, and to another one after a failure that allows it. `admitted` is the pair
+    /// if the requests in flight on each server are limited; otherwise the policy chooses it here.
     pub(crate) async fn dispatch(
         &self,
         request: &ReadRequest,
@@ -128,20 +115,19 @@ impl Proxy {
             Some(admitted) => from_permits(admitted.permits),
             None => unlimited(self.fleet.now().select_pair().map_err(Error::NoServer)?),
         };
-        let mut connection = ConnectionChoice::Any;
         let mut retries = request.limits.max_retries;
         loop {
-            let attempt = record.begin_attempt(&pair);
-            let result = exchange.attempt(&attempt, legs, connection, timer).await;
+            let mut resent = Vec::new();
+            let result = exchange.attempt(record.begin_attempt(&pair), legs, timer, &mut resent).await;
+            resent.iter().for_each(|backend| record.add_resend(backend));
             let retry = if retries > 0 { exchange.retry_target(&pair, &result) } else { None };
-            let Some((failed, next)) = retry else { return result.map(AttemptResult::into_response) };
-            record.add_retry(&failed, result.as_ref().err());
+            let Some(failed) = retry else { return result.into_response() };
+            record.add_retry(&failed, result.unsent_error());
             // Closes both legs before the next attempt: a leg without its partner holds a slot of its server,
             // for up to 300 s.
             drop(result);
             (pair, legs) =
                 exchange.select_other_pair(&failed, admission.as_ref()).map_err(Error::NoServer)?;
-            connection = next;
             retries -= 1;
         }
     }
@@ -170,20 +156,15 @@ impl Exchange<'_> {
         }
     }
 
-    /// If the request is to be retried: the server to avoid, and which connections to use.
-    fn retry_target(
-        &self,
-        pair: &ServerPair,
-        result: &Result<AttemptResult, Error>,
-    ) -> Option<(Arc<Backend>, ConnectionChoice)> {
+    /// If the request is to be sent to another pair: the server to avoid.
+    fn retry_target(&self, pair: &ServerPair, result: &AttemptResult) -> Option<Arc<Backend>> {
         match result {
-            // No server can have read the request, so a retry does not run it twice. Other pooled connections
-            // may be as stale as this one was.
-            Err(error) if error.is_unseen() => {
+            // Nothing was written to either server.
+            AttemptResult::Unsent(error) => {
                 debug!(code = error.code(), "retrying the request: {error}");
-                Some((Arc::clone(error.server()?), ConnectionChoice::New))
+                error.server().cloned()
             }
-            Ok(AttemptResult::ErrorResponse(role, response)) => {
+            AttemptResult::ErrorResponse(role, response) => {
                 let status = response.head.status().as_u16();
                 if !self.request.limits.retry_on.contains(&status) {
                     return None;
@@ -193,20 +174,59 @@ impl Exchange<'_> {
                     Role::Decode => pair.decode(),
                 };
                 debug!(status, "retrying the request: {role} server {} responded {status}", server.url());
-                Some((Arc::clone(server), ConnectionChoice::Any))
+                Some(Arc::clone(server))
             }
-            _ => None,
+            AttemptResult::Response(_) | AttemptResult::Failed(_) => None,
+        }
+    }
+
+    /// Sends the request to one pair. If this fails, both legs have ended. The servers that got it again
+    /// because their kept-alive connection was stale are appended to `resent`.
+    async fn attempt(
+        &self,
+        attempt: Attempt<'_>,
+        (on_prefill, on_decode): Legs,
+        timer: &mut Timer,
+        resent: &mut Vec<Arc<Backend>>,
+    ) -> AttemptResult {
+        let ReadRequest { limits, shape, deadline, .. } = self.request;
+        let (on_prefill, on_decode) = (attempt.begin_leg(on_prefill), attempt.begin_leg(on_decode));
+        let mut pair = LegPair::new(self.pools, on_prefill, on_decode, shape.merge, limits.max_merge_size);
+        // A new room for each attempt: two live requests in one room crash both schedulers (sglang #40125),
+        // and the last attempt may still be live on its servers. Decode takes room 0 for "not arrived yet".
+        let bootstrap_room = fastrand::u64(1..=MAX_BOOTSTRAP_ROOM);
+        let requests = || self.leg_requests(&attempt, bootstrap_room);
+        let context = AttemptContext { pools: self.pools, deadline: *deadline, requests };
+        let action = poll_fn(|cx| pair.poll_decided(&context, timer, cx)).await;
+        resent.extend(pair.resent().map(Arc::clone));
+        match action {
+            Action::Relay(source) => self.relay(pair, source),
+            Action::RelayMerged => {
+                attempt.set_merged();
+                // Boxed: few requests need a merge, and the others would have a larger future.
+                AttemptResult::Response(Box::pin(self.merge(pair)).await)
+            }
+            Action::RespondHiddenError => {
+                let HeldResponse { head, body } = pair.take_hidden_error();
+                let response = UpstreamResponse { head, body: Relay::buffered(body).into() };
+                AttemptResult::ErrorResponse(Role::Prefill, response)
+            }
+            Action::OtherPair(role) => AttemptResult::Unsent(pair.take_error(role)),
+            // The others do not end an attempt.
+            Action::Fail(role) => AttemptResult::Failed(pair.take_error(role)),
+            other => {
+                debug_assert!(false, "{other:?} decides no attempt");
+                AttemptResult::Failed(Error::Internal)
+            }
         }
     }
 
     /// The requests to prefill and to decode, which share one body.
-    fn leg_requests(&self, attempt: &Attempt<'_>) -> (OutgoingRequest, OutgoingRequest) {
+    fn leg_requests(&self, attempt: &Attempt<'_>, bootstrap_room: u64) -> [OutgoingRequest; 2] {
         let ReadRequest { upstream_head, body, shape, .. } = self.request;
         let (prefill, decode) = (attempt.pair.prefill(), attempt.pair.decode());
         let fields = prefill.bootstrap().expect("a prefill server has bootstrap fields");
-        // A new room for each attempt: two live requests in one room crash both schedulers (sglang #40125),
-        // and the last attempt may still be live on its servers. Decode takes room 0 for "not arrived yet".
-        let body = body.with_bootstrap(&shape.edit, fields, fastrand::u64(1..=MAX_BOOTSTRAP_ROOM));
+        let body = body.with_bootstrap(&shape.edit, fields, bootstrap_room);
         let lines = |role| attempt.trace_headers(role);
         // Prefill's response is always read: it may be a refusal, also inside a stream.
         let to_prefill =
@@ -215,218 +235,78 @@ impl Exchange<'_> {
             Some(_) => upstream_head.for_readable_response(decode.host_header(), lines(Role::Decode), &body),
             None => upstream_head.for_backend(decode.host_header(), lines(Role::Decode), &body),
         };
-        (to_prefill, to_decode)
+        [to_prefill, to_decode]
     }
 
-    /// Sends the request to one pair. If this fails, both legs have ended.
-    async fn attempt(
-        &self,
-        attempt: &Attempt<'_>,
-        (on_prefill, on_decode): Legs,
-        connection: ConnectionChoice,
-        timer: &mut Timer,
-    ) -> Result<AttemptResult, Error> {
-        let (to_prefill, to_decode) = self.leg_requests(attempt);
-        let collect = self.request.collect_limits();
-        let (on_prefill, on_decode) = (attempt.begin_leg(on_prefill), attempt.begin_leg(on_decode));
-        let prefill = run_prefill(Arc::clone(self.pools), on_prefill, to_prefill, connection, collect);
-        let mut prefill = PrefillLeg::Running(prefill);
-        let mut timer = DeadlineTimer { deadline: self.request.deadline, timer };
-        // Both at once: prefill responds only after decode has connected to it and taken the KV cache, so one
-        // leg after the other would wait for SGLang's own timeout of 300 s.
-        let winner = {
-            // Pinned here: passed by value, the future would be copied at every step to where it is polled.
-            let decode = Leg::start(self.pools, on_decode, to_decode, connection, Some(&mut timer));
-            prefill.race(pin!(decode)).await?
+    /// Passes on the response of one server.
+    fn relay(&self, mut pair: LegPair, source: Role) -> AttemptResult {
+        let (head, held) = pair.take_response(source);
+        let (is_success, is_stream) = (head.status.is_success(), head.is_event_stream);
+        let time_limit = if is_success {
+            self.time_limit(is_stream)
+        } else {
+            TimeLimit::new(Deadline::from_now(MAX_REFUSAL_PAUSE), Some(MAX_REFUSAL_PAUSE))
         };
-        let (head, leg) = match winner {
-            RaceWinner::Decode(response) => response,
-            RaceWinner::PrefillError(response) => return Ok(AttemptResult::prefill_error(response)),
-        };
-        if !head.status.is_success() {
-            // Prefill is dropped with it: no one takes its KV cache.
-            return Ok(self.decode_error(head, leg));
-        }
-        let Some(merge) = self.request.shape.merge else {
-            return self.pass_through(prefill, head, leg, timer).await;
-        };
-        let body = match prefill.end().await? {
-            PrefillEnd::Completed(body) => body,
-            PrefillEnd::ErrorResponse { response, .. } => return Ok(AttemptResult::prefill_error(response)),
-        };
-        attempt.set_merged();
-        // Boxed: few requests need a merge, and the others would have a larger future.
-        let merged = Box::pin(self.merge(attempt.pair, merge, &body, head, leg, timer));
-        merged.await.map(AttemptResult::Response)
-    }
-
-    /// Decode's error response, which is passed on as it arrives, within the deadline.
-    fn decode_error(&self, head: ResponseHead, leg: Leg) -> AttemptResult {
-        let relay = Relay::pass_through(leg, None, self.time_limit(false, self.request.deadline));
-        let response = UpstreamResponse { head: head.into(), body: relay.into() };
-        AttemptResult::ErrorResponse(Role::Decode, response)
-    }
-
-    /// Makes the response of decode's alone. Until decode's body starts, the failure of either leg can still
-    /// become a response with an error status.
-    async fn pass_through(
-        &self,
-        mut prefill: PrefillLeg,
-        head: ResponseHead,
-        mut leg: Leg,
-        DeadlineTimer { deadline, timer }: DeadlineTimer<'_>,
-    ) -> Result<AttemptResult, Error> {
-        let is_stream = head.is_event_stream;
-        let grace = if is_stream { Instant::now() + FIRST_EVENT_GRACE } else { deadline.at };
-        let winner = {
-            let started = pin!(prefill.race(leg.body_started()));
-            timer.before(grace.min(deadline.at), started).await.transpose()?
-        };
-        match winner {
-            Some(RaceWinner::Decode(())) => {}
-            Some(RaceWinner::PrefillError(response)) => return Ok(AttemptResult::prefill_error(response)),
-            // The grace is over, but not the timeout: the client gets the head, and
-            // events when there are any.
-            None if grace < deadline.at => {}
-            None => return Err(leg.record_failure(Cause::Timeout(deadline.timeout))),
-        }
-        let prefill = match prefill {
-            // The head is due and decode is silent: an error status is worth more than the rest of its grace.
-            PrefillLeg::HiddenError(response, _) if !leg.has_body_started() => {
-                return Ok(AttemptResult::prefill_error(response));
-            }
-            PrefillLeg::Running(run) => Some(run),
-            PrefillLeg::Completed(_) | PrefillLeg::HiddenError(..) => None,
-        };
-        let relay = Relay::pass_through(leg, prefill, self.time_limit(is_stream, deadline));
+        let relay = Relay::pass_through(pair, source, held, time_limit);
         // An error event in plain text cannot be read behind a body in a coding.
-        let takes_events = is_stream && !headers::is_encoded(&head.headers);
+        let takes_events = is_success && is_stream && !headers::is_encoded(&head.headers);
         let body = relay.with_event_stream(takes_events).into();
-        Ok(AttemptResult::Response(UpstreamResponse { head: head.into(), body }))
+        let response = UpstreamResponse { head: head.into(), body };
+        if is_success {
+            AttemptResult::Response(response)
+        } else {
+            AttemptResult::ErrorResponse(source, response)
+        }
     }
 
-    fn time_limit(&self, is_stream: bool, deadline: Deadline) -> TimeLimit {
-        TimeLimit::new(deadline, is_stream.then_some(self.request.limits.stream_idle_timeout))
+    fn time_limit(&self, is_stream: bool) -> TimeLimit {
+        let idle = is_stream.then_some(self.request.limits.stream_idle_timeout);
+        TimeLimit::new(self.request.deadline, idle)
     }
 
     /// Makes the response to a request for prompt logprobs, from both servers' responses.
-    async fn merge(
-        &self,
-        pair: &ServerPair,
-        merge: Merge,
-        prefill: &Bytes,
-        head: ResponseHead,
-        leg: Leg,
-        mut deadline: DeadlineTimer<'_>,
-    ) -> Result<UpstreamResponse, Error> {
-        let unmergeable = |server: &Arc<Backend>, what| Error::upstream(server, Cause::Unmergeable(what));
-        let lists = PromptLogprobs::read(merge, prefill)
-            .map_err(|error| unmergeable(pair.prefill(), error.reason))?;
+    async fn merge(&self, mut pair: LegPair) -> UpstreamResponse {
+        let (head, held) = pair.take_response(Role::Decode);
         let is_stream = head.is_event_stream;
-        if headers::unreadable_encoding(&head.headers).is_some() {
-            return Err(unmergeable(pair.decode(), "the response is compressed"));
-        }
-        let max = self.request.limits.max_merge_size;
         let mut head = ClientResponseHead::from(head);
+        let lists = pair.take_lists().expect("a merge begins when the lists are read");
         if is_stream {
             // The events grow by prefill's logprobs, by how much is not known before the last one.
             head.remove(&CONTENT_LENGTH);
-            let time_limit = self.time_limit(true, deadline.deadline);
-            let relay = Relay::merging(leg, lists.into_splicer(max), time_limit);
-            return Ok(UpstreamResponse { head, body: relay.with_event_stream(true).into() });
+            let splicer = lists.into_splicer(self.request.limits.max_merge_size);
+            let relay = Relay::merging(pair, held, splicer, self.time_limit(true));
+            return UpstreamResponse { head, body: relay.with_event_stream(true).into() };
         }
-        let body = lists.splice_body(&leg.collect(max, Some(&mut deadline)).await?);
+        pair.finish(Role::Decode);
+        let body = merge::splice(lists, held).await;
         head.set(CONTENT_LENGTH, HeaderValue::from(body.len()));
-        Ok(UpstreamResponse { head, body: Relay::buffered(body).into() })
+        UpstreamResponse { head, body: Relay::buffered(body).into() }
     }
 }
 
-/// What a pair responded to one attempt.
+/// What became of one attempt.
 enum AttemptResult {
     /// A response with a status of success. Of a stream it is only the start.
     Response(UpstreamResponse),
     /// The error response of one server, of which nothing has been sent to the client.
     ErrorResponse(Role, UpstreamResponse),
+    /// A server could not be connected, and nothing was written to either.
+    Unsent(Error),
+    Failed(Error),
 }
 
 impl AttemptResult {
-    fn prefill_error(ErrorResponse { mut head, body }: ErrorResponse) -> Self {
-        // The body was read whole, whatever its framing was, or is one event of a stream.
-        head.set(CONTENT_LENGTH, HeaderValue::from(body.len()));
-        Self::ErrorResponse(Role::Prefill, UpstreamResponse { head, body: Relay::buffered(body).into() })
-    }
-
-    fn into_response(self) -> UpstreamResponse {
+    fn into_response(self) -> Result<UpstreamResponse, Error> {
         match self {
-            Self::Response(response) | Self::ErrorResponse(_, response) => response,
+            Self::Response(response) | Self::ErrorResponse(_, response) => Ok(response),
+            Self::Unsent(error) | Self::Failed(error) => Err(error),
         }
     }
-}
 
-/// How long the head of a stream waits for the first event, so that a failure in this time has an error
-/// status. SGLang sends the head of a `/generate` stream before it does any work, so the client loses nothing
-/// by the wait.
-const FIRST_EVENT_GRACE: Duration = Duration::from_millis(100);
-
-/// How long decode may still respond after an error event of prefill. Both servers reject a prompt that is
-/// too long, for example, and then decode's response is the one that a single server would send.
-const HIDDEN_ERROR_GRACE: Duration = Duration::from_millis(100);
-
-/// Which leg decides the response.
-enum RaceWinner<T> {
-    /// Decode has what was waited for.
-    Decode(T),
-    /// Prefill has responded with an error.
-    PrefillError(ErrorResponse),
-}
-
-/// The prefill leg while decode's response is waited for.
-enum PrefillLeg {
-    Running(PrefillRun),
-    /// With the response's body, for a merge.
-    Completed(Bytes),
-    /// It has failed inside a 200. Decode has until the end of [`HIDDEN_ERROR_GRACE`].
-    HiddenError(ErrorResponse, Pin<Box<Sleep>>),
-}
-
-impl PrefillLeg {
-    /// Waits for `decode`, or for prefill to fail. Both are polled in the request's own task.
-    async fn race<T>(
-        &mut self,
-        decode: impl Future<Output = Result<T, Error>>,
-    ) -> Result<RaceWinner<T>, Error> {
-        let mut decode = pin!(decode);
-        std::future::poll_fn(|cx| {
-            // Prefill first: without its KV cache decode waits for 300 s, so its failure decides.
-            if let Self::Running(run) = self
-                && let Poll::Ready(end) = Pin::new(run).poll(cx)
-            {
-                match end? {
-                    PrefillEnd::Completed(body) => *self = Self::Completed(body),
-                    PrefillEnd::ErrorResponse { response, hidden: false } => {
-                        return Poll::Ready(Ok(RaceWinner::PrefillError(response)));
-                    }
-                    PrefillEnd::ErrorResponse { response, hidden: true } => {
-                        *self = Self::HiddenError(response, Box::pin(sleep(HIDDEN_ERROR_GRACE)));
-                    }
-                }
-            }
-            if let Poll::Ready(result) = decode.as_mut().poll(cx) {
-                return Poll::Ready(result.map(RaceWinner::Decode));
-            }
-            let Self::HiddenError(response, grace) = self else { return Poll::Pending };
-            ready!(grace.as_mut().poll(cx));
-            Poll::Ready(Ok(RaceWinner::PrefillError(std::mem::take(response))))
-        })
-        .await
-    }
-
-    /// Waits for the end of the leg.
-    async fn end(self) -> Result<PrefillEnd, Error> {
+    fn unsent_error(&self) -> Option<&Error> {
         match self {
-            Self::Running(run) => run.await,
-            Self::Completed(body) => Ok(PrefillEnd::Completed(body)),
-            Self::HiddenError(response, _) => Ok(PrefillEnd::ErrorResponse { response, hidden: true }),
+            Self::Unsent(error) => Some(error),
+            _ => None,
         }
     }
 }

@@ -1,220 +1,455 @@
-//! A leg: the part of a request that runs on one of its two servers.
+//! A leg: the part of a request that runs on one of its two servers, from the connection to the end of the
+//! response.
 //!
-//! A leg that is dropped closes its connection, which SGLang takes as an abort. The connection returns to its
-//! pool only after the body has ended. Which pair serves, whether to retry, and what the client receives is
-//! decided in [`exchange`](super::exchange) and [`relay`](super::relay).
+//! A leg that is closed or dropped closes its connection, which SGLang takes as an abort. The connection
+//! returns to its pool only after the body has ended, or if nothing was written to it. What an event of a leg
+//! means for the request is decided in [`decision`](super::decision).
 
-use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::StatusCode;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use tokio::time::Instant;
 
+use super::decision::LegEvent;
 use crate::error::{Cause, Error};
-use crate::http1::{BodyProgress, OutgoingRequest, ResponseHead};
+use crate::http1::{OutgoingRequest, ResponseHead, SendError};
 use crate::observe::record::LegRecord;
-use crate::timer::Timer;
-use crate::upstream::{Backend, Lease, Outcome, Pools};
+use crate::upstream::{Backend, DialError, Lease, Outcome, Pools, Role};
 use crate::wire::client_response::ClientResponseHead;
+use crate::wire::headers;
 use crate::wire::sse::{EventSplitter, EventTooLarge};
 use crate::wire::stream_error;
 
-/// Which connections a leg may use.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum ConnectionChoice {
-    /// An idle connection of the pool if there is one, otherwise a new one.
-    Any,
-    /// A new connection: a pooled one was stale, and the others may have been idle for as long.
-    New,
-}
+/// How long after its request was written a kept-alive connection that ends without a byte counts as closed
+/// while it was idle: the server's close was on its way when the request was written. That takes at most one
+/// round trip, and the rest is for a busy machine. A server that ends later may have run the request.
+const IDLE_CLOSE_RACE: Duration = Duration::from_millis(25);
 
-/// The moment at which a timeout ends.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Deadline {
-    pub(super) at: Instant,
-    /// The whole timeout, for the error message.
-    pub(super) timeout: Duration,
-}
+/// Largest event of a prefill server's stream that is searched for an error, which has a few hundred bytes.
+const MAX_ERROR_EVENT: usize = 1 << 20;
 
-impl Deadline {
-    pub(super) fn from_now(timeout: Duration) -> Self {
-        Self::since(Instant::now(), timeout)
-    }
-
-    pub(super) fn since(start: Instant, timeout: Duration) -> Self {
-        Self { at: start + timeout, timeout }
-    }
-}
-
-/// A deadline, and the timer to wait for it with.
-pub(super) struct DeadlineTimer<'a> {
-    pub(super) deadline: Deadline,
-    pub(super) timer: &'a mut Timer,
-}
-
-/// Waits for `future` until the deadline, if there is one.
-async fn before<T>(
-    deadline: Option<&mut DeadlineTimer<'_>>,
-    future: Pin<&mut impl Future<Output = T>>,
-) -> Result<T, Cause> {
-    let Some(DeadlineTimer { deadline, timer }) = deadline else { return Ok(future.await) };
-    timer.before(deadline.at, future).await.ok_or(Cause::Timeout(deadline.timeout))
-}
-
-/// A leg whose response head has been read.
+/// One leg.
 pub(super) struct Leg {
-    lease: Lease,
-    record: LegRecord,
+    backend: Arc<Backend>,
+    /// `None`: the leg is over.
+    record: Option<LegRecord>,
+    connection: Connection,
+    /// When the request was written to a kept-alive connection.
+    sent_at: Option<Instant>,
+    head: Option<ResponseHead>,
+    body: Reading,
     /// The leg's outcome if the response is read to its end.
     outcome: Outcome,
+    failure: Option<Cause>,
+    hidden_error: Option<HiddenError>,
+}
+
+enum Connection {
+    /// From the pool, and not reported yet.
+    Idle(Lease),
+    /// Boxed: most legs find an idle connection.
+    Opening(Pin<Box<dyn Future<Output = Result<Lease, DialError>> + Send>>),
+    /// Open. Nothing was written yet.
+    Open(Lease),
+    /// The request is being written, or its response awaited.
+    Sent(Lease),
+    Responding(Lease),
+    /// The body has been read to its end.
+    Ended(Lease),
+    Closed,
+}
+
+/// What happens to the response's body before it is relayed.
+pub(super) enum Reading {
+    /// Its first data is awaited, and stays in the connection.
+    Peek,
+    /// It is discarded.
+    Discard(ErrorSearch),
+    /// It is held for a merge.
+    Hold(Box<HeldBody>),
+}
+
+/// A body that is held in memory.
+pub(super) struct HeldBody {
+    pieces: Vec<Bytes>,
+    length: usize,
+    limit: usize,
+    /// At the limit reading pauses. Otherwise the body is too large.
+    pauses: bool,
+    errors: ErrorSearch,
+}
+
+/// The search for an error event in a stream.
+pub(super) enum ErrorSearch {
+    /// It has not begun: it is not known whether the body is a stream.
+    Pending,
+    Running(Box<EventSplitter>),
+    /// The body is no stream, or an event of it is too large to be an error.
+    Off,
+}
+
+/// An error inside a response with status 200: the status it should have had, and the JSON of the event.
+struct HiddenError {
+    status: StatusCode,
+    json: Bytes,
+}
+
+/// A response that is held as a whole.
+pub(super) struct HeldResponse {
+    pub(super) head: ClientResponseHead,
+    pub(super) body: Bytes,
 }
 
 impl Leg {
-    /// Takes a connection, sends the request, and reads the head of the response.
-    pub(super) async fn start(
-        pools: &Pools,
-        mut record: LegRecord,
-        request: OutgoingRequest,
-        connection: ConnectionChoice,
-        deadline: Option<&mut DeadlineTimer<'_>>,
-    ) -> Result<(ResponseHead, Self), Error> {
-        let sent = {
-            let sent = pin!(send(pools, record.backend(), request, connection));
-            before(deadline, sent).await.flatten()
+    /// A leg that takes an idle connection, or opens a new one when it is polled.
+    pub(super) fn new(pools: &Arc<Pools>, record: LegRecord, body: Reading) -> Self {
+        let backend = Arc::clone(record.backend());
+        let connection = match pools.take_idle(&backend) {
+            Some(lease) => Connection::Idle(lease),
+            None => open(pools, &backend),
         };
-        let (lease, head) = match sent {
-            Ok(sent) => sent,
-            Err(cause) => return Err(record_failure(&mut record, cause)),
+        Self {
+            backend,
+            record: Some(record),
+            connection,
+            sent_at: None,
+            head: None,
+            body,
+            outcome: Outcome::Completed,
+            failure: None,
+            hidden_error: None,
+        }
+    }
+
+    pub(super) fn backend(&self) -> &Arc<Backend> {
+        &self.backend
+    }
+
+    /// Looks whether the connection has been closed while the partner's was awaited.
+    pub(super) fn check_connection(&mut self) -> Result<(), LegEvent> {
+        let Connection::Open(lease) = &mut self.connection else { return Ok(()) };
+        if lease.is_usable() {
+            return Ok(());
+        }
+        if lease.is_reused() {
+            return Err(LegEvent::Stale);
+        }
+        // A server that closes new connections takes none.
+        self.set_failure(DialError::Io(std::io::ErrorKind::ConnectionAborted.into()).into());
+        Err(LegEvent::ConnectFailed)
+    }
+
+    /// Opens a new connection in place of a stale one.
+    pub(super) fn reconnect(&mut self, pools: &Arc<Pools>) {
+        self.failure = None;
+        if let Some(record) = &self.record {
+            record.connection_was_stale();
+        }
+        self.connection = open(pools, &self.backend);
+    }
+
+    /// Begins to write the request, which goes on as the leg is polled.
+    pub(super) fn send(&mut self, request: OutgoingRequest) {
+        let Connection::Open(mut lease) = std::mem::replace(&mut self.connection, Connection::Closed) else {
+            return;
         };
-        record.response_head_received(lease.write_timing(), lease.body_progress());
-        let outcome = outcome(head.status);
-        if !head.status.is_success() {
-            // The status settles the outcome: dropping the rest of an error response is not a cancelled leg.
+        self.sent_at = lease.is_reused().then(Instant::now);
+        lease.begin(request);
+        self.connection = Connection::Sent(lease);
+    }
+
+    /// The next event. There is none while the leg waits for its partner.
+    pub(super) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<LegEvent> {
+        match &mut self.connection {
+            Connection::Idle(_) => {
+                if let Connection::Idle(lease) = std::mem::replace(&mut self.connection, Connection::Closed) {
+                    self.connection = Connection::Open(lease);
+                }
+                Poll::Ready(LegEvent::Connected)
+            }
+            Connection::Opening(opening) => {
+                let opened = ready!(opening.as_mut().poll(cx));
+                Poll::Ready(self.opened(opened))
+            }
+            Connection::Sent(lease) => {
+                let head = ready!(lease.poll_head(cx));
+                Poll::Ready(self.head_received(head))
+            }
+            Connection::Responding(_) => self.poll_body(cx),
+            Connection::Open(_) | Connection::Ended(_) | Connection::Closed => Poll::Pending,
+        }
+    }
+
+    fn opened(&mut self, opened: Result<Lease, DialError>) -> LegEvent {
+        match opened {
+            Ok(lease) => {
+                self.connection = Connection::Open(lease);
+                LegEvent::Connected
+            }
+            Err(error) => {
+                self.set_failure(error.into());
+                LegEvent::ConnectFailed
+            }
+        }
+    }
+
+    fn head_received(&mut self, result: Result<ResponseHead, SendError>) -> LegEvent {
+        let head = match result {
+            Ok(head) => head,
+            Err(SendError { cause, unanswered: true }) if self.is_idle_close() => {
+                self.failure = Some(cause.into());
+                self.connection = Connection::Closed;
+                return LegEvent::Stale;
+            }
+            Err(error) => {
+                self.set_failure(error.cause.into());
+                return LegEvent::Broken;
+            }
+        };
+        let sent = std::mem::replace(&mut self.connection, Connection::Closed);
+        if let (Connection::Sent(lease), Some(record)) = (sent, &mut self.record) {
+            record.response_head_received(lease.write_timing(), lease.body_progress());
+            self.connection = Connection::Responding(lease);
+        }
+        self.outcome = outcome(head.status);
+        let (is_accepted, is_stream) = (head.status.is_success(), head.is_event_stream);
+        if !is_accepted {
+            // The status settles the outcome: closing the rest of an error response is no cancellation.
+            self.set_outcome(self.outcome);
+        } else if let Reading::Discard(errors) = &mut self.body {
+            errors.begin(is_stream);
+        } else if let Reading::Hold(held) = &mut self.body {
+            held.errors.begin(is_stream);
+            // Decode's events need not be complete to be merged, prefill's must.
+            held.pauses = is_stream && self.backend.role() == Role::Decode;
+            if headers::unreadable_encoding(&head.headers).is_some() {
+                self.set_failure(Cause::Unmergeable("the response is compressed"));
+                return LegEvent::Broken;
+            }
+        }
+        self.head = Some(head);
+        if is_accepted { LegEvent::Accepted { is_stream } } else { LegEvent::Refused }
+    }
+
+    fn is_idle_close(&self) -> bool {
+        self.sent_at.is_some_and(|sent| sent.elapsed() <= IDLE_CLOSE_RACE)
+    }
+
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<LegEvent> {
+        let Connection::Responding(lease) = &mut self.connection else { return Poll::Pending };
+        if matches!(self.body, Reading::Peek) {
+            let started = ready!(lease.poll_body_started(cx));
+            let is_empty = lease.is_ended();
+            return Poll::Ready(match started {
+                Ok(()) => {
+                    self.data_received();
+                    if is_empty { LegEvent::Ended } else { LegEvent::Data }
+                }
+                Err(error) => self.broken(error.into()),
+            });
+        }
+        loop {
+            // What is over the limit waits in the connection until the merge takes what is held.
+            if self.is_full() {
+                return Poll::Pending;
+            }
+            let Connection::Responding(lease) = &mut self.connection else { return Poll::Pending };
+            match ready!(lease.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    self.data_received();
+                    if let Some(event) = self.take(data) {
+                        return Poll::Ready(event);
+                    }
+                }
+                Some(Err(error)) => return Poll::Ready(self.broken(error.into())),
+                None => break,
+            }
+        }
+        // The end is reported once: the leg may wait for its partner after it.
+        if let Connection::Responding(lease) = std::mem::replace(&mut self.connection, Connection::Closed) {
+            self.connection = Connection::Ended(lease);
+        }
+        Poll::Ready(LegEvent::Ended)
+    }
+
+    fn broken(&mut self, cause: Cause) -> LegEvent {
+        self.set_failure(cause);
+        LegEvent::Broken
+    }
+
+    fn data_received(&self) {
+        if let Some(record) = &self.record {
+            record.body_received();
+        }
+    }
+
+    /// Keeps or discards a piece of the body, and looks for an error in it.
+    fn take(&mut self, data: Bytes) -> Option<LegEvent> {
+        let errors = match &mut self.body {
+            Reading::Peek => return None,
+            Reading::Discard(errors) => errors,
+            Reading::Hold(held) => {
+                held.length += data.len();
+                held.pieces.push(data.clone());
+                if held.length > held.limit && !held.pauses {
+                    let limit = held.limit;
+                    return Some(self.broken(Cause::TooLarge { limit }));
+                }
+                &mut held.errors
+            }
+        };
+        let error = errors.find(data)?;
+        self.hidden_error = Some(error);
+        // The rest of the stream stays unread, and the request has failed: closing aborts nothing.
+        if self.backend.role() == Role::Prefill {
+            self.disconnect(Outcome::Refused);
+        }
+        Some(LegEvent::ErrorEvent)
+    }
+
+    /// Whether a stream that is held has reached its limit.
+    fn is_full(&self) -> bool {
+        matches!(&self.body, Reading::Hold(held) if held.length > held.limit)
+    }
+
+    /// The next data of a body that is relayed.
+    pub(super) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
+        let Connection::Responding(lease) = &mut self.connection else { return Poll::Ready(None) };
+        let data = ready!(lease.poll_data(cx));
+        match data {
+            Some(Ok(data)) => {
+                // For every piece, but the record reads the clock for the first one only.
+                self.data_received();
+                Poll::Ready(Some(Ok(data)))
+            }
+            Some(Err(error)) => Poll::Ready(Some(Err(self.fail_with(error.into())))),
+            None => Poll::Ready(None),
+        }
+    }
+
+    /// Takes the response's head.
+    pub(super) fn take_head(&mut self) -> ResponseHead {
+        self.head.take().unwrap_or_default()
+    }
+
+    /// Takes what was held of the body.
+    pub(super) fn take_held(&mut self) -> Vec<Bytes> {
+        match std::mem::replace(&mut self.body, Reading::Peek) {
+            Reading::Hold(held) => held.pieces,
+            Reading::Peek | Reading::Discard(_) => Vec::new(),
+        }
+    }
+
+    /// The response that the server would have sent, had it failed before its head was out.
+    pub(super) fn take_hidden_error(&mut self) -> HeldResponse {
+        let mut head = ClientResponseHead::from(self.take_head());
+        let Some(HiddenError { status, json }) = self.hidden_error.take() else {
+            return HeldResponse { head, body: Bytes::new() };
+        };
+        head.set_status(status);
+        head.set(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        head.set(CONTENT_LENGTH, HeaderValue::from(json.len()));
+        HeldResponse { head, body: json }
+    }
+
+    /// The status of the response, or that of the error in it.
+    pub(super) fn status(&self) -> Option<StatusCode> {
+        let hidden = self.hidden_error.as_ref().map(|error| error.status);
+        hidden.or(self.head.as_ref().map(|head| head.status))
+    }
+
+    /// Ends a leg whose body has ended: records the outcome and returns the connection to its pool.
+    pub(super) fn park(&mut self) {
+        self.set_outcome(self.outcome);
+        match std::mem::replace(&mut self.connection, Connection::Closed) {
+            Connection::Responding(lease) | Connection::Ended(lease) => lease.park(),
+            _ => {}
+        }
+        self.record = None;
+    }
+
+    /// Closes the leg: its server aborts. A connection to which nothing was written returns to its pool.
+    pub(super) fn close(&mut self) {
+        self.record_write_time();
+        match std::mem::replace(&mut self.connection, Connection::Closed) {
+            Connection::Idle(lease) | Connection::Open(lease) => lease.park(),
+            _ => {}
+        }
+        self.record = None;
+    }
+
+    /// The error of a leg that has failed.
+    pub(super) fn take_failure(&mut self) -> Option<Error> {
+        self.failure.take().map(|cause| self.fail_with(cause))
+    }
+
+    /// Fails the leg for this reason, and makes the error of it.
+    pub(super) fn fail_with(&mut self, cause: Cause) -> Error {
+        self.disconnect(cause.outcome());
+        Error::upstream(&self.backend, cause)
+    }
+
+    pub(super) fn set_failure(&mut self, cause: Cause) {
+        self.disconnect(cause.outcome());
+        self.failure = Some(cause);
+    }
+
+    /// Closes the connection of a leg that has failed.
+    fn disconnect(&mut self, outcome: Outcome) {
+        self.set_outcome(outcome);
+        self.record_write_time();
+        self.connection = Connection::Closed;
+    }
+
+    fn set_outcome(&mut self, outcome: Outcome) {
+        if let Some(record) = &mut self.record {
             record.set_outcome(outcome);
         }
-        Ok((head, Self { lease, record, outcome }))
     }
 
-    /// The next data of the body.
-    pub(super) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
-        let data = ready!(self.lease.poll_data(cx));
-        // For every chunk, but the record reads the clock for the first one only.
-        if let Some(Ok(_)) = data {
-            self.record.body_received();
+    /// Records when the request was written, if no head ever said so.
+    fn record_write_time(&mut self) {
+        if let (Connection::Sent(lease), Some(record)) = (&self.connection, &self.record) {
+            record.request_written(lease.write_timing());
         }
-        Poll::Ready(data.map(|data| data.map_err(|error| self.record_failure(error))))
-    }
-
-    /// Waits for the first data, or for the end of an empty body. [`poll_data`](Self::poll_data) still
-    /// returns both.
-    pub(super) async fn body_started(&mut self) -> Result<(), Error> {
-        match self.lease.body_started().await {
-            Ok(()) => {
-                self.record.body_received();
-                Ok(())
-            }
-            Err(error) => Err(self.record_failure(error)),
-        }
-    }
-
-    /// Reads the whole body, of at most `max` bytes, and parks the connection.
-    pub(super) async fn collect(
-        mut self,
-        max: usize,
-        deadline: Option<&mut DeadlineTimer<'_>>,
-    ) -> Result<Bytes, Error> {
-        let body = self.read_body(max, deadline).await?;
-        self.park();
-        Ok(body)
-    }
-
-    async fn read_body(
-        &mut self,
-        max: usize,
-        deadline: Option<&mut DeadlineTimer<'_>>,
-    ) -> Result<Bytes, Error> {
-        let result = before(deadline, pin!(self.lease.collect(max))).await;
-        match result {
-            Ok(Ok(body)) => Ok(body),
-            Ok(Err(error)) => Err(self.record_failure(error)),
-            Err(timeout) => Err(self.record_failure(timeout)),
-        }
-    }
-
-    /// Reads the body to its end, discards it, and parks the connection. Stops at an error event, if the body
-    /// is an event stream, and returns it.
-    async fn drain(mut self, is_event_stream: bool) -> Result<Option<HiddenError>, Error> {
-        let mut events = is_event_stream.then(|| EventSplitter::new(MAX_ERROR_RESPONSE));
-        while let Some(data) = poll_fn(|cx| self.poll_data(cx)).await.transpose()? {
-            let Some(unread) = &mut events else { continue };
-            unread.push(data);
-            match next_error(unread) {
-                Ok(None) => {}
-                Ok(Some(error)) => {
-                    // Not parked: the rest of the stream is unread. The request has failed,
-                    // so closing aborts nothing.
-                    self.record.set_outcome(Outcome::Refused);
-                    return Ok(Some(error));
-                }
-                // An error event is a few hundred bytes. One of over 1 MiB is something else, and the rest of
-                // the stream is drained without a search.
-                Err(EventTooLarge { .. }) => events = None,
-            }
-        }
-        self.park();
-        Ok(None)
-    }
-
-    /// Whether some of the body has been read, or all of an empty one.
-    pub(super) fn has_body_started(&self) -> bool {
-        self.lease.body_progress() != BodyProgress::None
-    }
-
-    /// Records the outcome and returns the connection to its pool. Only for a leg whose body has ended.
-    pub(super) fn park(mut self) {
-        self.record.set_outcome(self.outcome);
-        self.lease.park();
-    }
-
-    /// Records why the leg failed, and makes the error of it. The connection closes when the leg is dropped.
-    pub(super) fn record_failure(&mut self, cause: impl Into<Cause>) -> Error {
-        record_failure(&mut self.record, cause.into())
     }
 
     /// Whether the body has been read to its end.
     pub(super) fn is_ended(&self) -> bool {
-        self.lease.is_ended()
+        match &self.connection {
+            Connection::Responding(lease) => lease.is_ended(),
+            _ => true,
+        }
     }
 
     /// Unread bytes of a body with a `Content-Length`.
     pub(super) fn remaining(&self) -> Option<u64> {
-        self.lease.remaining()
+        match &self.connection {
+            Connection::Responding(lease) => lease.remaining(),
+            _ => Some(0),
+        }
+    }
+
+    /// The id of the request, for log lines after its end.
+    pub(super) fn request_id(&self) -> Option<&str> {
+        self.record.as_ref()?.request_id()
     }
 }
 
-async fn send(
-    pools: &Pools,
-    backend: &Backend,
-    request: OutgoingRequest,
-    connection: ConnectionChoice,
-) -> Result<(Lease, ResponseHead), Cause> {
-    let mut lease = match connection {
-        ConnectionChoice::Any => pools.lease(backend).await?,
-        // Boxed: only retries take this path, and dialling would enlarge the future of every leg.
-        ConnectionChoice::New => Box::pin(pools.lease_new(backend)).await?,
-    };
-    let head = lease.send(request).await?;
-    Ok((lease, head))
+impl Drop for Leg {
+    fn drop(&mut self) {
+        self.close();
+    }
 }
 
-fn record_failure(record: &mut LegRecord, cause: Cause) -> Error {
-    record.set_outcome(cause.outcome());
-    Error::upstream(record.backend(), cause)
+fn open(pools: &Arc<Pools>, backend: &Arc<Backend>) -> Connection {
+    let (pools, backend) = (Arc::clone(pools), Arc::clone(backend));
+    Connection::Opening(Box::pin(async move { pools.open(&backend).await }))
 }
 
 /// The outcome of a leg whose response is complete.
@@ -229,59 +464,31 @@ fn outcome(status: StatusCode) -> Outcome {
     }
 }
 
-/// Largest error response of a prefill server that is passed on to the client.
-const MAX_ERROR_RESPONSE: usize = 1 << 20;
-
-/// How a prefill leg ended, if its response could be read.
-pub(super) enum PrefillEnd {
-    /// With the response's body, which is empty if it was not collected.
-    Completed(Bytes),
-    /// With an error. `hidden`: the status was 200, and the error was an event of the stream.
-    ErrorResponse { response: ErrorResponse, hidden: bool },
-}
-
-/// A server's response with an error status.
-#[derive(Debug, Default)]
-pub(super) struct ErrorResponse {
-    pub(super) head: ClientResponseHead,
-    pub(super) body: Bytes,
-}
-
-/// A prefill leg in flight.
-pub(super) struct PrefillRun {
-    backend: Arc<Backend>,
-    /// Boxed because it moves while it runs: it is polled beside decode's head, then with the response's
-    /// body, and last in a task of its own if decode finishes first.
-    future: Pin<Box<dyn Future<Output = Result<PrefillEnd, Error>> + Send>>,
-}
-
-impl PrefillRun {
-    pub(super) fn backend(&self) -> &Arc<Backend> {
-        &self.backend
+impl HeldBody {
+    pub(super) fn new(limit: usize) -> Box<Self> {
+        Box::new(Self { pieces: Vec::new(), length: 0, limit, pauses: false, errors: ErrorSearch::Pending })
     }
 }
 
-impl Future for PrefillRun {
-    type Output = Result<PrefillEnd, Error>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.future.as_mut().poll(cx)
+impl ErrorSearch {
+    fn begin(&mut self, is_event_stream: bool) {
+        *self = if is_event_stream {
+            Self::Running(Box::new(EventSplitter::new(MAX_ERROR_EVENT)))
+        } else {
+            Self::Off
+        };
     }
-}
 
-/// An error inside a response with status 200: the status it should have had, and the JSON of the event.
-struct HiddenError {
-    status: StatusCode,
-    json: Bytes,
-}
-
-impl HiddenError {
-    /// Makes the response that the server would have sent, had it failed before its head was out.
-    fn into_end(self, head: ResponseHead) -> PrefillEnd {
-        let mut head = ClientResponseHead::from(head);
-        head.set_status(self.status);
-        head.set(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        PrefillEnd::ErrorResponse { response: ErrorResponse { head, body: self.json }, hidden: true }
+    fn find(&mut self, data: Bytes) -> Option<HiddenError> {
+        let Self::Running(events) = self else { return None };
+        events.push(data);
+        match next_error(events) {
+            Ok(error) => error,
+            Err(EventTooLarge { .. }) => {
+                *self = Self::Off;
+                None
+            }
+        }
     }
 }
 
@@ -293,60 +500,4 @@ fn next_error(events: &mut EventSplitter) -> Result<Option<HiddenError>, EventTo
         }
     }
     Ok(None)
-}
-
-/// Bounds of a prefill response that is collected for a merge.
-#[derive(Clone, Copy)]
-pub(super) struct CollectLimits {
-    pub(super) max_bytes: usize,
-    pub(super) deadline: Deadline,
-}
-
-/// Makes a prefill leg, which starts when it is first polled. Without `limits` its response is drained: a
-/// prefill leg that is closed before it has responded aborts the KV transfer, and the request fails on
-/// decode. A drained leg has no deadline, because nothing waits for it.
-pub(super) fn run_prefill(
-    pools: Arc<Pools>,
-    record: LegRecord,
-    request: OutgoingRequest,
-    connection: ConnectionChoice,
-    limits: Option<CollectLimits>,
-) -> PrefillRun {
-    let backend = Arc::clone(record.backend());
-    let future = Box::pin(async move {
-        let mut timer = Timer::default();
-        let mut deadline =
-            limits.map(|limits| DeadlineTimer { deadline: limits.deadline, timer: &mut timer });
-        let (head, mut leg) = Leg::start(&pools, record, request, connection, deadline.as_mut()).await?;
-        if !head.status.is_success() {
-            // Read whole, because it is the response to the client if decode does not respond first.
-            let body = leg.collect(MAX_ERROR_RESPONSE, deadline.as_mut()).await?;
-            let response = ErrorResponse { head: head.into(), body };
-            return Ok(PrefillEnd::ErrorResponse { response, hidden: false });
-        }
-        let is_event_stream = head.is_event_stream;
-        let (body, error) = match limits {
-            Some(CollectLimits { max_bytes, .. }) => {
-                let body = leg.read_body(max_bytes, deadline.as_mut()).await?;
-                // The clone shares the bytes.
-                let error = if is_event_stream { error_in(body.clone()) } else { None };
-                if error.is_some() {
-                    // Counted as an error status would be: the server works, and rejects this request.
-                    leg.outcome = Outcome::Refused;
-                }
-                leg.park();
-                (body, error)
-            }
-            None => (Bytes::new(), leg.drain(is_event_stream).await?),
-        };
-        Ok(error.map_or(PrefillEnd::Completed(body), |error| error.into_end(head)))
-    });
-    PrefillRun { backend, future }
-}
-
-/// The error event of a stream that is all here, if it has one.
-fn error_in(body: Bytes) -> Option<HiddenError> {
-    let mut events = EventSplitter::new(body.len());
-    events.push(body);
-    next_error(&mut events).ok().flatten()
 }

@@ -1,11 +1,12 @@
-//! The body of a response: decode's bytes, passed on as soon as they arrive.
+//! The body of a response: the bytes of one leg, passed on as soon as they arrive.
 //!
 //! What is left of the prefill leg is drained here too, in the same task. Dropping a relay early closes both
 //! connections. Retries are over before there is a relay; how the bytes are framed for the client is for
 //! [`transport`](crate::transport).
 
+use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -13,23 +14,29 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use tracing::warn;
 
-use super::leg::{Deadline, Leg, PrefillEnd, PrefillRun};
+use super::decision::LegEvent;
+use super::leg::Leg;
+use super::leg_pair::{Deadline, LegPair, log_late_failure};
 use crate::error::{Cause, Error};
 use crate::observe::report::log_limit;
 use crate::timer::Timer;
-use crate::upstream::Backend;
+use crate::upstream::Role;
 use crate::wire::logprobs::StreamSplicer;
 use crate::wire::segments::SegmentedBytes;
+
+/// Longest pause in the body of an error response: a server that refuses has all of it at hand. The client
+/// has the status by then, and waits for the end.
+pub(super) const MAX_REFUSAL_PAUSE: Duration = Duration::from_secs(1);
 
 /// The body of a response on its way to the client.
 pub(crate) struct Relay {
     source: Source,
-    /// The prefill leg, if it was still in flight when the response started.
-    prefill: Option<PrefillRun>,
     time_limit: Option<TimeLimit>,
     /// The client reads server-sent events, so an error can be reported as one.
     is_event_stream: bool,
-    /// Some of decode's body has arrived.
+    /// The body has a `Content-Length`.
+    has_length: bool,
+    /// Some of the body has been passed on.
     started: bool,
     /// The last bytes that were passed on end an event.
     at_event_end: bool,
@@ -37,14 +44,23 @@ pub(crate) struct Relay {
 }
 
 /// Where the bytes come from.
+#[expect(clippy::large_enum_variant, reason = "a relay is boxed, and nearly all of them relay legs")]
 enum Source {
-    /// Decode's body, unchanged.
-    PassThrough(Leg),
-    /// Decode's events with prefill's logprobs inserted.
-    Merging(Box<(Leg, StreamSplicer)>),
+    Legs(Relayed),
     /// A body that is held in memory as a whole.
     Buffered(SegmentedBytes),
     Ended,
+}
+
+/// The legs of a response, and what is done with their bytes.
+struct Relayed {
+    pair: LegPair,
+    /// The leg whose bytes the client gets.
+    source: Role,
+    /// What was read before the response started.
+    held: VecDeque<Bytes>,
+    /// Inserts prefill's logprobs into decode's events.
+    splicer: Option<Box<StreamSplicer>>,
 }
 
 /// How long a body may take, or how long a stream may pause.
@@ -100,34 +116,40 @@ impl Failure {
 }
 
 impl Relay {
-    fn new(source: Source, prefill: Option<PrefillRun>, time_limit: Option<TimeLimit>) -> Self {
+    fn new(source: Source, time_limit: Option<TimeLimit>) -> Self {
+        let has_length = source.size_hint().exact().is_some();
         Self {
             source,
-            prefill,
             time_limit,
             is_event_stream: false,
+            has_length,
             started: false,
             at_event_end: true,
             failure: None,
         }
     }
 
-    /// Passes on decode's body, and drains prefill's.
-    pub(super) fn pass_through(leg: Leg, prefill: Option<PrefillRun>, time_limit: TimeLimit) -> Self {
-        let started = leg.has_body_started();
-        let mut relay = Self::new(Source::PassThrough(leg), prefill, Some(time_limit));
-        relay.started = started;
-        relay
+    /// Passes on the body of one leg, behind what was held of it. Beside decode's body prefill's is drained.
+    pub(super) fn pass_through(pair: LegPair, source: Role, held: Vec<Bytes>, time_limit: TimeLimit) -> Self {
+        let relayed = Relayed { pair, source, held: held.into(), splicer: None };
+        Self::new(Source::Legs(relayed), Some(time_limit))
     }
 
     /// Merges prefill's logprobs into each of decode's events.
-    pub(super) fn merging(leg: Leg, splicer: StreamSplicer, time_limit: TimeLimit) -> Self {
-        Self::new(Source::Merging(Box::new((leg, splicer))), None, Some(time_limit))
+    pub(super) fn merging(
+        pair: LegPair,
+        held: Vec<Bytes>,
+        splicer: StreamSplicer,
+        time_limit: TimeLimit,
+    ) -> Self {
+        let (held, splicer) = (held.into(), Some(Box::new(splicer)));
+        let relayed = Relayed { pair, source: Role::Decode, held, splicer };
+        Self::new(Source::Legs(relayed), Some(time_limit))
     }
 
     /// Sends a body that is held in memory as a whole.
     pub(super) fn buffered(body: impl Into<SegmentedBytes>) -> Self {
-        Self::new(Source::Buffered(body.into()), None, None)
+        Self::new(Source::Buffered(body.into()), None)
     }
 
     /// Sets whether the client reads server-sent events.
@@ -143,50 +165,36 @@ impl Relay {
 
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<SegmentedBytes, Error>>> {
         match &mut self.source {
-            Source::PassThrough(leg) => leg.poll_data(cx).map_ok(SegmentedBytes::One),
-            Source::Merging(merging) => {
-                let (leg, splicer) = &mut **merging;
-                poll_merged(leg, splicer, cx)
-            }
+            Source::Legs(relayed) => relayed.poll_data(cx),
             Source::Buffered(body) if body.is_empty() => Poll::Ready(None),
             Source::Buffered(body) => Poll::Ready(Some(Ok(std::mem::take(body)))),
             Source::Ended => Poll::Ready(None),
         }
     }
 
-    /// Drains the prefill leg. Its failure fails the response only while decode is silent: after decode's
-    /// first byte the KV cache has been transferred, and decode no longer needs prefill.
+    /// Drains the prefill leg beside decode's response. Its failure fails the response only while decode is
+    /// silent.
     fn poll_prefill(&mut self, cx: &mut Context<'_>) -> Option<Error> {
-        let Poll::Ready(end) = Pin::new(self.prefill.as_mut()?).poll(cx) else { return None };
-        let ended = self.prefill.take()?;
-        if self.started {
-            log_late_end(ended.backend(), end);
-            return None;
-        }
-        // A merge has waited for prefill before, and a buffered response needs no leg.
-        let Source::PassThrough(_) = &self.source else { return None };
-        match end {
-            Ok(PrefillEnd::Completed(_)) => None,
-            Ok(PrefillEnd::ErrorResponse { response, .. }) => {
-                Some(Error::upstream(ended.backend(), Cause::LateRefusal(response.head.status().as_u16())))
-            }
-            Err(error) => Some(error),
+        match &mut self.source {
+            Source::Legs(relayed) => relayed.pair.poll_beside(cx),
+            Source::Buffered(_) | Source::Ended => None,
         }
     }
 
     fn poll_time_limit(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
-        let leg = match &mut self.source {
-            Source::PassThrough(leg) => leg,
-            Source::Merging(merging) => &mut merging.0,
-            // No server is waited for.
-            Source::Buffered(_) | Source::Ended => return Poll::Pending,
-        };
+        // No server is waited for by the other sources.
+        let Source::Legs(relayed) = &mut self.source else { return Poll::Pending };
         let Some(limit) = &mut self.time_limit else { return Poll::Pending };
         ready!(limit.poll(cx));
-        Poll::Ready(leg.record_failure(Cause::Timeout(limit.deadline.timeout)))
+        Poll::Ready(relayed.pair.fail(relayed.source, Cause::Timeout(limit.deadline.timeout)))
     }
 
     fn record_chunk(&mut self, data: &SegmentedBytes) {
+        if !self.started
+            && let Source::Legs(relayed) = &mut self.source
+        {
+            relayed.pair.record_first_data(relayed.source);
+        }
         self.started = true;
         self.at_event_end = data.ends_with(b"\n\n") || data.ends_with(b"\r\n\r\n");
         if let Some(limit) = &mut self.time_limit {
@@ -194,15 +202,12 @@ impl Relay {
         }
     }
 
-    /// Ends a response that is complete: parks decode's connection, and leaves a prefill leg that is still in
+    /// Ends a response that is complete: parks its connection, and leaves a prefill leg that is still in
     /// flight to a task of its own.
     fn finish(&mut self) {
-        match std::mem::replace(&mut self.source, Source::Ended) {
-            Source::PassThrough(leg) => leg.park(),
-            Source::Merging(merging) => merging.0.park(),
-            Source::Buffered(_) | Source::Ended => {}
-        }
-        if let Some(prefill) = self.prefill.take() {
+        if let Source::Legs(relayed) = std::mem::replace(&mut self.source, Source::Ended)
+            && let Some(prefill) = relayed.pair.finish(relayed.source)
+        {
             drain_in_background(prefill);
         }
     }
@@ -211,9 +216,8 @@ impl Relay {
     fn fail_response(&mut self, error: Error) {
         // With a Content-Length the event would count as decode's bytes, and could
         // make a cut body look complete.
-        let sends_event = self.is_event_stream && self.size_hint().exact().is_none();
+        let sends_event = self.is_event_stream && !self.has_length;
         self.source = Source::Ended;
-        self.prefill = None;
         // A blank line first if decode stopped inside an event, which would otherwise run into this one.
         let separator = if self.at_event_end { "" } else { "\n\n" };
         let event = sends_event.then(|| format!("{separator}data: {}\n\n", error.to_json()).into());
@@ -221,21 +225,58 @@ impl Relay {
     }
 }
 
-fn poll_merged(
-    leg: &mut Leg,
-    splicer: &mut StreamSplicer,
-    cx: &mut Context<'_>,
-) -> Poll<Option<Result<SegmentedBytes, Error>>> {
-    loop {
-        if let Some(events) = splicer.next() {
-            let mut too_large = |limit| leg.record_failure(Cause::TooLarge { limit });
-            return Poll::Ready(Some(events.map_err(|error| too_large(error.limit))));
+impl Source {
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Legs(relayed) => relayed.size_hint(),
+            Self::Buffered(body) => SizeHint::with_exact(body.len() as u64),
+            Self::Ended => SizeHint::default(),
         }
-        match ready!(leg.poll_data(cx)) {
-            Some(Ok(data)) => splicer.push(data),
-            Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-            // What follows the last whole event, if anything does, is passed on as it is.
-            None => return Poll::Ready(splicer.finish().map(|rest| Ok(rest.into()))),
+    }
+}
+
+impl Relayed {
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<SegmentedBytes, Error>>> {
+        if self.splicer.is_none() {
+            return self.poll_piece(cx).map_ok(SegmentedBytes::One);
+        }
+        loop {
+            if let Some(splicer) = &mut self.splicer
+                && let Some(events) = splicer.next()
+            {
+                let mut too_large = |limit| self.pair.fail(Role::Decode, Cause::TooLarge { limit });
+                return Poll::Ready(Some(events.map_err(|error| too_large(error.limit))));
+            }
+            let piece = ready!(self.poll_piece(cx));
+            let Some(splicer) = &mut self.splicer else { return Poll::Ready(None) };
+            match piece {
+                Some(Ok(data)) => splicer.push(data),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                // What follows the last whole event, if anything does, is passed on as it is.
+                None => return Poll::Ready(splicer.finish().map(|rest| Ok(rest.into()))),
+            }
+        }
+    }
+
+    /// The next bytes of the leg.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
+        if let Some(held) = self.held.pop_front() {
+            return Poll::Ready(Some(Ok(held)));
+        }
+        self.pair.poll_data(self.source, cx)
+    }
+
+    fn is_ended(&self) -> bool {
+        // The splicer may still hold the start of an event.
+        self.splicer.is_none() && self.held.is_empty() && self.pair.leg(self.source).is_ended()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let held = self.held.iter().map(Bytes::len).sum::<usize>() as u64;
+        match self.pair.leg(self.source).remaining() {
+            // The events grow by prefill's logprobs, by how much is not known before the last one.
+            Some(rest) if self.splicer.is_none() => SizeHint::with_exact(rest + held),
+            _ => SizeHint::default(),
         }
     }
 }
@@ -244,48 +285,40 @@ fn poll_merged(
 /// closes before it has responded, though the transfer to decode may still be on its books. Without the task
 /// the client would have to wait for prefill. It is the only task that the data path spawns.
 #[cfg_attr(not(test), expect(clippy::disallowed_methods, reason = "it outlives the request, as said above"))]
-fn drain_in_background(prefill: PrefillRun) {
+fn drain_in_background(mut prefill: Leg) {
     // Outside of a runtime a relay is only dropped by a worker thread that ends with requests left.
     let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-    let backend = Arc::clone(prefill.backend());
     runtime.spawn(async move {
-        match tokio::time::timeout(LATE_PREFILL_TIMEOUT, prefill).await {
-            Ok(end) => log_late_end(&backend, end),
-            Err(_) if !log_limit::allow("late_prefill") => {}
-            Err(_) => warn!(
+        let drained = tokio::time::timeout(LATE_PREFILL_TIMEOUT, drain(&mut prefill)).await;
+        if drained.is_err() && log_limit::allow("late_prefill") {
+            warn!(
+                request_id = prefill.request_id().unwrap_or("-"),
                 "prefill server {} did not finish its response within {LATE_PREFILL_TIMEOUT:?} of decode's, \
                  closing its connection; the client has decode's whole response",
-                backend.url()
-            ),
+                prefill.backend().url()
+            );
         }
     });
+}
+
+/// Reads prefill's response to its end, or until it has failed.
+async fn drain(prefill: &mut Leg) {
+    loop {
+        match poll_fn(|cx| prefill.poll_event(cx)).await {
+            LegEvent::Connected | LegEvent::Accepted { .. } | LegEvent::Data => {}
+            LegEvent::Ended => return prefill.park(),
+            LegEvent::ConnectFailed
+            | LegEvent::Stale
+            | LegEvent::Refused
+            | LegEvent::ErrorEvent
+            | LegEvent::Broken => return log_late_failure(prefill),
+        }
+    }
 }
 
 /// How long a prefill response may end after decode's. SGLang itself gives up on a pair after 300 s
 /// (`SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT` and `SGLANG_DISAGGREGATION_WAITING_TIMEOUT`).
 const LATE_PREFILL_TIMEOUT: Duration = Duration::from_secs(300);
-
-/// Logs a failure of prefill that the client does not notice, because decode's response has started.
-fn log_late_end(backend: &Backend, end: Result<PrefillEnd, Error>) {
-    match end {
-        Ok(PrefillEnd::Completed(_)) => {}
-        _ if !log_limit::allow("late_prefill") => {}
-        Ok(PrefillEnd::ErrorResponse { response, .. }) => {
-            let status = response.head.status().as_u16();
-            warn!(
-                status,
-                "prefill server {} responded {status} after decode had started to respond; the client gets \
-                 decode's response",
-                backend.url()
-            );
-        }
-        // The error names the server.
-        Err(error) => warn!(
-            code = error.code(),
-            "{error}, after decode had started to respond; the client gets decode's response"
-        ),
-    }
-}
 
 impl Body for Relay {
     type Data = SegmentedBytes;
@@ -325,21 +358,14 @@ impl Body for Relay {
             return false;
         }
         match &self.source {
-            Source::PassThrough(leg) => leg.is_ended(),
-            // The splicer may still hold the start of an event.
-            Source::Merging(_) => false,
+            Source::Legs(relayed) => relayed.is_ended(),
             Source::Buffered(body) => body.is_empty(),
             Source::Ended => true,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.source {
-            Source::PassThrough(leg) => leg.remaining().map_or_else(SizeHint::default, SizeHint::with_exact),
-            Source::Merging(_) => SizeHint::default(),
-            Source::Buffered(body) => SizeHint::with_exact(body.len() as u64),
-            Source::Ended => SizeHint::default(),
-        }
+        self.source.size_hint()
     }
 }
 

@@ -126,8 +126,8 @@ impl BackendConnection for HyperConnection {
         let Some(response) = &mut self.response else { return Poll::Pending };
         let response = ready!(response.as_mut().poll(cx));
         self.response = None;
-        let unseen = self.on_reused && !self.traffic.has_received();
-        let failed = |cause| SendError { cause, unseen };
+        let unanswered = !self.traffic.has_received();
+        let failed = |cause| SendError { cause, unanswered };
         let lost = |error: hyper::Error| match conn_error(&error) {
             // The connection was lost when the request was written: that says more than its end.
             error @ (ConnError::Closed | ConnError::Io(_)) => {

@@ -28,6 +28,11 @@ impl InFlight {
         &self.permit.backend
     }
 
+    /// Counts a kept-alive connection that its server had closed. The leg goes on.
+    pub(crate) fn connection_was_stale(&self) {
+        self.permit.backend.record_outcome(Outcome::Stale);
+    }
+
     /// Sets the leg's outcome, which is recorded when this is dropped.
     pub(crate) fn set_outcome(&mut self, outcome: Outcome) {
         self.outcome = outcome;

@@ -85,32 +85,36 @@ impl Pools {
 
     /// A connection to `backend`: an idle one if there is any, otherwise a new one.
     pub(crate) async fn lease(&self, backend: &Backend) -> Result<Lease, DialError> {
+        match self.take_idle(backend) {
+            Some(lease) => Ok(lease),
+            None => self.open(backend).await,
+        }
+    }
+
+    /// An idle connection to `backend`, if there is any.
+    pub(crate) fn take_idle(&self, backend: &Backend) -> Option<Lease> {
         let pool = self.of(backend);
         while let Some(idle) = pool.pop() {
             let mut conn = idle.conn;
             // Nothing polls an idle connection, so a close by the backend shows only here.
             if conn.is_usable() {
                 pool.counts.reused(self.shard);
-                return Ok(Lease { conn, pool });
+                return Some(Lease { conn, pool, is_reused: true });
             }
         }
-        // Boxed: most requests find an idle connection, and their future stays small.
-        Box::pin(self.open_into(pool, backend)).await
+        None
     }
 
-    /// A new connection to `backend`, for a request that has failed on a stale one.
-    pub(crate) async fn lease_new(&self, backend: &Backend) -> Result<Lease, DialError> {
-        self.open_into(self.of(backend), backend).await
-    }
-
-    async fn open_into(&self, pool: Arc<Pool>, backend: &Backend) -> Result<Lease, DialError> {
-        let Dialed { stream, connect_time } = self.open(backend).await?;
+    /// A new connection to `backend`.
+    pub(crate) async fn open(&self, backend: &Backend) -> Result<Lease, DialError> {
+        let pool = self.of(backend);
+        let Dialed { stream, connect_time } = self.connect(backend).await?;
         debug!(server = backend.url(), ?connect_time, "connected to a server");
         pool.counts.opened(self.shard);
-        Ok(Lease { conn: self.engine.connect(stream), pool })
+        Ok(Lease { conn: self.engine.connect(stream), pool, is_reused: false })
     }
 
-    async fn open(&self, backend: &Backend) -> Result<Dialed, DialError> {
+    async fn connect(&self, backend: &Backend) -> Result<Dialed, DialError> {
         #[cfg(any(test, fuzzing))]
         if let Some(connect) = &self.memory {
             let stream = connect(backend).map(Stream::Memory).map_err(DialError::Io)?;
@@ -193,13 +197,34 @@ impl Drop for Pool {
 pub(crate) struct Lease {
     conn: Box<dyn BackendConnection>,
     pool: Arc<Pool>,
+    is_reused: bool,
 }
 
 impl Lease {
+    /// Whether the connection was idle before, so that the backend may have closed it meanwhile.
+    pub(crate) fn is_reused(&self) -> bool {
+        self.is_reused
+    }
+
+    /// Whether it can take a request: the backend has not closed it.
+    pub(crate) fn is_usable(&mut self) -> bool {
+        self.conn.is_usable()
+    }
+
+    /// Begins a request. [`poll_head`](Self::poll_head) writes it.
+    pub(crate) fn begin(&mut self, request: OutgoingRequest) {
+        self.conn.begin(request);
+    }
+
+    /// Writes the request, and waits for the head of its response.
+    pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, SendError>> {
+        self.conn.poll_head(cx)
+    }
+
     /// Sends a request and waits for the head of its response.
     pub(crate) async fn send(&mut self, request: OutgoingRequest) -> Result<ResponseHead, SendError> {
-        self.conn.begin(request);
-        poll_fn(|cx| self.conn.poll_head(cx)).await
+        self.begin(request);
+        poll_fn(|cx| self.poll_head(cx)).await
     }
 
     /// How the request was written.
@@ -214,8 +239,8 @@ impl Lease {
 
     /// Waits for some of the body, or for the end of an empty one. [`poll_data`](Self::poll_data) still
     /// returns it.
-    pub(crate) async fn body_started(&mut self) -> Result<(), ConnError> {
-        poll_fn(|cx| self.conn.poll_body_started(cx)).await
+    pub(crate) fn poll_body_started(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnError>> {
+        self.conn.poll_body_started(cx)
     }
 
     /// How much of the body has arrived, returned or not.

@@ -7,7 +7,7 @@ use hyper::Method;
 
 #[cfg(feature = "otel")]
 use super::Trace;
-use super::{Endpoint, Phase, Record, RetryReason};
+use super::{Endpoint, Phase, Record, RequestId, RetryReason};
 use crate::upstream::{Backend, Role, ServerPair};
 
 /// Longest path in a log line or a span, in bytes: clients choose it.
@@ -174,19 +174,19 @@ impl<'a> CompletedRequest<'a> {
 
     /// `-` if it was given none.
     pub(crate) fn request_id(&self) -> &'a str {
-        self.record.identity.as_ref().map_or("-", |identity| identity.id.as_str())
+        self.record.request_id().map_or("-", RequestId::as_str)
     }
 
     /// Empty if the head was not parsed.
     pub(crate) fn method(&self) -> &'a str {
-        let method = self.record.identity.as_ref().and_then(|identity| identity.method.as_ref());
+        let method = self.record.method.as_ref();
         method.map_or("", Method::as_str)
     }
 
     /// The path without its query, which may hold a key, and at most [`MAX_PATH`] bytes of it. Empty if the
     /// head was not parsed.
     pub(crate) fn path(&self) -> &'a str {
-        let target = self.record.identity.as_ref().and_then(|identity| identity.target.as_ref());
+        let target = self.record.target.as_ref();
         target.map_or("", |target| truncate(target.path(), MAX_PATH))
     }
 
@@ -289,7 +289,7 @@ fn refusal(backend: &Backend, status: Option<u16>, status_class: StatusClass) ->
 
 fn progress(record: &Record, status_class: StatusClass, is_refused: bool) -> Progress {
     let is_success = status_class == StatusClass::Success;
-    let has_head = record.identity.as_ref().is_none_or(|identity| identity.target.is_some());
+    let has_head = record.request_id().is_none() || record.target.is_some();
     match record.attempts {
         // The body of an error counts as its head: that the request was refused is known from there on.
         _ if is_success && record.bytes_out > 0 => Progress::ResponseBody,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::RequestId;
 use super::timeline::{Phase, SinceHead, Timeline};
 use crate::http1::{BodyProgress, WriteTiming};
 use crate::upstream::{Backend, InFlight, Outcome, Role};
@@ -26,16 +27,36 @@ impl LegRecord {
         self.in_flight.backend()
     }
 
-    /// The head of the response has arrived, and with it this much of the body.
-    pub(crate) fn response_head_received(&mut self, write: WriteTiming, body: BodyProgress) {
-        let now = self.timeline.now();
-        let (written, head) = match self.role {
-            Role::Prefill => (Phase::PrefillWritten, Phase::PrefillHead),
-            Role::Decode => (Phase::DecodeWritten, Phase::DecodeHead),
+    /// The id of the request.
+    pub(crate) fn request_id(&self) -> Option<&str> {
+        self.timeline.request_id.as_ref().map(RequestId::as_str)
+    }
+
+    /// The backend had closed the kept-alive connection; the leg goes on with a new one. Counted beside the
+    /// leg's own outcome.
+    pub(crate) fn connection_was_stale(&self) {
+        self.in_flight.connection_was_stale();
+    }
+
+    /// The request was written, wholly if there is a time for it.
+    pub(crate) fn request_written(&self, write: WriteTiming) {
+        let written = match self.role {
+            Role::Prefill => Phase::PrefillWritten,
+            Role::Decode => Phase::DecodeWritten,
         };
         if let Some(at) = write.written_at {
             self.timeline.mark_at(written, self.timeline.since_head(at));
         }
+    }
+
+    /// The head of the response has arrived, and with it this much of the body.
+    pub(crate) fn response_head_received(&mut self, write: WriteTiming, body: BodyProgress) {
+        let now = self.timeline.now();
+        let head = match self.role {
+            Role::Prefill => Phase::PrefillHead,
+            Role::Decode => Phase::DecodeHead,
+        };
+        self.request_written(write);
         self.timeline.mark_at(head, now);
         // A short response arrives in one read: its first byte, and perhaps its end, have the time of its
         // head.

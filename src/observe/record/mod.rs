@@ -18,6 +18,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use hyper::Method;
+use hyper::http::uri::PathAndQuery;
+
 use crate::error::Error;
 use crate::upstream::{Backend, InFlight, Role, ServerPair};
 
@@ -56,7 +59,8 @@ impl Recorder {
         Box::new(Record {
             recorder: Arc::clone(self),
             timeline: Arc::new(Timeline::new(Instant::now())),
-            identity: None,
+            method: None,
+            target: None,
             endpoint: Endpoint::Other,
             streaming: false,
             status: None,
@@ -100,7 +104,8 @@ pub(crate) struct Record {
     recorder: Arc<Recorder>,
     /// Shared with the legs, which reach phases.
     timeline: Arc<Timeline>,
-    identity: Option<RequestIdentity>,
+    method: Option<Method>,
+    target: Option<PathAndQuery>,
     endpoint: Endpoint,
     streaming: bool,
     status: Option<u16>,
@@ -123,11 +128,15 @@ pub(crate) struct Record {
 impl Record {
     /// Sets what its head says.
     pub(crate) fn set_identity(&mut self, identity: RequestIdentity) {
-        self.identity = Some(identity);
+        // Always there: no leg shares the timeline before the request is sent.
+        if let Some(timeline) = Arc::get_mut(&mut self.timeline) {
+            timeline.request_id = Some(identity.id);
+        }
+        (self.method, self.target) = (identity.method, identity.target);
     }
 
     pub(crate) fn request_id(&self) -> Option<&RequestId> {
-        self.identity.as_ref().map(|identity| &identity.id)
+        self.timeline.request_id.as_ref()
     }
 
     /// Makes it a part of a trace.
@@ -170,6 +179,11 @@ impl Record {
             #[cfg(feature = "otel")]
             trace_headers,
         }
+    }
+
+    /// Records that a backend got it again, on a new connection in place of a stale one.
+    pub(crate) fn add_resend(&mut self, backend: &Arc<Backend>) {
+        self.retries.push(RetryReason::stale(backend));
     }
 
     /// Records that it will be sent to another pair because of this backend: of an error, or else of its

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::{Cause, Error};
-use crate::upstream::Backend;
+use crate::upstream::{Backend, Role};
 
 /// Why an attempt was retried, and which backend was the reason.
 #[derive(Debug, Clone)]
@@ -22,6 +22,15 @@ impl RetryReason {
             code: error.map(Error::code),
             cause: error.map_or(RetryCause::Status, RetryCause::from_error),
         }
+    }
+
+    /// The backend had closed the kept-alive connection, and gets the request on a new one.
+    pub(super) fn stale(backend: &Arc<Backend>) -> Self {
+        let code = match backend.role() {
+            Role::Prefill => "prefill_closed",
+            Role::Decode => "decode_closed",
+        };
+        Self { backend: Arc::clone(backend), code: Some(code), cause: RetryCause::Closed }
     }
 }
 
@@ -52,11 +61,9 @@ impl RetryCause {
 
     fn from_error(error: &Error) -> Self {
         match error {
-            Error::Upstream { cause: Cause::Connect(_), .. } => Self::Connect,
             Error::Upstream { cause: Cause::ConnectTimeout(_), .. } => Self::ConnectTimeout,
-            // The only other error that is retried: the backend cannot have seen the request, because it had
-            // closed the kept connection before the request was written.
-            _ => Self::Closed,
+            // No other error is retried.
+            _ => Self::Connect,
         }
     }
 }

@@ -6,6 +6,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use super::RequestId;
 use crate::upstream::Role;
 
 /// A point in a request's life, reached at most once per attempt.
@@ -46,6 +47,8 @@ impl SinceHead {
 pub(super) struct Timeline {
     /// When the request's head was read.
     pub(super) started_at: Instant,
+    /// For log lines of a leg that outlives the request.
+    pub(super) request_id: Option<RequestId>,
     /// By phase, as in [`SinceHead`]; 0 is not reached.
     reached: [AtomicU64; PHASES],
     /// When the first leg failed, as in [`SinceHead`].
@@ -62,6 +65,7 @@ impl Timeline {
     pub(super) fn new(started_at: Instant) -> Self {
         Self {
             started_at,
+            request_id: None,
             reached: Default::default(),
             failed_at: AtomicU64::new(0),
             failed: AtomicU8::new(0),

@@ -1,0 +1,343 @@
+//! Both legs of a request: observes their events, asks [`decision`](super::decision) what follows, and does
+//! it.
+//!
+//! Both legs are polled by the request's own task at every wait. Which bytes the client gets from them is for
+//! [`relay`](super::relay); which servers they run on, for [`exchange`](super::exchange).
+
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::decision::{Action, Decision, LegEvent, Limit};
+use super::leg::{ErrorSearch, HeldBody, HeldResponse, Leg, Reading};
+use super::merge::PrefillLists;
+use crate::error::{Cause, Error};
+use crate::http1::{OutgoingRequest, ResponseHead};
+use crate::observe::record::LegRecord;
+use crate::observe::report::log_limit;
+use crate::timer::Timer;
+use crate::upstream::{Backend, Pools, Role};
+use crate::wire::logprobs::{Merge, PromptLogprobs};
+
+/// How long the head of a stream waits for the first event, so that a failure in this time has an error
+/// status. SGLang sends the head of a `/generate` stream before it does any work, so the client loses nothing
+/// by the wait.
+const FIRST_EVENT_GRACE: Duration = Duration::from_millis(100);
+
+/// How long decode may still respond after an error event of prefill. Both servers reject a prompt that is
+/// too long, for example, and then decode's response is the one that a single server would send.
+const HIDDEN_ERROR_GRACE: Duration = Duration::from_millis(100);
+
+/// The moment at which a timeout ends.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Deadline {
+    pub(super) at: Instant,
+    /// The whole timeout, for the error message.
+    pub(super) timeout: Duration,
+}
+
+impl Deadline {
+    pub(super) fn from_now(timeout: Duration) -> Self {
+        Self::since(Instant::now(), timeout)
+    }
+
+    pub(super) fn since(start: Instant, timeout: Duration) -> Self {
+        Self { at: start + timeout, timeout }
+    }
+}
+
+/// What the legs of one attempt need until they are decided.
+pub(super) struct AttemptContext<'a, R> {
+    pub(super) pools: &'a Arc<Pools>,
+    pub(super) deadline: Deadline,
+    /// Makes the requests to prefill and to decode, each time the same.
+    pub(super) requests: R,
+}
+
+/// The two legs of one attempt.
+pub(super) struct LegPair {
+    decision: Decision,
+    prefill: Leg,
+    decode: Leg,
+    /// For a merge.
+    lists: Option<Box<PrefillLists>>,
+    /// The short limit in force, and when it ends.
+    grace: Option<(Limit, Instant)>,
+    /// A leg has its connection and has waited for its partner's.
+    has_waited: bool,
+    /// An event that is decided on after its partner's.
+    postponed: Option<(Role, LegEvent)>,
+    /// The servers whose kept-alive connection was stale, by role.
+    resent: [bool; 2],
+}
+
+impl LegPair {
+    /// Starts both legs. With `merge` prefill's response and decode's, up to `max_held` bytes of each, are
+    /// held until they can be merged.
+    pub(super) fn new(
+        pools: &Arc<Pools>,
+        prefill: LegRecord,
+        decode: LegRecord,
+        merge: Option<Merge>,
+        max_held: usize,
+    ) -> Self {
+        let reading = |otherwise| match merge {
+            Some(_) => Reading::Hold(HeldBody::new(max_held)),
+            None => otherwise,
+        };
+        Self {
+            decision: Decision::new(merge.is_some()),
+            prefill: Leg::new(pools, prefill, reading(Reading::Discard(ErrorSearch::Pending))),
+            decode: Leg::new(pools, decode, reading(Reading::Peek)),
+            lists: merge.map(|merge| Box::new(PrefillLists::new(merge))),
+            grace: None,
+            has_waited: false,
+            postponed: None,
+            resent: [false; 2],
+        }
+    }
+
+    /// Runs both legs until the response can start, or the attempt has failed.
+    pub(super) fn poll_decided(
+        &mut self,
+        context: &AttemptContext<'_, impl Fn() -> [OutgoingRequest; 2]>,
+        timer: &mut Timer,
+        cx: &mut Context<'_>,
+    ) -> Poll<Action> {
+        loop {
+            let action = match self.poll_event(cx) {
+                Poll::Ready((role, event)) => self.decision.on(role, event),
+                Poll::Pending => {
+                    self.has_waited = true;
+                    let limit = ready!(self.poll_limit(context.deadline, timer, cx));
+                    let action = self.decision.on_limit(limit);
+                    if let Action::Fail(role) = action {
+                        let timeout = context.deadline.timeout;
+                        self.leg_mut(role).set_failure(Cause::Timeout(timeout));
+                    }
+                    action
+                }
+            };
+            match action {
+                Action::Wait => {}
+                Action::Reconnect(role) => {
+                    self.resent[role as usize] = true;
+                    self.leg_mut(role).reconnect(context.pools);
+                }
+                Action::SendBoth => {
+                    let [prefill, decode] = (context.requests)();
+                    self.prefill.send(prefill);
+                    self.decode.send(decode);
+                }
+                Action::SendAgain(role) => {
+                    let [prefill, decode] = (context.requests)();
+                    self.leg_mut(role).send(if role == Role::Prefill { prefill } else { decode });
+                }
+                decided => {
+                    self.close_what_is_over();
+                    return Poll::Ready(decided);
+                }
+            }
+        }
+    }
+
+    /// The next event of either leg.
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<(Role, LegEvent)> {
+        if let Some(postponed) = self.postponed.take() {
+            return Poll::Ready(postponed);
+        }
+        // Prefill first: without its KV cache decode waits for 300 s, so its failure decides.
+        let (role, event) = match self.poll_prefill(cx) {
+            Poll::Ready(event) => (Role::Prefill, event),
+            Poll::Pending => (Role::Decode, ready!(self.decode.poll_event(cx))),
+        };
+        // While one leg waited for the other's connection, its own may have been closed as idle.
+        if event == LegEvent::Connected && self.has_waited {
+            let (other, leg) = match role {
+                Role::Prefill => (Role::Decode, &mut self.decode),
+                Role::Decode => (Role::Prefill, &mut self.prefill),
+            };
+            if let Err(lost) = leg.check_connection() {
+                self.postponed = Some((role, event));
+                return Poll::Ready((other, lost));
+            }
+        }
+        Poll::Ready((role, event))
+    }
+
+    /// The next event of prefill. For a merge its response has ended when its lists are read.
+    fn poll_prefill(&mut self, cx: &mut Context<'_>) -> Poll<LegEvent> {
+        if self.lists.as_ref().is_none_or(|lists| lists.is_awaited()) {
+            let event = ready!(self.prefill.poll_event(cx));
+            if event != LegEvent::Ended {
+                return Poll::Ready(event);
+            }
+            let body = self.prefill.take_held();
+            self.prefill.park();
+            let Some(lists) = &mut self.lists else { return Poll::Ready(event) };
+            lists.begin(body);
+        }
+        let Some(lists) = self.lists.as_mut().filter(|_| !self.decision.has_prefill_ended()) else {
+            return Poll::Pending;
+        };
+        Poll::Ready(match ready!(lists.poll_read(cx)) {
+            Ok(()) => LegEvent::Ended,
+            Err(reason) => {
+                self.prefill.set_failure(Cause::Unmergeable(reason));
+                LegEvent::Broken
+            }
+        })
+    }
+
+    /// Waits until the time for the next event is over.
+    fn poll_limit(&mut self, deadline: Deadline, timer: &mut Timer, cx: &mut Context<'_>) -> Poll<Limit> {
+        let limit = self.decision.limit();
+        let grace = match limit {
+            Limit::FirstEvent => FIRST_EVENT_GRACE,
+            Limit::HiddenError => HIDDEN_ERROR_GRACE,
+            Limit::Deadline | Limit::Body | Limit::Never => {
+                return timer.poll_until(deadline.at, cx).map(|()| Limit::Deadline);
+            }
+        };
+        let ends = match self.grace {
+            Some((begun, ends)) if begun == limit => ends,
+            _ => Instant::now() + grace,
+        };
+        self.grace = Some((limit, ends));
+        if deadline.at <= ends {
+            return timer.poll_until(deadline.at, cx).map(|()| Limit::Deadline);
+        }
+        timer.poll_until(ends, cx).map(|()| limit)
+    }
+
+    fn close_what_is_over(&mut self) {
+        for (role, leg) in [(Role::Prefill, &mut self.prefill), (Role::Decode, &mut self.decode)] {
+            if self.decision.is_over(role) {
+                leg.close();
+            }
+        }
+    }
+
+    /// The servers that got the request again because their kept-alive connection was stale.
+    pub(super) fn resent(&self) -> impl Iterator<Item = &Arc<Backend>> {
+        let legs = [(Role::Prefill, &self.prefill), (Role::Decode, &self.decode)];
+        legs.into_iter().filter(|(role, _)| self.resent[*role as usize]).map(|(_, leg)| leg.backend())
+    }
+
+    pub(super) fn leg(&self, role: Role) -> &Leg {
+        match role {
+            Role::Prefill => &self.prefill,
+            Role::Decode => &self.decode,
+        }
+    }
+
+    pub(super) fn leg_mut(&mut self, role: Role) -> &mut Leg {
+        match role {
+            Role::Prefill => &mut self.prefill,
+            Role::Decode => &mut self.decode,
+        }
+    }
+
+    /// The error of the leg on which the request has failed.
+    pub(super) fn take_error(&mut self, role: Role) -> Error {
+        let leg = self.leg_mut(role);
+        leg.take_failure().unwrap_or_else(|| {
+            // It has refused the request, which its outcome says already.
+            let status = leg.status().map_or(0, |status| status.as_u16());
+            Error::upstream(leg.backend(), Cause::LateRefusal(status))
+        })
+    }
+
+    /// The head of the response that is relayed, and what was held of its body.
+    pub(super) fn take_response(&mut self, source: Role) -> (ResponseHead, Vec<Bytes>) {
+        let leg = self.leg_mut(source);
+        (leg.take_head(), leg.take_held())
+    }
+
+    pub(super) fn take_hidden_error(&mut self) -> HeldResponse {
+        self.prefill.take_hidden_error()
+    }
+
+    /// Prefill's lists, for a merge.
+    pub(super) fn take_lists(&mut self) -> Option<PromptLogprobs> {
+        self.lists.take().and_then(|lists| lists.into_lists())
+    }
+
+    /// Polls prefill beside decode's response. Returns why the response fails, if it depends on prefill.
+    pub(super) fn poll_beside(&mut self, cx: &mut Context<'_>) -> Option<Error> {
+        while self.decision.drains_prefill() {
+            let Poll::Ready(event) = self.prefill.poll_event(cx) else { return None };
+            if event == LegEvent::Ended {
+                self.prefill.park();
+            }
+            match self.decision.on(Role::Prefill, event) {
+                Action::Fail(_) => return Some(self.take_error(Role::Prefill)),
+                Action::LogLateFailure => log_late_failure(&mut self.prefill),
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// The next data of the response.
+    pub(super) fn poll_data(
+        &mut self,
+        source: Role,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, Error>>> {
+        let data = ready!(self.leg_mut(source).poll_data(cx));
+        if let Some(Err(_)) = &data {
+            self.decision.on(source, LegEvent::Broken);
+        }
+        Poll::Ready(data)
+    }
+
+    /// The first bytes of the response have been passed on.
+    pub(super) fn record_first_data(&mut self, source: Role) {
+        self.decision.on(source, LegEvent::Data);
+    }
+
+    /// Ends a complete response. Returns prefill's leg if it is still to be drained.
+    pub(super) fn finish(mut self, source: Role) -> Option<Leg> {
+        self.decision.on(source, LegEvent::Ended);
+        self.leg_mut(source).park();
+        self.decision.drains_prefill().then_some(self.prefill)
+    }
+
+    /// Fails a response that has started, for a reason that the router has found.
+    pub(super) fn fail(&mut self, source: Role, cause: Cause) -> Error {
+        let is_timeout = matches!(cause, Cause::Timeout(_));
+        if is_timeout {
+            self.decision.on_limit(Limit::Body);
+        } else {
+            self.decision.on(source, LegEvent::Broken);
+        }
+        self.leg_mut(source).fail_with(cause)
+    }
+}
+
+/// Logs a failure of prefill that the client does not notice, because decode's response has started.
+pub(super) fn log_late_failure(prefill: &mut Leg) {
+    let error = prefill.take_failure();
+    let (url, request_id) = (prefill.backend().url(), prefill.request_id().unwrap_or("-"));
+    match (error, prefill.status()) {
+        _ if !log_limit::allow("late_prefill") => {}
+        // The error names the server.
+        (Some(error), _) => warn!(
+            request_id,
+            code = error.code(),
+            "{error}, after decode had started to respond; the client gets decode's response"
+        ),
+        (None, status) => warn!(
+            request_id,
+            status = status.map(|status| status.as_u16()),
+            "prefill server {url} refused the request after decode had started to respond; the client gets \
+             decode's response",
+        ),
+    }
+    prefill.close();
+}
