@@ -82,7 +82,7 @@ const SUPPORTED: &[(&str, &str)] = &[
     ("--worker-api-key-file <FILE>", ""),
     ("--worker-api-key-replaces-authorization", ""),
     ("--cors-allowed-origins <ORIGIN>...", ""),
-    ("--health-check-interval-secs <SECONDS>", "[default: 10]"),
+    ("--health-check-interval-secs <SECONDS>", "[default: 1]"),
     ("--health-check-timeout-secs <SECONDS>", "[default: 5]"),
     ("--health-failure-threshold <COUNT>", "[default: 3]"),
     ("--health-success-threshold <COUNT>", "[default: 2]"),

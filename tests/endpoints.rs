@@ -275,3 +275,76 @@ async fn model_info_of_a_failing_backend_is_asked_of_the_next() {
     let response = router.client().await.get("/v1/models").await;
     assert_eq!((response.status(), response.text()), (500, r#"{"from":"failing"}"#));
 }
+
+#[tokio::test]
+async fn fan_outs_answer_in_time_and_name_the_backends_that_did_not() {
+    let prefill = recorded_server("prefill").await;
+    let silent = ScriptedServer::start(|_| vec![Step::Hang]).await;
+    let router = Router::start(&[&prefill], &[&silent]).await;
+    // 0 stands for the default. All at once: it is 5 s.
+    let (flush, info, health, zero) = tokio::join!(
+        timed(&router, "POST", "/flush_cache"),
+        timed(&router, "GET", "/server_info"),
+        timed(&router, "GET", "/health_generate"),
+        timed(&router, "POST", "/flush_cache?timeout=0"),
+    );
+    let short = timed(&router, "POST", "/flush_cache?timeout=0.2").await;
+    for ((response, time), seconds) in
+        [(&flush, 5.0), (&info, 5.0), (&health, 5.0), (&zero, 5.0), (&short, 0.2)]
+    {
+        // A busy machine may be late, but not by half of it.
+        assert!((seconds..seconds + 2.5).contains(time), "{time} s");
+        assert!(response.text().contains(&silent.url()), "{}", response.text());
+    }
+    for (response, status) in [(&flush, 502), (&short, 502), (&health, 503)] {
+        let servers = response.0.json()["servers"].clone();
+        assert_eq!((response.0.status(), servers.as_array().map(Vec::len)), (status, Some(1)), "{servers}");
+        assert_eq!((&servers[0]["url"], &servers[0]["status"]), (&json!(silent.url()), &Value::Null));
+    }
+    let error = &info.0.json()["decode"][0]["error"];
+    assert_eq!((info.0.status(), &error["url"]), (200, &json!(silent.url())));
+    // Its own endpoint has the parameter, too.
+    let targets: Vec<_> = silent.requests().iter().map(|seen| seen.target().to_owned()).collect();
+    assert!(targets.contains(&"/flush_cache?timeout=0.2".to_owned()), "{targets:?}");
+}
+
+/// A response, and how many seconds it took.
+async fn timed(router: &Router, method: &str, target: &str) -> (kit::Response, f64) {
+    let began = Instant::now();
+    let mut client = router.client().await;
+    client.send_request(method, target, &[], b"").await;
+    (client.response().await, began.elapsed().as_secs_f64())
+}
+
+#[tokio::test]
+async fn backend_that_answers_a_flush_at_the_end_of_its_own_timeout_is_heard() {
+    let prefill = recorded_server("prefill").await;
+    let busy = fixture("pd_info/flush_cache_busy.decode.resp").unwrap().raw;
+    let wait = std::time::Duration::from_millis(1_100);
+    let decode = ScriptedServer::start(move |_| vec![Step::Pause(wait), Step::Send(busy.clone())]).await;
+    let router = Router::start(&[&prefill], &[&decode]).await;
+    // On a busy machine the answer may be later than the router waits for it, but not each time.
+    for _ in 0..10 {
+        let (response, _) = timed(&router, "POST", "/flush_cache?timeout=1").await;
+        assert_eq!(response.error_code(), "flush_cache_failed");
+        if response.status() == 400 {
+            assert_eq!(response.json()["servers"][0]["status"], 400);
+            return;
+        }
+    }
+    panic!("its answer is never heard");
+}
+
+#[tokio::test]
+async fn invalid_timeout_of_a_fan_out_is_rejected() {
+    let (prefill, decode) = (recorded_server("prefill").await, recorded_server("decode").await);
+    let router = Router::start(&[&prefill], &[&decode]).await;
+    for (method, path) in [("POST", "/flush_cache"), ("GET", "/server_info"), ("GET", "/health_generate")] {
+        for value in ["", "-1", "x", "nan", "3601"] {
+            let (response, _) = timed(&router, method, &format!("{path}?timeout={value}")).await;
+            let found = (response.status(), response.error_code());
+            assert_eq!(found, (400, "invalid_admin_request".into()), "{path} {value}");
+        }
+    }
+    assert_eq!(prefill.connections() + decode.connections(), 0);
+}

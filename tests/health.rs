@@ -3,7 +3,7 @@
 mod kit;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use kit::{Gate, ReceivedRequest, Router, ScriptedServer, Step, json};
@@ -114,7 +114,7 @@ async fn every_probe_is_get_ready_on_its_own_connection() {
 }
 
 #[tokio::test]
-async fn probe_falls_back_to_health_where_ready_is_404() {
+async fn probe_falls_back_to_health_where_ready_is_404_and_is_rarer_there() {
     let old = ScriptedServer::start(|seen| match seen.target() {
         "/health" => ok(),
         _ => vec![Step::Send(json("404 Not Found", "{}"))],
@@ -123,7 +123,10 @@ async fn probe_falls_back_to_health_where_ready_is_404() {
     let decode = ok_server().await;
     let router = router(&[&old], &[&decode], PROBE_INTERVAL).await;
     wait_ready(&router).await;
+    let begun = Instant::now();
     wait_until("four probes", || probes(&old).len() >= 4).await;
+    // At least one whole interval lies between the second and the fourth.
+    assert!(begun.elapsed() >= 10 * PROBE_INTERVAL, "{:?}", begun.elapsed());
     let asked: Vec<String> = probes(&old).iter().map(|seen| seen.target().to_owned()).collect();
     // The fallback is remembered.
     assert_eq!(asked[..4], ["/ready", "/health", "/health", "/health"]);
@@ -258,11 +261,10 @@ fn respond_with(status: &str) -> Vec<Step> {
 
 #[tokio::test]
 async fn three_failed_requests_eject_the_failing_backend_only() {
-    let failures: [(Outcome, Script); 4] = [
+    let failures: [(Outcome, Script); 3] = [
         (Outcome::Closed, || vec![Step::Close]),
         (Outcome::Closed, || vec![Step::Reset]),
         (Outcome::BadResponse, || vec![Step::Send(b"SSH-2.0-x\r\n\r\n".to_vec()), Step::Hang]),
-        (Outcome::ServerError, || respond_with("500 Internal Server Error")),
     ];
     for (outcome, failure) in failures {
         for role in ["prefill", "decode"] {
@@ -284,13 +286,15 @@ async fn three_failed_requests_eject_the_failing_backend_only() {
 
 #[tokio::test]
 async fn error_statuses_do_not_eject_a_backend() {
-    let refusals: [Script; 4] = [
-        || respond_with("400 Bad Request"),
-        || respond_with("401 Unauthorized"),
-        || respond_with("429 Too Many Requests"),
-        || respond_with("503 Service Unavailable"),
+    let refusals: [(Outcome, Script); 6] = [
+        (Outcome::Refused, || respond_with("400 Bad Request")),
+        (Outcome::Refused, || respond_with("401 Unauthorized")),
+        (Outcome::Refused, || respond_with("429 Too Many Requests")),
+        (Outcome::Refused, || respond_with("503 Service Unavailable")),
+        (Outcome::ServerError, || respond_with("500 Internal Server Error")),
+        (Outcome::ServerError, || respond_with("502 Bad Gateway")),
     ];
-    for refusal in refusals {
+    for (outcome, refusal) in refusals {
         for role in ["prefill", "decode"] {
             let (failing, _partner, router) = failing_pair(role, refusal).await;
             let mut client = router.client().await;
@@ -299,9 +303,165 @@ async fn error_statuses_do_not_eject_a_backend() {
             }
             router.wait_idle().await;
             let known = router.backend(&failing);
-            assert!(known.is_healthy() && known.ended(Outcome::Refused) == 5, "{role}");
+            assert!(known.is_healthy() && known.ended(outcome) == 5, "{role} {outcome:?}");
         }
     }
+}
+
+#[tokio::test]
+async fn failed_requests_bring_the_next_probe_forward() {
+    let failures: [Script; 2] = [|| respond_with("500 Internal Server Error"), || vec![Step::Close]];
+    for failure in failures {
+        let (failing, partner) = (server(ok, failure).await, server(ok, || vec![Step::Hang]).await);
+        let router = router(&[&failing], &[&partner], LONG_INTERVAL).await;
+        wait_ready(&router).await;
+        for count in 1..=2 {
+            assert_eq!((probes(&failing).len(), probes(&partner).len()), (count, 1));
+            router.client().await.post("/generate", BODY).await;
+            wait_until("the next probe", || probes(&failing).len() > count).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn probes_after_failed_requests_have_a_least_distance() {
+    let failing = server(ok, || respond_with("500 Internal Server Error")).await;
+    let partner = server(ok, || vec![Step::Hang]).await;
+    let router = router(&[&failing], &[&partner], LONG_INTERVAL).await;
+    wait_ready(&router).await;
+    let (mut client, begun) = (router.client().await, Instant::now());
+    for _ in 0..200 {
+        client.post("/generate", BODY).await;
+    }
+    let most = 2 + begun.elapsed().as_millis() / 100;
+    assert!(probes(&failing).len() as u128 <= most, "{} probes, {most}", probes(&failing).len());
+    assert!(router.backend(&failing).is_healthy());
+}
+
+/// A server that answers probes with 503 while the flag is set, and requests always.
+async fn leaving_server(leaves: &Arc<AtomicBool>) -> ScriptedServer {
+    let leaves = Arc::clone(leaves);
+    let probe = move || {
+        if leaves.load(Ordering::SeqCst) { respond_with("503 Service Unavailable") } else { ok() }
+    };
+    server(probe, ok).await
+}
+
+async fn status_of(router: &Router, server: &ScriptedServer) -> String {
+    let workers = router.client().await.get("/workers").await.json();
+    let workers = workers["workers"].as_array().expect("a list").clone();
+    let entry = workers.into_iter().find(|entry| entry["url"] == server.url()).expect("an entry");
+    entry["status"].as_str().expect("a text").to_owned()
+}
+
+#[tokio::test]
+async fn one_probe_refused_with_503_takes_a_backend_out_until_probes_succeed() {
+    for role in ["prefill", "decode"] {
+        let leaves = Arc::new(AtomicBool::new(false));
+        let (leaving, spare, partner) = (leaving_server(&leaves).await, ok_server().await, ok_server().await);
+        let both = [&leaving, &spare];
+        let (prefill, decode): (&[&ScriptedServer], &[&ScriptedServer]) =
+            if role == "prefill" { (&both, &[&partner]) } else { (&[&partner], &both) };
+        let router = router(prefill, decode, PROBE_INTERVAL).await;
+        for server in [&leaving, &spare, &partner] {
+            wait_until("a probe", || !probes(server).is_empty()).await;
+        }
+        wait_ready(&router).await;
+        let before = probes(&leaving).len();
+        leaves.store(true, Ordering::SeqCst);
+        // Requests complete meanwhile, and change nothing.
+        let mut client = router.client().await;
+        kit::with_timeout("a change of health", async {
+            while router.backend(&leaving).is_healthy() {
+                assert_eq!(client.post("/generate", BODY).await.status(), 200, "{role}");
+            }
+        })
+        .await;
+        assert_eq!(status_of(&router, &leaving).await, "draining", "{role}");
+        let seen = requests(&leaving);
+        for _ in 0..20 {
+            assert_eq!(client.post("/generate", BODY).await.status(), 200, "{role}");
+        }
+        assert_eq!(requests(&leaving), seen, "{role}");
+        wait_until("more probes", || probes(&leaving).len() > before + 5).await;
+        assert_eq!(status_of(&router, &leaving).await, "draining", "{role}");
+
+        leaves.store(false, Ordering::SeqCst);
+        wait_health(&router, &leaving, true).await;
+        kit::with_timeout("a request", async {
+            while requests(&leaving) == seen {
+                assert_eq!(client.post("/generate", BODY).await.status(), 200, "{role}");
+            }
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn draining_backend_is_used_while_no_other_is_left_and_stays_draining() {
+    let leaves = Arc::new(AtomicBool::new(false));
+    let (prefill, leaving) = (ok_server().await, leaving_server(&leaves).await);
+    let router = router(&[&prefill], &[&leaving], PROBE_INTERVAL).await;
+    wait_ready(&router).await;
+    leaves.store(true, Ordering::SeqCst);
+    wait_health(&router, &leaving, false).await;
+    let mut client = router.client().await;
+    for count in 1..=20 {
+        assert_eq!(client.post("/generate", BODY).await.status(), 200);
+        assert_eq!((requests(&leaving), router.backend(&leaving).is_healthy()), (count, false));
+    }
+    assert_eq!(client.get("/ready").await.status(), 503);
+    assert_eq!(status_of(&router, &leaving).await, "draining");
+}
+
+#[tokio::test]
+async fn backend_that_is_down_is_tried_before_one_that_drains() {
+    let leaves = Arc::new(AtomicBool::new(false));
+    let failing = Arc::new(AtomicBool::new(false));
+    let fails = Arc::clone(&failing);
+    let probe = move || {
+        if fails.load(Ordering::SeqCst) { respond_with("500 Internal Server Error") } else { ok() }
+    };
+    let (prefill, down, leaving) =
+        (ok_server().await, server(probe, ok).await, leaving_server(&leaves).await);
+    let router = router(&[&prefill], &[&down, &leaving], PROBE_INTERVAL).await;
+    for server in [&down, &leaving] {
+        wait_until("a probe", || !probes(server).is_empty()).await;
+    }
+    wait_ready(&router).await;
+    leaves.store(true, Ordering::SeqCst);
+    failing.store(true, Ordering::SeqCst);
+    wait_health(&router, &leaving, false).await;
+    wait_health(&router, &down, false).await;
+    let mut client = router.client().await;
+    for _ in 0..10 {
+        assert_eq!(client.post("/generate", BODY).await.status(), 200);
+    }
+    assert_eq!((requests(&down), requests(&leaving)), (10, 0));
+}
+
+#[tokio::test]
+async fn completed_requests_do_not_hide_failed_probes() {
+    let up = Arc::new(AtomicBool::new(true));
+    let is_up = Arc::clone(&up);
+    let probe = move || {
+        if is_up.load(Ordering::SeqCst) { ok() } else { respond_with("500 Internal Server Error") }
+    };
+    let (prefill, decode) = (ok_server().await, server(probe, ok).await);
+    let router = router(&[&prefill], &[&decode], PROBE_INTERVAL).await;
+    wait_ready(&router).await;
+    up.store(false, Ordering::SeqCst);
+    let mut client = router.client().await;
+    kit::with_timeout("the ejection", async {
+        while router.backend(&decode).is_healthy() {
+            assert_eq!(client.post("/generate", BODY).await.status(), 200);
+        }
+    })
+    .await;
+    for _ in 0..10 {
+        assert_eq!(client.post("/generate", BODY).await.status(), 200);
+    }
+    assert!(!router.backend(&decode).is_healthy());
 }
 
 #[tokio::test]

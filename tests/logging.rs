@@ -5,10 +5,12 @@
 mod kit;
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use kit::program::Folder;
-use kit::{RouterProcess, ScriptedServer, Step, json};
+use kit::{RouterProcess, ScriptedServer, Step, fixture, json};
 use serde_json::Value;
 
 const BODY: &str = r#"{"text":"the secret prompt"}"#;
@@ -379,4 +381,67 @@ async fn ejected_backend_is_logged() {
     program
         .line(&format!("INFO mini_lb::upstream::backend: prefill server {} is healthy", prefill.url()))
         .await;
+}
+
+/// A server with SGLang's Rust front end: its description as recorded, with another bootstrap port after a
+/// restart.
+async fn rust_server(role: &'static str, restarted: Arc<AtomicBool>) -> ScriptedServer {
+    let info = fixture(&format!("rust_pd/server_info.{role}.resp")).unwrap().raw;
+    let (refused, probes) = (AtomicBool::new(false), Arc::clone(&restarted));
+    ScriptedServer::start(move |seen| match seen.target() {
+        "/ready" => vec![Step::Send(json("404 Not Found", ""))],
+        // Out of rotation once, so that it is asked for its description again.
+        "/health" if probes.load(SeqCst) && !refused.swap(true, SeqCst) => {
+            vec![Step::Send(json("503 Service Unavailable", ""))]
+        }
+        "/server_info" if restarted.load(SeqCst) => {
+            let text = String::from_utf8(info.clone()).unwrap();
+            let before = "\"disaggregation_bootstrap_port\":31000";
+            assert!(text.contains(before));
+            vec![Step::Send(text.replace(before, "\"disaggregation_bootstrap_port\":31001").into())]
+        }
+        "/server_info" => vec![Step::Send(info.clone())],
+        "/generate" if restarted.load(SeqCst) => vec![Step::Send(json("500 Internal Server Error", "{}"))],
+        _ => vec![Step::Send(json("200 OK", "{}"))],
+    })
+    .await
+}
+
+#[tokio::test]
+async fn bootstrap_port_that_contradicts_the_servers_own_is_a_warning_with_both() {
+    let [prefill, decode] =
+        ["prefill", "decode"].map(|role| rust_server(role, Arc::new(AtomicBool::new(false))));
+    let (prefill, decode) = (prefill.await, decode.await);
+    // The kit configures 8998, which is also what this server was started with.
+    let program = RouterProcess::start_probing(&prefill.url(), &decode.url(), &[]).await;
+    for url in [prefill.url(), decode.url()] {
+        program.line(&format!("server {url} is healthy")).await;
+    }
+    let lines = program.stop().await;
+    let warnings: Vec<_> = lines.iter().filter(|line| line.contains(" WARN ")).collect();
+    assert_eq!(warnings.len(), 1, "{lines:#?}");
+    let url = prefill.url();
+    let said = format!("prefill server {url} is configured with bootstrap port 8998 but reports 31000");
+    assert!(warnings[0].contains(&said), "{warnings:?}");
+}
+
+#[tokio::test]
+async fn learned_bootstrap_port_that_changes_is_a_warning_with_both() {
+    let restarted = Arc::new(AtomicBool::new(false));
+    let (prefill, decode) = (ok_server().await, ok_server().await);
+    let learned = rust_server("prefill", Arc::clone(&restarted)).await;
+    let url = learned.url();
+    let args = ["--prefill", &url, "--policy", "round_robin"];
+    let program = RouterProcess::start_probing(&prefill.url(), &decode.url(), &args).await;
+    program.line(&format!("prefill server {url} reports bootstrap port 31000")).await;
+    program.line(&format!("decode server {} is healthy", decode.url())).await;
+    restarted.store(true, SeqCst);
+    // The next probe of /health is due in ten seconds, or after a failed request.
+    for _ in 0..2 {
+        program.client().await.post("/generate", BODY).await;
+    }
+    program.line(&format!("prefill server {url} is draining")).await;
+    let line =
+        program.line(&format!("prefill server {url} reports bootstrap port 31001, before 31000")).await;
+    assert!(line.contains(" WARN "), "{line}");
 }

@@ -8,6 +8,7 @@ mod promtool;
 #[path = "metrics/scrape.rs"]
 mod scrape;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -348,6 +349,74 @@ async fn removed_backend_has_no_series() {
     assert!(!scrape.text().contains(&before.url()), "{}", scrape.text());
     assert!(scrape.text().contains(&after.url()));
     scrape.has("mini_lb_backends", &[("role", "decode")], 1);
+}
+
+#[tokio::test]
+async fn series_of_a_backend_that_was_removed_while_it_was_busy_end_with_its_last_request() {
+    let [prefill, after] = [(); 2].map(|()| ScriptedServer::always(json("200 OK", ANSWER)));
+    let (prefill, after) = (prefill.await, after.await);
+    let before = GatedServer::start(|| vec![Step::Send(json("200 OK", ANSWER))]).await;
+    let url = before.server.url();
+    let monitored = MonitoredRouter::start(&[&prefill], &[&before.server], |config| config).await;
+    let headers = [("content-type", "application/json")];
+    let mut clients = [monitored.client().await, monitored.client().await];
+    for client in &mut clients {
+        client.send_request("POST", "/generate", &headers, BODY.as_bytes()).await;
+    }
+    before.server.wait_for_requests(2).await;
+    let decode = vec![after.url()];
+    let config = MiniLbConfig::new("127.0.0.1", 30_000, vec![(prefill.url(), None)], decode, 60);
+    monitored.router.reload(config).expect("a valid configuration");
+    let [mut first, mut second] = clients;
+    // Its connection goes to the pool.
+    before.gates.lock().unwrap()[0].open();
+    let arrived = kit::with_timeout("one response", async {
+        tokio::select! { _ = first.response() => 0, _ = second.response() => 1 }
+    });
+    let first_done = arrived.await;
+    let scrape = monitored.after(1).await;
+    scrape.has("mini_lb_backend_in_flight_requests", &[("role", "decode"), ("backend", &url)], 1);
+    scrape.has("mini_lb_backend_draining", &[("role", "decode"), ("backend", &url)], 1);
+    scrape.has("mini_lb_backends", &[("role", "decode")], 2);
+    before.gates.lock().unwrap()[1].open();
+    let last = if first_done == 0 { &mut second } else { &mut first };
+    assert_eq!(last.response().await.text(), ANSWER);
+    kit::with_timeout("the end of its series", async {
+        while monitored.after(2).await.text().contains(&url) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    monitored.after(2).await.has("mini_lb_backends", &[("role", "decode")], 1);
+}
+
+#[tokio::test]
+async fn backend_that_refuses_a_probe_is_shown_as_draining() {
+    let prefill = ScriptedServer::always(json("200 OK", ANSWER)).await;
+    let probes = AtomicUsize::new(0);
+    let leaving = ScriptedServer::start(move |seen| {
+        let is_over = seen.target() == "/ready" && probes.fetch_add(1, Ordering::SeqCst) > 0;
+        vec![Step::Send(json(if is_over { "503 Service Unavailable" } else { "200 OK" }, "{}"))]
+    })
+    .await;
+    let monitored = MonitoredRouter::start(&[&prefill], &[&leaving], |config| {
+        config.health_checks(true).health_check_interval(Duration::from_millis(30))
+    })
+    .await;
+    let url = leaving.url();
+    let labels = [("role", "decode"), ("backend", url.as_str())];
+    let scrape = kit::with_timeout("a draining backend", async {
+        loop {
+            let scrape = monitored.after(0).await;
+            if scrape.get("mini_lb_backend_draining", &labels) == 1.0 {
+                return scrape;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    scrape.has("mini_lb_backend_healthy", &labels, 0);
+    scrape.has("mini_lb_backend_draining", &[("role", "prefill"), ("backend", &prefill.url())], 0);
 }
 
 /// A scrape that has at least one series of every metric.

@@ -60,6 +60,8 @@ mod request_id;
 mod response_encodings;
 #[path = "retries.rs"]
 mod retries;
+#[path = "rolling_restart.rs"]
+mod rolling_restart;
 #[path = "shutdown.rs"]
 mod shutdown;
 #[path = "simulated_load.rs"]

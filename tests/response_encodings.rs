@@ -70,6 +70,21 @@ async fn both_responses_of_a_merge_are_plain() {
 }
 
 #[tokio::test]
+async fn stream_that_may_get_comments_is_plain() {
+    let (prefill, decode) = (kit::ok_server().await, kit::ok_server().await);
+    let router = Router::start_with(&[&prefill], &[&decode], |config| {
+        config.stream_keepalive(std::time::Duration::from_secs(5))
+    })
+    .await;
+    for stream in [true, false] {
+        let body = format!(r#"{{"text":"a","stream":{stream}}}"#);
+        assert_eq!(post(&router, &ACCEPTED[..1], &body).await.status(), 200);
+    }
+    let sent: Vec<Vec<String>> = decode.requests().iter().map(accepted).collect();
+    assert_eq!(sent, [["identity"], ["gzip, deflate"]]);
+}
+
+#[tokio::test]
 async fn refusal_in_prefills_stream_is_found_though_the_client_takes_gzip() {
     let refusal = r#"{"error":{"message":"kv transfer failed","code":500}}"#;
     let prefill = compressing(move |_| {

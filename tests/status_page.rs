@@ -94,8 +94,8 @@ fn router_at(servers: &Servers, decode: &[&str], ports: Ports) -> Result<ChildPr
     let mut command = Command::new(env!("CARGO_BIN_EXE_mini-lb"));
     command.args(["--host", "127.0.0.1", "--port", &ports.clients.to_string()]);
     command.args(["--prometheus-port", &ports.operators.to_string()]);
-    // One failed request ejects a server, and one probe brings it back.
-    command.args(["--health-check-interval-secs", "3600", "--health-failure-threshold", "1"]);
+    // Failed requests eject a server sooner than probes do, and one probe brings it back.
+    command.args(["--health-check-interval-secs", "1", "--health-failure-threshold", "3"]);
     command.args(["--health-success-threshold", "1", "--shutdown-grace-period-secs", "1"]);
     let bootstrap = servers.prefill.bootstrap_port().expect("a bootstrap port").to_string();
     command.args(["--prefill", &servers.prefill.url(), &bootstrap]);
@@ -280,7 +280,14 @@ fn follows_health(browser: &mut Browser, servers: &mut Servers, folder: &Path) {
     servers.start_again(0, address);
     browser.until(&health("decode", &url, "healthy"));
     browser.until("document.getElementById('decode').innerText.includes('2 of 2')");
-    for health in ["unhealthy", "healthy"] {
+    servers.decode[0].as_ref().expect("a server that runs").drain();
+    browser.until(&health("decode", &url, "draining"));
+    browser.until("document.getElementById('decode').innerText.includes('1 of 2')");
+    let address = servers.stop(0);
+    browser.until(&health("decode", &url, "unhealthy"));
+    servers.start_again(0, address);
+    browser.until(&health("decode", &url, "healthy"));
+    for health in ["unhealthy", "healthy", "draining"] {
         let said = format!("decode {url} is {health}");
         browser.until(&format!("document.getElementById('changes').innerText.includes('{said}')"));
     }

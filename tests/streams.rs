@@ -177,3 +177,116 @@ async fn chunk_sizes_may_be_padded_or_extended_in_every_chunk() {
         assert_eq!(decode.requests()[1].json()["stream"], true);
     }
 }
+
+const KEEP_ALIVE: &str = ": keep-alive\n\n";
+
+/// A router that sends a comment into a stream after 200 ms of silence.
+async fn router_with_keepalive(prefill: &ScriptedServer, decode: &ScriptedServer) -> Router {
+    Router::start_with(&[prefill], &[decode], |config| config.stream_keepalive(Duration::from_millis(200)))
+        .await
+}
+
+#[tokio::test]
+async fn silent_stream_gets_comments_between_its_events() {
+    let prefill = prefill().await;
+    let pause = Step::Pause(Duration::from_millis(700));
+    let decode = ScriptedServer::start(move |_| {
+        let send = |bytes: Vec<u8>| Step::Send(bytes);
+        vec![
+            send([HEAD.as_bytes(), &chunk("data: 1\n\n")].concat()),
+            pause.clone(),
+            // Half an event: no comment may come behind it.
+            send(chunk("data: 2")),
+            pause.clone(),
+            send([&chunk("\n\n")[..], b"0\r\n\r\n"].concat()),
+        ]
+    })
+    .await;
+    let router = router_with_keepalive(&prefill, &decode).await;
+    let response = router.client().await.post("/generate", STREAM).await;
+    assert!(response.complete);
+    let (before, after) = response.text().split_once("data: 2\n\n").expect("the event is whole");
+    assert!(before.matches(KEEP_ALIVE).count() >= 2, "{before}");
+    assert_eq!(before.replace(KEEP_ALIVE, ""), "data: 1\n\n");
+    assert_eq!(after, "");
+}
+
+#[tokio::test]
+async fn stream_has_no_comments_by_default_nor_in_an_encoded_body() {
+    let prefill = prefill().await;
+    for (head, keepalive) in [
+        (HEAD.to_owned(), Duration::ZERO),
+        (HEAD.replace("\r\n\r\n", "\r\ncontent-encoding: gzip\r\n\r\n"), Duration::from_millis(100)),
+        (HEAD.replace("transfer-encoding: chunked", "content-length: 18"), Duration::from_millis(100)),
+    ] {
+        let is_chunked = head.contains("chunked");
+        let decode = ScriptedServer::start(move |_| {
+            let event = |text: &str| if is_chunked { chunk(text) } else { text.into() };
+            let end: &[u8] = if is_chunked { b"0\r\n\r\n" } else { b"" };
+            vec![
+                Step::Send([head.as_bytes(), &event("data: 1\n\n")].concat()),
+                Step::Pause(Duration::from_millis(500)),
+                Step::Send([&event("data: 2\n\n")[..], end].concat()),
+            ]
+        })
+        .await;
+        let router =
+            Router::start_with(&[&prefill], &[&decode], |config| config.stream_keepalive(keepalive)).await;
+        let response = router.client().await.post("/generate", STREAM).await;
+        assert!(response.complete);
+        assert_eq!(response.text(), "data: 1\n\ndata: 2\n\n");
+    }
+}
+
+/// A decode server that responds after a second.
+async fn late_decode(response: Vec<u8>) -> ScriptedServer {
+    let steps = [Step::Pause(Duration::from_secs(1)), Step::Send(response)];
+    ScriptedServer::start(move |_| steps.to_vec()).await
+}
+
+#[tokio::test]
+async fn head_of_a_stream_goes_out_when_the_keepalive_is_due() {
+    let prefill = prefill().await;
+    let events = [HEAD.as_bytes(), &chunk("data: 1\n\n"), b"0\r\n\r\n"].concat();
+    let decode = late_decode(events).await;
+    let router = router_with_keepalive(&prefill, &decode).await;
+    let mut client = router.client().await;
+    client.send_request("POST", "/generate", &[], STREAM.as_bytes()).await;
+    let start = Instant::now();
+    let head = client.head().await;
+    assert!(start.elapsed() < Duration::from_millis(900), "{:?}", start.elapsed());
+    assert_eq!(head.header("content-type"), Some("text/event-stream; charset=utf-8"));
+    let response = client.finish_response(head).await;
+    assert!(response.complete);
+    assert!(response.text().starts_with(KEEP_ALIVE), "{}", response.text());
+    assert_eq!(response.text().replace(KEEP_ALIVE, ""), "data: 1\n\n");
+    // What does not ask for a stream waits for decode's head.
+    let response = client.post("/generate", r#"{"text":"a"}"#).await;
+    assert!(!response.text().contains(KEEP_ALIVE));
+}
+
+#[tokio::test]
+async fn refusal_after_an_early_head_is_an_error_event() {
+    let prefill = ScriptedServer::start(|_| vec![Step::Hang]).await;
+    let decode = late_decode(json("400 Bad Request", r#"{"message":"too long"}"#)).await;
+    let router = router_with_keepalive(&prefill, &decode).await;
+    let response = router.client().await.post("/generate", STREAM).await;
+    assert_eq!((response.status(), response.complete), (200, false));
+    let text = String::from_utf8_lossy(&response.body).into_owned();
+    assert!(text.contains(KEEP_ALIVE) && text.contains(r#""code":"decode_refused""#), "{text}");
+    prefill.wait_closed(1).await;
+}
+
+#[tokio::test]
+async fn merged_stream_with_an_early_head_has_prefills_lists() {
+    let lists = r#"{"meta_info":{"input_token_logprobs":[[null,1,null],[-0.5,2,null]]}}"#;
+    let prefill = late_decode(json("200 OK", lists)).await;
+    let event = "data: {\"text\":\"a\",\"meta_info\":{\"input_token_logprobs\":[]}}\n\n";
+    let events = [HEAD.as_bytes(), &chunk(event), b"0\r\n\r\n"].concat();
+    let decode = ScriptedServer::always(events).await;
+    let router = router_with_keepalive(&prefill, &decode).await;
+    let body = r#"{"text":"a","stream":true,"return_logprob":true,"logprob_start_len":0}"#;
+    let response = router.client().await.post("/generate", body).await;
+    assert!(response.complete && response.text().starts_with(KEEP_ALIVE), "{}", response.text());
+    assert!(response.text().contains("[[null,1,null],[-0.5,2,null]]"), "{}", response.text());
+}

@@ -236,6 +236,35 @@ async fn health_takes_a_second_and_is_503_while_draining() {
 }
 
 #[tokio::test]
+async fn terminated_server_serves_until_a_poll_finds_no_request_then_is_silent_and_gone() {
+    // Polls every 3 s, silent for 0.9 s. The response takes longer than a busy machine is late.
+    let slow = SimConfig { time_scale: 0.6, first_token: Duration::from_secs(4), ..SimConfig::default() };
+    let sim = Sim::start(slow).await.unwrap();
+    let (addr, begin) = (sim.addr(), Instant::now());
+    let body = r#"{"text":"the of","sampling_params":{"max_new_tokens":1}}"#;
+    let request = async move |method: &str, path: &str, body: &str| {
+        Exchange::open(addr, &common::request(method, path, body)).await.response().await.status
+    };
+    let mut kept = Exchange::open(addr, &common::request("GET", "/ready", "")).await;
+    assert_eq!(kept.response().await.status, 200);
+    let ending = tokio::spawn(sim.terminate());
+    while request("GET", "/ready", "").await != 503 {}
+    assert_eq!(request("GET", "/health", "").await, 503);
+    assert_eq!(request("GET", "/v1/models", "").await, 200);
+    // The poll after 3 s finds it.
+    assert_eq!(request("POST", "/generate", body).await, 200);
+    assert_eq!(request("GET", "/ready", "").await, 503);
+    tokio::time::sleep_until((begin + Duration::from_millis(6_300)).into()).await;
+    let mut late = Exchange::open(addr, &post("/generate", body)).await;
+    let outcome = late.wait(common::PATIENCE).await;
+    assert_eq!((outcome.closed, outcome.raw), (true, Vec::new()));
+    ending.await.unwrap();
+    assert!(begin.elapsed() >= Duration::from_millis(6_900), "{:?}", begin.elapsed());
+    let gone = tokio::net::TcpStream::connect(addr).await.unwrap_err();
+    assert_eq!(gone.kind(), std::io::ErrorKind::ConnectionRefused);
+}
+
+#[tokio::test]
 async fn every_endpoint_but_health_requires_the_api_key() {
     let config = SimConfig { api_key: Some("k".to_owned()), time_scale: 0.001, ..SimConfig::default() };
     let sim = Sim::start(config).await.unwrap();

@@ -1,4 +1,4 @@
-//! The JSON body of an admin request, and its typed fields.
+//! The JSON body of an admin request with its typed fields, and the `timeout` of a query.
 
 use std::time::Duration;
 
@@ -13,6 +13,20 @@ pub(super) struct AdminRequest(Map<String, Value>);
 /// An error that is answered with 400 and this message.
 pub(super) fn invalid(message: impl Into<String>) -> Error {
     Error::BadAdminRequest(message.into())
+}
+
+/// Longest `timeout` of a query, in seconds.
+const MAX_QUERY_TIMEOUT: f64 = 3_600.0;
+
+/// `timeout` of a query, in seconds, if it is there.
+pub(super) fn query_timeout(query: Option<&str>) -> Result<Option<Duration>, Error> {
+    let fields = query.unwrap_or_default().split('&').filter_map(|field| field.split_once('='));
+    let Some((_, value)) = fields.into_iter().find(|(name, _)| *name == "timeout") else { return Ok(None) };
+    // The range excludes NaN and infinity, which `from_secs_f64` panics at.
+    let seconds = value.parse().ok().filter(|seconds| (0.0..=MAX_QUERY_TIMEOUT).contains(seconds));
+    let seconds = seconds
+        .ok_or_else(|| invalid(format!("timeout must be seconds between 0 and {MAX_QUERY_TIMEOUT}")))?;
+    Ok(Some(Duration::from_secs_f64(seconds)))
 }
 
 impl AdminRequest {
@@ -76,5 +90,23 @@ impl AdminRequest {
         let seconds = value.as_u64().filter(|seconds| *seconds <= max);
         let seconds = seconds.ok_or_else(|| invalid(format!("{name} must be between 0 and {max}")))?;
         Ok(Duration::from_secs(seconds))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_is_a_number_of_seconds_within_bounds() {
+        let timeout = |query| {
+            query_timeout(query).ok().map(|timeout| timeout.map(|timeout: Duration| timeout.as_secs_f64()))
+        };
+        assert_eq!(timeout(None), Some(None));
+        assert_eq!(timeout(Some("a=b&timeouts=2")), Some(None));
+        assert_eq!(timeout(Some("a=b&timeout=1.5")), Some(Some(1.5)));
+        for invalid in ["timeout=", "timeout=-1", "timeout=3601", "timeout=NaN", "timeout=inf"] {
+            assert_eq!(timeout(Some(invalid)), None, "{invalid}");
+        }
     }
 }

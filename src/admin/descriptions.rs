@@ -14,9 +14,9 @@ use crate::upstream::{Backend, Description, Role};
 
 /// Where a server describes itself: in current versions, and before SGLang 0.5.6.
 const PATHS: [&str; 2] = ["/server_info", "/get_server_info"];
-/// Most probes between two attempts at a server that does not describe itself: at the default interval of 10
-/// s, one attempt in about 10 minutes.
-const MAX_BACKOFF: u32 = 63;
+/// Most probes between two attempts at a server that does not describe itself: at the default interval of 1
+/// s, one attempt in about 8 minutes.
+const MAX_BACKOFF: u32 = 511;
 
 /// Decides when a server is asked for its description: once, and again after it was down.
 #[derive(Default)]
@@ -51,8 +51,8 @@ impl DescriptionCache {
         }
         let description = fetch(server, client, timeout).await;
         self.is_known = description.is_some();
-        // 1, 3, 7, ... 63: a server that has no description costs little, and one that is slow to offer it is
-        // asked again soon.
+        // 1, 3, 7, ... 511: a server that has no description costs little, and one that is slow to offer it
+        // is asked again soon.
         self.backoff = (self.backoff * 2 + 1).min(MAX_BACKOFF);
         self.remaining = self.backoff;
         description

@@ -12,6 +12,7 @@ use http_body_util::Full;
 use hyper::{Method, Response, StatusCode};
 use serde_json::json;
 
+use super::admin_request::query_timeout;
 use super::failures::{failure_response, failures};
 use super::query::{QueryResponse, ServerQuery, query, query_all};
 use super::server_info;
@@ -20,11 +21,12 @@ use crate::http1::RequestHead;
 use crate::upstream::{Backend, LiveFleet, Pools, Role};
 use crate::wire::client_response::ClientResponseHead;
 
-/// Longest time for a server to describe itself.
-const INFO_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest time for a server to answer `/health_generate`: SGLang generates a token for it and gives up after
-/// 20 s.
-const HEALTH_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest time for a server to answer, unless the request has a `timeout`. `/health_generate` of SGLang
+/// takes a second, everything else milliseconds.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How much longer than `timeout` the router waits: SGLang's `/flush_cache` takes the same parameter and
+/// answers at the end of it why it has not flushed.
+const ANSWER_MARGIN: Duration = Duration::from_millis(250);
 
 /// An endpoint that does not generate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,21 +71,18 @@ impl RouterEndpoints {
         Self { fleet, pools, draining }
     }
 
-    /// `flush_timeout` is the longest time for one server to flush its cache, which may wait for requests to
-    /// end.
     pub(crate) async fn handle(
         &self,
         endpoint: RouterEndpoint,
         head: RequestHead,
-        flush_timeout: Duration,
     ) -> Result<OwnResponse, Error> {
         match endpoint {
             // Liveness only: a restart of the router would not help its servers.
             RouterEndpoint::Health => Ok(Response::default()),
             RouterEndpoint::Ready => self.ready(),
-            RouterEndpoint::HealthGenerate => Ok(self.health_generate(head).await),
-            RouterEndpoint::FlushCache => Ok(self.flush_cache(head, flush_timeout).await),
-            RouterEndpoint::ServerInfo => Ok(self.server_info(head).await),
+            RouterEndpoint::HealthGenerate => self.health_generate(head).await,
+            RouterEndpoint::FlushCache => self.flush_cache(head).await,
+            RouterEndpoint::ServerInfo => self.server_info(head).await,
             RouterEndpoint::ModelInfo => self.model_info(head).await,
         }
     }
@@ -104,49 +103,51 @@ impl RouterEndpoints {
         Err(Error::NotReady(reason))
     }
 
-    async fn health_generate(&self, head: RequestHead) -> OwnResponse {
-        let responses = self.ask_all(head, HEALTH_TIMEOUT).await;
+    async fn health_generate(&self, head: RequestHead) -> Result<OwnResponse, Error> {
+        let responses = self.ask_all(head).await?;
         let failed = failures(&responses);
         if failed.is_empty() {
-            return Response::default();
+            return Ok(Response::default());
         }
-        failure_response(StatusCode::SERVICE_UNAVAILABLE, "unhealthy", "not all servers are healthy", &failed)
+        let (status, message) = (StatusCode::SERVICE_UNAVAILABLE, "not all servers are healthy");
+        Ok(failure_response(status, "unhealthy", message, &failed))
     }
 
-    async fn flush_cache(&self, head: RequestHead, timeout: Duration) -> OwnResponse {
-        let responses = self.ask_all(head, timeout).await;
+    async fn flush_cache(&self, head: RequestHead) -> Result<OwnResponse, Error> {
+        let responses = self.ask_all(head).await?;
         let failed = failures(&responses);
         if failed.is_empty() {
             let servers: Vec<&str> = responses.iter().map(|response| response.server.url()).collect();
             let body = json!({ "message": "The cache of every server was flushed.", "servers": servers });
-            return json_response(StatusCode::OK, body.to_string());
+            return Ok(json_response(StatusCode::OK, body.to_string()));
         }
         // A server's own status (400 while it is busy) says more than 502; of several, the highest is the
         // worst.
         let status = failed.iter().filter_map(|failure| failure.status).max();
         let all_answered = failed.iter().all(|failure| failure.status.is_some());
         let status = status.filter(|_| all_answered).unwrap_or(StatusCode::BAD_GATEWAY);
-        failure_response(status, "flush_cache_failed", "not every server flushed its cache", &failed)
+        Ok(failure_response(status, "flush_cache_failed", "not every server flushed its cache", &failed))
     }
 
-    async fn server_info(&self, head: RequestHead) -> OwnResponse {
-        let request = forwarded(head, INFO_TIMEOUT);
+    async fn server_info(&self, head: RequestHead) -> Result<OwnResponse, Error> {
+        let timeout = answer_timeout(&head)?;
+        let request = forwarded(head, timeout);
         // One snapshot for the query and the split: the fleet may change in between.
         let fleet = self.fleet.snapshot();
         let responses = query_all(&self.pools, fleet.all(), &request).await;
         let (prefill, decode) = responses.split_at(fleet.prefill().len());
-        server_info::merged(prefill, decode)
+        Ok(server_info::merged(prefill, decode))
     }
 
     /// Forwards the request to one prefill server after the other until one responds, healthy ones first, and
     /// its response to the client.
     async fn model_info(&self, head: RequestHead) -> Result<OwnResponse, Error> {
-        let request = forwarded(head, INFO_TIMEOUT);
+        let request = forwarded(head, ANSWER_TIMEOUT);
         let fleet = self.fleet.snapshot();
         let mut servers: Vec<_> = fleet.prefill().iter().collect();
         // Stable: among equals the order of the configuration stays. One that hangs costs its timeout, so a
-        // server that is known to be unhealthy is asked only if there is no other.
-        servers.sort_by_key(|server| !server.is_ready());
+        // server that is known to be unhealthy is asked only if there is no other. One that drains answers.
+        servers.sort_by_key(|server| (!server.is_ready(), !server.is_draining()));
         // Of several failures the first is reported: it is that of the healthiest server.
         let mut first = None;
         for server in servers {
@@ -164,9 +165,17 @@ impl RouterEndpoints {
         first.unwrap_or(Err(Error::NoServer(Role::Prefill)))
     }
 
-    async fn ask_all(&self, head: RequestHead, timeout: Duration) -> Vec<QueryResponse> {
-        query_all(&self.pools, self.fleet.snapshot().all(), &forwarded(head, timeout)).await
+    async fn ask_all(&self, head: RequestHead) -> Result<Vec<QueryResponse>, Error> {
+        let timeout = answer_timeout(&head)?;
+        Ok(query_all(&self.pools, self.fleet.snapshot().all(), &forwarded(head, timeout)).await)
     }
+}
+
+/// Longest time for each server to answer, all at once: `timeout` of the query, which they get too. 0 is
+/// SGLang's own default for "do not wait" and says nothing about the router.
+fn answer_timeout(head: &RequestHead) -> Result<Duration, Error> {
+    let wanted = query_timeout(head.query())?.filter(|timeout| !timeout.is_zero());
+    Ok(wanted.map_or(ANSWER_TIMEOUT, |timeout| timeout + ANSWER_MARGIN))
 }
 
 /// The client's request as it is forwarded: same method, path, query and headers, no body.

@@ -17,16 +17,24 @@ use super::descriptions::DescriptionCache;
 use super::query::{QueryResponse, ServerQuery, query};
 use crate::admission::AccessControl;
 use crate::error::Error;
-use crate::upstream::{Backend, DesiredFleet, HealthOptions, HealthState, Outcome, Pools, SocketOptions};
+use crate::upstream::{
+    Backend, DesiredFleet, HealthOptions, HealthState, Outcome, Pools, ProbeFailure, SocketOptions,
+};
 
 /// How often a server is probed after a failure: with the default threshold of two successes, a server that
 /// works again is back in rotation after two seconds.
 const RECOVERY_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Shortest time from one probe to the next that failing requests cause: a crowd of them costs the server ten
+/// probes a second.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
+
 /// Reads a flag, in SGLang 0.5.21 and later.
 const READY: &str = "/ready";
 /// For servers without [`READY`], where it generates one token.
 const HEALTH: &str = "/health";
+/// How much rarer probes of [`HEALTH`] are: by default 10 s apart.
+const HEALTH_FACTOR: u32 = 10;
 
 /// Probes all servers, also those that are added later, for as long as it is polled.
 pub(crate) async fn probe_all(
@@ -117,7 +125,10 @@ async fn probe_server(
             HealthState::Unknown | HealthState::Starting => {
                 sleep_until(start + startup.interval(&server, &options)).await;
             }
-            _ => wait_for_next_probe(start, &server, options.interval).await,
+            _ => {
+                let regular = probe.regular_interval(options.interval);
+                wait_for_next_probe(start, &server, regular, probe.shortest_interval(regular)).await;
+            }
         }
     }
 }
@@ -147,16 +158,15 @@ impl StartupWatch {
     }
 }
 
-/// Waits until the next probe is due: after `interval`, or earlier if a request has failed meanwhile.
-async fn wait_for_next_probe(start: Instant, server: &Backend, interval: Duration) {
-    let end = start + interval;
-    let mut next = start;
-    loop {
-        next += RECOVERY_INTERVAL.min(interval);
-        sleep_until(next.min(end)).await;
-        if next >= end || !server.is_healthy_now() {
-            return;
-        }
+/// Waits until the next probe is due: after `regular`, or earlier if a request has failed.
+async fn wait_for_next_probe(start: Instant, server: &Backend, regular: Duration, shortest: Duration) {
+    let early = async {
+        server.probe_wanted().await;
+        sleep_until(start + shortest).await;
+    };
+    tokio::select! {
+        () = sleep_until(start + regular) => {}
+        () = early => {}
     }
 }
 
@@ -169,10 +179,23 @@ struct Probe<'a> {
 }
 
 impl Probe<'_> {
+    /// The time to the next probe if no request fails.
+    fn regular_interval(&self, interval: Duration) -> Duration {
+        if self.server.is_recovering() {
+            return RECOVERY_INTERVAL.min(interval);
+        }
+        if self.path == HEALTH { interval.saturating_mul(HEALTH_FACTOR) } else { interval }
+    }
+
+    /// The time to the next probe if requests fail.
+    fn shortest_interval(&self, regular: Duration) -> Duration {
+        if self.path == HEALTH { RECOVERY_INTERVAL } else { SHORTEST_INTERVAL }.min(regular)
+    }
+
     /// Probes once. `None` says nothing about the server: the router itself could not open a connection.
-    async fn send(&mut self) -> Option<Result<(), String>> {
+    async fn send(&mut self) -> Option<Result<(), ProbeFailure>> {
         // After a failure the server may be back in another version.
-        if !self.server.is_healthy_now() {
+        if self.server.is_recovering() {
             self.path = READY;
         }
         let mut status = self.status().await;
@@ -180,13 +203,20 @@ impl Probe<'_> {
             self.path = HEALTH;
             status = self.status().await;
         }
+        let failed = |reason| Some(Err(ProbeFailure::Failed(reason)));
         match status {
             Ok(status) if status.is_success() => Some(Ok(())),
-            Ok(status) => Some(Err(format!("GET {} returned {}", self.path, status.as_u16()))),
+            Ok(status) => {
+                let reason = format!("GET {} returned {}", self.path, status.as_u16());
+                if status == StatusCode::SERVICE_UNAVAILABLE {
+                    return Some(Err(ProbeFailure::Refused(reason)));
+                }
+                failed(reason)
+            }
             Err(Error::Upstream { cause, .. }) if cause.outcome() == Outcome::Exhausted => None,
             // Without the server, which the log line names already.
-            Err(Error::Upstream { cause, .. }) => Some(Err(cause.to_string())),
-            Err(error) => Some(Err(error.to_string())),
+            Err(Error::Upstream { cause, .. }) => failed(cause.to_string()),
+            Err(error) => failed(error.to_string()),
         }
     }
 

@@ -24,7 +24,7 @@ const PAGE: &str = include_str!("../../assets/status.html");
 /// router. A test below prints the hashes after a change of the page.
 const POLICY: &str = concat!(
     "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; ",
-    "frame-ancestors 'none'; script-src 'sha256-m5QnxMhzIrhZAyc7ZgJ3KoM4GR27IP1OOVYwXAGXTEc='; ",
+    "frame-ancestors 'none'; script-src 'sha256-dnFsaPoKv+TRX4eCpVRZCrqAvOVdwNCdjoiHNUvjGno='; ",
     "style-src 'sha256-ZCOJUdV5epvp3C4c301wlVjpntcmvfNOCqmJMihSlhc='",
 );
 

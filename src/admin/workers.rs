@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-use super::admin_request::{AdminRequest, invalid};
+use super::admin_request::{AdminRequest, query_timeout};
 use super::endpoints::allows;
 use crate::admission::AccessControl;
 use crate::error::{Error, OwnResponse, json_response};
@@ -27,8 +27,6 @@ use crate::upstream::{
 
 /// How often a draining server is checked for requests in flight: below what an operator notices.
 const DRAIN_CHECK_INTERVAL: Duration = Duration::from_millis(20);
-/// Longest `?timeout` of a `DELETE`, in seconds.
-const MAX_DRAIN_TIMEOUT: f64 = 3_600.0;
 
 /// The fields of `sglang_router`'s `POST /workers` that have a meaning here, and `bootstrap_host`. Others are
 /// accepted and listed as ignored, so that clients written for it work.
@@ -180,7 +178,8 @@ impl WorkersApi {
     }
 
     async fn remove(&self, id: &str, query: Option<&str>) -> Result<OwnResponse, Error> {
-        let timeout = drain_timeout(query)?;
+        // Without it a `DELETE` does not wait.
+        let timeout = query_timeout(query)?.unwrap_or_default();
         let server = self.find(id)?;
         match self.desired.remove(&server) {
             Ok(()) => log_removal(&server, &self.fleet().now()),
@@ -258,19 +257,6 @@ pub(super) async fn wait_until_drained(server: &Backend, deadline: Instant) -> b
     }
 }
 
-/// `timeout` of a query, in seconds. Without it a `DELETE` does not wait.
-fn drain_timeout(query: Option<&str>) -> Result<Duration, Error> {
-    let fields = query.unwrap_or_default().split('&').filter_map(|field| field.split_once('='));
-    let Some((_, value)) = fields.into_iter().find(|(name, _)| *name == "timeout") else {
-        return Ok(Duration::ZERO);
-    };
-    // The range excludes NaN and infinity, which `from_secs_f64` panics at.
-    let seconds = value.parse().ok().filter(|seconds| (0.0..=MAX_DRAIN_TIMEOUT).contains(seconds));
-    let seconds = seconds
-        .ok_or_else(|| invalid(format!("timeout must be seconds between 0 and {MAX_DRAIN_TIMEOUT}")))?;
-    Ok(Duration::from_secs_f64(seconds))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -287,16 +273,6 @@ mod tests {
         }
         for id in ["0", "%", "%2", "http://decode-0:80%", "http://decode-0%zz", "%ff", "http://decode-9:80"] {
             assert_eq!(find(id), None, "{id}");
-        }
-    }
-
-    #[test]
-    fn a_drain_timeout_is_a_number_of_seconds_within_bounds() {
-        let timeout = |query| drain_timeout(query).ok().map(|timeout| timeout.as_secs_f64());
-        assert_eq!(timeout(None), Some(0.0));
-        assert_eq!(timeout(Some("a=b&timeout=1.5")), Some(1.5));
-        for invalid in ["timeout=", "timeout=-1", "timeout=3601", "timeout=NaN", "timeout=inf"] {
-            assert_eq!(timeout(Some(invalid)), None, "{invalid}");
         }
     }
 }

@@ -166,6 +166,15 @@ impl MiniLbConfig {
         self
     }
 
+    /// Sends a comment line (`: keep-alive`) into a stream of events that has been silent for this long, so
+    /// that clients and proxies in front keep waiting. The head of a stream goes out without decode's if that
+    /// is not there by then, and a refusal after that becomes an error event. Zero is off, the default.
+    #[must_use]
+    pub fn stream_keepalive(mut self, interval: Duration) -> Self {
+        self.options.stream_keepalive = interval.min(LONGEST_TIMEOUT);
+        self
+    }
+
     /// Retries a request at most this often if no server can have processed it: a connection could not be
     /// opened, or an idle one had been closed. A retry has a new bootstrap room, and goes to another server
     /// if there is one. Default: [`DEFAULT_MAX_RETRIES`].
@@ -236,8 +245,9 @@ impl MiniLbConfig {
         self
     }
 
-    /// Checks a healthy server this often, with `GET /ready` (`/health` where that is 404). Single that has
-    /// failed is checked once a second, if that is more often. Default: [`DEFAULT_HEALTH_CHECK_INTERVAL`].
+    /// Checks a healthy server this often with `GET /ready`, and a tenth as often with `/health` where that
+    /// is 404. One that has failed is checked once a second, if that is more often. Default:
+    /// [`DEFAULT_HEALTH_CHECK_INTERVAL`].
     #[must_use]
     pub fn health_check_interval(mut self, interval: Duration) -> Self {
         self.options.health.interval = interval.min(LONGEST_TIMEOUT);
@@ -252,7 +262,7 @@ impl MiniLbConfig {
         self
     }
 
-    /// ValueKind a server out of rotation after this many consecutive failures, of health checks and of
+    /// Takes a server out of rotation after this many consecutive failures, of health checks and of
     /// requests. Default: [`DEFAULT_HEALTH_FAILURE_THRESHOLD`].
     #[must_use]
     pub fn health_failure_threshold(mut self, failures: u32) -> Self {

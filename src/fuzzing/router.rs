@@ -166,6 +166,7 @@ impl Scenario {
             body_idle_timeout: Duration::from_secs(20),
             request_timeout: Duration::from_secs(30),
             stream_idle_timeout: Duration::from_secs(5),
+            stream_keepalive: None,
             max_retries: 1,
             retry_on: vec![503],
         };

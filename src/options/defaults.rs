@@ -32,8 +32,9 @@ pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub const DEFAULT_BACKEND_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Default number of idle connections to one server in each worker thread.
 pub const DEFAULT_MAX_IDLE_PER_BACKEND: usize = 512;
-/// Default time between health checks of a healthy server.
-pub const DEFAULT_HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// Default time between health checks of a healthy server. SGLang says from SIGTERM on that it leaves, and
+/// may exit a few seconds later.
+pub const DEFAULT_HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Default longest time of a health check, as in `sglang_router`.
 pub const DEFAULT_HEALTH_CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Default number of consecutive failures that take a server out of rotation, as in `sglang_router`.

@@ -1,6 +1,8 @@
 //! The table of all options. Its order is that of `--help` and of the documentation; an option that sets
 //! several values stands before those that set one of them.
 
+use std::time::Duration;
+
 use super::defaults::*;
 use super::spec::OptionDefault::{Number, Seconds, Text, Unset, Words};
 use super::spec::ValueKind::{CommaList, Groups, List, Single, Switch};
@@ -173,6 +175,16 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                     .at_least(1)
                     .help("Longest time decode may send nothing within a stream"),
                 field: |options| &mut options.stream_idle_timeout,
+            },
+            Entry {
+                spec: OptionSpec::new("stream-keepalive-secs", Single("SECONDS"))
+                    .default(Seconds(Duration::ZERO))
+                    .help(
+                        "Sends a comment line into a stream of events that has been silent for this long, so that \
+                         clients and proxies in front keep waiting. The head of a stream may go out before decode's \
+                         for it: a refusal after that is an error event. 0 is off",
+                    ),
+                field: |options| &mut options.stream_keepalive,
             },
             // 0 is allowed, and is what `disable-retries` means.
             Entry {
@@ -392,8 +404,9 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                     .default(Seconds(DEFAULT_HEALTH_CHECK_INTERVAL))
                     .at_least(1)
                     .help(
-                        "Time between health checks of a healthy server (GET /ready, or /health where that is 404). \
-                         One that has failed is checked every second",
+                        "Time between health checks of a healthy server with GET /ready; ten times that with GET \
+                         /health, which costs a token, where /ready is 404. One that has failed is checked every \
+                         second, or more often",
                     ),
                 field: |options| &mut options.health.interval,
             },

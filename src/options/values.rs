@@ -27,6 +27,8 @@ pub(crate) struct Options {
     pub(crate) max_merge_size: usize,
     pub(crate) request_timeout: Duration,
     pub(crate) stream_idle_timeout: Duration,
+    /// Zero: off.
+    pub(crate) stream_keepalive: Duration,
     /// 0 once the configuration is validated, if `disable_retries` is on.
     pub(crate) max_retries: u32,
     pub(crate) disable_retries: bool,

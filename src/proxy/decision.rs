@@ -294,6 +294,12 @@ impl Decision {
             && matches!(self.prefill, Phase::Sent | Phase::SentAgain | Phase::Responding { .. })
     }
 
+    /// Whether both servers have the request.
+    pub(super) fn is_sent(&self) -> bool {
+        let is_sent = |phase| !matches!(phase, Phase::Connecting | Phase::Connected | Phase::Reconnecting);
+        is_sent(self.prefill) && is_sent(self.decode)
+    }
+
     /// Whether prefill's response is there as a whole.
     pub(super) fn has_prefill_ended(&self) -> bool {
         self.prefill == Phase::Ended

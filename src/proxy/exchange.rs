@@ -8,17 +8,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use hyper::header::{CONTENT_LENGTH, HeaderValue};
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use tokio::time::Instant;
 use tracing::debug;
 
 use super::decision::Action;
 use super::leg::HeldResponse;
-use super::leg_pair::{AttemptContext, Deadline, LegPair};
+use super::leg_pair::{AttemptContext, Deadline, LegPair, Wait};
 use super::relay::{MAX_REFUSAL_PAUSE, Relay, TimeLimit};
 use super::{intake, merge};
 use crate::admission::AdmissionHandle;
-use crate::error::Error;
+use crate::error::{Error, OwnResponse};
 use crate::http1::{OutgoingRequest, RequestHead};
 use crate::observe::record::{Attempt, Record};
 use crate::timer::Timer;
@@ -50,6 +50,8 @@ pub(crate) struct RequestLimits {
     pub(crate) request_timeout: Duration,
     /// Longest pause in a stream.
     pub(crate) stream_idle_timeout: Duration,
+    /// A stream that is silent for this long gets a comment.
+    pub(crate) stream_keepalive: Option<Duration>,
     /// Most retries of a request.
     pub(crate) max_retries: u32,
     /// Statuses of a server upon which the request is retried.
@@ -196,9 +198,15 @@ impl Exchange<'_> {
         // and the last attempt may still be live on its servers. Decode takes room 0 for "not arrived yet".
         let bootstrap_room = fastrand::u64(1..=MAX_BOOTSTRAP_ROOM);
         let requests = || self.leg_requests(&attempt, bootstrap_room);
-        let context = AttemptContext { pools: self.pools, deadline: *deadline, requests };
-        let action = poll_fn(|cx| pair.poll_decided(&context, timer, cx)).await;
+        let early_head_at =
+            limits.stream_keepalive.filter(|_| shape.stream).map(|after| Instant::now() + after);
+        let context = AttemptContext { pools: self.pools, deadline: *deadline, early_head_at, requests };
+        let wait = poll_fn(|cx| pair.poll_decided(&context, timer, cx)).await;
         resent.extend(pair.resent().map(Arc::clone));
+        let action = match wait {
+            Wait::Decided(action) => action,
+            Wait::EarlyHead => return AttemptResult::Response(self.early_head(pair)),
+        };
         match action {
             Action::Relay(source) => self.relay(pair, source),
             Action::RelayMerged => {
@@ -223,7 +231,7 @@ impl Exchange<'_> {
 
     /// The requests to prefill and to decode, which share one body.
     fn leg_requests(&self, attempt: &Attempt<'_>, bootstrap_room: u64) -> [OutgoingRequest; 2] {
-        let ReadRequest { upstream_head, body, shape, .. } = self.request;
+        let ReadRequest { limits, upstream_head, body, shape, .. } = self.request;
         let (prefill, decode) = (attempt.pair.prefill(), attempt.pair.decode());
         let fields = prefill.bootstrap().expect("a prefill server has bootstrap fields");
         let body = body.with_bootstrap(&shape.edit, fields, bootstrap_room);
@@ -231,9 +239,12 @@ impl Exchange<'_> {
         // Prefill's response is always read: it may be a refusal, also inside a stream.
         let to_prefill =
             upstream_head.for_readable_response(prefill.host_header(), lines(Role::Prefill), &body);
-        let to_decode = match shape.merge {
-            Some(_) => upstream_head.for_readable_response(decode.host_header(), lines(Role::Decode), &body),
-            None => upstream_head.for_backend(decode.host_header(), lines(Role::Decode), &body),
+        // An early head with comments in plain text may go out before decode has chosen a coding.
+        let is_plain = shape.merge.is_some() || (shape.stream && limits.stream_keepalive.is_some());
+        let to_decode = if is_plain {
+            upstream_head.for_readable_response(decode.host_header(), lines(Role::Decode), &body)
+        } else {
+            upstream_head.for_backend(decode.host_header(), lines(Role::Decode), &body)
         };
         [to_prefill, to_decode]
     }
@@ -242,15 +253,15 @@ impl Exchange<'_> {
     fn relay(&self, mut pair: LegPair, source: Role) -> AttemptResult {
         let (head, held) = pair.take_response(source);
         let (is_success, is_stream) = (head.status.is_success(), head.is_event_stream);
+        // Plain text would be garbage in an encoded body.
+        let is_readable = !headers::is_encoded(&head.headers);
         let time_limit = if is_success {
             self.time_limit(is_stream)
         } else {
             TimeLimit::new(Deadline::from_now(MAX_REFUSAL_PAUSE), Some(MAX_REFUSAL_PAUSE))
         };
         let relay = Relay::pass_through(pair, source, held, time_limit);
-        // An error event in plain text cannot be read behind a body in a coding.
-        let takes_events = is_success && is_stream && !headers::is_encoded(&head.headers);
-        let body = relay.with_event_stream(takes_events).into();
+        let body = relay.with_event_stream(is_success && is_stream && is_readable).into();
         let response = UpstreamResponse { head: head.into(), body };
         if is_success {
             AttemptResult::Response(response)
@@ -260,8 +271,22 @@ impl Exchange<'_> {
     }
 
     fn time_limit(&self, is_stream: bool) -> TimeLimit {
-        let idle = is_stream.then_some(self.request.limits.stream_idle_timeout);
-        TimeLimit::new(self.request.deadline, idle)
+        let limits = &self.request.limits;
+        if !is_stream {
+            return TimeLimit::new(self.request.deadline, None);
+        }
+        let limit = TimeLimit::new(self.request.deadline, Some(limits.stream_idle_timeout));
+        limit.with_keep_alive(limits.stream_keepalive)
+    }
+
+    /// The response to a stream that is not decided yet. Decode's head is not known, and is dropped later.
+    fn early_head(&self, pair: LegPair) -> UpstreamResponse {
+        let mut head = OwnResponse::default();
+        head.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+        let max_event = self.request.limits.max_merge_size;
+        let relay = Relay::undecided(pair, max_event, self.time_limit(true));
+        let body = relay.with_event_stream(true).into();
+        UpstreamResponse { head: head.into_parts().0.into(), body }
     }
 
     /// Makes the response to a request for prompt logprobs, from both servers' responses.

@@ -54,8 +54,17 @@ impl Deadline {
 pub(super) struct AttemptContext<'a, R> {
     pub(super) pools: &'a Arc<Pools>,
     pub(super) deadline: Deadline,
+    /// When the client of a stream gets a head whether it is decided or not.
+    pub(super) early_head_at: Option<Instant>,
     /// Makes the requests to prefill and to decode, each time the same.
     pub(super) requests: R,
+}
+
+/// How the wait for a decision ends.
+pub(super) enum Wait {
+    Decided(Action),
+    /// It is not decided, and the client is to get the head of a stream.
+    EarlyHead,
 }
 
 /// The two legs of one attempt.
@@ -107,23 +116,15 @@ impl LegPair {
         context: &AttemptContext<'_, impl Fn() -> [OutgoingRequest; 2]>,
         timer: &mut Timer,
         cx: &mut Context<'_>,
-    ) -> Poll<Action> {
+    ) -> Poll<Wait> {
         loop {
-            let action = match self.poll_event(cx) {
-                Poll::Ready((role, event)) => self.decision.on(role, event),
-                Poll::Pending => {
-                    self.has_waited = true;
-                    let limit = ready!(self.poll_limit(context.deadline, timer, cx));
-                    let action = self.decision.on_limit(limit);
-                    if let Action::Fail(role) = action {
-                        let timeout = context.deadline.timeout;
-                        self.leg_mut(role).set_failure(Cause::Timeout(timeout));
-                    }
-                    action
-                }
+            let Poll::Ready(action) = self.poll_action(context.deadline, timer, cx) else {
+                let Some(early_head_at) = context.early_head_at.filter(|_| self.decision.is_sent()) else {
+                    return Poll::Pending;
+                };
+                return timer.poll_until(early_head_at, cx).map(|()| Wait::EarlyHead);
             };
             match action {
-                Action::Wait => {}
                 Action::Reconnect(role) => {
                     self.resent[role as usize] = true;
                     self.leg_mut(role).reconnect(context.pools);
@@ -137,10 +138,34 @@ impl LegPair {
                     let [prefill, decode] = (context.requests)();
                     self.leg_mut(role).send(if role == Role::Prefill { prefill } else { decode });
                 }
-                decided => {
-                    self.close_what_is_over();
-                    return Poll::Ready(decided);
+                decided => return Poll::Ready(Wait::Decided(decided)),
+            }
+        }
+    }
+
+    /// The next action that is more than to wait.
+    pub(super) fn poll_action(
+        &mut self,
+        deadline: Deadline,
+        timer: &mut Timer,
+        cx: &mut Context<'_>,
+    ) -> Poll<Action> {
+        loop {
+            let action = match self.poll_event(cx) {
+                Poll::Ready((role, event)) => self.decision.on(role, event),
+                Poll::Pending => {
+                    self.has_waited = true;
+                    let limit = ready!(self.poll_limit(deadline, timer, cx));
+                    let action = self.decision.on_limit(limit);
+                    if let Action::Fail(role) = action {
+                        self.leg_mut(role).set_failure(Cause::Timeout(deadline.timeout));
+                    }
+                    action
                 }
+            };
+            if action != Action::Wait {
+                self.close_what_is_over();
+                return Poll::Ready(action);
             }
         }
     }

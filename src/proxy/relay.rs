@@ -12,15 +12,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
+use tokio::time::Instant;
 use tracing::warn;
 
-use super::decision::LegEvent;
+use super::decision::{Action, LegEvent};
 use super::leg::Leg;
 use super::leg_pair::{Deadline, LegPair, log_late_failure};
 use crate::error::{Cause, Error};
+use crate::http1::MalformedMessage;
 use crate::observe::report::log_limit;
 use crate::timer::Timer;
 use crate::upstream::Role;
+use crate::wire::headers;
 use crate::wire::logprobs::StreamSplicer;
 use crate::wire::segments::SegmentedBytes;
 
@@ -40,6 +43,8 @@ pub(crate) struct Relay {
     started: bool,
     /// The last bytes that were passed on end an event.
     at_event_end: bool,
+    /// The last frame was a comment of the router's.
+    is_keep_alive: bool,
     failure: Option<Failure>,
 }
 
@@ -47,6 +52,8 @@ pub(crate) struct Relay {
 #[expect(clippy::large_enum_variant, reason = "a relay is boxed, and nearly all of them relay legs")]
 enum Source {
     Legs(Relayed),
+    /// The client has the head of a stream, and nothing is decided yet.
+    Undecided(Undecided),
     /// A body that is held in memory as a whole.
     Buffered(SegmentedBytes),
     Ended,
@@ -63,25 +70,58 @@ struct Relayed {
     splicer: Option<Box<StreamSplicer>>,
 }
 
+/// A stream whose head was sent before the legs were decided.
+struct Undecided {
+    pair: LegPair,
+    /// Largest event of a merge, in bytes.
+    max_event: usize,
+}
+
 /// How long a body may take, or how long a stream may pause.
 pub(super) struct TimeLimit {
     deadline: Deadline,
     /// Longest pause in a stream. The first chunk has until the deadline.
     idle: Option<Duration>,
+    keep_alive: Option<KeepAlive>,
     timer: Timer,
 }
+
+/// Comments in a stream that is silent (WHATWG HTML, section 9.2.5: a client ignores them).
+struct KeepAlive {
+    interval: Duration,
+    next: Instant,
+}
+
+const KEEP_ALIVE: Bytes = Bytes::from_static(b": keep-alive\n\n");
 
 impl TimeLimit {
     /// At the deadline the body must be complete or, with `idle`, have started.
     pub(super) fn new(deadline: Deadline, idle: Option<Duration>) -> Self {
-        Self { deadline, idle, timer: Timer::default() }
+        Self { deadline, idle, keep_alive: None, timer: Timer::default() }
+    }
+
+    /// Sends a comment whenever a stream has been silent for this long.
+    pub(super) fn with_keep_alive(mut self, interval: Option<Duration>) -> Self {
+        self.keep_alive = interval.map(|interval| KeepAlive { interval, next: Instant::now() + interval });
+        self
     }
 
     /// Moves the deadline after a chunk. The timer is not reset, which would cost more than the chunk.
     fn restart_idle(&mut self) {
-        if let Some(idle) = self.idle {
-            self.deadline = Deadline::from_now(idle);
+        let Some(idle) = self.idle else { return };
+        let now = Instant::now();
+        self.deadline = Deadline::since(now, idle);
+        if let Some(keep_alive) = &mut self.keep_alive {
+            keep_alive.next = now + keep_alive.interval;
         }
+    }
+
+    /// Ready when a comment is due.
+    fn poll_keep_alive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(keep_alive) = &mut self.keep_alive else { return Poll::Pending };
+        ready!(self.timer.poll_until(keep_alive.next, cx));
+        keep_alive.next = Instant::now() + keep_alive.interval;
+        Poll::Ready(())
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -125,6 +165,7 @@ impl Relay {
             has_length,
             started: false,
             at_event_end: true,
+            is_keep_alive: false,
             failure: None,
         }
     }
@@ -147,6 +188,15 @@ impl Relay {
         Self::new(Source::Legs(relayed), Some(time_limit))
     }
 
+    /// Waits for the decision on a stream whose head has been sent. `max_event` bounds the events of a merge.
+    pub(super) fn undecided(pair: LegPair, max_event: usize, mut time_limit: TimeLimit) -> Self {
+        // The time is over now, so the first comment goes out with the head.
+        if let Some(keep_alive) = &mut time_limit.keep_alive {
+            keep_alive.next = Instant::now();
+        }
+        Self::new(Source::Undecided(Undecided { pair, max_event }), Some(time_limit))
+    }
+
     /// Sends a body that is held in memory as a whole.
     pub(super) fn buffered(body: impl Into<SegmentedBytes>) -> Self {
         Self::new(Source::Buffered(body.into()), None)
@@ -163,9 +213,15 @@ impl Relay {
         self.failure.as_ref().and_then(|failure| failure.error.as_ref())
     }
 
+    /// Whether the last frame was a comment of the router's. Returned once.
+    pub(crate) fn take_keep_alive(&mut self) -> bool {
+        std::mem::take(&mut self.is_keep_alive)
+    }
+
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<SegmentedBytes, Error>>> {
         match &mut self.source {
             Source::Legs(relayed) => relayed.poll_data(cx),
+            Source::Undecided(_) => Poll::Pending,
             Source::Buffered(body) if body.is_empty() => Poll::Ready(None),
             Source::Buffered(body) => Poll::Ready(Some(Ok(std::mem::take(body)))),
             Source::Ended => Poll::Ready(None),
@@ -177,7 +233,31 @@ impl Relay {
     fn poll_prefill(&mut self, cx: &mut Context<'_>) -> Option<Error> {
         match &mut self.source {
             Source::Legs(relayed) => relayed.pair.poll_beside(cx),
-            Source::Buffered(_) | Source::Ended => None,
+            Source::Undecided(_) | Source::Buffered(_) | Source::Ended => None,
+        }
+    }
+
+    /// Waits for the decision, if the head was sent before it. Afterwards the source is the legs.
+    fn poll_decision(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        let (Source::Undecided(undecided), Some(limit)) = (&mut self.source, &mut self.time_limit) else {
+            return Poll::Ready(Ok(()));
+        };
+        let action = ready!(undecided.pair.poll_action(limit.deadline, &mut limit.timer, cx));
+        let Source::Undecided(undecided) = std::mem::replace(&mut self.source, Source::Ended) else {
+            return Poll::Ready(Ok(()));
+        };
+        self.source = Source::Legs(undecided.decided(action)?);
+        Poll::Ready(Ok(()))
+    }
+
+    /// A comment that is due. Only between two events.
+    fn poll_keep_alive(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
+        match &mut self.time_limit {
+            Some(limit) if self.is_event_stream && self.at_event_end && !self.has_length => {
+                ready!(limit.poll_keep_alive(cx));
+                Poll::Ready(KEEP_ALIVE)
+            }
+            _ => Poll::Pending,
         }
     }
 
@@ -225,12 +305,39 @@ impl Relay {
     }
 }
 
+impl Undecided {
+    /// The legs whose bytes the client gets. What would have had an error status is an error.
+    fn decided(mut self, action: Action) -> Result<Relayed, Error> {
+        let role = match action {
+            Action::Relay(source) => source,
+            Action::RelayMerged => Role::Decode,
+            Action::RespondHiddenError => Role::Prefill,
+            Action::Fail(role) => return Err(self.pair.take_error(role)),
+            other => {
+                debug_assert!(false, "{other:?} after the request was sent");
+                return Err(Error::Internal);
+            }
+        };
+        if action == Action::RespondHiddenError || !self.pair.leg(role).is_accepted() {
+            return Err(self.pair.take_error(role));
+        }
+        let (head, held) = self.pair.take_response(role);
+        if !head.is_event_stream || headers::unreadable_encoding(&head.headers).is_some() {
+            let cause = Cause::BadResponse(MalformedMessage("it is no stream of events"));
+            return Err(self.pair.fail(role, cause));
+        }
+        let lists = (action == Action::RelayMerged).then(|| self.pair.take_lists()).flatten();
+        let splicer = lists.map(|lists| Box::new(lists.into_splicer(self.max_event)));
+        Ok(Relayed { pair: self.pair, source: role, held: held.into(), splicer })
+    }
+}
+
 impl Source {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Legs(relayed) => relayed.size_hint(),
             Self::Buffered(body) => SizeHint::with_exact(body.len() as u64),
-            Self::Ended => SizeHint::default(),
+            Self::Undecided(_) | Self::Ended => SizeHint::default(),
         }
     }
 }
@@ -337,7 +444,12 @@ impl Body for Relay {
         if let Some(failure) = &mut self.failure {
             return failure.poll(cx);
         }
-        let error = match self.poll_source(cx) {
+        let source = match self.poll_decision(cx) {
+            Poll::Ready(Ok(())) => self.poll_source(cx),
+            Poll::Ready(Err(error)) => Poll::Ready(Some(Err(error))),
+            Poll::Pending => Poll::Pending,
+        };
+        let error = match source {
             Poll::Ready(Some(Ok(data))) => {
                 self.record_chunk(&data);
                 return Poll::Ready(Some(Ok(Frame::data(data))));
@@ -347,7 +459,13 @@ impl Body for Relay {
                 return Poll::Ready(None);
             }
             Poll::Ready(Some(Err(error))) => error,
-            Poll::Pending => ready!(self.poll_time_limit(cx)),
+            Poll::Pending => {
+                if let Poll::Ready(comment) = self.poll_keep_alive(cx) {
+                    self.is_keep_alive = true;
+                    return Poll::Ready(Some(Ok(Frame::data(comment.into()))));
+                }
+                ready!(self.poll_time_limit(cx))
+            }
         };
         self.fail_response(error);
         self.failure.as_mut().expect("the response has just failed").poll(cx)
@@ -359,6 +477,7 @@ impl Body for Relay {
         }
         match &self.source {
             Source::Legs(relayed) => relayed.is_ended(),
+            Source::Undecided(_) => false,
             Source::Buffered(body) => body.is_empty(),
             Source::Ended => true,
         }

@@ -66,6 +66,7 @@ fn limits(options: &Options) -> RequestLimits {
         max_merge_size: options.max_merge_size,
         request_timeout: options.request_timeout,
         stream_idle_timeout: options.stream_idle_timeout,
+        stream_keepalive: Some(options.stream_keepalive).filter(|interval| !interval.is_zero()),
         max_retries: options.max_retries,
         retry_on: options.retry_on.clone(),
         body_idle_timeout: options.request_body_idle_timeout,

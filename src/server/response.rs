@@ -81,11 +81,18 @@ impl Body for ClientResponseBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<SegmentedBytes>, Error>>> {
+        let mut is_keep_alive = false;
         let frame = match &mut self.body {
-            Either::Left(relay) => Pin::new(relay).poll_frame(cx),
+            Either::Left(relay) => {
+                let frame = Pin::new(&mut **relay).poll_frame(cx);
+                is_keep_alive = relay.take_keep_alive();
+                frame
+            }
             Either::Right(own) => Pin::new(own).poll_frame(cx).map_err(|never| match never {}),
         };
         match &frame {
+            // A comment is no byte of the response, whose first one is timed.
+            Poll::Ready(Some(Ok(_))) if is_keep_alive => {}
             Poll::Ready(Some(Ok(frame))) => {
                 let is_last = self.body.is_end_stream();
                 let first =

@@ -260,9 +260,7 @@ impl Service {
     ) -> Result<HandlerResult, Error> {
         let Exchange { head, client, timer, .. } = exchange;
         self.discard(client, timer).await?;
-        // A flush may wait for a server's requests to end, so it gets as long as a request.
-        let timeout = self.settings.limits().load().request_timeout;
-        let response = self.endpoints.handle(endpoint, head.clone(), timeout);
+        let response = self.endpoints.handle(endpoint, head.clone());
         own(client.cancel_on_disconnect(response).await)
     }
 

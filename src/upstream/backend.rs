@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use hyper::header::HeaderValue;
+use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
 use super::connection_counts::{ConnectionCounts, Connections};
-use super::health::{HealthState, HealthTracker, health_signal};
+use super::health::{HealthState, HealthTracker, Signal, hastens_probe, health_signal};
 use super::outcome::OutcomeCounts;
 use super::{Address, Outcome, Role};
 use crate::wire::bootstrap::BootstrapFields;
@@ -57,6 +58,16 @@ pub struct Backend {
     /// Shared with the pools, which outlive the backend while they close its connections.
     connections: Arc<ConnectionCounts>,
     health: HealthTracker,
+    /// Wakes the task that probes this server.
+    probe_wanted: Notify,
+}
+
+/// The result of a probe that did not succeed, with the reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ProbeFailure {
+    /// The server answered with 503.
+    Refused(String),
+    Failed(String),
 }
 
 impl Backend {
@@ -84,6 +95,7 @@ impl Backend {
             outcomes: OutcomeCounts::default(),
             connections: Arc::default(),
             health,
+            probe_wanted: Notify::new(),
         }
     }
 
@@ -165,7 +177,11 @@ impl Backend {
         // `learned_bootstrap` is set once, so another port cannot be stored here.
         let is_stale = learned.port() != Some(port);
         if is_stale {
-            warn!("prefill server {} has changed its bootstrap port to {port}", self.url());
+            let (url, before) = (self.url(), learned.port().unwrap_or_default());
+            warn!(
+                "prefill server {url} reports bootstrap port {port}, before {before}: requests have {port} from \
+                 now on"
+            );
             self.is_stale.store(true, Ordering::Relaxed);
         }
         is_stale
@@ -182,7 +198,13 @@ impl Backend {
         } else if let (Some(configured), Some(port)) = (self.configured_port(), reported.bootstrap_port)
             && configured != port
         {
-            warn!("{role} server {url} is configured with bootstrap port {configured} but reports {port}");
+            // SGLang's Rust front end ignores the flag and serves the registry on its API port: that is in
+            // its report only, and the requests fail after 14 s with no word about the port.
+            warn!(
+                "{role} server {url} is configured with bootstrap port {configured} but reports {port}: unless \
+                 {configured} is mapped to {port}, decode servers do not find it and every request fails after \
+                 SGLang's own timeout; configure {port}, or no port, which is then learned"
+            );
         }
     }
 
@@ -228,32 +250,54 @@ impl Backend {
         matches!(self.health.state(), HealthState::Healthy | HealthState::Suspect)
     }
 
-    /// Whether its last signal was good, so that the regular probe interval applies.
-    pub(crate) fn is_healthy_now(&self) -> bool {
-        self.health.state() == HealthState::Healthy
+    /// Whether it has answered its last probe with 503: it finishes its requests and exits.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.health.state() == HealthState::Draining
     }
 
-    /// Records a probe's result; the error is the reason of its failure.
-    pub(crate) fn record_probe(&self, result: Result<(), String>) {
-        self.record_health(result.is_ok(), || result.err().unwrap_or_default());
+    /// Whether its last probe failed, or it is out of rotation, so that it is probed more often.
+    pub(crate) fn is_recovering(&self) -> bool {
+        self.health.is_recovering()
+    }
+
+    /// Completes when a request has ended in a way that is a reason to probe at once; also if it did so
+    /// before the call, and nobody has waited for it since.
+    pub(crate) async fn probe_wanted(&self) {
+        self.probe_wanted.notified().await;
+    }
+
+    /// Records a probe's result.
+    pub(crate) fn record_probe(&self, result: Result<(), ProbeFailure>) {
+        let (signal, reason) = match result {
+            Ok(()) => (Signal::ProbeSucceeded, String::new()),
+            Err(ProbeFailure::Refused(reason)) => (Signal::ProbeRefused, reason),
+            Err(ProbeFailure::Failed(reason)) => (Signal::ProbeFailed, reason),
+        };
+        self.record_health(signal, || reason);
     }
 
     /// Counts the outcome of a request, which is a health signal too.
     pub(super) fn record_outcome(&self, outcome: Outcome) {
         self.outcomes.count(outcome);
         // Passive health checks: traffic notices a failure sooner than the next probe does.
-        if let Some(success) = health_signal(outcome) {
-            self.record_health(success, || format!("requests fail ({})", outcome.as_str()));
+        if let Some(signal) = health_signal(outcome) {
+            self.record_health(signal, || format!("requests fail ({})", outcome.as_str()));
+        }
+        if hastens_probe(outcome) {
+            self.probe_wanted.notify_one();
         }
     }
 
     /// `reason` is called only if the state changes: nearly every call records one more success.
-    fn record_health(&self, success: bool, reason: impl FnOnce() -> String) {
+    fn record_health(&self, signal: Signal, reason: impl FnOnce() -> String) {
         let (role, url) = (self.role, self.url());
-        match self.health.record(success) {
+        match self.health.record(signal) {
             None => {}
             Some(HealthState::Unhealthy) => {
                 warn!("{role} server {url} is unhealthy, taken out of rotation: {}", reason());
+            }
+            Some(HealthState::Draining) => {
+                warn!("{role} server {url} is draining, taken out of rotation: {}", reason());
             }
             Some(HealthState::Starting) => {
                 warn!(

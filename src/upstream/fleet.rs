@@ -120,7 +120,7 @@ pub(crate) fn difference<'a>(
 pub(crate) struct Fleet {
     prefill: RoleGroup,
     decode: RoleGroup,
-    /// Removed from rotation with requests in flight at the time.
+    /// Removed from rotation with requests in flight at the time. Kept until the fleet changes again.
     draining: Vec<Arc<Backend>>,
     health: Arc<SharedHealthOptions>,
 }
@@ -166,9 +166,9 @@ impl Fleet {
         self.known_servers().find(|server| matches(server)).cloned()
     }
 
-    /// The servers in rotation, and those that drain.
+    /// The servers in rotation, and the removed ones that have requests in flight still.
     pub(crate) fn known_servers(&self) -> impl Iterator<Item = &Arc<Backend>> {
-        self.all().chain(&self.draining)
+        self.all().chain(self.draining())
     }
 
     /// Selects a pair. The error is the role that has no server.
@@ -210,6 +210,24 @@ impl Fleet {
     }
 }
 
+/// How much a server is wanted. Others than the first are used only while no server of the role has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    InRotation,
+    /// Down, or on its way back. A refused connection costs little, and then another server is selected.
+    Excluded,
+    /// It still accepts requests, but those of its last 1.5 s are lost.
+    Draining,
+}
+
+fn rank(server: &Backend) -> Rank {
+    match (server.is_healthy(), server.is_draining()) {
+        (true, _) => Rank::InRotation,
+        (false, false) => Rank::Excluded,
+        (false, true) => Rank::Draining,
+    }
+}
+
 /// The servers of one role, and the policy that selects among them.
 struct RoleGroup {
     servers: Vec<Arc<Backend>>,
@@ -237,15 +255,22 @@ impl RoleGroup {
         if self.excluded.load(Ordering::Relaxed) == 0 {
             return self.pick_of(&self.servers);
         }
-        self.pick_where(|server| server.is_healthy()).or_else(|| self.pick_of(&self.servers))
+        let best = self.best_rank();
+        self.pick_where(|server| rank(server) <= best).or_else(|| self.pick_of(&self.servers))
     }
 
-    /// Selects another server than `failed`: a healthy one, else any other one, else `failed` again.
+    /// Selects another server than `failed`: one of the best rank that another has, else `failed` again.
     fn pick_other(&self, failed: &Arc<Backend>) -> Option<Arc<Backend>> {
         let is_other = |server: &Arc<Backend>| !Arc::ptr_eq(server, failed);
-        self.pick_where(|server| is_other(server) && server.is_healthy())
+        let best = self.servers.iter().filter(|server| is_other(server)).map(|server| rank(server)).min();
+        best.and_then(|best| self.pick_where(|server| is_other(server) && rank(server) <= best))
             .or_else(|| self.pick_where(is_other))
             .or_else(|| self.pick_of(&self.servers))
+    }
+
+    /// The best rank that a server of this role has now.
+    fn best_rank(&self) -> Rank {
+        self.servers.iter().map(|server| rank(server)).min().unwrap_or(Rank::InRotation)
     }
 
     /// Selects among the servers that match. Usually all do, and then no list of them is allocated.

@@ -1,11 +1,11 @@
 //! The health of one backend, from probes and from requests (active and passive health
 //! checks).
 //!
-//! Signals go in and a state comes out. Probes are sent in `admin::probes`, and backends
-//! are selected in `fleet`.
+//! Signals go in and a state comes out. What a probe has said, only a probe can undo. Probes
+//! are sent in `admin::probes`, and backends are selected in `fleet`.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -65,14 +65,28 @@ pub(crate) enum HealthState {
     Healthy,
     /// It has failed, but less often than the threshold. It is selected.
     Suspect,
-    /// Excluded from selection until it has succeeded as often as the threshold.
+    /// Excluded from selection until its probes have succeeded as often as the threshold.
     Unhealthy,
+    /// It has answered a probe with 503, as SGLang does from SIGTERM on: it finishes its requests and exits.
+    /// Excluded from selection as an unhealthy one.
+    Draining,
+}
+
+/// What a probe or a request says about its server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Signal {
+    ProbeSucceeded,
+    /// The server works, and says that it wants no requests (503).
+    ProbeRefused,
+    ProbeFailed,
+    RequestSucceeded,
+    RequestFailed,
 }
 
 impl HealthState {
     /// Whether the backend is excluded from selection, unless all of its role are.
     pub(super) fn is_excluded(self) -> bool {
-        matches!(self, Self::Starting | Self::Unhealthy)
+        matches!(self, Self::Starting | Self::Unhealthy | Self::Draining)
     }
 
     /// The state's name, as in `GET /workers`.
@@ -83,6 +97,7 @@ impl HealthState {
             Self::Healthy => "healthy",
             Self::Suspect => "suspect",
             Self::Unhealthy => "unhealthy",
+            Self::Draining => "draining",
         }
     }
 }
@@ -90,26 +105,29 @@ impl HealthState {
 /// Computes one server's state from its signals.
 #[derive(Debug)]
 pub(super) struct HealthTracker {
-    /// A [`HealthState`]: written under the lock of `streak`, read without.
+    /// A [`HealthState`]: written under the lock of `counts`, read without.
     state: AtomicU8,
-    streak: Mutex<Streak>,
+    counts: Mutex<SignalCounts>,
     options: Arc<SharedHealthOptions>,
     /// How many servers of this role are excluded; see `fleet`.
     excluded: Arc<AtomicUsize>,
 }
 
-/// Consecutive signals of one kind; the other count is 0.
+/// Consecutive signals. Those of probes and of requests are apart: under load requests complete all the time,
+/// and must not hide that probes fail.
 #[derive(Debug, Default)]
-struct Streak {
-    failures: u32,
-    successes: u32,
+struct SignalCounts {
+    failed_probes: u32,
+    failed_requests: u32,
+    /// Since the last failure of either kind.
+    successful_probes: u32,
 }
 
 impl HealthTracker {
     /// For a server that is selected before its first probe.
     pub(super) fn new(options: Arc<SharedHealthOptions>, excluded: Arc<AtomicUsize>) -> Self {
         let state = AtomicU8::new(HealthState::Unknown as u8);
-        Self { state, streak: Mutex::default(), options, excluded }
+        Self { state, counts: Mutex::default(), options, excluded }
     }
 
     /// For a server that must succeed once before it is selected.
@@ -133,59 +151,135 @@ impl HealthTracker {
 
     /// The state after the last signal, also if checks have been disabled since.
     fn last_state(&self) -> HealthState {
-        const STATES: [HealthState; 5] = [
+        const STATES: [HealthState; 6] = [
             HealthState::Unknown,
             HealthState::Starting,
             HealthState::Healthy,
             HealthState::Suspect,
             HealthState::Unhealthy,
+            HealthState::Draining,
         ];
         STATES[usize::from(self.state.load(Relaxed))]
     }
 
-    /// Records a signal. Returns the new state if the server has become healthy, or is excluded, by it.
-    pub(super) fn record(&self, success: bool) -> Option<HealthState> {
+    /// Whether the last probe failed, or probes must succeed before the server is selected again.
+    pub(super) fn is_recovering(&self) -> bool {
+        self.is_enabled() && (self.last_state().is_excluded() || self.lock().failed_probes > 0)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, SignalCounts> {
+        // Poisoning is ignored: counters are valid in any state.
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records a signal. Returns the new state if it is worth a log line.
+    pub(super) fn record(&self, signal: Signal) -> Option<HealthState> {
         // The usual case takes no lock: this runs at the end of every leg.
-        if !self.is_enabled() || (success && self.last_state() == HealthState::Healthy) {
+        if !self.is_enabled() || self.says_nothing_new(signal) {
             return None;
         }
-        // Poisoning is ignored: counters are valid in any state.
-        let mut streak = self.streak.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.lock();
         let before = self.last_state();
-        let after =
-            if success { self.on_success(before, &mut streak) } else { self.on_failure(before, &mut streak) };
+        let after = self.next_state(before, signal, &mut counts);
         self.state.store(after as u8, Relaxed);
         match (before.is_excluded(), after.is_excluded()) {
             (false, true) => self.excluded.fetch_add(1, Relaxed),
             (true, false) => self.excluded.fetch_sub(1, Relaxed),
-            // The first signal is worth a log line, good or bad; otherwise only exclusion and recovery are.
-            _ => return (before == HealthState::Unknown).then_some(after),
+            // The first signal is worth a log line, good or bad, and so is the end of a server that drains;
+            // otherwise only exclusion and recovery are.
+            _ => {
+                let is_gone = before == HealthState::Draining && after == HealthState::Unhealthy;
+                return (before == HealthState::Unknown || is_gone).then_some(after);
+            }
         };
         Some(after)
     }
 
-    fn on_success(&self, before: HealthState, streak: &mut Streak) -> HealthState {
-        streak.failures = 0;
-        streak.successes = streak.successes.saturating_add(1);
-        // The threshold is for servers that were healthy before: it keeps one that flaps out of rotation.
-        let is_recovering = before == HealthState::Unhealthy
-            && streak.successes < self.options.options.load().success_threshold;
-        if is_recovering { HealthState::Unhealthy } else { HealthState::Healthy }
+    /// Whether a signal cannot change anything.
+    fn says_nothing_new(&self, signal: Signal) -> bool {
+        match signal {
+            Signal::ProbeSucceeded => self.last_state() == HealthState::Healthy,
+            // Requests end only what requests have begun.
+            Signal::RequestSucceeded => {
+                !matches!(self.last_state(), HealthState::Unknown | HealthState::Suspect)
+            }
+            _ => false,
+        }
     }
 
-    fn on_failure(&self, before: HealthState, streak: &mut Streak) -> HealthState {
-        streak.successes = 0;
-        streak.failures = streak.failures.saturating_add(1);
+    fn next_state(&self, before: HealthState, signal: Signal, counts: &mut SignalCounts) -> HealthState {
+        match signal {
+            Signal::ProbeSucceeded => {
+                counts.failed_probes = 0;
+                counts.successful_probes = counts.successful_probes.saturating_add(1);
+                self.after_success(before, counts)
+            }
+            Signal::RequestSucceeded => {
+                counts.failed_requests = 0;
+                match before {
+                    HealthState::Unknown | HealthState::Suspect => self.after_success(before, counts),
+                    // A probe's result was recorded since the check without the lock.
+                    _ => before,
+                }
+            }
+            Signal::ProbeRefused => {
+                counts.successful_probes = 0;
+                match before {
+                    // SGLang refuses probes while it loads the model, too. One that was down is loading
+                    // again.
+                    HealthState::Unknown | HealthState::Starting => HealthState::Starting,
+                    HealthState::Unhealthy => HealthState::Unhealthy,
+                    // One is enough: it is no failure but the server's own word.
+                    HealthState::Healthy | HealthState::Suspect | HealthState::Draining => {
+                        HealthState::Draining
+                    }
+                }
+            }
+            Signal::ProbeFailed => {
+                counts.failed_probes = counts.failed_probes.saturating_add(1);
+                self.after_failure(before, counts)
+            }
+            Signal::RequestFailed => {
+                counts.failed_requests = counts.failed_requests.saturating_add(1);
+                self.after_failure(before, counts)
+            }
+        }
+    }
+
+    fn after_success(&self, before: HealthState, counts: &mut SignalCounts) -> HealthState {
+        match before {
+            HealthState::Unhealthy | HealthState::Draining
+                if counts.successful_probes < self.options.options.load().success_threshold =>
+            {
+                // The threshold is for servers that were healthy before: it keeps one that flaps out of
+                // rotation.
+                before
+            }
+            // A probe's success does not end what requests have begun: a server may respond to probes and
+            // break every other connection.
+            HealthState::Suspect if counts.failed_probes + counts.failed_requests > 0 => before,
+            _ => {
+                counts.failed_requests = 0;
+                HealthState::Healthy
+            }
+        }
+    }
+
+    fn after_failure(&self, before: HealthState, counts: &mut SignalCounts) -> HealthState {
+        counts.successful_probes = 0;
+        let threshold = self.options.options.load().failure_threshold;
         match before {
             // One failure is enough: a server that was never healthy is starting, or its address is wrong.
             HealthState::Unknown | HealthState::Starting => HealthState::Starting,
             HealthState::Unhealthy => HealthState::Unhealthy,
+            // Requests that it still had may fail; that it is gone, its probes say.
+            HealthState::Draining if counts.failed_probes < threshold => HealthState::Draining,
             HealthState::Healthy | HealthState::Suspect
-                if streak.failures >= self.options.options.load().failure_threshold =>
+                if counts.failed_probes.saturating_add(counts.failed_requests) < threshold =>
             {
-                HealthState::Unhealthy
+                HealthState::Suspect
             }
-            HealthState::Healthy | HealthState::Suspect => HealthState::Suspect,
+            HealthState::Healthy | HealthState::Suspect | HealthState::Draining => HealthState::Unhealthy,
         }
     }
 }
@@ -200,24 +294,28 @@ impl Drop for HealthTracker {
     }
 }
 
-/// What a leg's outcome means for its server's health: a success, a failure, or neither.
-pub(super) fn health_signal(outcome: Outcome) -> Option<bool> {
+/// What a leg's outcome says about its server's health, if anything.
+pub(super) fn health_signal(outcome: Outcome) -> Option<Signal> {
     match outcome {
-        Outcome::Completed => Some(true),
+        Outcome::Completed => Some(Signal::RequestSucceeded),
+        Outcome::Connect | Outcome::ConnectTimeout | Outcome::Closed | Outcome::BadResponse => {
+            Some(Signal::RequestFailed)
+        }
+        // A status is a response, and may be caused by the request (SGLang has 500 for a broken image) or by
+        // overload; a leg that times out may have waited for its partner.
         Outcome::ServerError
-        | Outcome::Connect
-        | Outcome::ConnectTimeout
-        | Outcome::Closed
-        | Outcome::BadResponse => Some(false),
-        // A refusal is caused by the request, or by overload; a leg that times out may have waited for its
-        // partner.
-        Outcome::Refused
+        | Outcome::Refused
         | Outcome::Exhausted
         | Outcome::Stale
         | Outcome::Timeout
         | Outcome::TooLarge
         | Outcome::Cancelled => None,
     }
+}
+
+/// Whether an outcome is a reason to probe the server at once.
+pub(super) fn hastens_probe(outcome: Outcome) -> bool {
+    outcome == Outcome::ServerError || health_signal(outcome) == Some(Signal::RequestFailed)
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ mod server_spec;
 
 pub(crate) use address::{Address, checked_host};
 pub use backend::Backend;
-pub(crate) use backend::{Description, PrefillSpec};
+pub(crate) use backend::{Description, PrefillSpec, ProbeFailure};
 pub(crate) use connection_counts::Connections;
 pub(crate) use desired_fleet::{DesiredFleet, MAX_SERVERS_PER_ROLE, NotChanged};
 pub(crate) use dial::{DialError, Dialer, SocketOptions};

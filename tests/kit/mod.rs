@@ -17,7 +17,7 @@ mod scripted_server;
 mod tls;
 
 pub use client::{Client, Response};
-pub use engine::skip_on_hyper;
+pub use engine::{configure, skip_on_hyper};
 pub use fixtures::{Exchange, exchanges, fixture, fixture_names};
 pub use http::{Head, dechunk};
 pub use router::{BOOTSTRAP_PORT, Router};

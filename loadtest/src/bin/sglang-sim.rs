@@ -1,5 +1,5 @@
-//! `sglang-sim`: a simulated SGLang server, or a pair of them, as a process. Only flags and signals are
-//! handled here.
+//! `sglang-sim`: a simulated SGLang server, or a pair of them, as a process. It drains after SIGTERM and
+//! stops at once after SIGINT. Only flags and signals are handled here.
 
 use std::{
     io::{self, Write as _},
@@ -139,11 +139,22 @@ async fn run(flags: &Flags) -> io::Result<()> {
     let sims = flags.start().await?;
     sims.iter().try_for_each(announce)?;
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    for sim in sims {
-        sim.shutdown().await;
+        _ = terminate.recv() => {
+            let mut ending = tokio::task::JoinSet::new();
+            for sim in sims {
+                ending.spawn(sim.terminate());
+            }
+            tokio::select! {
+                _ = ending.join_all() => {}
+                // Dropped, the servers stop at once.
+                _ = interrupt.recv() => {}
+            }
+        }
+        _ = interrupt.recv() => {
+            for sim in sims {
+                sim.shutdown().await;
+            }
+        }
     }
     Ok(())
 }

@@ -44,6 +44,10 @@ pub const DISCONNECT_POLL: f64 = 4.0;
 pub const STREAM_DISCONNECT_POLL: f64 = 2.0;
 /// Seconds between a request that crashes the server and the end of its connections.
 pub const CRASH_DELAY: f64 = 5.0;
+/// Seconds between two looks of a server that drains whether it has no request left.
+pub const DRAIN_POLL: f64 = 5.0;
+/// Seconds from when it had none to its exit: it accepts connections and responds to nothing.
+pub const SILENT_TIME: f64 = 1.5;
 /// Seconds that `/health` takes to run its one token.
 pub const HEALTH_TIME: f64 = 1.0;
 

@@ -36,13 +36,15 @@ use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time};
 
 pub use config::{
-    BODY_LIMIT, BOOTSTRAP_TIMEOUT, CRASH_DELAY, DEFAULT_BOOTSTRAP_PORT, DISCONNECT_POLL, HANDSHAKE_TIMEOUT,
-    HEALTH_TIME, HEARTBEAT_TIMEOUT, Role, STREAM_DISCONNECT_POLL, SimConfig, WAITING_TIMEOUT,
+    BODY_LIMIT, BOOTSTRAP_TIMEOUT, CRASH_DELAY, DEFAULT_BOOTSTRAP_PORT, DISCONNECT_POLL, DRAIN_POLL,
+    HANDSHAKE_TIMEOUT, HEALTH_TIME, HEARTBEAT_TIMEOUT, Role, SILENT_TIME, STREAM_DISCONNECT_POLL, SimConfig,
+    WAITING_TIMEOUT,
 };
 pub use prompt::{hash_ids, hash_text, hash_value};
 pub use state::{RecordedRequest, Stats};
@@ -118,6 +120,26 @@ impl Sim {
     #[must_use]
     pub fn recorded_requests(&self) -> Vec<RecordedRequest> {
         self.state.recorded_requests()
+    }
+
+    /// Ends the server as `SIGTERM` ends a real one. `/health` and `/ready` are 503 at once, and everything
+    /// else goes on, new requests too. Every 5 s since its start the server looks whether no request is left.
+    /// If so, it accepts connections for another 1.5 s without responding, and resets them when it exits.
+    pub async fn terminate(self) {
+        self.drain();
+        // An interval of zero panics, which `time_scale` 0 would ask for.
+        let period = self.state.config.scaled(DRAIN_POLL).max(Duration::from_millis(1));
+        let past = self.state.started.elapsed().div_duration_f64(period).ceil();
+        let mut polls = time::interval_at(self.state.started + period.mul_f64(past), period);
+        loop {
+            polls.tick().await;
+            if self.state.in_flight() == 0 {
+                break;
+            }
+        }
+        self.state.fall_silent();
+        time::sleep(self.state.config.scaled(SILENT_TIME)).await;
+        self.shutdown().await;
     }
 
     /// From now on `/health` and `/ready` respond with 503, as after a `SIGTERM`; everything else goes on.

@@ -90,8 +90,14 @@ pub(crate) async fn connection(stream: TcpStream, state: Arc<State>) {
         // Also the idle time between two requests, which is what uvicorn limits.
         .header_read_timeout(state.config.keep_alive)
         .serve_connection(TokioIo::new(stream), service);
-    // Errors are clients that disconnected, or a simulated crash. The connection is closed either way.
-    let _ = served.await;
+    tokio::pin!(served);
+    tokio::select! {
+        // Errors are clients that disconnected, or a simulated crash. The connection is closed either way.
+        _ = &mut served => {}
+        // Not dropped, which would close it, and not polled: what arrives stays unread, and the end of the
+        // process makes the kernel reset the connection.
+        () = state.silent() => std::future::pending().await,
+    }
     drop(open);
 }
 

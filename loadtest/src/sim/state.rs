@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use super::{
     config::SimConfig,
@@ -134,6 +134,9 @@ pub(crate) struct State {
     pub rooms: Rooms,
     pub peers: Peers,
     pub draining: AtomicBool,
+    /// When the server was started, which is what its periodic tasks count from.
+    pub started: Instant,
+    silent: watch::Sender<bool>,
     seen: Mutex<RecordedRequests>,
     live: Mutex<HashMap<String, watch::Sender<bool>>>,
     live_rooms: Mutex<HashSet<i64>>,
@@ -160,6 +163,8 @@ impl State {
             rooms: Rooms::default(),
             peers: Peers::default(),
             draining: AtomicBool::new(false),
+            started: Instant::now(),
+            silent: watch::Sender::new(false),
             seen: Mutex::default(),
             live: Mutex::default(),
             live_rooms: Mutex::default(),
@@ -180,6 +185,17 @@ impl State {
                 () = stopped(&mut stop) => {}
             }
         });
+    }
+
+    /// Ends all responses: connections stay open, and nothing is read or written any more.
+    pub(crate) fn fall_silent(&self) {
+        self.silent.send_replace(true);
+    }
+
+    /// Completes when the server has fallen silent.
+    pub(crate) async fn silent(&self) {
+        // This state holds the sender, so this cannot be an error.
+        let _ = self.silent.subscribe().wait_for(|silent| *silent).await;
     }
 
     pub(crate) fn stats(&self) -> Stats {

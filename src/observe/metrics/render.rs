@@ -80,6 +80,9 @@ families! {
         "Healthy backends that get new requests; without one of each role the router is not ready.";
     HEALTHY gauge "mini_lb_backend_healthy"
         "1 if the backend is healthy, 0 if it is not or was not probed yet.";
+    DRAINING gauge "mini_lb_backend_draining"
+        "1 if the backend finishes its requests and gets no new ones: it has answered a health check with 503, \
+         or was removed; otherwise 0.";
     IN_FLIGHT gauge "mini_lb_backend_in_flight_requests" "Requests in flight on the backend.";
     LEGS counter "mini_lb_backend_legs_total"
         "Requests that have ended on the backend, by their outcome there.";
@@ -274,6 +277,8 @@ fn backends(text: &mut Exposition, fleet: &Fleet) {
         }
     };
     each(&HEALTHY, &|backend, _| backend.is_ready().into());
+    let is_removed = |server: &Backend| !fleet.all().any(|active| active.id() == server.id());
+    each(&DRAINING, &|backend, _| (backend.is_draining() || is_removed(backend)).into());
     each(&IN_FLIGHT, &|backend, _| backend.in_flight() as u64);
     each(&OPENED, &|_, connections| connections.opened);
     each(&REUSED, &|_, connections| connections.reused);

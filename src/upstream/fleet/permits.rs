@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{Fleet, RoleGroup, ServerPair};
+use super::{Fleet, Rank, RoleGroup, ServerPair, rank};
 use crate::admission::{AdmissionHandle, BackendCaps};
 use crate::upstream::in_flight::BackendPermit;
 use crate::upstream::{Backend, InFlight, Role};
@@ -76,19 +76,15 @@ impl Fleet {
 
 impl RoleGroup {
     fn has_capacity(&self, cap: usize) -> bool {
-        let healthy_only = self.has_healthy();
-        self.servers.iter().any(|server| is_eligible(server, healthy_only, cap))
-    }
-
-    fn has_healthy(&self) -> bool {
-        self.servers.iter().any(|server| server.is_healthy())
+        let best = self.best_rank();
+        self.servers.iter().any(|server| is_eligible(server, best, cap))
     }
 
     /// Selects a server with capacity and acquires a permit on it.
     fn try_acquire(&self, cap: usize) -> Option<(Arc<Backend>, BackendPermit)> {
-        let healthy_only = self.has_healthy();
+        let best = self.best_rank();
         loop {
-            let server = self.pick_where(|server| is_eligible(server, healthy_only, cap))?;
+            let server = self.pick_where(|server| is_eligible(server, best, cap))?;
             // Another worker may have taken the last permit since; another server may still have one.
             if let Some(permit) = BackendPermit::try_acquire(&server, cap) {
                 return Some((server, permit));
@@ -97,8 +93,8 @@ impl RoleGroup {
     }
 }
 
-/// Whether a server may get one more request. Health counts only while the role has a healthy server: one
-/// that may be down is better than none.
-fn is_eligible(server: &Backend, healthy_only: bool, cap: usize) -> bool {
-    server.in_flight() < cap && (server.is_healthy() || !healthy_only)
+/// Whether a server may get one more request. Those that are out of rotation may only while the role has none
+/// that is in it: one that may be down is better than none.
+fn is_eligible(server: &Backend, best: Rank, cap: usize) -> bool {
+    server.in_flight() < cap && rank(server) <= best
 }

@@ -1,0 +1,57 @@
+//! Merges of prompt logprobs as a load on the router; what is merged is tested on recordings.
+
+mod kit;
+
+use std::time::{Duration, Instant};
+
+use kit::{OK, Router, ScriptedServer, Step, json};
+
+/// Prefill's lists, as large as those of a prompt with 100,000 tokens and their alternatives.
+fn lists() -> Vec<u8> {
+    let entry = r#"[-1.2345678901234567,123456,null]"#;
+    let lists = vec![entry; 600_000].join(",");
+    json("200 OK", &format!(r#"{{"text":"","meta_info":{{"input_token_logprobs":[{lists}]}}}}"#))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_merge_leaves_the_worker_to_other_requests() {
+    let large = lists();
+    let length = large.len();
+    let prefill = ScriptedServer::start(move |seen| match seen.json()["text"].as_str() {
+        Some("large") => vec![Step::Send(large.clone())],
+        _ => vec![Step::Send(json("200 OK", OK))],
+    })
+    .await;
+    let decoded = r#"{"text":"a","meta_info":{"input_token_logprobs":[]}}"#;
+    let decode = ScriptedServer::always(json("200 OK", decoded)).await;
+    let router = Router::start_with(&[&prefill], &[&decode], |config| config.worker_threads(1)).await;
+    // Parsed in the worker's own thread, the lists hold a small request for more than half of the time. Any
+    // pause of a busy machine lengthens a try, so one good try of three is enough.
+    for chance in 1.. {
+        let (slowest, took) = slowest_small_request(&router, length).await;
+        if slowest < took / 4 {
+            return;
+        }
+        assert!(chance < 3, "a small request took {slowest:?} of the merge's {took:?}");
+    }
+}
+
+/// The time of the slowest of the small requests beside a large merge, and that of the merge.
+async fn slowest_small_request(router: &Router, length: usize) -> (Duration, Duration) {
+    let (mut client, mut small) = (router.client().await, router.client().await);
+    let merged = tokio::spawn(async move {
+        let body = r#"{"text":"large","return_logprob":true,"logprob_start_len":0}"#;
+        let start = Instant::now();
+        (client.post("/generate", body).await, start.elapsed())
+    });
+    let mut slowest = Duration::ZERO;
+    while !merged.is_finished() {
+        let start = Instant::now();
+        assert_eq!(small.post("/generate", r#"{"text":"small"}"#).await.status(), 200);
+        slowest = slowest.max(start.elapsed());
+    }
+    let (response, took) = merged.await.expect("a merged response");
+    assert_eq!(response.status(), 200);
+    assert!(response.body.len() > length / 2, "{} bytes", response.body.len());
+    (slowest, took)
+}
