@@ -16,6 +16,8 @@ mod backend_connections;
 mod backend_tls;
 #[path = "client_connections.rs"]
 mod client_connections;
+#[path = "client_disconnects.rs"]
+mod client_disconnects;
 #[path = "client_timeouts.rs"]
 mod client_timeouts;
 #[path = "client_tls.rs"]
@@ -28,6 +30,8 @@ mod crosstalk;
 mod data_path;
 #[path = "early_errors.rs"]
 mod early_errors;
+#[path = "early_responses.rs"]
+mod early_responses;
 #[path = "endpoints.rs"]
 mod endpoints;
 #[path = "failure_matrix.rs"]
@@ -56,6 +60,8 @@ mod real_clients;
 mod recorded_exchanges;
 #[path = "request_id.rs"]
 mod request_id;
+#[path = "response_encodings.rs"]
+mod response_encodings;
 #[path = "retries.rs"]
 mod retries;
 #[path = "rolling_restart.rs"]

@@ -89,7 +89,7 @@ async fn exchange(
     let head = UpstreamHead::new(&method, &target, &headers, !body.is_empty());
     let body = if body.is_empty() { OutgoingBody::default() } else { OutgoingBody::new(vec![body]) };
     let mut lease = pools.lease(server).await?;
-    let head = lease.send(head.for_backend(server.host_header(), b"", &body)).await?;
+    let head = lease.send(head.for_readable_response(server.host_header(), b"", &body)).await?;
     let body = lease.collect(MAX_RESPONSE).await?;
     // After the whole body only: a connection with unread data is not reusable.
     lease.park();

@@ -20,6 +20,10 @@ use super::{
 pub(crate) struct ClientConnection {
     stream: Stream,
     request: OutgoingRequest,
+    /// Why the rest of the request cannot be written. The response is still read.
+    write_error: Option<io::Error>,
+    /// The kernel has taken a part of the request.
+    is_partly_written: bool,
     partial_head: PartialHead,
     /// Body data that was read but not returned yet: it arrived with the head, or was waited for.
     first_data: Option<Bytes>,
@@ -76,6 +80,8 @@ impl ClientConnection {
         Self {
             stream,
             request: OutgoingRequest::default(),
+            write_error: None,
+            is_partly_written: false,
             partial_head: PartialHead::default(),
             first_data: None,
             body: BodyDecoder::ended(),
@@ -115,17 +121,30 @@ impl ClientConnection {
     }
 
     fn poll_write_and_read_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, ConnError>> {
-        let written = self.poll_write(cx);
-        // A server may respond before it has read everything, and then read no more.
-        while let Poll::Ready(head) = self.poll_read(cx, Self::take_head)? {
-            if let Some(head) = head {
-                return Poll::Ready(Ok(head));
-            }
+        // A server that refuses a large body responds and closes, and more of the body would only bring its
+        // reset, with which a kernel may discard what was received. The first write needs no look: the
+        // request that fits in it has not been read by anyone.
+        if self.is_partly_written
+            && let Poll::Ready(head) = self.poll_read_head(cx)
+        {
+            return Poll::Ready(head);
         }
-        // A response that could be read is worth more than a write error (RFC 9112, section 9.5).
-        match written {
-            Poll::Ready(Err(error)) => Poll::Ready(Err(ConnError::Io(error))),
-            _ => Poll::Pending,
+        self.poll_write(cx);
+        self.poll_read_head(cx)
+    }
+
+    /// Reads what has arrived, up to the end of the response's head.
+    fn poll_read_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, ConnError>> {
+        loop {
+            match ready!(self.poll_read(cx, Self::take_head)) {
+                Ok(Some(head)) => return Poll::Ready(Ok(head)),
+                Ok(None) => {}
+                // The connection was lost when the request was written: that says more than its end.
+                Err(error @ (ConnError::Closed | ConnError::Io(_))) => {
+                    return Poll::Ready(Err(self.write_error.take().map_or(error, ConnError::Io)));
+                }
+                Err(error) => return Poll::Ready(Err(error)),
+            }
         }
     }
 
@@ -135,14 +154,19 @@ impl ClientConnection {
         if let Some(first) = self.first_data.take() {
             return Poll::Ready(Some(Ok(first)));
         }
-        if let Poll::Ready(Err(_)) = self.poll_write(cx) {
-            // The server reads no more, but its response is worth having all the same.
-            self.request = OutgoingRequest::default();
-            self.keep_alive = false;
-        }
         while !self.body.is_ended() {
-            if let Some(data) = ready!(self.poll_read(cx, Self::take_data)).transpose() {
-                return Poll::Ready(Some(data));
+            match self.poll_read(cx, Self::take_data) {
+                Poll::Ready(read) => {
+                    if let Some(data) = read.transpose() {
+                        return Poll::Ready(Some(data));
+                    }
+                }
+                Poll::Pending => {
+                    // Last, as before the head: a response that is here is worth more than the rest of the
+                    // request, and the server may wait for that rest.
+                    self.poll_write(cx);
+                    return Poll::Pending;
+                }
             }
         }
         Poll::Ready(None)
@@ -182,11 +206,25 @@ impl ClientConnection {
         self.body.remaining().map(|rest| rest + first)
     }
 
-    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Writes what can be written. An error ends the request, but not its response: a server may respond and
+    /// close before it has read everything, and what it sent is read first (RFC 9112, section 9.5).
+    fn poll_write(&mut self, cx: &mut Context<'_>) {
+        if let Poll::Ready(Err(error)) = self.poll_write_request(cx) {
+            self.request = OutgoingRequest::default();
+            (self.write_error, self.keep_alive) = (Some(error), false);
+        }
+    }
+
+    fn poll_write_request(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.write_error.is_some() {
+            return Poll::Pending;
+        }
         if self.request.has_remaining() {
+            self.is_partly_written = true;
             ready!(poll_write_all(&mut self.stream, cx, &mut self.request))?;
             // Otherwise its list of pieces would be held for as long as the response streams.
             self.request = OutgoingRequest::default();
+            self.is_partly_written = false;
             self.timing.written_at = Some(Instant::now());
         }
         self.stream.poll_flushed(cx)
@@ -222,7 +260,7 @@ impl ClientConnection {
         else {
             return Ok(None);
         };
-        (self.body, self.keep_alive) = (decoder, keeps_alive);
+        (self.body, self.keep_alive) = (decoder, keeps_alive && self.write_error.is_none());
         self.first_data = self.decode(&bytes[length..])?;
         Ok(Some(head))
     }

@@ -23,8 +23,8 @@ pub(crate) struct ChunkedDecoder {
     state: State,
     /// The size read so far, then the bytes that remain of the chunk.
     size: u64,
-    /// Bytes of extensions and trailers so far. They are bounded because they carry no body: without a bound
-    /// a peer could send them for ever.
+    /// Bytes of the current chunk-size line besides its size, or of the trailers so far. They are bounded
+    /// because they carry no body: without a bound a peer could send them for ever.
     ignored: usize,
     trailers: usize,
 }
@@ -156,7 +156,8 @@ impl ChunkedDecoder {
         Ok(match (self.state, byte) {
             (Size | Digits, byte) if byte.is_ascii_hexdigit() => {
                 self.add_digit(byte)?;
-                Digits
+                // A leading zero. Other digits are bounded by the size's 64 bits.
+                if self.size == 0 { self.ignore(Digits)? } else { Digits }
             }
             // White space before an extension (RFC 9112, section 7.1.1) or as padding cannot be misread.
             (Digits | Space, b' ' | b'\t') => self.ignore(Space)?,
@@ -164,9 +165,13 @@ impl ChunkedDecoder {
             (Digits | Space | Extension, b'\r') => SizeLf,
             // A bare LF in an extension would end the line for a parser that accepts LF as a line end.
             (Extension, byte) if byte != b'\n' => self.ignore(Extension)?,
-            // The last chunk has size 0 and no data.
-            (SizeLf, b'\n') if self.size == 0 => Trailer,
-            (SizeLf, b'\n') => Data,
+            (SizeLf, b'\n') => {
+                // Bounded by line and not by body: a stream may run for hours, and a server that pads each
+                // chunk size or extends it sends a little with every event.
+                self.ignored = 0;
+                // The last chunk has size 0 and no data.
+                if self.size == 0 { Trailer } else { Data }
+            }
             (DataCr, b'\r') => DataLf,
             (DataLf, b'\n') => Size,
             (Trailer, b'\r') => EndLf,
@@ -200,7 +205,7 @@ impl ChunkedDecoder {
         Ok(())
     }
 
-    /// Counts a byte of an extension or a trailer.
+    /// Counts a byte that is neither data nor needed to find it.
     fn ignore(&mut self, next: State) -> Result<State, MalformedMessage> {
         self.ignored += 1;
         if self.ignored > MAX_IGNORED || self.trailers > MAX_HEADERS {

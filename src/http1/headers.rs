@@ -31,6 +31,7 @@ type Span = (u32, u32);
 pub(crate) enum HeaderId {
     /// Any other name.
     Other,
+    AcceptEncoding,
     /// `Access-Control-…`
     AccessControl,
     Authorization,
@@ -75,6 +76,7 @@ impl HeaderId {
             12 => &[(b"content-type", Self::ContentType), (b"x-request-id", Self::RequestId)],
             13 => &[(b"authorization", Self::Authorization)],
             14 => &[(b"content-length", Self::ContentLength)],
+            15 => &[(b"accept-encoding", Self::AcceptEncoding)],
             16 => &[(b"content-encoding", Self::ContentEncoding), (b"proxy-connection", Self::HopByHop)],
             17 => &[
                 (b"transfer-encoding", Self::TransferEncoding),
@@ -113,7 +115,7 @@ impl HeaderId {
     }
 
     fn bit(self) -> u32 {
-        // 17 variants, so 32 bits are enough.
+        // 18 variants, so 32 bits are enough.
         1 << self as u32
     }
 }

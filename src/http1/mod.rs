@@ -7,6 +7,7 @@
 mod body_buffer;
 mod client;
 mod close;
+mod close_watch;
 mod framing;
 mod headers;
 mod io;
@@ -22,10 +23,9 @@ pub(crate) use body_buffer::sweep;
 use body_buffer::{BODY_BUFFER_SIZE, BodyBuffer};
 pub(crate) use client::{BodyProgress, ClientConnection, ConnError, SendError, WriteTiming};
 pub(crate) use close::{LINGER, close, half_close, linger, reject, reset};
+pub(crate) use close_watch::CloseWatch;
 pub(crate) use framing::BodyDecoder;
-#[cfg(any(test, fuzzing))]
-pub(crate) use headers::RawHeader;
-pub(crate) use headers::{HeaderId, RawHeaders, name_bit};
+pub(crate) use headers::{HeaderId, RawHeader, RawHeaders, name_bit};
 pub(crate) use io::Stream;
 pub(crate) use outgoing::{OutgoingBody, OutgoingRequest};
 pub(crate) use request_head::{
@@ -41,8 +41,8 @@ pub(crate) use server::{
 pub(crate) const MAX_HEAD: usize = 64 << 10;
 /// Most header lines of a head. hyper's default limit too.
 pub(crate) const MAX_HEADERS: usize = 100;
-/// Most bytes of chunk extensions and trailers of a body. SGLang and its clients send neither, and hyper has
-/// the same limit for each of the two.
+/// Most bytes of one chunk-size line besides its size, and of a body's trailers. SGLang and its clients send
+/// neither extensions nor trailers. hyper has the same limit, for the extensions of a whole body.
 const MAX_IGNORED: usize = 16 << 10;
 
 /// A message that is not valid HTTP, and why.

@@ -15,8 +15,8 @@ use tokio::time::Instant;
 
 use super::io::{PartialHead, Stream, poll_write_all, with_read_buffer};
 use super::{
-    BODY_BUFFER_SIZE, BodyBuffer, BodyDecoder, HeadError, MalformedMessage, RequestFraming, RequestHead,
-    read_request_head,
+    BODY_BUFFER_SIZE, BodyBuffer, BodyDecoder, CloseWatch, HeadError, MalformedMessage, RequestFraming,
+    RequestHead, read_request_head,
 };
 use crate::timer::Timer;
 
@@ -53,6 +53,8 @@ pub(crate) struct ServerConnection {
     partial_head: PartialHead,
     /// Bytes that were read after a head and not used yet: of its body, or of the next head.
     buffered: Bytes,
+    /// For a client that has sent more than is read ahead.
+    close_watch: CloseWatch,
     /// Decodes the rest of the body of the current request.
     body: BodyDecoder,
     /// The buffer that a large body is read into.
@@ -104,6 +106,7 @@ impl ServerConnection {
             stream,
             partial_head: PartialHead::default(),
             buffered: Bytes::new(),
+            close_watch: CloseWatch::default(),
             body: BodyDecoder::ended(),
             body_buffer: None,
             body_tail: BytesMut::new(),
@@ -137,6 +140,7 @@ impl ServerConnection {
         // When the current wait began: the clock is read only if there is a wait.
         let mut since = None;
         let buffered = std::mem::take(&mut self.buffered);
+        self.close_watch.stop();
         if let Some(next) = self.take_head(&buffered) {
             return next;
         }
@@ -209,20 +213,35 @@ impl ServerConnection {
         }
     }
 
-    /// Ready when the client has closed the connection during the response. A pipelined request that arrives
-    /// meanwhile is kept.
+    /// Ready when the client has closed the connection during the response. Pipelined requests that arrive
+    /// meanwhile are kept, up to [`FIRST_READ`] bytes of them; more stays in the socket.
     pub(crate) fn poll_disconnect(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.buffered.is_empty() {
-            // A close is behind the bytes that were not used yet, and reading on would need an unbounded
-            // buffer.
-            return Poll::Pending;
-        }
-        with_read_buffer(FIRST_READ, |buffer| match ready!(self.stream.poll_read_into(cx, buffer)) {
-            Ok(received) if !received.is_empty() => {
-                self.buffered = Bytes::copy_from_slice(received);
-                Poll::Pending
+        loop {
+            // Careless clients send an empty line behind a body (RFC 9112, section 2.2).
+            if self.body.is_ended() && !self.buffered.is_empty() {
+                let skipped = self.buffered.len() - skip_empty_lines(&self.buffered).len();
+                self.buffered.advance(skipped);
             }
-            _ => Poll::Ready(()),
+            // A close is behind the bytes that were not read yet, and to read them all would need an
+            // unbounded buffer.
+            if self.buffered.len() >= FIRST_READ {
+                return self.close_watch.poll(&self.stream, cx);
+            }
+            if ready!(self.poll_read_ahead(cx)) == 0 {
+                return Poll::Ready(());
+            }
+        }
+    }
+
+    /// Reads once and keeps what was read. Returns its length; 0 also for an error.
+    fn poll_read_ahead(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
+        with_read_buffer(FIRST_READ - self.buffered.len(), |buffer| {
+            let Ok(received) = ready!(self.stream.poll_read_into(cx, buffer)) else { return Poll::Ready(0) };
+            self.buffered = match self.buffered.is_empty() {
+                true => Bytes::copy_from_slice(received),
+                false => [&self.buffered, received].concat().into(),
+            };
+            Poll::Ready(received.len())
         })
     }
 

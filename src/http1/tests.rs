@@ -139,17 +139,38 @@ fn chunks_that_two_parsers_could_read_differently_are_malformed() {
 }
 
 #[test]
-fn chunk_extensions_and_trailers_are_bounded() {
+fn chunk_size_lines_and_trailers_are_bounded() {
     let too_long = Err("its chunk extensions or trailers are too long");
     let long = "x".repeat(MAX_IGNORED);
-    let each = "1;x\r\na\r\n".repeat(MAX_IGNORED);
     let many = format!("0\r\n{}\r\n", "a:\r\n".repeat(MAX_HEADERS + 1));
-    for framed in [format!("0;{long}\r\n\r\n"), format!("0\r\na:{long}\r\n\r\n"), each, many] {
-        let text = format!("{CHUNKED}{framed}");
+    let lines = [
+        format!("1;{long}\r\na\r\n"),
+        format!("1{}\r\na\r\n", " ".repeat(MAX_IGNORED + 1)),
+        format!("{}1\r\na\r\n", "0".repeat(MAX_IGNORED + 1)),
+        format!("0;{long}\r\n\r\n"),
+        format!("0\r\na:{long}\r\n\r\n"),
+        many,
+    ];
+    for framed in lines {
+        let text = format!("{CHUNKED}1\r\na\r\n{framed}");
         assert_eq!(
             read(text.as_bytes(), text.len()).map(|_| ()).map_err(|MalformedMessage(what)| what),
             too_long.clone()
         );
+    }
+}
+
+#[test]
+fn padding_and_extensions_are_bounded_for_each_line_alone() {
+    let long = "x".repeat(MAX_IGNORED - 1);
+    for line in
+        ["5   ".to_owned(), "5;ext=1".into(), "005".into(), "5 \t ; a=\"b\"".into(), format!("5;{long}")]
+    {
+        let count = if line.len() > MAX_IGNORED { 3 } else { 6_000 };
+        let chunks = format!("{line}\r\nabcde\r\n").repeat(count);
+        let text = format!("{CHUNKED}{chunks}0;{0}\r\na:{0}\r\n\r\n", &long[2..]);
+        let read = read(text.as_bytes(), text.len()).map(|_| ());
+        assert_eq!(read.map_err(|MalformedMessage(what)| what), Ok(()), "{}", &line[..4.min(line.len())]);
     }
 }
 

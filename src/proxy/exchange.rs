@@ -242,14 +242,22 @@ impl Exchange<'_> {
 
     /// The requests to prefill and to decode, which share one body.
     fn leg_requests(&self, attempt: &Attempt<'_>, bootstrap_room: u64) -> [OutgoingRequest; 2] {
-        let ReadRequest { upstream_head, body, shape, .. } = self.request;
+        let ReadRequest { limits, upstream_head, body, shape, .. } = self.request;
         let (prefill, decode) = (attempt.pair.prefill(), attempt.pair.decode());
         let fields = prefill.bootstrap().expect("a prefill server has bootstrap fields");
         let body = body.with_bootstrap(&shape.edit, fields, bootstrap_room);
-        let to = |server: &Backend, role| {
-            upstream_head.for_backend(server.host_header(), attempt.trace_headers(role), &body)
+        let lines = |role| attempt.trace_headers(role);
+        // Prefill's response is always read: it may be a refusal, also inside a stream.
+        let to_prefill =
+            upstream_head.for_readable_response(prefill.host_header(), lines(Role::Prefill), &body);
+        // An early head with comments in plain text may go out before decode has chosen a coding.
+        let is_plain = shape.merge.is_some() || (shape.stream && limits.stream_keepalive.is_some());
+        let to_decode = if is_plain {
+            upstream_head.for_readable_response(decode.host_header(), lines(Role::Decode), &body)
+        } else {
+            upstream_head.for_backend(decode.host_header(), lines(Role::Decode), &body)
         };
-        [to(prefill, Role::Prefill), to(decode, Role::Decode)]
+        [to_prefill, to_decode]
     }
 
     /// Passes on the response of one server.
@@ -257,7 +265,7 @@ impl Exchange<'_> {
         let (head, held) = pair.take_response(source);
         let (is_success, is_stream) = (head.status.is_success(), head.is_event_stream);
         // Plain text would be garbage in an encoded body.
-        let is_readable = headers::unreadable_encoding(&head.headers).is_none();
+        let is_readable = !headers::is_encoded(&head.headers);
         let time_limit = if is_success {
             self.time_limit(is_stream)
         } else {

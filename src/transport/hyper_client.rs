@@ -3,10 +3,8 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
-use std::time::Instant;
 use std::{error, io};
 
 use bytes::Bytes;
@@ -15,16 +13,15 @@ use hyper::client::conn::http1::{Builder, Connection, SendRequest};
 use hyper::header::{HeaderName, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use tokio_util::io::{InspectReader, InspectWriter};
 
 use super::BackendConnection;
+use super::backend_traffic::{ObservedBackend, Traffic};
 use crate::http1::{
     BodyProgress, ConnError, MAX_HEAD, MAX_HEADERS, MalformedMessage, OutgoingRequest, ResponseHead,
     SendError, Stream, WriteTiming, parse_outgoing_head,
 };
 
-type ReadHook = Box<dyn FnMut(&[u8]) + Send>;
-type Io = TokioIo<InspectReader<InspectWriter<Stream, ReadHook>, ReadHook>>;
+type Io = TokioIo<ObservedBackend>;
 type ResponseFuture = Pin<Box<dyn Future<Output = hyper::Result<Response<Incoming>>> + Send>>;
 
 /// A connection to a backend, read and written by hyper.
@@ -41,30 +38,10 @@ pub(super) struct HyperConnection {
     traffic: Arc<Traffic>,
 }
 
-/// What passed over the socket since the request began. hyper does not report it; retries and records need
-/// it.
-#[derive(Default)]
-struct Traffic {
-    received: AtomicBool,
-    /// hyper has taken the last of the request's body.
-    body_taken: AtomicBool,
-    /// The last write after that.
-    written_at: Mutex<Option<Instant>>,
-}
-
 impl HyperConnection {
     pub(super) fn new(stream: Stream) -> Self {
         let traffic = Arc::new(Traffic::default());
-        let (read, written) = (Arc::clone(&traffic), Arc::clone(&traffic));
-        let on_write: ReadHook = Box::new(move |_| {
-            if written.body_taken.load(Relaxed) {
-                *written.written_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-            }
-        });
-        let on_read: ReadHook = Box::new(move |bytes| {
-            read.received.fetch_or(!bytes.is_empty(), Relaxed);
-        });
-        let io: Io = TokioIo::new(InspectReader::new(InspectWriter::new(stream, on_write), on_read));
+        let io: Io = TokioIo::new(ObservedBackend::new(stream, Arc::clone(&traffic)));
         let mut builder = Builder::new();
         builder.max_headers(MAX_HEADERS).max_header_size(MAX_HEAD);
         let mut handshake = Box::pin(builder.handshake(io));
@@ -101,7 +78,7 @@ impl HyperConnection {
     /// Whether the connection is idle and open.
     fn is_idle(&mut self) -> bool {
         self.drive(&mut Context::from_waker(Waker::noop()));
-        self.driver.is_some() && self.sender.is_ready()
+        self.driver.is_some() && self.sender.is_ready() && self.traffic.is_writable()
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ConnError>>> {
@@ -139,9 +116,7 @@ impl BackendConnection for HyperConnection {
 
     fn begin(&mut self, request: OutgoingRequest) {
         self.on_reused = std::mem::replace(&mut self.was_used, true);
-        self.traffic.received.store(false, Relaxed);
-        self.traffic.body_taken.store(false, Relaxed);
-        *self.traffic.written_at.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.traffic.begin();
         let request = hyper_request(request, &self.traffic);
         self.response = Some(Box::pin(self.sender.send_request(request)));
     }
@@ -151,9 +126,16 @@ impl BackendConnection for HyperConnection {
         let Some(response) = &mut self.response else { return Poll::Pending };
         let response = ready!(response.as_mut().poll(cx));
         self.response = None;
-        let unanswered = !self.traffic.received.load(Relaxed);
+        let unanswered = !self.traffic.has_received();
         let failed = |cause| SendError { cause, unanswered };
-        let (head, body) = response.map_err(|error| failed(conn_error(&error)))?.into_parts();
+        let lost = |error: hyper::Error| match conn_error(&error) {
+            // The connection was lost when the request was written: that says more than its end.
+            error @ (ConnError::Closed | ConnError::Io(_)) => {
+                self.traffic.take_write_error().map_or(error, ConnError::Io)
+            }
+            error => error,
+        };
+        let (head, body) = response.map_err(|error| failed(lost(error)))?.into_parts();
         // The router never sends `Upgrade`: the native engine rejects it, too.
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             let cause = ConnError::Malformed(MalformedMessage("it switches protocols"));
@@ -204,8 +186,7 @@ impl BackendConnection for HyperConnection {
     }
 
     fn write_timing(&self) -> WriteTiming {
-        let written_at = *self.traffic.written_at.lock().unwrap_or_else(PoisonError::into_inner);
-        WriteTiming { on_reused: self.on_reused, written_at }
+        WriteTiming { on_reused: self.on_reused, written_at: self.traffic.written_at() }
     }
 
     fn remaining(&self) -> Option<u64> {
@@ -224,7 +205,7 @@ fn hyper_request(request: OutgoingRequest, traffic: &Arc<Traffic>) -> Request<Re
     // An empty frame would cost a write.
     pieces.retain(|piece| !piece.is_empty());
     let left = pieces.iter().map(Bytes::len).sum::<usize>() as u64;
-    traffic.body_taken.store(left == 0, Relaxed);
+    traffic.set_body_taken(left == 0);
     let mut request = Request::new(RequestFrames { pieces, left, traffic: Arc::clone(traffic) });
     *request.method_mut() = head.method;
     *request.uri_mut() = head.target.into();
@@ -254,7 +235,7 @@ impl Body for RequestFrames {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let piece = self.pieces.pop_front();
         self.left -= piece.as_ref().map_or(0, Bytes::len) as u64;
-        self.traffic.body_taken.store(self.left == 0, Relaxed);
+        self.traffic.set_body_taken(self.left == 0);
         Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
     }
 

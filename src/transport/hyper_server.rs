@@ -259,8 +259,7 @@ impl RequestBody for HyperClient {
     }
 
     async fn disconnected(&mut self) {
-        // hyper does not read ahead of an unread body, so a client that closes the connection while it is
-        // queued is noticed only when its turn comes.
+        // It is noticed below hyper, by the connection's stream, and then this future is dropped.
         std::future::pending().await
     }
 }

@@ -6,6 +6,7 @@
 //! serves a connection is decided in this file and nowhere else.
 //! Sockets are opened, accepted and negotiated elsewhere; nothing here knows a route or a backend.
 
+mod backend_traffic;
 mod http2;
 mod hyper_client;
 mod hyper_server;

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::RequestBody;
 use super::request_body::discard;
-use crate::http1::{BodyTimeouts, ClientTimeouts, Stream};
+use crate::http1::{BodyTimeouts, ClientTimeouts, CloseWatch, Stream};
 use crate::timer::Timer;
 
 /// The requests of one connection.
@@ -66,6 +66,10 @@ impl OpenRequests {
 
     pub(super) fn is_ending(&self) -> bool {
         self.lock().is_ending
+    }
+
+    fn is_any_open(&self) -> bool {
+        self.lock().open > 0
     }
 
     pub(super) fn is_cut_short(&self) -> bool {
@@ -202,14 +206,20 @@ impl<'a> IdleWait<'a> {
 }
 
 /// A client's stream whose reads and writes are observed.
+///
+/// hyper reads nothing while it has bytes that are not used yet, of a body that no one reads or of a next
+/// request, and then does not see that the client closes the connection. The stream sees it, and fails.
 pub(super) struct ObservedStream {
     stream: Stream,
     requests: Arc<OpenRequests>,
+    /// hyper waits for bytes, so it will see the end.
+    is_read: bool,
+    close_watch: CloseWatch,
 }
 
 impl ObservedStream {
     pub(super) fn new(stream: Stream, requests: Arc<OpenRequests>) -> Self {
-        Self { stream, requests }
+        Self { stream, requests, is_read: false, close_watch: CloseWatch::default() }
     }
 
     pub(super) fn into_stream(self) -> Stream {
@@ -229,7 +239,9 @@ impl AsyncRead for ObservedStream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        self.is_read = read.is_pending();
+        ready!(read)?;
         self.requests.record_read(&buffer.filled()[before..]);
         Poll::Ready(Ok(()))
     }
@@ -254,8 +266,16 @@ impl AsyncWrite for ObservedStream {
         self.stream.is_write_vectored()
     }
 
+    /// hyper flushes each time it is polled, after it has read and written what it can.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        let Self { stream, requests, is_read, close_watch } = &mut *self;
+        if *is_read || !requests.is_any_open() {
+            close_watch.stop();
+        } else if close_watch.poll(stream, cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

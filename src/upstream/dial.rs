@@ -4,11 +4,14 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
+use tokio::time::{Sleep, sleep};
 
 use super::Address;
 use crate::http1::Stream;
@@ -20,11 +23,24 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 3;
 
+/// When the next address of a name is tried while the ones before have neither accepted nor refused: the
+/// Connection Attempt Delay that RFC 8305 recommends (section 5).
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+/// Attempts for one connection that run at the same time.
+const MAX_ATTEMPTS: usize = 16;
+
 /// Why no connection could be had.
 #[derive(Debug)]
 pub(crate) enum DialError {
     Io(io::Error),
     Timeout(Duration),
+}
+
+/// A connection that was opened.
+pub(super) struct Dialed {
+    pub(super) stream: Stream,
+    /// From the SYN to the server's answer: about one round trip. Neither the name's lookup nor TLS is in it.
+    pub(super) connect_time: Duration,
 }
 
 /// What can be set about sockets.
@@ -59,32 +75,36 @@ impl Dialer {
     }
 
     /// Opens a connection, with a TLS handshake if the server wants one. A name is resolved again each time,
-    /// and its addresses are tried in order, all within the one timeout.
-    pub(super) async fn dial(&self, address: &Address) -> Result<Stream, DialError> {
+    /// and all its addresses are tried within the one timeout.
+    pub(super) async fn dial(&self, address: &Address) -> Result<Dialed, DialError> {
         match tokio::time::timeout(self.connect_timeout, self.open(address)).await {
             Ok(opened) => opened.map_err(DialError::Io),
             Err(_) => Err(DialError::Timeout(self.connect_timeout)),
         }
     }
 
-    async fn open(&self, address: &Address) -> io::Result<Stream> {
-        let socket = self.try_all(address).await?;
-        let Some(name) = &address.tls_name else { return Ok(Stream::Tcp(socket)) };
+    async fn open(&self, address: &Address) -> io::Result<Dialed> {
+        let (socket, connect_time) = self.connect_to_any(address).await?;
+        let Some(name) = &address.tls_name else {
+            return Ok(Dialed { stream: Stream::Tcp(socket), connect_time });
+        };
         // Boxed: rustls's handshake would make every leg's future larger, with TLS or without.
         let encrypted = Box::pin(tls::connect(&self.tls, name.clone(), socket)).await?;
-        Ok(Stream::Tls(Box::new(encrypted)))
+        Ok(Dialed { stream: Stream::Tls(Box::new(encrypted)), connect_time })
     }
 
-    async fn try_all(&self, address: &Address) -> io::Result<TcpStream> {
+    async fn connect_to_any(&self, address: &Address) -> io::Result<(TcpStream, Duration)> {
         let host = address.host.trim_start_matches('[').trim_end_matches(']');
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        for address in lookup_host((host, address.port)).await? {
-            match self.connect(address).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) => last = error,
-            }
+        let mut addresses = lookup_host((host, address.port)).await?;
+        let no_address = || io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        let first = addresses.next().ok_or_else(no_address)?;
+        let rest: Vec<SocketAddr> = addresses.collect();
+        // An address, and nearly every name: no timer, no list of attempts.
+        if rest.is_empty() {
+            return timed(self.connect(first)).await;
         }
-        Err(last)
+        let addresses = interleaved(first, rest);
+        Box::pin(first_to_connect(&addresses, |address| timed(self.connect(address)))).await
     }
 
     async fn connect(&self, address: SocketAddr) -> io::Result<TcpStream> {
@@ -108,54 +128,82 @@ impl Dialer {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use tokio::net::TcpListener;
+/// Waits for a connection, and takes the time.
+async fn timed<T>(connecting: impl Future<Output = io::Result<T>>) -> io::Result<(T, Duration)> {
+    let start = Instant::now();
+    let connected = connecting.await?;
+    Ok((connected, start.elapsed()))
+}
 
-    use super::*;
-
-    fn dialer(buffer_size: Option<usize>) -> Dialer {
-        Dialer { connect_timeout: Duration::from_secs(5), buffer_size, tls: Arc::default() }
-    }
-
-    async fn dialled(host: &str, dialer: &Dialer) -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind((host, 0)).await.unwrap();
-        let address = Address::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
-        let (dialled, accepted) = tokio::join!(dialer.try_all(&address), listener.accept());
-        (dialled.unwrap(), accepted.unwrap().0)
-    }
-
-    #[tokio::test]
-    async fn every_socket_is_tuned() {
-        let dialer = dialer(Some(100_000));
-        let (dialled, accepted) = dialled("127.0.0.1", &dialer).await;
-        dialer.tune(SockRef::from(&accepted)).unwrap();
-        for socket in [&dialled, &accepted] {
-            let socket = SockRef::from(socket);
-            assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
-            assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
-            assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE_INTERVAL);
-            assert_eq!(socket.tcp_keepalive_retries().unwrap(), KEEPALIVE_PROBES);
-            // Linux books twice of what was asked for.
-            assert_eq!(socket.send_buffer_size().unwrap(), 200_000);
-            assert_eq!(socket.recv_buffer_size().unwrap(), 200_000);
+/// The addresses of a name in the order in which they are tried: the resolver's, but with the families in
+/// turn, so that a network without a route for one of them costs one attempt (RFC 8305, section 4).
+fn interleaved(first: SocketAddr, rest: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let (same, other): (Vec<_>, Vec<_>) =
+        rest.into_iter().partition(|address| address.is_ipv6() == first.is_ipv6());
+    let mut in_turn = vec![first];
+    let (mut same, mut other) = (same.into_iter(), other.into_iter());
+    loop {
+        let (second, third) = (other.next(), same.next());
+        if second.is_none() && third.is_none() {
+            return in_turn;
         }
-    }
-
-    #[tokio::test]
-    async fn an_ipv6_server_is_reached_and_buffers_are_the_kernels_by_default() {
-        let plain = TcpSocket::new_v6().unwrap();
-        let (dialled, _accepted) = dialled("::1", &dialer(None)).await;
-        assert!(dialled.peer_addr().unwrap().is_ipv6());
-        let kernels = plain.send_buffer_size().unwrap() as usize;
-        assert!(SockRef::from(&dialled).send_buffer_size().unwrap() >= kernels);
-    }
-
-    #[tokio::test]
-    async fn a_name_is_resolved() {
-        let listener = TcpListener::bind("localhost:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let address = Address::parse(&format!("http://localhost:{port}")).unwrap();
-        assert!(dialer(None).dial(&address).await.is_ok());
+        in_turn.extend(second.into_iter().chain(third));
     }
 }
+
+/// Connects to the first address that accepts. An attempt begins when the one before it has failed, or after
+/// [`ATTEMPT_DELAY`]; the others go on meanwhile, and are dropped when one has succeeded.
+async fn first_to_connect<T, F: Future<Output = io::Result<T>>>(
+    addresses: &[SocketAddr],
+    connect: impl Fn(SocketAddr) -> F,
+) -> io::Result<T> {
+    let mut untried = addresses.iter();
+    let mut attempts: Vec<Pin<Box<F>>> = Vec::new();
+    let mut last_error = io::Error::from(io::ErrorKind::NotFound);
+    // Until the next attempt; `None` before the first one and after a failure.
+    let mut delay: Option<Pin<Box<Sleep>>> = None;
+    std::future::poll_fn(|cx| {
+        loop {
+            match poll_attempts(&mut attempts, cx) {
+                Poll::Ready(Ok(connected)) => return Poll::Ready(Ok(connected)),
+                // The next one need not wait (RFC 8305, section 5).
+                Poll::Ready(Err(error)) => (last_error, delay) = (error, None),
+                Poll::Pending => {}
+            }
+            let is_due = attempts.len() < MAX_ATTEMPTS
+                && delay.as_mut().is_none_or(|delay| delay.as_mut().poll(cx).is_ready());
+            if is_due && let Some(address) = untried.next() {
+                attempts.push(Box::pin(connect(*address)));
+                delay = Some(Box::pin(sleep(ATTEMPT_DELAY)));
+            } else if attempts.is_empty() {
+                return Poll::Ready(Err(std::mem::replace(&mut last_error, io::ErrorKind::NotFound.into())));
+            } else {
+                return Poll::Pending;
+            }
+        }
+    })
+    .await
+}
+
+/// Polls all attempts. Ready with the first that succeeds, or with an error if some failed; those are gone.
+fn poll_attempts<T, F: Future<Output = io::Result<T>>>(
+    attempts: &mut Vec<Pin<Box<F>>>,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<T>> {
+    let mut failed = Poll::Pending;
+    let mut at = 0;
+    while at < attempts.len() {
+        match attempts[at].as_mut().poll(cx) {
+            Poll::Pending => at += 1,
+            Poll::Ready(Ok(connected)) => return Poll::Ready(Ok(connected)),
+            Poll::Ready(Err(error)) => {
+                drop(attempts.remove(at));
+                failed = Poll::Ready(Err(error));
+            }
+        }
+    }
+    failed
+}
+
+#[cfg(test)]
+mod tests;

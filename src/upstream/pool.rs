@@ -12,12 +12,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use tracing::debug;
 
 use super::connection_counts::{ConnectionCounts, Shard};
-use super::dial::DialError;
+use super::dial::{DialError, Dialed};
 use super::id_map::IdMap;
 use super::{Backend, Dialer, SocketOptions};
-use crate::http1::{BodyProgress, ConnError, OutgoingRequest, ResponseHead, SendError, Stream, WriteTiming};
+#[cfg(any(test, fuzzing))]
+use crate::http1::Stream;
+use crate::http1::{BodyProgress, ConnError, OutgoingRequest, ResponseHead, SendError, WriteTiming};
 use crate::transport::{BackendConnection, Http1Engine};
 
 /// Sweeps for idle connections per idle timeout. Their age is counted in sweeps, not by the clock, which
@@ -105,15 +108,17 @@ impl Pools {
     /// A new connection to `backend`.
     pub(crate) async fn open(&self, backend: &Backend) -> Result<Lease, DialError> {
         let pool = self.of(backend);
-        let stream = self.connect(backend).await?;
+        let Dialed { stream, connect_time } = self.connect(backend).await?;
+        debug!(server = backend.url(), ?connect_time, "connected to a server");
         pool.counts.opened(self.shard);
         Ok(Lease { conn: self.engine.connect(stream), pool, is_reused: false })
     }
 
-    async fn connect(&self, backend: &Backend) -> Result<Stream, DialError> {
+    async fn connect(&self, backend: &Backend) -> Result<Dialed, DialError> {
         #[cfg(any(test, fuzzing))]
         if let Some(connect) = &self.memory {
-            return connect(backend).map(Stream::Memory).map_err(DialError::Io);
+            let stream = connect(backend).map(Stream::Memory).map_err(DialError::Io)?;
+            return Ok(Dialed { stream, connect_time: Duration::ZERO });
         }
         self.dialer.dial(backend.address()).await
     }

@@ -4,9 +4,11 @@
 //! section 7.6.1), headers that the router writes itself (`Host`, lengths), and headers by which a client
 //! could control a backend past the router (`x-override-*`).
 
+use std::ops::Range;
+
 use hyper::header::{COOKIE, HeaderMap, HeaderName, HeaderValue};
 
-use crate::http1::{HeaderId, RawHeaders};
+use crate::http1::{HeaderId, RawHeader, RawHeaders};
 
 /// The request id's header, which the router generates if the client sends none.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -16,11 +18,27 @@ pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 ///
 /// A JSON body gets a content type if it has none: SGLang answers 400 without it, and the body has been
 /// checked to be JSON. A content type that the client chose is not changed.
-pub(crate) fn write_for_backend(headers: &RawHeaders, is_json: bool, into: &mut Vec<u8>) {
-    write_except(headers, is_not_for_backends, into);
+///
+/// Returns where `Accept-Encoding` is, or belongs: several lines are written next to each other, which has no
+/// effect (RFC 9110, section 5.3), so that they can be replaced as one.
+pub(crate) fn write_for_backend(headers: &RawHeaders, is_json: bool, into: &mut Vec<u8>) -> Range<usize> {
+    let mut encodings: Option<Range<usize>> = None;
+    for line in lines_except(headers, is_not_for_backends) {
+        let start = into.len();
+        into.extend_from_slice(line.text);
+        into.extend_from_slice(b"\r\n");
+        if line.id == HeaderId::AcceptEncoding {
+            let first = encodings.get_or_insert(start..start);
+            // From its place, behind the other lines, to that of the first: usually it is the first.
+            let length = into.len() - start;
+            into[first.end..].rotate_right(length);
+            first.end += length;
+        }
+    }
     if is_json && !headers.has(HeaderId::ContentType) {
         write_line(b"content-type", b"application/json", into);
     }
+    encodings.unwrap_or(into.len()..into.len())
 }
 
 /// Writes the headers of a backend's response that the client gets, one line each. `x-request-id` is not
@@ -56,14 +74,21 @@ fn is_not_for_clients(name: HeaderId, has_encoding: bool) -> bool {
 
 /// Writes all lines except those that are left out or that `Connection` lists.
 fn write_except(headers: &RawHeaders, is_left_out: impl Fn(HeaderId) -> bool, into: &mut Vec<u8>) {
-    let listed = listed_in_connection(headers);
-    for line in headers.iter() {
-        let is_listed = || listed.iter().any(|name| name.eq_ignore_ascii_case(line.name));
-        if !is_left_out(line.id) && !is_listed() {
-            into.extend_from_slice(line.text);
-            into.extend_from_slice(b"\r\n");
-        }
+    for line in lines_except(headers, is_left_out) {
+        into.extend_from_slice(line.text);
+        into.extend_from_slice(b"\r\n");
     }
+}
+
+fn lines_except(
+    headers: &RawHeaders,
+    is_left_out: impl Fn(HeaderId) -> bool,
+) -> impl Iterator<Item = RawHeader<'_>> {
+    let listed = listed_in_connection(headers);
+    headers.iter().filter(move |line| {
+        let is_listed = || listed.iter().any(|name| name.eq_ignore_ascii_case(line.name));
+        !is_left_out(line.id) && !is_listed()
+    })
 }
 
 pub(crate) fn write_line(name: &[u8], value: &[u8], into: &mut Vec<u8>) {
@@ -90,6 +115,17 @@ const CODINGS: [&[u8]; 7] = [b"gzip", b"x-gzip", b"deflate", b"br", b"zstd", b"c
 fn is_compressed(value: &[u8]) -> bool {
     let mut codings = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
     codings.any(|coding| CODINGS.iter().any(|known| known.eq_ignore_ascii_case(coding)))
+}
+
+/// Whether a response's body is in a coding, so that the router must not add text to it. Unlike a request's,
+/// an unknown coding counts: the client may know it.
+pub(crate) fn is_encoded(headers: &RawHeaders) -> bool {
+    let is_coding = |coding: &[u8]| {
+        ![&b""[..], b"identity", b"none"].iter().any(|known| known.eq_ignore_ascii_case(coding.trim_ascii()))
+    };
+    let lines = headers.iter().filter(|line| line.id == HeaderId::ContentEncoding);
+    headers.has(HeaderId::ContentEncoding)
+        && lines.flat_map(|line| line.value.split(|byte| *byte == b',')).any(is_coding)
 }
 
 /// Whether a client's header must not reach a backend.
@@ -188,6 +224,54 @@ mod tests {
     fn repeated_end_to_end_headers_keep_their_order() {
         let request = headers(&[("x-a", "1"), ("x-a", "2"), ("x-override-rid", "r")]);
         assert_eq!(written(&request, false), ["x-a: 1", "x-a: 2"]);
+    }
+
+    #[test]
+    fn the_lines_of_accept_encoding_stand_together() {
+        let text_of = |pairs| {
+            let mut text = b"GET".to_vec();
+            let at = write_for_backend(&headers(pairs), true, &mut text);
+            let found = String::from_utf8(text[at.clone()].to_vec()).unwrap();
+            text.drain(at);
+            (found, String::from_utf8(text).unwrap())
+        };
+        let json = "content-type: application/json\r\n";
+        for (sent, encodings, others) in [
+            (&[("a", "1"), ("b", "2")][..], "", "GETa: 1\r\nb: 2\r\n"),
+            (
+                &[("a", "1"), ("Accept-Encoding", "gzip"), ("b", "2")],
+                "Accept-Encoding: gzip\r\n",
+                "GETa: 1\r\nb: 2\r\n",
+            ),
+            (
+                &[
+                    ("accept-encoding", "x"),
+                    ("a", "1"),
+                    ("ACCEPT-ENCODING", "br"),
+                    ("b", "2"),
+                    ("accept-encoding", ""),
+                ],
+                "accept-encoding: x\r\nACCEPT-ENCODING: br\r\naccept-encoding: \r\n",
+                "GETa: 1\r\nb: 2\r\n",
+            ),
+            (&[("connection", "accept-encoding"), ("accept-encoding", "br")], "", "GET"),
+        ] {
+            assert_eq!(text_of(sent), (encodings.to_owned(), format!("{others}{json}")));
+        }
+    }
+
+    #[test]
+    fn encoded_responses_are_recognised() {
+        let is_encoded = |values: &[&'static str]| {
+            let lines = values.iter().map(|value| ("Content-Encoding", value.as_bytes()));
+            is_encoded(&lines.collect())
+        };
+        for plain in [&[][..], &[""], &["identity"], &["None"], &["identity, "], &["", "Identity"]] {
+            assert!(!is_encoded(plain), "{plain:?}");
+        }
+        for encoded in [&["gzip"][..], &["BR"], &["identity, zstd"], &["identity", "deflate"], &["dcb"]] {
+            assert!(is_encoded(encoded), "{encoded:?}");
+        }
     }
 
     /// The lines of a response that a client gets, in alphabetical order. Both ways must agree.

@@ -1,7 +1,9 @@
 //! A request as it is sent to a backend, byte for byte.
 //!
 //! The head is rendered once for all backends that get the request. What differs between them is the host,
-//! the body's length, and header lines of one leg only.
+//! the body's length, header lines of one leg only, and in which coding the response may be.
+
+use std::ops::Range;
 
 use hyper::Method;
 use hyper::header::HeaderValue;
@@ -16,6 +18,8 @@ pub(crate) struct UpstreamHead {
     text: Vec<u8>,
     /// Where in the text the host belongs, and after it the lines that differ between backends.
     host_at: usize,
+    /// Where in it the client's `Accept-Encoding` is.
+    encodings: Range<usize>,
     /// An empty body needs `content-length: 0`: the method implies that there may be a body.
     always_has_length: bool,
 }
@@ -30,14 +34,15 @@ impl UpstreamHead {
             text.extend_from_slice(part.as_bytes());
         }
         let host_at = text.len();
-        headers::write_for_backend(headers, is_json, &mut text);
+        let encodings = headers::write_for_backend(headers, is_json, &mut text);
         text.extend_from_slice(b"\r\n");
         // RFC 9110, section 8.6: a user agent should send a length if the method anticipates content.
         let always_has_length = [Method::POST, Method::PUT, Method::PATCH].contains(method);
-        Self { text, host_at, always_has_length }
+        Self { text, host_at, encodings, always_has_length }
     }
 
-    /// The request to one backend. `lines` are header lines, each with its CR LF, for this backend only.
+    /// The request to one backend, whose response only the client reads. `lines` are header lines, each with
+    /// its CR LF, for this backend only.
     ///
     /// A body of up to [`COPY_UP_TO`] bytes is copied behind the head, so that one buffer is written.
     pub(crate) fn for_backend(
@@ -46,13 +51,37 @@ impl UpstreamHead {
         lines: &[u8],
         body: &OutgoingBody,
     ) -> OutgoingRequest {
+        self.request(host, lines, &self.text[self.encodings.clone()], body)
+    }
+
+    /// The same to a backend whose response the router reads: instead of the client's `Accept-Encoding` it
+    /// gets one that asks for plain text. Without one a server might choose any coding (RFC 9110, section
+    /// 12.5.3).
+    pub(crate) fn for_readable_response(
+        &self,
+        host: &HeaderValue,
+        lines: &[u8],
+        body: &OutgoingBody,
+    ) -> OutgoingRequest {
+        self.request(host, lines, b"accept-encoding: identity\r\n", body)
+    }
+
+    fn request(
+        &self,
+        host: &HeaderValue,
+        lines: &[u8],
+        encodings: &[u8],
+        body: &OutgoingBody,
+    ) -> OutgoingRequest {
         const LENGTH: &[u8] = b"\r\ncontent-length: ";
         let mut digits = itoa::Buffer::new();
         let length = digits.format(body.len()).as_bytes();
         let has_length = self.always_has_length || !body.is_empty();
         let (name, length) = if has_length { (LENGTH, length) } else { (&b""[..], &b""[..]) };
-        let (before_host, after_host) = self.text.split_at(self.host_at);
-        let head = [before_host, host.as_bytes(), name, length, b"\r\n", lines, after_host];
+        let (before_host, before) =
+            (&self.text[..self.host_at], &self.text[self.host_at..self.encodings.start]);
+        let after = &self.text[self.encodings.end..];
+        let head = [before_host, host.as_bytes(), name, length, b"\r\n", lines, before, encodings, after];
         let copied = if body.len() <= COPY_UP_TO { body.pieces() } else { &[] };
         let parts = || head.into_iter().chain(copied.iter().map(|chunk| &chunk[..]));
         // Summed first: one allocation of the exact size.
@@ -95,5 +124,30 @@ mod tests {
             written(&Method::POST, "/", body),
             "POST / HTTP/1.1\r\nhost: h:1\r\ncontent-length: 3\r\nx-a: 1\r\n\r\nabc"
         );
+    }
+
+    #[test]
+    fn a_response_that_the_router_reads_is_asked_for_in_plain_text() {
+        let requests = |sent: &[(&'static str, &'static str)]| {
+            let headers = sent.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
+            let head = UpstreamHead::new(&Method::GET, "/", &headers, false);
+            let (host, body) = (HeaderValue::from_static("h"), OutgoingBody::default());
+            let text = |request: OutgoingRequest| {
+                let text = String::from_utf8(request.into_parts().0.to_vec()).unwrap();
+                text.strip_prefix("GET / HTTP/1.1\r\nhost: h\r\n").unwrap().to_owned()
+            };
+            let passed_on = text(head.for_backend(&host, b"t: 1\r\n", &body));
+            (passed_on, text(head.for_readable_response(&host, b"t: 1\r\n", &body)))
+        };
+        for (sent, passed_on, read) in [
+            (&[][..], "t: 1\r\n\r\n", "t: 1\r\naccept-encoding: identity\r\n\r\n"),
+            (
+                &[("a", "1"), ("Accept-Encoding", "gzip"), ("b", "2"), ("accept-encoding", "br")],
+                "t: 1\r\na: 1\r\nAccept-Encoding: gzip\r\naccept-encoding: br\r\nb: 2\r\n\r\n",
+                "t: 1\r\na: 1\r\naccept-encoding: identity\r\nb: 2\r\n\r\n",
+            ),
+        ] {
+            assert_eq!(requests(sent), (passed_on.to_owned(), read.to_owned()));
+        }
     }
 }

@@ -54,6 +54,8 @@ pub enum Step {
     Flood(Arc<AtomicUsize>),
     /// Closes the connection after some time, whatever arrives until then.
     CloseAfter(Duration),
+    /// Closes the sending side, and reads until the router closes the connection.
+    Linger,
 }
 
 /// Holds scripts until a test opens it.
@@ -77,6 +79,7 @@ impl Gate {
 
 #[derive(Default)]
 struct State {
+    reads_bodies: bool,
     seen: Mutex<Vec<ReceivedRequest>>,
     opened: AtomicUsize,
     /// Counts of received requests and closed connections, to be waited for.
@@ -98,15 +101,24 @@ impl ScriptedServer {
         Self::start_at("127.0.0.1:0".parse().expect("an address"), script).await
     }
 
+    /// A server that performs its script when it has read a request's head. The body stays unread.
+    pub async fn start_early(script: impl Fn(&ReceivedRequest) -> Vec<Step> + Send + Sync + 'static) -> Self {
+        Self::run("127.0.0.1:0".parse().expect("an address"), Arc::new(script), false).await
+    }
+
     /// A server at the address of one that was dropped.
     pub async fn start_at(
         address: SocketAddr,
         script: impl Fn(&ReceivedRequest) -> Vec<Step> + Send + Sync + 'static,
     ) -> Self {
+        Self::run(address, Arc::new(script), true).await
+    }
+
+    async fn run(address: SocketAddr, script: Arc<Script>, reads_bodies: bool) -> Self {
         let listener = TcpListener::bind(address).await.expect("a free port");
         let address = listener.local_addr().expect("a bound address");
-        let state = Arc::new(State::default());
-        let accepting = tokio::spawn(accept(listener, Arc::clone(&state), Arc::new(script)));
+        let state = Arc::new(State { reads_bodies, ..State::default() });
+        let accepting = tokio::spawn(accept(listener, Arc::clone(&state), script));
         Self { address, state, accepting }
     }
 
@@ -196,7 +208,10 @@ async fn serve(mut stream: TcpStream, connection: usize, state: &State, script: 
         if head.header("expect").is_some() {
             stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.ok();
         }
-        let (body, complete) = read_body(&mut stream, &mut buffer, &head).await;
+        let (body, complete) = match state.reads_bodies {
+            true => read_body(&mut stream, &mut buffer, &head).await,
+            false => (Vec::new(), true),
+        };
         if !complete {
             return;
         }
@@ -247,6 +262,11 @@ async fn perform(step: Step, stream: &mut TcpStream, buffer: &mut Vec<u8>) -> bo
         }
         Step::CloseAfter(pause) => {
             tokio::time::sleep(pause).await;
+            false
+        }
+        Step::Linger => {
+            stream.shutdown().await.ok();
+            while stream.read(&mut [0; 4_096]).await.is_ok_and(|count| count > 0) {}
             false
         }
         Step::Reset => {
