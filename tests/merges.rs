@@ -4,7 +4,7 @@ mod kit;
 
 use std::time::{Duration, Instant};
 
-use kit::{OK, Router, ScriptedServer, Step, json};
+use kit::{Gate, OK, Router, ScriptedServer, Step, json};
 
 /// Prefill's lists, as large as those of a prompt with 100,000 tokens and their alternatives.
 fn lists() -> Vec<u8> {
@@ -54,4 +54,33 @@ async fn slowest_small_request(router: &Router, length: usize) -> (Duration, Dur
     assert_eq!(response.status(), 200);
     assert!(response.body.len() > length / 2, "{} bytes", response.body.len());
     (slowest, took)
+}
+
+#[tokio::test]
+async fn what_a_merge_holds_counts_as_buffered_until_its_end() {
+    let large = lists();
+    let length = large.len();
+    let prefill = ScriptedServer::always(large).await;
+    let now = Gate::new();
+    let opened = now.clone();
+    let decode = ScriptedServer::start(move |_| {
+        let decoded = r#"{"text":"a","meta_info":{"input_token_logprobs":[]}}"#;
+        vec![Step::Wait(opened.clone()), Step::Send(json("200 OK", decoded))]
+    })
+    .await;
+    let router = Router::start(&[&prefill], &[&decode]).await;
+    let mut client = router.client().await;
+    let merged = tokio::spawn(async move {
+        client.post("/generate", r#"{"text":"a","return_logprob":true,"logprob_start_len":0}"#).await
+    });
+    // The response's head is not part of what is held.
+    kit::with_timeout("prefill's response to be held", async {
+        while router.buffered_bytes() < length - 200 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    now.open();
+    assert_eq!(merged.await.expect("a response").status(), 200);
+    router.wait_buffered(0).await;
 }

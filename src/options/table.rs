@@ -288,7 +288,7 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                     .default(Unset("a quarter of the memory"))
                     .at_least(1)
                     .help(
-                        "Request bodies that are held in memory, over all requests. At the bound further ones wait, \
+                        "Request bodies and merges that are held in memory, over all requests. At the bound further bodies wait, \
                          as long as in the queue; then 503. A body that is larger is rejected with 413. The memory is \
                          the control group's or the machine's",
                     ),

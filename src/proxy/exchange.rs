@@ -15,7 +15,7 @@ use tracing::debug;
 use super::decision::Action;
 use super::intake::{self, IntakeLimits, ReadBody};
 use super::leg::HeldResponse;
-use super::leg_pair::{AttemptContext, Deadline, LegPair, Wait};
+use super::leg_pair::{AttemptContext, Deadline, LegPair, MergeOptions, Wait};
 use super::merge;
 use super::relay::{MAX_REFUSAL_PAUSE, Relay, TimeLimit};
 use crate::admission::{AdmissionHandle, Reservation};
@@ -122,7 +122,8 @@ impl Proxy {
         record: &mut Record,
         timer: &mut Timer,
     ) -> Result<UpstreamResponse, Error> {
-        let exchange = Exchange { fleet: &self.fleet, pools: &self.pools, request };
+        let exchange =
+            Exchange { fleet: &self.fleet, pools: &self.pools, admission: &self.admission, request };
         let admission = admitted.as_ref().map(|admitted| Arc::clone(&admitted.admission));
         let (mut pair, mut legs) = match admitted {
             Some(admitted) => from_permits(admitted.permits),
@@ -150,6 +151,7 @@ impl Proxy {
 struct Exchange<'a> {
     fleet: &'a LiveFleet,
     pools: &'a Arc<Pools>,
+    admission: &'a Arc<AdmissionHandle>,
     request: &'a ReadRequest,
 }
 
@@ -204,7 +206,9 @@ impl Exchange<'_> {
     ) -> AttemptResult {
         let ReadRequest { limits, shape, deadline, .. } = self.request;
         let (on_prefill, on_decode) = (attempt.begin_leg(on_prefill), attempt.begin_leg(on_decode));
-        let mut pair = LegPair::new(self.pools, on_prefill, on_decode, shape.merge, limits.max_merge_size);
+        let (max_held, admission) = (limits.max_merge_size, self.admission);
+        let merge = shape.merge.map(|merge| MergeOptions { merge, max_held, admission });
+        let mut pair = LegPair::new(self.pools, on_prefill, on_decode, merge);
         // A new room for each attempt: two live requests in one room crash both schedulers (sglang #40125),
         // and the last attempt may still be live on its servers. Decode takes room 0 for "not arrived yet".
         let bootstrap_room = fastrand::u64(1..=MAX_BOOTSTRAP_ROOM);
@@ -313,10 +317,11 @@ impl Exchange<'_> {
             let relay = Relay::merging(pair, held, splicer, self.time_limit(true));
             return UpstreamResponse { head, body: relay.with_event_stream(true).into() };
         }
+        let memory = pair.take_memory();
         pair.finish(Role::Decode);
         let body = merge::splice(lists, held).await;
         head.set(CONTENT_LENGTH, HeaderValue::from(body.len()));
-        UpstreamResponse { head, body: Relay::buffered(body).into() }
+        UpstreamResponse { head, body: Relay::buffered(body).with_memory(memory).into() }
     }
 }
 

@@ -25,10 +25,14 @@ use crate::wire::headers;
 use crate::wire::sse::{EventSplitter, EventTooLarge};
 use crate::wire::stream_error;
 
-/// How long after its request was written a kept-alive connection that ends without a byte counts as closed
-/// while it was idle: the server's close was on its way when the request was written. That takes at most one
-/// round trip, and the rest is for a busy machine. A server that ends later may have run the request.
-const IDLE_CLOSE_RACE: Duration = Duration::from_millis(25);
+/// A kept-alive connection that ends without a byte counts as closed while it was idle if it ends within one
+/// round trip of the request and this: the server's close was on its way when the request was written. The
+/// margin is for a busy machine. A server that ends the connection later may have run the request.
+const IDLE_CLOSE_MARGIN: Duration = Duration::from_millis(25);
+
+/// Longest time that counts as an idle close, whatever the round trip was: a connect can be slow because a
+/// packet was lost.
+const MAX_IDLE_CLOSE_RACE: Duration = Duration::from_millis(100);
 
 /// Largest event of a prefill server's stream that is searched for an error, which has a few hundred bytes.
 const MAX_ERROR_EVENT: usize = 1 << 20;
@@ -253,7 +257,8 @@ impl Leg {
         let Connection::Sent(lease) = &self.connection else { return false };
         let written = lease.write_timing().written_at.map(Instant::from_std);
         // Without either it could not be written at all.
-        self.is_reused && written.or(self.waited_at).is_none_or(|at| at.elapsed() <= IDLE_CLOSE_RACE)
+        let limit = (lease.round_trip() + IDLE_CLOSE_MARGIN).min(MAX_IDLE_CLOSE_RACE);
+        self.is_reused && written.or(self.waited_at).is_none_or(|at| at.elapsed() <= limit)
     }
 
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<LegEvent> {
@@ -367,6 +372,14 @@ impl Leg {
         match std::mem::replace(&mut self.body, Reading::Peek) {
             Reading::Hold(held) => held.pieces,
             Reading::Peek | Reading::Discard(_) => Vec::new(),
+        }
+    }
+
+    /// Bytes of the body that are held.
+    pub(super) fn held_length(&self) -> usize {
+        match &self.body {
+            Reading::Hold(held) => held.length,
+            Reading::Peek | Reading::Discard(_) => 0,
         }
     }
 

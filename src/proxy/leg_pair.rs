@@ -15,6 +15,7 @@ use tracing::warn;
 use super::decision::{Action, Decision, LegEvent, Limit};
 use super::leg::{ErrorSearch, HeldBody, HeldResponse, Leg, Reading};
 use super::merge::PrefillLists;
+use crate::admission::{AdmissionHandle, Reservation};
 use crate::error::{Cause, Error};
 use crate::http1::{OutgoingRequest, ResponseHead};
 use crate::observe::record::LegRecord;
@@ -60,6 +61,15 @@ pub(super) struct AttemptContext<'a, R> {
     pub(super) requests: R,
 }
 
+/// A merge of both responses.
+pub(super) struct MergeOptions<'a> {
+    pub(super) merge: Merge,
+    /// Most bytes of each response that are held.
+    pub(super) max_held: usize,
+    /// Where their memory is counted.
+    pub(super) admission: &'a Arc<AdmissionHandle>,
+}
+
 /// How the wait for a decision ends.
 pub(super) enum Wait {
     Decided(Action),
@@ -74,6 +84,8 @@ pub(super) struct LegPair {
     decode: Leg,
     /// For a merge.
     lists: Option<Box<PrefillLists>>,
+    /// Of what a merge holds.
+    memory: Option<Reservation>,
     /// The short limit in force, and when it ends.
     grace: Option<(Limit, Instant)>,
     /// A leg has its connection and has waited for its partner's.
@@ -85,24 +97,23 @@ pub(super) struct LegPair {
 }
 
 impl LegPair {
-    /// Starts both legs. With `merge` prefill's response and decode's, up to `max_held` bytes of each, are
-    /// held until they can be merged.
+    /// Starts both legs. With `merge` both responses are held until they can be merged.
     pub(super) fn new(
         pools: &Arc<Pools>,
         prefill: LegRecord,
         decode: LegRecord,
-        merge: Option<Merge>,
-        max_held: usize,
+        merge: Option<MergeOptions<'_>>,
     ) -> Self {
-        let reading = |otherwise| match merge {
-            Some(_) => Reading::Hold(HeldBody::new(max_held)),
+        let reading = |otherwise| match &merge {
+            Some(merge) => Reading::Hold(HeldBody::new(merge.max_held)),
             None => otherwise,
         };
         Self {
             decision: Decision::new(merge.is_some()),
             prefill: Leg::new(pools, prefill, reading(Reading::Discard(ErrorSearch::Pending))),
             decode: Leg::new(pools, decode, reading(Reading::Peek)),
-            lists: merge.map(|merge| Box::new(PrefillLists::new(merge))),
+            lists: merge.as_ref().map(|merge| Box::new(PrefillLists::new(merge.merge))),
+            memory: merge.as_ref().map(|merge| Reservation::empty(merge.admission)),
             grace: None,
             has_waited: false,
             postponed: None,
@@ -151,7 +162,9 @@ impl LegPair {
         cx: &mut Context<'_>,
     ) -> Poll<Action> {
         loop {
-            let action = match self.poll_event(cx) {
+            let event = self.poll_event(cx);
+            self.charge_memory();
+            let action = match event {
                 Poll::Ready((role, event)) => self.decision.on(role, event),
                 Poll::Pending => {
                     self.has_waited = true;
@@ -168,6 +181,19 @@ impl LegPair {
                 return Poll::Ready(action);
             }
         }
+    }
+
+    /// Counts what a merge holds, also above the bound: it is under way, and ends only if it goes on.
+    fn charge_memory(&mut self) {
+        if let Some(memory) = &mut self.memory {
+            let held = self.prefill.held_length() + self.decode.held_length();
+            memory.charge(held.saturating_sub(memory.bytes()));
+        }
+    }
+
+    /// The memory that a merge holds. It is counted until this is dropped.
+    pub(super) fn take_memory(&mut self) -> Option<Reservation> {
+        self.memory.take()
     }
 
     /// The next event of either leg.

@@ -18,6 +18,7 @@ use tracing::warn;
 use super::decision::{Action, LegEvent};
 use super::leg::Leg;
 use super::leg_pair::{Deadline, LegPair, log_late_failure};
+use crate::admission::Reservation;
 use crate::error::{Cause, Error};
 use crate::http1::MalformedMessage;
 use crate::observe::report::log_limit;
@@ -46,6 +47,8 @@ pub(crate) struct Relay {
     /// The last frame was a comment of the router's.
     is_keep_alive: bool,
     failure: Option<Failure>,
+    /// Of a merged body that is held as a whole.
+    memory: Option<Reservation>,
 }
 
 /// Where the bytes come from.
@@ -166,6 +169,7 @@ impl Relay {
             at_event_end: true,
             is_keep_alive: false,
             failure: None,
+            memory: None,
         }
     }
 
@@ -199,6 +203,12 @@ impl Relay {
     /// Sends a body that is held in memory as a whole.
     pub(super) fn buffered(body: impl Into<SegmentedBytes>) -> Self {
         Self::new(Source::Buffered(body.into()), None)
+    }
+
+    /// Keeps the memory of the body reserved.
+    pub(super) fn with_memory(mut self, memory: Option<Reservation>) -> Self {
+        self.memory = memory;
+        self
     }
 
     /// Sets whether the client reads server-sent events.

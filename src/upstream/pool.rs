@@ -7,12 +7,12 @@
 //! retries, never picks a backend, and never looks into a body.
 
 use std::future::poll_fn;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tracing::debug;
 
 use super::connection_counts::{ConnectionCounts, Shard};
 use super::dial::{DialError, Dialed};
@@ -78,7 +78,8 @@ impl Pools {
     fn of(&self, backend: &Backend) -> Arc<Pool> {
         let pool = || {
             let counts = Arc::clone(backend.connection_counts());
-            Arc::new(Pool { idle: Mutex::default(), max_idle: self.max_idle, counts, shard: self.shard })
+            let (idle, shard) = (Mutex::default(), self.shard);
+            Arc::new(Pool { idle, max_idle: self.max_idle, counts, shard, connect_micros: AtomicU32::new(0) })
         };
         Arc::clone(self.lock().entry(backend.id()).or_insert_with(pool))
     }
@@ -109,7 +110,7 @@ impl Pools {
     pub(crate) async fn open(&self, backend: &Backend) -> Result<Lease, DialError> {
         let pool = self.of(backend);
         let Dialed { stream, connect_time } = self.connect(backend).await?;
-        debug!(server = backend.url(), ?connect_time, "connected to a server");
+        pool.connect_micros.store(u32::try_from(connect_time.as_micros()).unwrap_or(u32::MAX), Relaxed);
         pool.counts.opened(self.shard);
         Ok(Lease { conn: self.engine.connect(stream), pool, is_reused: false })
     }
@@ -149,6 +150,8 @@ struct Pool {
     max_idle: usize,
     counts: Arc<ConnectionCounts>,
     shard: Shard,
+    /// Of the last connection that was opened. Relaxed: one thread writes and reads.
+    connect_micros: AtomicU32,
 }
 
 struct Idle {
@@ -204,6 +207,11 @@ impl Lease {
     /// Whether the connection was idle before, so that the backend may have closed it meanwhile.
     pub(crate) fn is_reused(&self) -> bool {
         self.is_reused
+    }
+
+    /// The round trip to the backend: how long the worker's last connect took.
+    pub(crate) fn round_trip(&self) -> Duration {
+        Duration::from_micros(self.pool.connect_micros.load(Relaxed).into())
     }
 
     /// Whether it can take a request: the backend has not closed it.

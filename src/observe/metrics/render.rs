@@ -75,7 +75,7 @@ families! {
     QUEUE_REFUSED counter "mini_lb_queue_refused_total"
         "Requests rejected by the admission queue or the rate limit, by reason.";
     BUFFERED gauge "mini_lb_buffered_bytes"
-        "Bytes of memory that are reserved for the bodies of requests.";
+        "Bytes of memory that are reserved for the bodies of requests, or held for merges.";
     BUFFERED_LIMIT gauge "mini_lb_buffered_bytes_limit"
         "How many bytes may be reserved for the bodies of requests before further ones wait.";
     BACKENDS gauge "mini_lb_backends"
