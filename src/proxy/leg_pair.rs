@@ -227,6 +227,8 @@ impl LegPair {
             if event != LegEvent::Ended {
                 return Poll::Ready(event);
             }
+            // Its last part is not counted yet.
+            self.charge_memory();
             let body = self.prefill.take_held();
             self.prefill.park();
             let Some(lists) = &mut self.lists else { return Poll::Ready(event) };
