@@ -175,9 +175,9 @@ impl MiniLbConfig {
         self
     }
 
-    /// Retries a request at most this often if no server can have processed it: a connection could not be
-    /// opened, or an idle one had been closed. A retry has a new bootstrap room, and goes to another server
-    /// if there is one. Default: [`DEFAULT_MAX_RETRIES`].
+    /// Sends a request to at most this many other pairs if a server cannot be connected, before anything was
+    /// written to either. A retry has a new bootstrap room, and avoids that server if its role has another
+    /// one. Default: [`DEFAULT_MAX_RETRIES`].
     #[must_use]
     pub fn max_retries(mut self, retries: u32) -> Self {
         // The last call counts: a number of retries overrides an earlier `disable-retries`.

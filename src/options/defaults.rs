@@ -11,7 +11,7 @@ pub const DEFAULT_MAX_MERGE_SIZE: usize = 256 << 20;
 pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(1_800);
 /// Default longest time without data from decode within a stream.
 pub const DEFAULT_STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
-/// Default number of retries of a request that no server can have processed.
+/// Default number of other pairs that a request may try if a server cannot be connected.
 pub const DEFAULT_MAX_RETRIES: u32 = 1;
 /// Default drain delay, in which load balancers can see on `/ready` that the router shuts down.
 pub const DEFAULT_SHUTDOWN_LAME_DUCK: Duration = Duration::from_secs(3);

@@ -191,8 +191,8 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                 spec: OptionSpec::new("retry-max-retries", Single("COUNT"))
                     .default(Number(DEFAULT_MAX_RETRIES as u64))
                     .help(
-                        "Retries of a request that no server can have processed: a connection could not be opened, or \
-                         an idle one had been closed by the server",
+                        "Other pairs that a request may try if a server cannot be connected, before anything is \
+                         written",
                     ),
                 field: |options| &mut options.max_retries,
             },
@@ -207,7 +207,7 @@ pub(super) static SECTIONS: &[OptionSection] = &[
             Entry {
                 spec: OptionSpec::new("disable-retries", Switch)
                     .reported_as("retry-max-retries")
-                    .help("Never retry"),
+                    .help("Never try another pair"),
                 field: |options| &mut options.disable_retries,
             },
             Entry {

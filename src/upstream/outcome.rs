@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How one leg of a request ended on its server. Every leg ends in exactly one of these.
+/// How one leg of a request ended on its server. Every leg ends in exactly one of these, besides `Stale`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// The response was complete.
@@ -20,8 +20,8 @@ pub enum Outcome {
     ConnectTimeout,
     /// The router had no file descriptor, port or memory left for a connection.
     Exhausted,
-    /// A pooled connection was closed by the server before it read the request. The request is retried, and
-    /// the server is not at fault.
+    /// A pooled connection was closed by the server before it read the request. The server gets the request
+    /// on a new connection, and the leg ends in another outcome, too.
     Stale,
     /// The connection was closed before the response was complete.
     Closed,
