@@ -265,7 +265,7 @@ impl Exchange<'_> {
     }
 
     /// Passes on the response of one server.
-    fn relay(&self, mut pair: LegPair, source: Role) -> AttemptResult {
+    fn relay(&self, mut pair: Box<LegPair>, source: Role) -> AttemptResult {
         let (head, held) = pair.take_response(source);
         let (is_success, is_stream) = (head.status.is_success(), head.is_event_stream);
         // Plain text would be garbage in an encoded body.
@@ -295,7 +295,7 @@ impl Exchange<'_> {
     }
 
     /// The response to a stream that is not decided yet. Decode's head is not known, and is dropped later.
-    fn early_head(&self, pair: LegPair) -> UpstreamResponse {
+    fn early_head(&self, pair: Box<LegPair>) -> UpstreamResponse {
         let mut head = OwnResponse::default();
         head.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
         let max_event = self.request.limits.max_merge_size;
@@ -305,7 +305,7 @@ impl Exchange<'_> {
     }
 
     /// Makes the response to a request for prompt logprobs, from both servers' responses.
-    async fn merge(&self, mut pair: LegPair) -> UpstreamResponse {
+    async fn merge(&self, mut pair: Box<LegPair>) -> UpstreamResponse {
         let (head, held) = pair.take_response(Role::Decode);
         let is_stream = head.is_event_stream;
         let mut head = ClientResponseHead::from(head);

@@ -60,8 +60,6 @@ pub(super) struct Leg {
 }
 
 enum Connection {
-    /// From the pool, and not reported yet.
-    Idle(Lease),
     /// Boxed: most legs find an idle connection.
     Opening(Pin<Box<dyn Future<Output = Result<Lease, DialError>> + Send>>),
     /// Open. Nothing was written yet.
@@ -120,7 +118,7 @@ impl Leg {
     pub(super) fn new(pools: &Arc<Pools>, record: LegRecord, body: Reading) -> Self {
         let backend = Arc::clone(record.backend());
         let connection = match pools.take_idle(&backend) {
-            Some(lease) => Connection::Idle(lease),
+            Some(lease) => Connection::Open(lease),
             None => open(pools, &backend),
         };
         Self {
@@ -139,6 +137,11 @@ impl Leg {
 
     pub(super) fn backend(&self) -> &Arc<Backend> {
         &self.backend
+    }
+
+    /// Whether it has a connection to which nothing was written. That one is open when it starts is no event.
+    pub(super) fn is_connected(&self) -> bool {
+        matches!(self.connection, Connection::Open(_))
     }
 
     /// Looks whether the connection has been closed while the partner's was awaited.
@@ -177,12 +180,6 @@ impl Leg {
     /// The next event. There is none while the leg waits for its partner.
     pub(super) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<LegEvent> {
         match &mut self.connection {
-            Connection::Idle(_) => {
-                if let Connection::Idle(lease) = std::mem::replace(&mut self.connection, Connection::Closed) {
-                    self.connection = Connection::Open(lease);
-                }
-                Poll::Ready(LegEvent::Connected)
-            }
             Connection::Opening(opening) => {
                 let opened = ready!(opening.as_mut().poll(cx));
                 Poll::Ready(self.opened(opened))
@@ -413,9 +410,12 @@ impl Leg {
 
     /// Closes the leg: its server aborts. A connection to which nothing was written returns to its pool.
     pub(super) fn close(&mut self) {
+        if self.record.is_none() {
+            return;
+        }
         self.record_write_time();
         match std::mem::replace(&mut self.connection, Connection::Closed) {
-            Connection::Idle(lease) | Connection::Open(lease) => lease.park(),
+            Connection::Open(lease) => lease.park(),
             _ => {}
         }
         self.record = None;

@@ -82,6 +82,8 @@ pub(super) struct LegPair {
     decision: Decision,
     prefill: Leg,
     decode: Leg,
+    /// What follows from the connections that were open from the start.
+    first_action: Action,
     /// For a merge.
     lists: Option<Box<PrefillLists>>,
     /// Of what a merge holds.
@@ -103,22 +105,33 @@ impl LegPair {
         prefill: LegRecord,
         decode: LegRecord,
         merge: Option<MergeOptions<'_>>,
-    ) -> Self {
+    ) -> Box<Self> {
         let reading = |otherwise| match &merge {
             Some(merge) => Reading::Hold(HeldBody::new(merge.max_held)),
             None => otherwise,
         };
-        Self {
-            decision: Decision::new(merge.is_some()),
-            prefill: Leg::new(pools, prefill, reading(Reading::Discard(ErrorSearch::Pending))),
-            decode: Leg::new(pools, decode, reading(Reading::Peek)),
+        let prefill = Leg::new(pools, prefill, reading(Reading::Discard(ErrorSearch::Pending)));
+        let decode = Leg::new(pools, decode, reading(Reading::Peek));
+        let mut decision = Decision::new(merge.is_some());
+        let mut first_action = Action::Wait;
+        for (role, leg) in [(Role::Prefill, &prefill), (Role::Decode, &decode)] {
+            if leg.is_connected() {
+                first_action = decision.on(role, LegEvent::Connected);
+            }
+        }
+        // Boxed: it moves from the attempt to the response and on to the connection that writes it.
+        Box::new(Self {
+            decision,
+            prefill,
+            decode,
+            first_action,
             lists: merge.as_ref().map(|merge| Box::new(PrefillLists::new(merge.merge))),
             memory: merge.as_ref().map(|merge| Reservation::empty(merge.admission)),
             grace: None,
             has_waited: false,
             postponed: None,
             resent: [false; 2],
-        }
+        })
     }
 
     /// Runs both legs until the response can start, or the attempt has failed.
@@ -161,6 +174,10 @@ impl LegPair {
         timer: &mut Timer,
         cx: &mut Context<'_>,
     ) -> Poll<Action> {
+        let first = std::mem::replace(&mut self.first_action, Action::Wait);
+        if first != Action::Wait {
+            return Poll::Ready(first);
+        }
         loop {
             let event = self.poll_event(cx);
             self.charge_memory();
@@ -355,7 +372,7 @@ impl LegPair {
     }
 
     /// Ends a complete response. Returns prefill's leg if it is still to be drained.
-    pub(super) fn finish(mut self, source: Role) -> Option<Leg> {
+    pub(super) fn finish(mut self: Box<Self>, source: Role) -> Option<Leg> {
         self.decision.on(source, LegEvent::Ended);
         self.leg_mut(source).park();
         self.decision.drains_prefill().then_some(self.prefill)

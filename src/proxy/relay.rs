@@ -63,7 +63,7 @@ enum Source {
 
 /// The legs of a response, and what is done with their bytes.
 struct Relayed {
-    pair: LegPair,
+    pair: Box<LegPair>,
     /// The leg whose bytes the client gets.
     source: Role,
     /// What was read before the response started.
@@ -74,7 +74,7 @@ struct Relayed {
 
 /// A stream whose head was sent before the legs were decided.
 struct Undecided {
-    pair: LegPair,
+    pair: Box<LegPair>,
     /// Largest event of a merge, in bytes.
     max_event: usize,
 }
@@ -174,14 +174,19 @@ impl Relay {
     }
 
     /// Passes on the body of one leg, behind what was held of it. Beside decode's body prefill's is drained.
-    pub(super) fn pass_through(pair: LegPair, source: Role, held: Vec<Bytes>, time_limit: TimeLimit) -> Self {
+    pub(super) fn pass_through(
+        pair: Box<LegPair>,
+        source: Role,
+        held: Vec<Bytes>,
+        time_limit: TimeLimit,
+    ) -> Self {
         let relayed = Relayed { pair, source, held: held.into(), splicer: None };
         Self::new(Source::Legs(relayed), Some(time_limit))
     }
 
     /// Merges prefill's logprobs into each of decode's events.
     pub(super) fn merging(
-        pair: LegPair,
+        pair: Box<LegPair>,
         held: Vec<Bytes>,
         splicer: StreamSplicer,
         time_limit: TimeLimit,
@@ -192,7 +197,7 @@ impl Relay {
     }
 
     /// Waits for the decision on a stream whose head has been sent. `max_event` bounds the events of a merge.
-    pub(super) fn undecided(pair: LegPair, max_event: usize, mut time_limit: TimeLimit) -> Self {
+    pub(super) fn undecided(pair: Box<LegPair>, max_event: usize, mut time_limit: TimeLimit) -> Self {
         // The time is over now, so the first comment goes out with the head.
         if let Some(keep_alive) = &mut time_limit.keep_alive {
             keep_alive.next = Instant::now();
