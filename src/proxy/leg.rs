@@ -414,9 +414,8 @@ impl Leg {
             return;
         }
         self.record_write_time();
-        match std::mem::replace(&mut self.connection, Connection::Closed) {
-            Connection::Open(lease) => lease.park(),
-            _ => {}
+        if let Connection::Open(lease) = std::mem::replace(&mut self.connection, Connection::Closed) {
+            lease.park();
         }
         self.record = None;
     }
