@@ -169,6 +169,7 @@ impl Scenario {
             stream_keepalive: None,
             max_retries: 1,
             retry_on: vec![503],
+            hash_key_headers: vec!["x-session-id".to_owned()],
         };
         Proxy::new(Arc::new(fleet), Arc::new(pools), Arc::new(ArcSwap::from_pointee(limits)))
     }

@@ -1,6 +1,6 @@
 //! The values of all options, in the form in which the parts of the router use them.
 
-use std::any::type_name;
+use std::any::{Any, type_name};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::admission::AdmissionOptions;
 use crate::observe::report::ReportOptions;
 use crate::tls::{ClientFiles, KeyFiles, ServerTls};
-use crate::upstream::{HealthOptions, Policy, Random, SocketOptions};
+use crate::upstream::{CacheAware, HealthOptions, Policy, Random, SocketOptions};
 
 /// The value of every option. [`Options::new`] makes one with the defaults of the table.
 #[derive(Clone, Default)]
@@ -23,6 +23,8 @@ pub(crate) struct Options {
     /// URL of a prefill server, and the host that decode servers know it by.
     pub(crate) bootstrap_hosts: Vec<(String, String)>,
     pub(crate) policies: Policies,
+    pub(crate) hash_key_headers: Vec<String>,
+    pub(crate) prefix_index_bytes: usize,
     pub(crate) max_payload_size: usize,
     pub(crate) max_merge_size: usize,
     pub(crate) request_timeout: Duration,
@@ -61,6 +63,18 @@ impl Options {
         // The CPU quota of a container counts, not only its cores. One thread if neither can be read.
         let worker_threads = std::thread::available_parallelism().map_or(1, usize::from);
         Self { worker_threads, ..Self::default() }
+    }
+}
+
+impl Policies {
+    /// Gives the policy that has a prefix index its bound.
+    pub(crate) fn set_index_bytes(&self, bytes: usize) {
+        for NamedPolicy { policy, .. } in [&self.prefill, &self.decode] {
+            let policy: &dyn Any = &**policy;
+            if let Some(cache_aware) = policy.downcast_ref::<CacheAware>() {
+                cache_aware.set_index_bytes(bytes);
+            }
+        }
     }
 }
 

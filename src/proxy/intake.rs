@@ -14,7 +14,7 @@ use crate::timer::Timer;
 use crate::transport::RequestBody;
 use crate::wire::body::ClientBody;
 use crate::wire::headers::unreadable_encoding;
-use crate::wire::shape::{BodyInspector, BodyShape, Dialect};
+use crate::wire::shape::{BodyInspector, BodyShape, Dialect, HashKey};
 
 /// Most bytes of a rejected body that are read and discarded. Closing with unread data makes the kernel send
 /// a reset, which can reach the client before our response does; over 64 MiB a new connection is cheaper.
@@ -26,12 +26,16 @@ pub(super) async fn read(
     headers: &RawHeaders,
     request: &mut impl RequestBody,
     dialect: Dialect,
+    hash_key: Option<HashKey>,
     limit: usize,
     idle_timeout: Duration,
     timer: &mut Timer,
 ) -> Result<(ClientBody, BodyShape, bool), Error> {
     reject_early(headers, request, limit)?;
     let mut inspector = BodyInspector::new(dialect);
+    if let Some(key) = hash_key {
+        inspector = inspector.with_prompt(key);
+    }
     let mut body = ClientBody::default();
     let mut rejection = encoding_error(headers);
     let (mut length, mut waited) = (0, false);

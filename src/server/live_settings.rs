@@ -70,6 +70,7 @@ fn limits(options: &Options) -> RequestLimits {
         max_retries: options.max_retries,
         retry_on: options.retry_on.clone(),
         body_idle_timeout: options.request_body_idle_timeout,
+        hash_key_headers: options.hash_key_headers.clone(),
     }
 }
 

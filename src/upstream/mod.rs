@@ -13,6 +13,7 @@ mod fleet;
 mod health;
 mod id_map;
 mod in_flight;
+mod load_table;
 mod outcome;
 mod policy;
 mod pool;
@@ -30,8 +31,12 @@ pub(crate) use fleet::{Fleet, FleetSpec, LiveFleet, PairPermits, difference};
 pub(crate) use health::{HealthOptions, HealthState};
 pub(crate) use id_map::IdMap;
 pub(crate) use in_flight::InFlight;
+pub use crate::wire::shape::Prompt;
 pub use outcome::Outcome;
-pub use policy::{Choice, Policy, Random, RoundRobin};
+pub use policy::{
+    CacheAware, Choice, ConsistentHash, LeastLoad, Needs, Policy, PowerOfTwo, Random, RoundRobin, Selection,
+};
+pub(crate) use policy::{DEFAULT_INDEX_BYTES, Demand};
 pub(crate) use pool::{Lease, Pools};
 pub use role::Role;
 pub(crate) use server_spec::{DnsName, ServerSpec};
