@@ -149,7 +149,11 @@ impl MiniLoadBalancer {
     /// Chooses a prefill and a decode server with the current policies, as for a request. Returns `None` if a
     /// role has no server.
     pub fn select_pair(&self) -> Option<ServerPair> {
-        self.desired_fleet.fleet().now().select_pair(Demand::default()).ok()
+        self.select_pair_for(Demand::default())
+    }
+
+    pub(crate) fn select_pair_for(&self, demand: Demand<'_>) -> Option<ServerPair> {
+        self.desired_fleet.fleet().now().select_pair(demand).ok()
     }
 }
 

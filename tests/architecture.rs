@@ -39,7 +39,7 @@ const MAY_USE: [(&str, &[&str]); 18] = [
     ),
     ("balancer", &["config", "server", "upstream"]),
     ("fuzzing", &["error", "http1", "observe", "proxy", "server", "timer", "transport", "upstream", "wire"]),
-    ("internals", &["http1", "wire"]),
+    ("internals", &["balancer", "http1", "upstream", "wire"]),
     ("lib", &[]),
 ];
 

@@ -103,8 +103,7 @@ mod tests {
     #[test]
     fn missing_and_invalid_fields_are_unknown() {
         let parsed = |text: &str| parse(text.as_bytes());
-        let full =
-            r#"{"disaggregation_mode":"prefill","disaggregation_bootstrap_port":8998,"dp_size":4,"x":[{}],"max_total_num_tokens":9}"#;
+        let full = r#"{"disaggregation_mode":"prefill","disaggregation_bootstrap_port":8998,"dp_size":4,"x":[{}],"max_total_num_tokens":9}"#;
         let expected = Description {
             role: Some(Role::Prefill),
             bootstrap_port: Some(8998),

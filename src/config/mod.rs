@@ -134,8 +134,8 @@ impl MiniLbConfig {
         self
     }
 
-    /// Takes the name of a request's conversation, for [`ConsistentHash`](crate::ConsistentHash), from the first
-    /// of these headers that is there. Default: [`DEFAULT_HASH_KEY_HEADERS`].
+    /// Takes the name of a request's conversation, for [`ConsistentHash`](crate::ConsistentHash), from the
+    /// first of these headers that is there. Default: [`DEFAULT_HASH_KEY_HEADERS`].
     #[must_use]
     pub fn hash_key_headers<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.options.hash_key_headers = names.into_iter().map(Into::into).collect();

@@ -226,8 +226,9 @@ impl OptionField for NamedPolicy {
 
     fn add(&mut self, values: &[String]) -> Result<(), String> {
         // Functions, because a choice is copied and a policy with its state cannot be.
-        let policies: [(&str, fn() -> Self); 6] = [
-            ("cache_aware", || Self::new(CacheAware::new())),
+        let cache_aware: fn() -> Self = || Self::new(CacheAware::new());
+        let policies = [
+            ("cache_aware", cache_aware),
             ("least_load", || Self::new(LeastLoad)),
             ("power_of_two", || Self::new(PowerOfTwo)),
             ("consistent_hash", || Self::new(ConsistentHash)),

@@ -149,9 +149,7 @@ impl Proxy {
                 let permits = self.fleet.now().settle(permits, request.demand(), caps, &admission);
                 with_legs(permits.into_legs())
             }
-            None => {
-                with_legs(self.fleet.now().enter_pair(request.demand()).map_err(Error::NoServer)?)
-            }
+            None => with_legs(self.fleet.now().enter_pair(request.demand()).map_err(Error::NoServer)?),
         };
         let mut retries = request.limits.max_retries;
         loop {

@@ -49,7 +49,7 @@ pub(crate) struct Relay {
 }
 
 /// Where the bytes come from.
-#[expect(clippy::large_enum_variant, reason = "a relay is boxed, and nearly all of them relay legs")]
+#[allow(clippy::large_enum_variant, reason = "a relay is boxed, and nearly all of them relay legs")]
 enum Source {
     Legs(Relayed),
     /// The client has the head of a stream, and nothing is decided yet.

@@ -1,4 +1,4 @@
-//! The load of each server of a role: requests under way, and their bytes of prompt that are still to compute.
+//! The load of each server of a role: requests under way, and the bytes of prompt that are still to compute.
 //!
 //! Both are one number, so that a policy compares a thousand servers by reading a few kilobytes, and none of
 //! their [`Backend`](super::Backend)s. Who counts, and for how long, is for `in_flight`.
@@ -103,7 +103,8 @@ impl Slot {
         &self.table.loads[usize::from(self.index)]
     }
 
-    /// Pairs with the release in [`leave`](Self::leave): a reader that sees no request sees the outcomes, too.
+    /// Pairs with the release in [`leave`](Self::leave): a reader that sees no request sees the outcomes,
+    /// too.
     pub(super) fn load(&self) -> Load {
         Load(self.cell().load(Ordering::Acquire))
     }

@@ -20,6 +20,7 @@ mod pool;
 mod role;
 mod server_spec;
 
+pub use crate::wire::shape::Prompt;
 pub(crate) use address::{Address, checked_host};
 pub use backend::Backend;
 pub(crate) use backend::{Description, PrefillSpec, ProbeFailure};
@@ -31,7 +32,6 @@ pub(crate) use fleet::{Fleet, FleetSpec, LiveFleet, PairPermits, difference};
 pub(crate) use health::{HealthOptions, HealthState};
 pub(crate) use id_map::IdMap;
 pub(crate) use in_flight::InFlight;
-pub use crate::wire::shape::Prompt;
 pub use outcome::Outcome;
 pub use policy::{
     CacheAware, Choice, ConsistentHash, LeastLoad, Needs, Policy, PowerOfTwo, Random, RoundRobin, Selection,

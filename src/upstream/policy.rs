@@ -47,8 +47,8 @@ pub trait Policy: Any + Send + Sync {
     /// Picks one of [`Choice::servers`], which is never empty.
     fn pick<'a>(&self, choice: &Choice<'a>) -> &'a Arc<Backend>;
 
-    /// Picks a server, and tells how much of the prompt it is believed to have in its cache already. That much
-    /// is not counted as [work](Choice::work) of the server. By default nothing is believed cached.
+    /// Picks a server, and tells how much of the prompt it is believed to have in its cache already. That
+    /// much is not counted as [work](Choice::work) of the server. By default nothing is believed cached.
     fn choose<'a>(&self, choice: &Choice<'a>) -> Selection<'a> {
         Selection::new(self.pick(choice))
     }
@@ -136,8 +136,8 @@ impl Demand<'_> {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Candidates {
     pub(super) servers: Vec<Arc<Backend>>,
-    /// The slot of each server, and a hash of its URL: copied here, so that no other memory is read for servers
-    /// that are not chosen.
+    /// The slot of each server, and a hash of its URL: copied here, so that no other memory is read for
+    /// servers that are not chosen.
     slots: Vec<u16>,
     url_hashes: Vec<u64>,
     /// The position of each server by its slot, if there are enough to make a search slow.
@@ -193,8 +193,8 @@ impl<'a> Choice<'a> {
         self.role
     }
 
-    /// The request's prompt. `None` if no policy in use [needs](Policy::needs) it, if the request was not read
-    /// yet (as in [`select_pair`](crate::MiniLoadBalancer::select_pair)), and just after a reload.
+    /// The request's prompt. `None` if no policy in use [needs](Policy::needs) it, if the request was not
+    /// read yet (as in [`select_pair`](crate::MiniLoadBalancer::select_pair)), and just after a reload.
     pub fn prompt(&self) -> Option<&'a Prompt> {
         self.demand.prompt
     }
@@ -211,8 +211,8 @@ impl<'a> Choice<'a> {
     }
 
     /// The bytes of prompt that a prefill server has been given and has not computed yet, without those that
-    /// it was believed to have cached; of a decode server, the prompts of its requests. `index` is that of the
-    /// server in [`servers`](Self::servers), here and below.
+    /// it was believed to have cached; of a decode server, the prompts of its requests. `index` is that of
+    /// the server in [`servers`](Self::servers), here and below.
     pub fn work(&self, index: usize) -> u64 {
         self.load(index).work()
     }

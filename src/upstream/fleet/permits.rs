@@ -2,8 +2,8 @@
 //!
 //! Selection and permit are one step: a request that waits for capacity holds no permit, and one that was
 //! admitted has its permits already. It is admitted before its body is read, so that a queue costs little
-//! memory. A policy that wants to know the request selects afterwards, in [`settle`](Fleet::settle): until then
-//! the permits are on the servers with the fewest requests, and only keep the capacity.
+//! memory. A policy that wants to know the request selects afterwards, in [`settle`](Fleet::settle): until
+//! then the permits are on the servers with the fewest requests, and only keep the capacity.
 
 use std::sync::Arc;
 

@@ -24,8 +24,9 @@ fn prompts(random: &mut fastrand::Rng) -> Vec<Prompt> {
     (0..100).map(&mut prompt).collect()
 }
 
-/// Each request selects a pair with or without permits, is retried or not, and each of its legs ends by itself
-/// with some outcome or by being dropped, before or after the other. Servers restart, leave and come back.
+/// Each request selects a pair with or without permits, is retried or not, and each of its legs ends by
+/// itself with some outcome or by being dropped, before or after the other. Servers restart, leave and come
+/// back.
 #[test]
 fn after_100_000_requests_no_work_is_left() {
     let mut random = fastrand::Rng::with_seed(7);

@@ -1,10 +1,10 @@
 //! The policy that knows what servers have in their caches: the fewest bytes to wait for.
 //!
 //! A request goes where the bytes before it and its own, without those that the server is believed to have
-//! cached, are fewest. Computing again what one conversation alone has is counted four times, because everybody
-//! queues behind that waste; computing again what many prompts begin with is an investment, and counted once.
-//! There is no threshold between "cache" and "load", no clock and no learned model. Where this comes from, and
-//! what was measured, is in `docs/ROUTING.md`.
+//! cached, are fewest. Computing again what one conversation alone has is counted four times, because
+//! everybody queues behind that waste; computing again what many prompts begin with is an investment, and
+//! counted once. There is no threshold between "cache" and "load", no clock and no learned model. Where this
+//! comes from, and what was measured, is in `docs/ROUTING.md`.
 
 use std::any::Any;
 use std::fmt;
@@ -21,8 +21,8 @@ use crate::wire::shape::Prompt;
 
 /// How many times a private byte that is computed again counts. Between 3 and 6 the results are alike.
 const PRIVATE_COST: u64 = 4;
-/// A block from whose end this many prompts have continued is a beginning that many share. Between 8 and 64 the
-/// results are alike.
+/// A block from whose end this many prompts have continued is a beginning that many share. Between 8 and 64
+/// the results are alike.
 const HOT_FAN_OUT: u8 = 16;
 
 /// Bytes of JSON for one token: English text has about 4.
@@ -41,12 +41,12 @@ const MAX_CAPACITY: u64 = CLOCK_UNIT << 15;
 /// The most memory of the index unless it is set: enough for 1,000 servers with 800,000 tokens each.
 pub(crate) const DEFAULT_INDEX_BYTES: usize = 64 << 20;
 
-/// Selects the prefill server with the fewest bytes to wait for: those of the requests before, and those of the
-/// request's own prompt that the server is not believed to have in its prefix cache. Of decode servers it
+/// Selects the prefill server with the fewest bytes to wait for: those of the requests before, and those of
+/// the request's own prompt that the server is not believed to have in its prefix cache. Of decode servers it
 /// selects as [`LeastLoad`](super::LeastLoad): decode gets the whole KV cache from prefill in any case.
 ///
-/// Which server has what is remembered by hashes of the prompts that were sent to it, in a table of fixed size.
-/// A note is forgotten when the server has computed more since then than its cache can hold
+/// Which server has what is remembered by hashes of the prompts that were sent to it, in a table of fixed
+/// size. A note is forgotten when the server has computed more since then than its cache can hold
 /// (`max_total_num_tokens` of its `/server_info`), or when it restarts or is flushed.
 pub struct CacheAware {
     index: ArcSwapOption<PrefixIndex>,
@@ -86,7 +86,8 @@ impl CacheClock {
     /// Takes over what is known of a server now. Returns whether its notes are still good: if it has an empty
     /// cache, they all are too old from now on.
     fn is_current(&self, server: &Backend) -> bool {
-        let capacity = server.cache_tokens().map_or(UNKNOWN_CAPACITY, |tokens| tokens.saturating_mul(BYTES_PER_TOKEN));
+        let capacity =
+            server.cache_tokens().map_or(UNKNOWN_CAPACITY, |tokens| tokens.saturating_mul(BYTES_PER_TOKEN));
         let units = capacity.min(MAX_CAPACITY).div_ceil(CLOCK_UNIT) as u32;
         if self.capacity.load(Relaxed) != units {
             self.capacity.store(units, Relaxed);
@@ -220,7 +221,8 @@ impl Policy for CacheAware {
 
     fn choose<'a>(&self, choice: &Choice<'a>) -> Selection<'a> {
         let index = self.index.load();
-        let (Role::Prefill, Some(index), Some(prompt)) = (choice.role(), index.as_deref(), choice.prompt()) else {
+        let (Role::Prefill, Some(index), Some(prompt)) = (choice.role(), index.as_deref(), choice.prompt())
+        else {
             return Selection::new(&choice.servers()[least_loaded(choice)]);
         };
         let found = self.look_up(index, choice, prompt);
@@ -255,7 +257,9 @@ impl Policy for CacheAware {
         let new = match self.index.load().as_deref() {
             None => PrefixIndex::new(wanted),
             // It shrinks only where it must: servers that went may come back.
-            Some(index) if index.bits() < wanted || index.bits() > PrefixIndex::bits_for(u64::MAX / 2, max_bytes) => {
+            Some(index)
+                if index.bits() < wanted || index.bits() > PrefixIndex::bits_for(u64::MAX / 2, max_bytes) =>
+            {
                 // Notes of the requests that are chosen for in between are lost.
                 index.resized(wanted, |note| self.age(note))
             }

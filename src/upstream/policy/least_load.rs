@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::{Choice, Policy};
 use crate::upstream::{Backend, Role};
 
-/// What a server of a role has to do, to be compared. A prefill server computes one prompt after the other, so
-/// the bytes before a request are its wait. A decode server runs all its requests at once, and each slows the
-/// others down.
+/// What a server of a role has to do, to be compared. A prefill server computes one prompt after the other,
+/// so the bytes before a request are its wait. A decode server runs all its requests at once, and each slows
+/// the others down.
 pub(super) fn load_of(choice: &Choice<'_>, index: usize) -> (usize, u64) {
     match choice.role() {
         Role::Prefill => (0, choice.work(index)),

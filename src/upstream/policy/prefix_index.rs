@@ -1,8 +1,8 @@
 //! Which servers are believed to have which beginnings of prompts in their caches: one table of fixed size.
 //!
 //! Notes are written and read with relaxed atomics. There is no lock, no list and no task that evicts: a lost
-//! race is a lost note, and a bucket that is full gives its oldest entry up. When a note is too old to be true
-//! is for [`cache_aware`](super::cache_aware) to say.
+//! race is a lost note, and a bucket that is full gives its oldest entry up. When a note is too old to be
+//! true is for [`cache_aware`](super::cache_aware) to say.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -13,10 +13,12 @@ pub(super) const HOLDERS: usize = 4;
 /// Bytes of a bucket.
 const BUCKET_BYTES: usize = 64;
 
-/// Bits of a hash that number the buckets of the smallest table, which has 64 KiB, and of the largest, with 1 GiB.
+/// Bits of a hash that number the buckets of the smallest table, which has 64 KiB, and of the largest, with 1
+/// GiB.
 const MIN_BITS: u32 = 10;
 const MAX_BITS: u32 = 24;
-/// The first hash bit of a tag. It is the same in tables of all sizes, so that entries can move to a larger one.
+/// The first hash bit of a tag. It is the same in tables of all sizes, so that entries can move to a larger
+/// one.
 const TAG_START: u32 = MIN_BITS;
 
 /// A server that is noted for a block, and when that was, in units of its own clock.
@@ -61,8 +63,8 @@ pub(super) struct Entry<'a> {
 }
 
 impl PrefixIndex {
-    /// The number of bits of a table for this many blocks: with twice as many entries, so that what is live is
-    /// hardly ever given up. At most `max_bytes`, and not less than the smallest table.
+    /// The number of bits of a table for this many blocks: with twice as many entries, so that what is live
+    /// is hardly ever given up. At most `max_bytes`, and not less than the smallest table.
     pub(super) fn bits_for(blocks: u64, max_bytes: usize) -> u32 {
         let wanted = (blocks * 2).div_ceil(ENTRIES as u64).max(1).next_power_of_two().trailing_zeros();
         let most = (max_bytes / BUCKET_BYTES).max(1).ilog2();

@@ -57,7 +57,8 @@ impl Rig {
 
     fn set_cache_tokens(&self, tokens: u64) {
         for server in self.fleet.now().prefill() {
-            let description = crate::upstream::Description { cache_tokens: Some(tokens), ..Default::default() };
+            let description =
+                crate::upstream::Description { cache_tokens: Some(tokens), ..Default::default() };
             server.record_description(description);
         }
         self.fleet.capacity_changed();

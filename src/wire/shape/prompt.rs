@@ -30,8 +30,8 @@ const KEYS: [&[u8]; 2] = [b"prompt_cache_key", b"session_id"];
 /// The prompt of a request: its size, and hashes of its beginnings.
 ///
 /// Two prompts with the same [`block`](Self::block) have the same bytes up to the end of that block, the same
-/// model and the same tools. Hashes are keyed at random in each process. Of a batch they are those of its first
-/// prompt and what follows it.
+/// model and the same tools. Hashes are keyed at random in each process. Of a batch they are those of its
+/// first prompt and what follows it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Prompt {
     bytes: u64,

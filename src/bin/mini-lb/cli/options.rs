@@ -55,7 +55,6 @@ fn accepted(flag: &'static str) -> OptionSpec {
 }
 
 fn ignored(flag: &'static str, why: &'static str) -> OptionSpec {
-    // Numbers of sglang_router may be negative, too.
     OptionSpec::new(flag.trim_start_matches('-'), Single("VALUE")).help(why)
 }
 

@@ -66,6 +66,11 @@ fn summary(layers: &Layers) -> String {
     };
     // As the library does: the role's own option, then --policy, then its default.
     let policy = |role| layers.value(role).or(layers.value("policy")).unwrap_or("cache_aware");
+    // Of decode servers it chooses as the other does.
+    let decode_policy = match policy("decode-policy") {
+        "cache_aware" => "least_load",
+        other => other,
+    };
     let workers = layers.value("worker-threads").and_then(|text| text.parse().ok());
     let workers = workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     format!(
@@ -73,7 +78,7 @@ fn summary(layers: &Layers) -> String {
         count("prefill"),
         count("decode"),
         policy("prefill-policy"),
-        policy("decode-policy"),
+        decode_policy,
         if workers == 1 { "" } else { "s" },
     )
 }

@@ -99,7 +99,8 @@ pub(crate) const REFUSED: &[(&str, &str)] = &[
 ];
 
 const DISCOVERY: &str = "mini-lb does not ask Kubernetes; give headless services with --prefill-dns and --decode-dns, or each server with --prefill and --decode";
-const WEIGHED: &str = "cache_aware weighs cached bytes against waiting ones and has no threshold between them";
+const WEIGHED: &str =
+    "cache_aware weighs cached bytes against waiting ones and has no threshold between them";
 const BUCKET: &str = "it tunes the policy bucket; use --policy cache_aware or least_load";
 const MANUAL: &str = "it tunes the policy manual; use --policy consistent_hash, which remembers nothing";
 const RETRIES: &str = "mini-lb retries immediately or not at all; see --retry-max-retries";
