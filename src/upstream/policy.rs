@@ -249,16 +249,19 @@ impl<'a> Choice<'a> {
         self.candidates.url_hashes[index]
     }
 
-    /// The index with the smallest value, among equals the first from a random one on.
-    fn min_index<T: Ord>(&self, value: impl Fn(usize) -> T) -> usize {
-        let count = self.servers().len();
+    /// The index of the server with the smallest value of its load, among equals the first from a random one on.
+    fn least_by(&self, value: impl Fn(Load) -> u64) -> usize {
+        let slots = &self.candidates.slots[..];
         // Otherwise the first of several idle servers would receive all requests.
-        let start = fastrand::usize(..count);
-        let mut best = (value(start), start);
-        for index in (start + 1..count).chain(0..start) {
-            let value = value(index);
-            if value < best.0 {
-                best = (value, index);
+        let start = fastrand::usize(..slots.len());
+        let (before, from_start) = slots.split_at(start);
+        let mut best = (u64::MAX, start);
+        for (first, slots) in [(start, from_start), (0, before)] {
+            for (place, slot) in slots.iter().enumerate() {
+                let value = value(self.loads.get(*slot));
+                // Chosen without a branch, which could not be predicted.
+                let is_less = value < best.0;
+                best = (if is_less { value } else { best.0 }, if is_less { first + place } else { best.1 });
             }
         }
         best.1

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Choice, Policy};
+use super::{Choice, Load, Policy};
 use crate::upstream::{Backend, Role};
 
 /// What a server of a role has to do, to be compared. A prefill server computes one prompt after the other,
@@ -30,8 +30,8 @@ impl Policy for LeastLoad {
 pub(super) fn least_loaded(choice: &Choice<'_>) -> usize {
     // Apart, so that each loop compares single numbers.
     match choice.role() {
-        Role::Prefill => choice.min_index(|index| choice.work(index)),
-        Role::Decode => choice.min_index(|index| choice.load(index)),
+        Role::Prefill => choice.least_by(Load::work),
+        Role::Decode => choice.least_by(Load::by_requests),
     }
 }
 
