@@ -82,15 +82,13 @@ impl PrefixIndex {
     /// What is noted for the block with this hash.
     pub(super) fn find(&self, hash: u64) -> Option<Entry<'_>> {
         let (bucket, tag) = self.place(hash);
-        let number = bucket.tags.iter().position(|other| other.load(Relaxed) == tag)?;
-        Some(Entry { bucket, number })
+        Some(Entry { bucket, number: bucket.number_of(tag)? })
     }
 
     /// Notes a server for a block. Where something must give way, that which is oldest by `age` does.
     pub(super) fn note(&self, hash: u64, note: Note, age: impl Fn(Note) -> u32) {
         let (bucket, tag) = self.place(hash);
-        let known = bucket.tags.iter().position(|other| other.load(Relaxed) == tag);
-        let number = known.unwrap_or_else(|| bucket.give_up_entry(tag, &age));
+        let number = bucket.number_of(tag).unwrap_or_else(|| bucket.give_up_entry(tag, &age));
         bucket.note(number, note, age);
     }
 
@@ -120,6 +118,14 @@ impl PrefixIndex {
 }
 
 impl Bucket {
+    /// The entry with this tag.
+    fn number_of(&self, tag: u32) -> Option<usize> {
+        // All three are compared: a branch for each would be mispredicted at every second block.
+        let is_equal = |number: usize| u32::from(self.tags[number].load(Relaxed) == tag) << number;
+        let equal = is_equal(0) | is_equal(1) | is_equal(2);
+        (equal != 0).then(|| equal.trailing_zeros() as usize)
+    }
+
     /// Makes room for an entry with this tag: in place of an empty one, or of the one whose youngest note is
     /// the oldest.
     fn give_up_entry(&self, tag: u32, age: impl Fn(Note) -> u32) -> usize {

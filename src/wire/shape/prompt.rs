@@ -20,12 +20,9 @@ const MAX_POOLED_LISTS: usize = 64;
 /// How many blocks the hash of the beginning covers.
 const PREFIX_BLOCKS: usize = 2;
 
-/// What is part of the prompt without being in its value: the same messages make another prompt with it.
-const SEEDS: [&[u8]; 6] =
-    [b"model", b"lora_path", b"cache_salt", b"extra_key", b"tools", b"chat_template_kwargs"];
-
-/// Names of a conversation, the first of which counts.
-const KEYS: [&[u8]; 2] = [b"prompt_cache_key", b"session_id"];
+/// How many fields there are of [`PromptField::Seed`] and of [`PromptField::Key`].
+const SEEDS: usize = 6;
+const KEYS: usize = 2;
 
 /// The prompt of a request: its size, and hashes of its beginnings.
 ///
@@ -201,9 +198,9 @@ fn mix(lanes: &mut [u64; 4], key: &[u64; 4], stripe: &[u8; STRIPE]) {
 enum PromptField {
     /// The prompt itself.
     Text,
-    /// One of [`SEEDS`].
+    /// What is part of the prompt without being in its value: the same messages make another prompt with it.
     Seed(usize),
-    /// One of [`KEYS`].
+    /// The name of the conversation. The first counts.
     Key(usize),
 }
 
@@ -213,10 +210,15 @@ impl PromptField {
             (b"messages", Dialect::Chat)
             | (b"prompt", Dialect::Completions)
             | (b"text" | b"input_ids", Dialect::Generate) => Some(Self::Text),
-            _ => {
-                let place = |names: &[&[u8]]| names.iter().position(|known| *known == name);
-                place(&SEEDS).map(Self::Seed).or_else(|| place(&KEYS).map(Self::Key))
-            }
+            (b"model", _) => Some(Self::Seed(0)),
+            (b"lora_path", _) => Some(Self::Seed(1)),
+            (b"cache_salt", _) => Some(Self::Seed(2)),
+            (b"extra_key", _) => Some(Self::Seed(3)),
+            (b"tools", _) => Some(Self::Seed(4)),
+            (b"chat_template_kwargs", _) => Some(Self::Seed(5)),
+            (b"prompt_cache_key", _) => Some(Self::Key(0)),
+            (b"session_id", _) => Some(Self::Key(1)),
+            _ => None,
         }
     }
 }
@@ -233,8 +235,8 @@ pub(super) struct PromptReader {
     is_leading: bool,
     hasher: StreamHasher,
     prompt: Prompt,
-    seeds: [u64; SEEDS.len()],
-    keys: [Option<u64>; KEYS.len()],
+    seeds: [u64; SEEDS],
+    keys: [Option<u64>; KEYS],
 }
 
 impl PromptReader {
@@ -246,8 +248,8 @@ impl PromptReader {
             is_leading: true,
             hasher: StreamHasher::new(key),
             prompt: Prompt::default(),
-            seeds: [0; SEEDS.len()],
-            keys: [None; KEYS.len()],
+            seeds: [0; SEEDS],
+            keys: [None; KEYS],
         }
     }
 

@@ -99,8 +99,9 @@ fn what_else_is_in_the_prompt_changes_it_in_any_order() {
     let after = chat(&format!(r#"{messages},"model":"m","tools":[{{"a":1}}]"#));
     assert_eq!(blocks(&before), blocks(&after));
     assert_eq!(shared(&plain, &before), 0);
-    for name in SEEDS {
-        let name = str::from_utf8(name).unwrap();
+    let names = ["model", "lora_path", "cache_salt", "extra_key", "tools", "chat_template_kwargs"];
+    assert_eq!(names.len(), SEEDS);
+    for name in names {
         let one = chat(&format!(r#"{messages},"{name}":"x""#));
         assert_eq!(shared(&plain, &one), 0, "{name}");
         assert_ne!(plain.prefix(), one.prefix(), "{name}");
