@@ -2,8 +2,8 @@
 //! counts the instructions; by itself it measures nothing.
 //!
 //! Arguments: the number of plain requests, the number of streams of 64 tokens, and `guarded` to enable
-//! limits and API keys. A few of both go first, so that what happens once per process is the same in every
-//! run.
+//! limits and API keys, or `cache_aware` for the policies that look at prompts. A few of both go first, so
+//! that what happens once per process is the same in every run.
 
 #[path = "../tests/kit/lockstep.rs"]
 mod lockstep;
@@ -27,7 +27,12 @@ fn main() {
         return;
     };
     let is_guarded = std::env::args().any(|arg| arg == "guarded");
-    let mut peers = if is_guarded { LockStep::start_with_limits(PAUSE) } else { LockStep::start(PAUSE) };
+    let looks_at_prompts = std::env::args().any(|arg| arg == "cache_aware");
+    let mut peers = match (is_guarded, looks_at_prompts) {
+        (true, _) => LockStep::start_with_limits(PAUSE),
+        (false, true) => LockStep::start_with_cache_aware(PAUSE),
+        (false, false) => LockStep::start(PAUSE),
+    };
     exchange(&mut peers, 20, 5);
     exchange(&mut peers, requests, streams);
 }

@@ -1,7 +1,7 @@
 //! A router with several servers, custom policies, and every other option.
 //!
-//! Two simulated prefill servers, the first with three times the weight, and three simulated decode servers,
-//! the last of which is slow. Sixty requests are sent, six at a time; then the example prints how they were
+//! Two simulated prefill servers, each of which keeps its clients, and three simulated decode servers, the
+//! last of which is slow. Six clients send ten requests each; then the example prints how they were
 //! distributed.
 //!
 //! ```sh
@@ -15,29 +15,53 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use loadtest::sim::{Sim, SimConfig};
-use mini_lb::{Backend, Choice, MiniLbConfig, MiniLoadBalancer, Policy};
+use mini_lb::{Backend, Choice, MiniLbConfig, MiniLoadBalancer, Needs, Policy, Prompt, Role, Selection};
 use support::{Result, send, text};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-/// Weighted round robin: `[3, 1]` picks the first server three times, then the second once.
-struct Weighted {
-    weights: Vec<usize>,
-    next: AtomicUsize,
+/// Sends prompts that begin alike to the same server, unless that is far behind. What it remembers is one
+/// number for each of 1,024 groups of beginnings.
+struct SameBeginning {
+    slots: Vec<AtomicUsize>,
 }
 
-impl Policy for Weighted {
+impl SameBeginning {
+    fn new() -> Self {
+        Self { slots: (0..1_024).map(|_| AtomicUsize::new(usize::MAX)).collect() }
+    }
+}
+
+impl Policy for SameBeginning {
     fn pick<'a>(&self, choice: &Choice<'a>) -> &'a Arc<Backend> {
-        // All worker threads call this concurrently, so the state is an atomic.
-        let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.weights.iter().sum::<usize>();
-        let mut end = 0;
-        let index = self.weights.iter().position(|weight| {
-            end += weight;
-            turn < end
-        });
-        // Weights that do not match the servers are no reason to panic.
-        choice.servers().get(index.unwrap_or(0)).unwrap_or(&choice.servers()[0])
+        self.choose(choice).server()
+    }
+
+    fn choose<'a>(&self, choice: &Choice<'a>) -> Selection<'a> {
+        let servers = choice.servers();
+        // The bytes of prompt that each server has still to compute.
+        let least = (0..servers.len()).min_by_key(|index| choice.work(*index)).unwrap_or(0);
+        let Some(prompt) = choice.prompt().filter(|prompt| prompt.blocks() > 0) else {
+            return Selection::new(&servers[least]);
+        };
+        // All worker threads call this concurrently, so the state is atomics.
+        let remembered = &self.slots[prompt.block(0) as usize % self.slots.len()];
+        let last = choice.index_of_slot(remembered.load(Ordering::Relaxed));
+        // 100 KB are about 25,000 tokens.
+        match last.filter(|last| choice.work(*last) < choice.work(least) + 100_000) {
+            // What is believed cached does not count as work of the server.
+            Some(last) => Selection::new(&servers[last]).with_cached(Prompt::BLOCK_BYTES as u64),
+            None => {
+                remembered.store(choice.slot(least), Ordering::Relaxed);
+                Selection::new(&servers[least])
+            }
+        }
+    }
+
+    fn needs(&self, _: Role) -> Needs {
+        // Without this, `Choice::prompt` would be `None`: taking hashes costs 0.1 ns a byte.
+        Needs { prompt: true, ..Needs::default() }
     }
 }
 
@@ -52,8 +76,8 @@ impl Policy for LeastInFlight {
         let servers = choice.servers();
         // Otherwise the first of several idle servers would receive all requests.
         let first = self.next.fetch_add(1, Ordering::Relaxed) % servers.len();
-        let from_first = servers[first..].iter().chain(&servers[..first]);
-        from_first.min_by_key(|server| server.in_flight()).unwrap_or(&servers[first])
+        let from_first = (first..servers.len()).chain(0..first);
+        &servers[from_first.min_by_key(|index| choice.requests(*index)).unwrap_or(first)]
     }
 }
 
@@ -68,7 +92,7 @@ fn config(prefill: &[Sim], decode: &[Sim]) -> MiniLbConfig {
         // Request timeout in seconds.
         600,
     )
-    .prefill_policy(Weighted { weights: vec![3, 1], next: AtomicUsize::new(0) })
+    .prefill_policy(SameBeginning::new())
     .decode_policy(LeastInFlight::default())
     // Decode servers may reach a prefill server by another host name than the router does.
     .bootstrap_host(prefill[0].url(), "127.0.0.1")
@@ -123,9 +147,10 @@ async fn decode_server(inter_token: Duration) -> std::io::Result<Sim> {
 
 async fn send_ten_requests(url: String, client: usize) -> Result<()> {
     for question in 0..10 {
-        let body = format!(
-            r#"{{"text":"question {question} of client {client}","sampling_params":{{"max_new_tokens":8}}}}"#
-        );
+        // All prompts of a client begin alike, with more than one block of 2 KiB.
+        let context = format!("What client {client} has said before. ").repeat(100);
+        let body =
+            format!(r#"{{"text":"{context}Question {question}.","sampling_params":{{"max_new_tokens":8}}}}"#);
         let response = send(&url, "POST", "/generate", body).await?;
         if !response.status().is_success() {
             return Err(format!("{}: {}", response.status(), text(response).await?).into());

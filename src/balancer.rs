@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{ConfigError, ConfigSnapshot, MiniLbConfig, Options, Reloaded, Settings};
 use crate::server::{self, Admission, LiveSettings};
-use crate::upstream::{Backend, DesiredFleet, ServerPair, difference};
+use crate::upstream::{Backend, Demand, DesiredFleet, ServerPair, difference};
 
 /// The router in front of prefill and decode servers.
 ///
@@ -155,7 +155,11 @@ impl MiniLoadBalancer {
     /// Chooses a prefill and a decode server with the current policies, as for a request. Returns `None` if a
     /// role has no server.
     pub fn select_pair(&self) -> Option<ServerPair> {
-        self.desired_fleet.fleet().now().select_pair().ok()
+        self.select_pair_for(Demand::default())
+    }
+
+    pub(crate) fn select_pair_for(&self, demand: Demand<'_>) -> Option<ServerPair> {
+        self.desired_fleet.fleet().now().select_pair(demand).ok()
     }
 }
 

@@ -9,12 +9,14 @@ use std::sync::LazyLock;
 use bytes::{Buf as _, Bytes};
 use hyper::header::HeaderValue;
 
+use crate::balancer::MiniLoadBalancer;
 use crate::http1::{OutgoingBody, read_request_head, read_response_head};
+use crate::upstream::Demand;
 use crate::wire::body::ClientBody;
 use crate::wire::bootstrap::BootstrapFields;
 use crate::wire::client_response::ClientResponseHead;
 use crate::wire::logprobs::{Merge, PromptLogprobs};
-use crate::wire::shape::{BodyInspector, Dialect};
+use crate::wire::shape::{BodyInspector, Dialect, HashKey, Prompt};
 use crate::wire::sse::EventSplitter;
 use crate::wire::upstream_request::UpstreamHead;
 
@@ -34,6 +36,22 @@ pub fn inspect_and_rewrite(chunks: &[Bytes]) -> usize {
     let shape = inspector.finish().expect("a complete body");
     // A room of 19 digits, as nearly all rooms have.
     body.with_bootstrap(&shape.edit, &FIELDS, 1 << 61).len()
+}
+
+/// Inspects a body that arrives in these chunks, and takes its prompt's fingerprint if `with_prompt`.
+pub fn inspect(chunks: &[Bytes], is_chat: bool, with_prompt: bool) -> Option<Prompt> {
+    let mut inspector = BodyInspector::new(if is_chat { Dialect::Chat } else { Dialect::Generate });
+    if with_prompt {
+        inspector = inspector.with_prompt(HashKey::from_random(7));
+    }
+    chunks.iter().for_each(|chunk| inspector.feed(chunk).expect("a well-formed body"));
+    inspector.finish().expect("a complete body").prompt
+}
+
+/// Selects a pair for a request with this prompt. Returns the work of its prefill server.
+pub fn select_pair(router: &MiniLoadBalancer, prompt: &Prompt) -> u64 {
+    let demand = Demand { prompt: Some(prompt), body: prompt.bytes(), key: None };
+    router.select_pair_for(demand).expect("servers of both roles").prefill().work()
 }
 
 /// Reads a request's head and writes those of both legs. Returns their length.

@@ -23,8 +23,8 @@
 //! - [`MiniLoadBalancer`] is the router. [`start`](MiniLoadBalancer::start) listens and runs until SIGINT or
 //!   SIGTERM; [`serve`](MiniLoadBalancer::serve) runs on a listener of the caller's until a future of the
 //!   caller's ends. [`reload`](MiniLoadBalancer::reload) applies another configuration while it serves.
-//! - A [`Policy`] chooses one [`Backend`] of each [`Role`] for a request: [`Random`], [`RoundRobin`], or one
-//!   of the caller's.
+//! - A [`Policy`] chooses one [`Backend`] of each [`Role`] for a request: [`CacheAware`], [`LeastLoad`],
+//!   [`PowerOfTwo`], [`ConsistentHash`], [`RoundRobin`], [`Random`], or one of the caller's.
 //!
 //! # Threads
 //!
@@ -65,10 +65,11 @@ mod wire;
 pub use balancer::MiniLoadBalancer;
 pub use config::{
     ConfigError, DEFAULT_BACKEND_IDLE_TIMEOUT, DEFAULT_CLIENT_IDLE_TIMEOUT, DEFAULT_CONNECT_TIMEOUT,
-    DEFAULT_DNS_INTERVAL, DEFAULT_HEALTH_CHECK_INTERVAL, DEFAULT_HEALTH_CHECK_TIMEOUT,
-    DEFAULT_HEALTH_FAILURE_THRESHOLD, DEFAULT_HEALTH_SUCCESS_THRESHOLD, DEFAULT_HTTP2_MAX_STREAMS,
-    DEFAULT_MAX_IDLE_PER_BACKEND, DEFAULT_MAX_MERGE_SIZE, DEFAULT_MAX_PAYLOAD_SIZE, DEFAULT_MAX_RETRIES,
-    DEFAULT_PROMETHEUS_PORT, DEFAULT_QUEUE_SIZE, DEFAULT_QUEUE_TIMEOUT, DEFAULT_REQUEST_BODY_IDLE_TIMEOUT,
+    DEFAULT_DNS_INTERVAL, DEFAULT_HASH_KEY_HEADERS, DEFAULT_HEALTH_CHECK_INTERVAL,
+    DEFAULT_HEALTH_CHECK_TIMEOUT, DEFAULT_HEALTH_FAILURE_THRESHOLD, DEFAULT_HEALTH_SUCCESS_THRESHOLD,
+    DEFAULT_HTTP2_MAX_STREAMS, DEFAULT_MAX_IDLE_PER_BACKEND, DEFAULT_MAX_MERGE_SIZE,
+    DEFAULT_MAX_PAYLOAD_SIZE, DEFAULT_MAX_RETRIES, DEFAULT_PREFIX_INDEX_BYTES, DEFAULT_PROMETHEUS_PORT,
+    DEFAULT_QUEUE_SIZE, DEFAULT_QUEUE_TIMEOUT, DEFAULT_REQUEST_BODY_IDLE_TIMEOUT,
     DEFAULT_REQUEST_BODY_TIMEOUT, DEFAULT_REQUEST_HEAD_TIMEOUT, DEFAULT_REQUEST_TIMEOUT,
     DEFAULT_SHUTDOWN_GRACE_PERIOD, DEFAULT_SHUTDOWN_LAME_DUCK, DEFAULT_STREAM_IDLE_TIMEOUT,
     DEFAULT_WORKER_STARTUP_CHECK_INTERVAL, DEFAULT_WORKER_STARTUP_TIMEOUT, MiniLbConfig, Reloaded,
@@ -76,7 +77,10 @@ pub use config::{
 pub use observe::report::{LineFieldName, RequestFailure, RequestLine, RequestLineVisitor, RequestTimes};
 pub use options::{Bounds, OptionDefault, OptionSection, OptionSpec, Reload, ValueKind, option_sections};
 pub use transport::Http1Engine;
-pub use upstream::{Backend, Choice, Outcome, Policy, Random, Role, RoundRobin, ServerPair};
+pub use upstream::{
+    Backend, CacheAware, Choice, ConsistentHash, LeastLoad, Needs, Outcome, Policy, PowerOfTwo, Prompt,
+    Random, Role, RoundRobin, Selection, ServerPair,
+};
 
 /// The README's code is compiled with the doc tests.
 #[cfg(doctest)]

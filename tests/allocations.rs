@@ -21,6 +21,9 @@ const MAX_PER_TOKEN: f64 = 1.2;
 /// Added by limits, keys and origins, all of them on. Measured: 0.
 const MAX_FOR_LIMITS: f64 = 0.5;
 
+/// Added by the policies that look at prompts. Measured: 0.
+const MAX_FOR_PROMPTS: f64 = 0.1;
+
 /// Longer than the router needs for a step.
 const PAUSE: Duration = Duration::from_micros(200);
 const REQUESTS: usize = 200;
@@ -54,6 +57,16 @@ fn allocations_per_request_and_per_token_are_bounded() {
         allocations(|| (0..REQUESTS).for_each(|_| with_limits.plain())) / REQUESTS as f64 - per_request;
     println!("allocations: {for_limits:.2} for limits, keys and origins");
     assert!(for_limits <= MAX_FOR_LIMITS, "{for_limits} allocations for limits, keys and origins");
+    // Long requests, because a short one has no block of a prompt to be noted.
+    let of_long = |mut peers: LockStep| {
+        peers.lengthen();
+        (0..50).for_each(|_| peers.plain());
+        allocations(|| (0..REQUESTS).for_each(|_| peers.plain())) / REQUESTS as f64
+    };
+    let without = of_long(LockStep::start(PAUSE));
+    let for_prompts = of_long(LockStep::start_with_cache_aware(PAUSE)) - without;
+    println!("allocations: {without:.2} a long request, {for_prompts:.2} for its prompt");
+    assert!(for_prompts <= MAX_FOR_PROMPTS, "{for_prompts} allocations for the prompt");
     // Fewer would mean that counting is broken.
     assert!(per_request > 5.0 && per_token > 0.5, "{per_request} a request, {per_token} a token");
 }

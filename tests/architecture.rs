@@ -53,7 +53,7 @@ const MAY_USE: [(&str, &[&str]); 18] = [
             "wire",
         ],
     ),
-    ("internals", &["http1", "wire"]),
+    ("internals", &["balancer", "http1", "upstream", "wire"]),
     ("lib", &[]),
 ];
 

@@ -4,8 +4,10 @@ mod kit;
 
 use std::sync::Arc;
 
-use kit::{Router, ScriptedServer, json};
-use mini_lb::{Backend, Choice, MiniLbConfig, MiniLoadBalancer, Policy, Random, Role, RoundRobin};
+use kit::{Client, Gate, Router, ScriptedServer, Step, json};
+use mini_lb::{
+    Backend, Choice, ConsistentHash, MiniLbConfig, MiniLoadBalancer, Policy, Random, Role, RoundRobin,
+};
 
 const BODY: &str = r#"{"text":"a"}"#;
 
@@ -38,7 +40,8 @@ async fn send(router: &Router, requests: usize, roles: [&[ScriptedServer]; 2]) {
 #[tokio::test]
 async fn random_policy_uses_every_backend_of_each_role() {
     let (prefill, decode) = (servers::<3>().await, servers::<2>().await);
-    let router = Router::start(&prefill.each_ref(), &decode.each_ref()).await;
+    let router =
+        Router::start_with(&prefill.each_ref(), &decode.each_ref(), |config| config.policy(|| Random)).await;
     send(&router, 300, [&prefill, &decode]).await;
     // The mean is 100 of 300; fewer than 60 is 5 standard deviations off.
     assert!(counts(&prefill).iter().all(|count| *count > 60), "{:?}", counts(&prefill));
@@ -114,4 +117,146 @@ fn library_user_can_select_a_pair() {
     let pair = balancer.select_pair().expect("servers of both roles");
     assert_eq!((pair.prefill().url(), pair.prefill().bootstrap_port()), ("http://p2:80", None));
     assert_eq!(pair.decode().bootstrap_host(), None);
+}
+
+/// What a request says that its prefill server is to keep until the gate opens.
+const HOLD: &str = "hold this one";
+
+/// Three prefill servers that hold requests with [`HOLD`], and a decode server, behind a router.
+struct Fleet {
+    prefill: Vec<ScriptedServer>,
+    _decode: ScriptedServer,
+    gate: Gate,
+    router: Router,
+    client: Client,
+    /// Requests that the prefill servers had before the last one.
+    counts: Vec<usize>,
+}
+
+impl Fleet {
+    async fn start(options: impl FnOnce(MiniLbConfig) -> MiniLbConfig) -> Self {
+        let gate = Gate::new();
+        let mut prefill = Vec::new();
+        for _ in 0..3 {
+            let gate = gate.clone();
+            let script = move |request: &kit::ReceivedRequest| {
+                let is_held = String::from_utf8_lossy(&request.body).contains(HOLD);
+                let wait = is_held.then(|| Step::Wait(gate.clone()));
+                wait.into_iter().chain([Step::Send(json("200 OK", "{}"))]).collect()
+            };
+            prefill.push(ScriptedServer::start(script).await);
+        }
+        let [decode] = servers::<1>().await;
+        let router = Router::start_with(&prefill.iter().collect::<Vec<_>>(), &[&decode], options).await;
+        let client = router.client().await;
+        let counts = counts(&prefill);
+        Self { prefill, _decode: decode, gate, router, client, counts }
+    }
+
+    /// Sends a request and returns the index of the prefill server that got it.
+    async fn send(&mut self, target: &str, headers: &[(&str, &str)], body: &str) -> usize {
+        self.client.send_request("POST", target, headers, body.as_bytes()).await;
+        assert_eq!(self.client.response().await.status(), 200);
+        let sent = self.counts.iter().sum::<usize>() + 1;
+        let arrived = async {
+            while counts(&self.prefill).iter().sum::<usize>() < sent {
+                tokio::task::yield_now().await;
+            }
+        };
+        kit::with_timeout("the request at a prefill server", arrived).await;
+        let before = std::mem::replace(&mut self.counts, counts(&self.prefill));
+        self.counts.iter().zip(before).position(|(now, before)| *now > before).expect("one has it")
+    }
+
+    async fn chat(&mut self, turns: &[String]) -> usize {
+        let turns: Vec<_> =
+            turns.iter().map(|text| format!(r#"{{"role":"user","content":"{text}"}}"#)).collect();
+        let body = format!(r#"{{"model":"m","messages":[{}]}}"#, turns.join(","));
+        self.send("/v1/chat/completions", &[], &body).await
+    }
+
+    /// Waits until a prefill server has as much work as it should.
+    async fn wait_for_work(&self, server: usize, is_right: impl Fn(u64) -> bool) {
+        let server = self.router.backend(&self.prefill[server]);
+        let right = async {
+            while !is_right(server.work()) {
+                tokio::task::yield_now().await;
+            }
+        };
+        kit::with_timeout("the work of a server", right).await;
+    }
+}
+
+fn turn(number: usize, length: usize) -> String {
+    format!("turn {number} {}", "x".repeat(length))
+}
+
+#[tokio::test]
+async fn a_conversation_stays_on_its_prefill_server_until_that_is_too_busy() {
+    let mut fleet = Fleet::start(|config| config).await;
+    let mut turns = vec![turn(0, 8_000)];
+    let home = fleet.chat(&turns).await;
+    for number in 1..8 {
+        turns.push(turn(number, 1_500));
+        assert_eq!(fleet.chat(&turns).await, home, "turn {number}");
+    }
+    // A request that continues it stays too, with much more to compute than anybody else could be waited for.
+    let held = [&turns[..], &[format!("{HOLD} {}", turn(8, 200_000))]].concat();
+    assert_eq!(fleet.chat(&held).await, home);
+    fleet.wait_for_work(home, |work| (200_000..203_000).contains(&work)).await;
+    turns.push(turn(9, 100));
+    let other = fleet.chat(&turns).await;
+    assert_ne!(other, home, "computing 19 KB again is sooner done than waiting for 200 KB");
+    fleet.gate.open();
+    for server in 0..3 {
+        fleet.wait_for_work(server, |work| work == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_whose_cache_was_flushed_is_not_waited_for() {
+    let mut fleet = Fleet::start(|config| config).await;
+    let turns = vec![turn(0, 16_000)];
+    let home = fleet.chat(&turns).await;
+    let held = [&turns[..], &[HOLD.to_owned()]].concat();
+    assert_eq!(fleet.chat(&held).await, home);
+    fleet.wait_for_work(home, |work| work > 0).await;
+    assert_eq!(fleet.chat(&turns).await, home, "a short wait is better than to compute all of it");
+    fleet.wait_for_work(home, |work| work < 2_100).await;
+    assert_eq!(fleet.client.post("/flush_cache", "").await.status(), 200);
+    fleet.counts = counts(&fleet.prefill);
+    assert_ne!(fleet.chat(&turns).await, home);
+    fleet.gate.open();
+}
+
+#[tokio::test]
+async fn with_limits_on_each_server_a_conversation_stays_as_well() {
+    let limits = |config: MiniLbConfig| config.max_in_flight_per_prefill(5).max_in_flight_per_decode(5);
+    let mut fleet = Fleet::start(limits).await;
+    let mut turns = vec![turn(0, 8_000)];
+    let home = fleet.chat(&turns).await;
+    for number in 1..8 {
+        turns.push(turn(number, 1_500));
+        assert_eq!(fleet.chat(&turns).await, home, "turn {number}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_in_a_header_or_in_the_body_names_the_server() {
+    let mut fleet = Fleet::start(|config| config.policy(|| ConsistentHash)).await;
+    let mut homes = Vec::new();
+    for key in (0..12).map(|number| format!("session-{number}")) {
+        let body = format!(r#"{{"text":"a","session_id":"{key}"}}"#);
+        let home = fleet.send("/generate", &[], &body).await;
+        assert_eq!(fleet.send("/generate", &[("x-session-id", &key)], BODY).await, home);
+        // The header counts first.
+        assert_eq!(
+            fleet.send("/generate", &[("X-SMG-Routing-Key", &key)], r#"{"session_id":"x"}"#).await,
+            home
+        );
+        homes.push(home);
+    }
+    homes.sort_unstable();
+    homes.dedup();
+    assert!(homes.len() > 1, "twelve keys are not all on one server");
 }

@@ -13,7 +13,7 @@ mod kit;
 mod unsupported;
 
 use kit::program::{self, Program, free_port};
-use unsupported::{ACCEPTED, POLICIES, REFUSED};
+use unsupported::{ACCEPTED, POLICIES, REFUSED, WITHOUT_EFFECT};
 
 /// No step takes anywhere near this long; it only bounds a test that fails.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -50,9 +50,20 @@ const SUPPORTED: &[(&str, &str)] = &[
     ("--worker-startup-timeout-secs <SECONDS>", "[default: 1800]"),
     ("--worker-startup-check-interval <SECONDS>", "[default: 1]"),
     ("--prefill-bootstrap-host <URL> <HOST>", ""),
-    ("--policy <random|round_robin>", "[default: random]"),
-    ("--prefill-policy <random|round_robin>", "[default: --policy]"),
-    ("--decode-policy <random|round_robin>", "[default: --policy]"),
+    (
+        "--policy <cache_aware|least_load|power_of_two|consistent_hash|round_robin|random>",
+        "[default: cache_aware]",
+    ),
+    (
+        "--prefill-policy <cache_aware|least_load|power_of_two|consistent_hash|round_robin|random>",
+        "[default: --policy]",
+    ),
+    (
+        "--decode-policy <cache_aware|least_load|power_of_two|consistent_hash|round_robin|random>",
+        "[default: --policy]",
+    ),
+    ("--hash-key-headers <HEADER>...", "[default: x-smg-routing-key x-session-id]"),
+    ("--prefix-index-bytes <BYTES>", "[default: 67108864]"),
     ("--host <HOST>", "[default: 0.0.0.0]"),
     ("--port <PORT>", "[default: 30000]"),
     ("--request-timeout-secs <SECONDS>", "[default: 1800]"),
@@ -202,10 +213,11 @@ fn log_level_filters_the_log() {
 #[test]
 fn listening_line_names_policies_and_workers() {
     for (typed, said) in [
-        ("--worker-threads 1", "1 prefill, 1 decode, policy random/random, 1 worker"),
+        ("--worker-threads 1", "1 prefill, 1 decode, policy cache_aware/least_load, 1 worker"),
         ("--worker-threads=2 --policy round_robin", "policy round_robin/round_robin, 2 workers"),
         ("--policy round_robin --decode-policy random", "policy round_robin/random, "),
-        ("--prefill-policy round_robin", "policy round_robin/random, "),
+        ("--prefill-policy round_robin", "policy round_robin/least_load, "),
+        ("--policy least_request --decode-policy po2", "policy least_request/po2, "),
     ] {
         let router = start_plain(&typed.split_whitespace().collect::<Vec<_>>());
         let line = router.wait_for("listening on ");
@@ -232,6 +244,15 @@ fn a_prefill_port_may_be_left_out_before_any_other_flag() {
 fn flags_without_an_effect_are_accepted() {
     let router = start_plain(ACCEPTED);
     router.wait_for("listening on ");
+}
+
+#[test]
+fn flags_that_tune_what_does_not_exist_are_accepted_and_the_log_says_why() {
+    let typed: Vec<&str> = WITHOUT_EFFECT.iter().flat_map(|(flag, _)| [*flag, "0.3"]).collect();
+    let router = start_plain(&typed);
+    for (flag, why) in WITHOUT_EFFECT {
+        router.wait_for(&format!("{flag} has no effect: {why}"));
+    }
 }
 
 #[test]
@@ -437,7 +458,10 @@ fn each_wrong_value_is_named_in_one_sentence() {
             "--log-level trace: must be debug, info, warn or error",
         ),
         (format!("{prefill} {decode} --log-format xml"), "--log-format xml: must be text or json"),
-        (format!("{prefill} {decode} --policy x"), "--policy x: must be random or round_robin"),
+        (
+            format!("{prefill} {decode} --policy x"),
+            "--policy x: must be cache_aware or least_load or power_of_two or consistent_hash or round_robin or random",
+        ),
     ] {
         assert_eq!(refused(typed.split_whitespace()), format!("error: {sentence}\n"), "{typed}");
     }
@@ -472,9 +496,8 @@ fn every_unsupported_flag_is_refused_by_name() {
 #[test]
 fn every_policy_that_does_not_exist_here_is_refused_by_name() {
     for flag in ["--policy", "--prefill-policy", "--decode-policy"] {
-        for policy in POLICIES {
+        for (policy, instead) in POLICIES {
             let stderr = refused(SERVERS.into_iter().chain([flag, policy]));
-            let instead = "use random, as sglang_router does under --mini-lb, or round_robin";
             assert_eq!(stderr, format!("error: {flag} {policy} is not supported: {instead}\n"));
         }
     }
@@ -485,7 +508,8 @@ fn every_flag_of_sglang_router_is_supported_accepted_or_refused() {
     for name in SGLANG_ROUTER_0_3_2.split_whitespace() {
         let flag = format!("--{name}");
         let supported = SUPPORTED.iter().any(|(shown, _)| shown.split(' ').next() == Some(&flag));
-        let accepted = ACCEPTED.contains(&flag.as_str());
+        let without_effect = WITHOUT_EFFECT.iter().any(|(ignored, _)| *ignored == flag);
+        let accepted = without_effect || ACCEPTED.contains(&flag.as_str());
         let refused = REFUSED.iter().any(|(refused, _)| *refused == flag);
         assert_eq!([supported, accepted, refused].iter().filter(|yes| **yes).count(), 1, "{flag}");
     }

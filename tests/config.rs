@@ -185,15 +185,18 @@ fn an_error_in_a_file_names_its_line_and_key() {
             "prefill = [\n  \"http://a:1\",\n  \"http://b:b\",\n]",
             "3: --prefill http://b:b: the port is not a number between 1 and 65535",
         ),
-        ("policy = \"x\"", "1: --policy x: must be random or round_robin"),
         (
-            "policy = \"cache_aware\"",
-            "1: --policy cache_aware is not supported: use random, as sglang_router does under --mini-lb, or round_robin",
+            "policy = \"x\"",
+            "1: --policy x: must be cache_aware or least_load or power_of_two or consistent_hash or round_robin or random",
+        ),
+        (
+            "policy = \"manual\"",
+            "1: --policy manual is not supported: use consistent_hash, which keeps a key on its server and remembers nothing",
         ),
         ("request_timeout_secs = 0", "1: --request-timeout-secs 0: the value must be at least 1"),
         (
-            "cache_threshold = 1",
-            "1: cache_threshold: --cache-threshold is not supported: mini-lb does not have the policy that it tunes; use --policy random or round_robin",
+            "max_idle_secs = 1",
+            "1: max_idle_secs: --max-idle-secs is not supported: it tunes the policy manual; use --policy consistent_hash, which remembers nothing",
         ),
         ("a = = 1", "1: not TOML: extra `=`, expected nothing"),
         ("port = 1\nport = 2", "2: not TOML: duplicate key"),
@@ -220,12 +223,16 @@ fn an_error_in_a_variable_names_it() {
         ("MINI_LB_CHECK_CONFIG", "1", "--check-config can be given on the command line only"),
         ("MINI_LB_PORT", "x", "--port x: not a whole number"),
         ("MINI_LB_DISABLE_RETRIES", "yes", "must be 1, 0, true or false"),
-        ("MINI_LB_POLICY", "x", "--policy x: must be random or round_robin"),
+        (
+            "MINI_LB_POLICY",
+            "x",
+            "--policy x: must be cache_aware or least_load or power_of_two or consistent_hash or round_robin or random",
+        ),
         ("MINI_LB_MAX_MERGE_SIZE", "0", "--max-merge-size 0: the value must be at least 1"),
         (
-            "MINI_LB_CACHE_THRESHOLD",
+            "MINI_LB_MAX_IDLE_SECS",
             "1",
-            "--cache-threshold is not supported: mini-lb does not have the policy that it tunes; use --policy random or round_robin",
+            "--max-idle-secs is not supported: it tunes the policy manual; use --policy consistent_hash, which remembers nothing",
         ),
     ] {
         assert_eq!(refused(&SERVERS, &[(name, value)]), format!("{name}: {sentence}"));

@@ -4,7 +4,7 @@ mod kit;
 #[path = "../src/bin/mini-lb/cli/program_options.rs"]
 mod program_options;
 #[path = "../src/bin/mini-lb/cli/unsupported.rs"]
-#[allow(dead_code, reason = "only the accepted flags are documented")]
+#[allow(dead_code, reason = "the refused flags are documented elsewhere")]
 mod unsupported;
 
 use std::fmt::Write;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use kit::program::{Folder, output};
 use mini_lb::{OptionSpec, Reload, option_sections};
 use program_options::{COMMAND_LINE_ONLY, COMPATIBILITY_HELP, PROGRAM};
-use unsupported::ACCEPTED;
+use unsupported::{ACCEPTED, WITHOUT_EFFECT};
 
 const BEGIN: &str =
     "<!-- The tables below are written by `UPDATE_DOCS=1 cargo test --test configuration_docs`. -->\n";
@@ -46,6 +46,9 @@ fn tables() -> String {
     let accepted: Vec<String> = ACCEPTED.iter().map(|flag| format!("`{flag}`")).collect();
     writeln!(text, "\n### Compatibility\n\n{}: {COMPATIBILITY_HELP}.\n", accepted.join(", "))
         .expect("a string");
+    for (flag, why) in WITHOUT_EFFECT {
+        writeln!(text, "`{flag}`: accepted, without effect: {why}.\n").expect("a string");
+    }
     text
 }
 

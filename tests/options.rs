@@ -61,6 +61,7 @@ impl Files {
             "worker-api-key-replaces-authorization" => {
                 (vec![vec![]], vec![("worker-api-key", "w".to_owned())])
             }
+            "prefix-index-bytes" => (value(&"131072".to_owned()), vec![]),
             _ => (vec![spec.kind.names().iter().map(|name| self.value(name)).collect()], vec![]),
         };
         Case { spec: *spec, occurrences, companions }

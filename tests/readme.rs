@@ -285,6 +285,8 @@ fn every_flag_in_the_documents_exists() {
         "--kustomize",
         "--now",
         "--test",
+        // Of SGLang's servers.
+        "--disable-radix-cache",
     ];
     let unsupported = flags(&source("unsupported.rs"));
     let mut known = flags(&help);
@@ -311,15 +313,19 @@ fn flags_for_those_who_migrate_are_those_that_the_program_rejects() {
     };
     // An advice may name flags of this program: only those at the beginning of an entry are refused.
     let refused = list("REFUSED");
-    let entries = refused.split('(').filter_map(|entry| entry.trim_start().strip_prefix('"'));
-    let refused: BTreeSet<String> =
-        entries.map(|entry| entry.split('"').next().unwrap().to_owned()).collect();
+    let entries = |text: &str| -> BTreeSet<String> {
+        let entries = text.split('(').filter_map(|entry| entry.trim_start().strip_prefix('"'));
+        entries.map(|entry| entry.split('"').next().unwrap().to_owned()).collect()
+    };
+    let refused = entries(&refused);
     assert_eq!(in_column("## Flags that are rejected"), refused);
-    assert_eq!(in_column("## Flags that are accepted without effect"), flags(&list("ACCEPTED")));
+    let mut accepted = flags(&list("ACCEPTED"));
+    accepted.extend(entries(&list("WITHOUT_EFFECT")));
+    assert_eq!(in_column("## Flags that are accepted without effect"), accepted);
     let (_, policies) = migrating.split_once("Policies that are rejected: ").unwrap();
     let policies: BTreeSet<&str> = quoted(policies.split_once(". ").unwrap().0).collect();
-    let listed = list("POLICIES");
-    assert_eq!(policies, listed.split('"').skip(1).step_by(2).collect());
+    let listed = entries(&list("POLICIES"));
+    assert_eq!(policies, listed.iter().map(String::as_str).collect());
     // What is said to exist here does.
     let help = flags(&String::from_utf8(program(&["--help"]).stdout).unwrap());
     let (_, same) = migrating.split_once("## Flags with the same name").unwrap();
@@ -329,7 +335,6 @@ fn flags_for_those_who_migrate_are_those_that_the_program_rejects() {
     let cli = file("tests/cli.rs");
     let (_, theirs) = cli.split_once("SGLANG_ROUTER_0_3_2: &str = \"").unwrap();
     for flag in theirs.split('"').next().unwrap().split_whitespace().map(|name| format!("--{name}")) {
-        let accepted = flags(&list("ACCEPTED"));
         let lists = [&same, &refused, &accepted].into_iter().filter(|list| list.contains(&flag));
         assert_eq!(lists.count(), 1, "{flag}");
     }

@@ -96,6 +96,25 @@ fn image(length: usize) -> String {
     text + r#""}},{"type":"text","text":"What is this?"}]}],"max_tokens":64}"#
 }
 
+/// The scan alone, and the same with the prompt's fingerprint: the difference is the price of `cache_aware`.
+#[divan::bench(args = BODIES)]
+fn inspect_without_prompt(bencher: Bencher<'_, '_>, body: Body) {
+    inspect(bencher, body, false);
+}
+
+#[divan::bench(args = BODIES)]
+fn inspect_with_prompt(bencher: Bencher<'_, '_>, body: Body) {
+    inspect(bencher, body, true);
+}
+
+fn inspect(bencher: Bencher<'_, '_>, body: Body, with_prompt: bool) {
+    let (length, chunks) = (body.text().len(), body.chunks());
+    let is_chat = body.text().contains("messages");
+    bencher
+        .counter(BytesCount::new(length))
+        .bench_local(|| internals::inspect(&chunks, is_chat, with_prompt));
+}
+
 #[divan::bench(args = BODIES)]
 fn inspect_and_rewrite(bencher: Bencher<'_, '_>, body: Body) {
     let chunks = body.chunks();

@@ -85,7 +85,11 @@ fn parse(body: &[u8]) -> Option<Description> {
         _ => None,
     };
     let bootstrap_port = number("disaggregation_bootstrap_port").and_then(|port| u16::try_from(port).ok());
+    // Without its radix cache a server computes every prompt from the start.
+    let keeps_nothing = fields.get("disable_radix_cache").is_some_and(|value| value.get() == "true");
+    let cache_tokens = if keeps_nothing { Some(0) } else { number("max_total_num_tokens") };
     Some(Description {
+        cache_tokens,
         role,
         bootstrap_port: bootstrap_port.filter(|port| *port > 0),
         dp_size: number("dp_size"),
@@ -99,10 +103,13 @@ mod tests {
     #[test]
     fn missing_and_invalid_fields_are_unknown() {
         let parsed = |text: &str| parse(text.as_bytes());
-        let full =
-            r#"{"disaggregation_mode":"prefill","disaggregation_bootstrap_port":8998,"dp_size":4,"x":[{}]}"#;
-        let expected =
-            Description { role: Some(Role::Prefill), bootstrap_port: Some(8998), dp_size: Some(4) };
+        let full = r#"{"disaggregation_mode":"prefill","disaggregation_bootstrap_port":8998,"dp_size":4,"x":[{}],"max_total_num_tokens":9}"#;
+        let expected = Description {
+            role: Some(Role::Prefill),
+            bootstrap_port: Some(8998),
+            dp_size: Some(4),
+            cache_tokens: Some(9),
+        };
         assert_eq!(parsed(full), Some(expected));
         for invalid in [
             "{}",
@@ -112,6 +119,8 @@ mod tests {
         ] {
             assert_eq!(parsed(invalid), Some(Description::default()), "{invalid}");
         }
+        let without_cache = r#"{"disable_radix_cache":true,"max_total_num_tokens":9}"#;
+        assert_eq!(parsed(without_cache).unwrap().cache_tokens, Some(0));
         for other in ["", "[]", "OK", "{\"a\":"] {
             assert_eq!(parsed(other), None, "{other}");
         }

@@ -116,6 +116,13 @@ impl RouterEndpoints {
     async fn flush_cache(&self, head: RequestHead) -> Result<OwnResponse, Error> {
         let responses = self.ask_all(head).await?;
         let failed = failures(&responses);
+        for response in &responses {
+            // One that refuses, being busy, keeps its cache. One that does not answer may have flushed it.
+            if response.result.as_ref().is_ok_and(|(head, _)| !head.status.is_success()) {
+                continue;
+            }
+            response.server.forget_cache();
+        }
         if failed.is_empty() {
             let servers: Vec<&str> = responses.iter().map(|response| response.server.url()).collect();
             let body = json!({ "message": "The cache of every server was flushed.", "servers": servers });

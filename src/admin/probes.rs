@@ -114,10 +114,13 @@ async fn probe_server(
             // bootstrap port.
             if result.is_err() {
                 description.clear();
-            } else if let Some(reported) = description.refresh(&server, &client, options.timeout).await
-                && server.record_description(reported)
-            {
-                desired.replace_stale();
+            } else if let Some(reported) = description.refresh(&server, &client, options.timeout).await {
+                let capacity = server.cache_tokens();
+                if server.record_description(reported) {
+                    desired.replace_stale();
+                } else if server.cache_tokens() != capacity {
+                    desired.fleet().capacity_changed();
+                }
             }
             server.record_probe(result);
         }
@@ -215,7 +218,13 @@ impl Probe<'_> {
             }
             Err(Error::Upstream { cause, .. }) if cause.outcome() == Outcome::Exhausted => None,
             // Without the server, which the log line names already.
-            Err(Error::Upstream { cause, .. }) => failed(cause.to_string()),
+            Err(Error::Upstream { cause, .. }) => {
+                // Nobody listens: it is no process that answers late, and its cache is gone.
+                if cause.outcome() == Outcome::Connect {
+                    self.server.forget_cache();
+                }
+                failed(cause.to_string())
+            }
             Err(error) => failed(error.to_string()),
         }
     }

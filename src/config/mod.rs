@@ -111,7 +111,7 @@ impl MiniLbConfig {
     }
 
     /// Chooses servers of both roles with policies of one type. `make` is called once for each role, so that
-    /// each has its own state. Default: [`Random`](crate::Random).
+    /// each has its own state. Default: [`CacheAware`](crate::CacheAware).
     #[must_use]
     pub fn policy<P: Policy>(self, make: impl Fn() -> P) -> Self {
         // Two policies: with one counter for both roles and two servers each, round robin would choose the
@@ -120,17 +120,33 @@ impl MiniLbConfig {
         self.prefill_policy(prefill).decode_policy(make())
     }
 
-    /// Chooses prefill servers. Default: [`Random`](crate::Random).
+    /// Chooses prefill servers. Default: [`CacheAware`](crate::CacheAware).
     #[must_use]
     pub fn prefill_policy<P: Policy>(mut self, policy: P) -> Self {
         self.options.policies.prefill = NamedPolicy::new(policy);
         self
     }
 
-    /// Chooses decode servers. Default: [`Random`](crate::Random).
+    /// Chooses decode servers. Default: [`LeastLoad`](crate::LeastLoad).
     #[must_use]
     pub fn decode_policy<P: Policy>(mut self, policy: P) -> Self {
         self.options.policies.decode = NamedPolicy::new(policy);
+        self
+    }
+
+    /// Takes the name of a request's conversation, for [`ConsistentHash`](crate::ConsistentHash), from the
+    /// first of these headers that is there. Default: [`DEFAULT_HASH_KEY_HEADERS`].
+    #[must_use]
+    pub fn hash_key_headers<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
+        self.options.hash_key_headers = names.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Bounds the memory in which [`CacheAware`](crate::CacheAware) remembers which server has which prompt.
+    /// Default: [`DEFAULT_PREFIX_INDEX_BYTES`].
+    #[must_use]
+    pub fn prefix_index_bytes(mut self, bytes: usize) -> Self {
+        self.options.prefix_index_bytes = bytes;
         self
     }
 

@@ -68,11 +68,12 @@ impl Options {
     pub(super) fn apply_trace_switch(&mut self) {}
 
     pub(super) fn check_reports(&self) -> Result<(), ConfigError> {
-        // An error here, because the request logger skips names that it cannot use.
-        for name in &self.report.request_id_headers {
-            check_header(name).map_err(|why| {
-                ConfigError::new(format!("--request-id-headers {}: {why}", name.escape_debug()))
-            })?;
+        // An error here, because names that cannot be used would be skipped.
+        let request_ids = self.report.request_id_headers.iter().map(|name| ("request-id-headers", name));
+        let hash_keys = self.hash_key_headers.iter().map(|name| ("hash-key-headers", name));
+        for (option, name) in request_ids.chain(hash_keys) {
+            check_header(name)
+                .map_err(|why| ConfigError::new(format!("--{option} {}: {why}", name.escape_debug())))?;
         }
         #[cfg(feature = "otel")]
         if let Some(url) = &self.report.traces {

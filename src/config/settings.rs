@@ -43,6 +43,7 @@ impl MiniLbConfig {
         // Before the snapshot too: --disable-retries and --enable-trace are reported as the options that they
         // set.
         options.apply_switches();
+        options.policies.set_index_bytes(options.prefix_index_bytes);
         let fleet_spec = FleetSpec {
             prefill,
             decode,

@@ -172,6 +172,7 @@ impl Scenario {
             stream_keepalive: None,
             max_retries: 1,
             retry_on: vec![503],
+            hash_key_headers: vec!["x-session-id".to_owned()],
         };
         let controller = AdmissionController::new(&AdmissionOptions::default());
         let admission = AdmissionHandle::new(Arc::new(controller));

@@ -58,3 +58,9 @@ pub const DEFAULT_DNS_INTERVAL: Duration = Duration::from_secs(5);
 pub const DEFAULT_QUEUE_SIZE: usize = 100;
 /// Default longest time in the queue, as in `sglang_router`.
 pub const DEFAULT_QUEUE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Default most memory of the index of prompts that servers have in their caches: enough for 1,000 servers
+/// with 800,000 tokens each.
+pub const DEFAULT_PREFIX_INDEX_BYTES: usize = crate::upstream::DEFAULT_INDEX_BYTES;
+/// Default headers that name a request's conversation: smg's, and the one that clients of several routers
+/// send.
+pub const DEFAULT_HASH_KEY_HEADERS: [&str; 2] = ["x-smg-routing-key", "x-session-id"];

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::values::{AdminPort, NamedPolicy, PemFile, PemFiles, Policies};
 use crate::transport::Http1Engine;
-use crate::upstream::{Random, RoundRobin};
+use crate::upstream::{CacheAware, ConsistentHash, LeastLoad, PowerOfTwo, Random, RoundRobin};
 
 /// Where the value of an option is kept.
 pub(super) trait OptionField: Debug {
@@ -225,11 +225,24 @@ impl OptionField for NamedPolicy {
     fn clear(&mut self) {}
 
     fn add(&mut self, values: &[String]) -> Result<(), String> {
-        // Functions, because a choice is copied and a policy with its counter cannot be.
-        let random: fn() -> Self = || Self::new(Random);
-        let make =
-            one_of(values, &[("random", random), ("round_robin", || Self::new(RoundRobin::default()))])?;
-        *self = make();
+        // Functions, because a choice is copied and a policy with its state cannot be.
+        let cache_aware: fn() -> Self = || Self::new(CacheAware::new());
+        let policies = [
+            ("cache_aware", cache_aware),
+            ("least_load", || Self::new(LeastLoad)),
+            ("power_of_two", || Self::new(PowerOfTwo)),
+            ("consistent_hash", || Self::new(ConsistentHash)),
+            ("round_robin", || Self::new(RoundRobin::default())),
+            ("random", || Self::new(Random)),
+        ];
+        // Other names of sglang_router and smg.
+        let name = match one(values) {
+            "least_request" => "least_load",
+            "po2" => "power_of_two",
+            "consistent_hashing" | "prefix_hash" => "consistent_hash",
+            name => name,
+        };
+        *self = one_of(&[name.to_owned()], &policies)?();
         Ok(())
     }
 }

@@ -10,6 +10,9 @@ use super::spec::{OptionSpec, ValueKind};
 use super::{Entry, OptionSection};
 use crate::observe::report::DEFAULT_HEADERS;
 
+/// The values of the three options of policies. Other names of some of them are accepted, too.
+const POLICIES: &str = "cache_aware|least_load|power_of_two|consistent_hash|round_robin|random";
+
 pub(super) static SECTIONS: &[OptionSection] = &[
     OptionSection {
         title: "Servers",
@@ -68,23 +71,42 @@ pub(super) static SECTIONS: &[OptionSection] = &[
         entries: &[
             // Sets both roles, so it stands before the options of one role, which override it.
             Entry {
-                spec: OptionSpec::new("policy", Single("random|round_robin"))
-                    .default(Text("random"))
+                spec: OptionSpec::new("policy", Single(POLICIES))
+                    .default(Text("cache_aware"))
                     .reported_as("prefill-policy, decode-policy")
-                    .help("How servers are chosen"),
+                    .help(
+                        "How servers are chosen. cache_aware is for prefill servers; of decode servers it chooses as \
+                         least_load",
+                    ),
                 field: |options| &mut options.policies,
             },
             Entry {
-                spec: OptionSpec::new("prefill-policy", Single("random|round_robin"))
+                spec: OptionSpec::new("prefill-policy", Single(POLICIES))
                     .default(Unset("--policy"))
                     .help("How prefill servers are chosen"),
                 field: |options| &mut options.policies.prefill,
             },
             Entry {
-                spec: OptionSpec::new("decode-policy", Single("random|round_robin"))
+                spec: OptionSpec::new("decode-policy", Single(POLICIES))
                     .default(Unset("--policy"))
                     .help("How decode servers are chosen"),
                 field: |options| &mut options.policies.decode,
+            },
+            Entry {
+                spec: OptionSpec::new("hash-key-headers", ValueKind::WordList("HEADER"))
+                    .default(Words(&DEFAULT_HASH_KEY_HEADERS))
+                    .help(
+                        "Headers that name a request's conversation for consistent_hash; the first that is there \
+                         counts, then prompt_cache_key and session_id in the body, then the prompt's first 4 KiB",
+                    ),
+                field: |options| &mut options.hash_key_headers,
+            },
+            Entry {
+                spec: OptionSpec::new("prefix-index-bytes", Single("BYTES"))
+                    .default(Number(DEFAULT_PREFIX_INDEX_BYTES as u64))
+                    .between(64 << 10, 1 << 30)
+                    .help("Most memory in which cache_aware remembers who has which prompt in its cache"),
+                field: |options| &mut options.prefix_index_bytes,
             },
         ],
     },

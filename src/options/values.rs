@@ -1,6 +1,6 @@
 //! The values of all options, in the form in which the parts of the router use them.
 
-use std::any::type_name;
+use std::any::{Any, type_name};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::available_memory::available_memory;
 use crate::admission::AdmissionOptions;
 use crate::observe::report::ReportOptions;
 use crate::tls::{ClientFiles, KeyFiles, ServerTls};
-use crate::upstream::{HealthOptions, Policy, Random, SocketOptions};
+use crate::upstream::{CacheAware, HealthOptions, Policy, Random, SocketOptions};
 
 /// Which part of the memory request bodies may take if no option says so: the kernel's socket buffers,
 /// responses, and what the allocator keeps need the rest.
@@ -28,6 +28,8 @@ pub(crate) struct Options {
     /// URL of a prefill server, and the host that decode servers know it by.
     pub(crate) bootstrap_hosts: Vec<(String, String)>,
     pub(crate) policies: Policies,
+    pub(crate) hash_key_headers: Vec<String>,
+    pub(crate) prefix_index_bytes: usize,
     pub(crate) max_payload_size: usize,
     pub(crate) max_merge_size: usize,
     pub(crate) request_timeout: Duration,
@@ -69,6 +71,18 @@ impl Options {
         let mut options = Self { worker_threads, ..Self::default() };
         options.admission.max_buffered = available_memory() / MEMORY_SHARE;
         options
+    }
+}
+
+impl Policies {
+    /// Gives the policy that has a prefix index its bound.
+    pub(crate) fn set_index_bytes(&self, bytes: usize) {
+        for NamedPolicy { policy, .. } in [&self.prefill, &self.decode] {
+            let policy: &dyn Any = &**policy;
+            if let Some(cache_aware) = policy.downcast_ref::<CacheAware>() {
+                cache_aware.set_index_bytes(bytes);
+            }
+        }
     }
 }
 

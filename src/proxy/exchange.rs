@@ -4,7 +4,8 @@
 //! here is decided only whether a request is sent again.
 
 use std::future::poll_fn;
-use std::sync::Arc;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -24,12 +25,12 @@ use crate::http1::{BodyTimeouts, OutgoingRequest, RequestHead};
 use crate::observe::record::{Attempt, Record};
 use crate::timer::Timer;
 use crate::transport::RequestBody;
-use crate::upstream::{Backend, InFlight, LiveFleet, PairPermits, Pools, Role, ServerPair};
+use crate::upstream::{Backend, Demand, InFlight, LiveFleet, Needs, PairPermits, Pools, Role, ServerPair};
 use crate::wire::body::ClientBody;
 use crate::wire::bootstrap::MAX_BOOTSTRAP_ROOM;
 use crate::wire::client_response::ClientResponseHead;
 use crate::wire::headers;
-use crate::wire::shape::{BodyShape, Dialect};
+use crate::wire::shape::{BodyShape, Dialect, HashKey, key_hash};
 use crate::wire::upstream_request::UpstreamHead;
 
 /// Sends generation requests to pairs of servers.
@@ -58,6 +59,21 @@ pub(crate) struct RequestLimits {
     pub(crate) max_retries: u32,
     /// Statuses of a server upon which the request is retried.
     pub(crate) retry_on: Vec<u16>,
+    /// Headers that name a request's conversation, the first of which counts.
+    pub(crate) hash_key_headers: Vec<String>,
+}
+
+/// Random in each process, and the same for all workers: they share what they know of prompts.
+static HASH_KEY: LazyLock<HashKey> =
+    LazyLock::new(|| HashKey::from_random(RandomState::new().build_hasher().finish()));
+
+/// How prompts are hashed, if a policy wants to know them.
+fn hash_key(needs: Needs) -> Option<HashKey> {
+    match needs {
+        Needs { prompt: true, .. } => Some(*HASH_KEY),
+        Needs { key: true, .. } => Some(HashKey::STABLE),
+        Needs { .. } => None,
+    }
 }
 
 /// A generation request whose body has been read. It keeps its limits if a reload changes them.
@@ -66,9 +82,18 @@ pub(crate) struct ReadRequest {
     upstream_head: UpstreamHead,
     body: ClientBody,
     shape: BodyShape,
+    /// The hash of a header that names the conversation.
+    key: Option<u64>,
     deadline: Deadline,
     /// Of the body's memory. Dropped after it.
     _reservation: Reservation,
+}
+
+impl ReadRequest {
+    /// What policies may know of it.
+    fn demand(&self) -> Demand<'_> {
+        Demand { prompt: self.shape.prompt.as_ref(), body: self.body.len() as u64, key: self.key }
+    }
 }
 
 /// A response that has started.
@@ -99,7 +124,8 @@ impl Proxy {
     ) -> Result<ReadRequest, Error> {
         let limits = self.limits.load_full();
         let (max, timeouts) = (limits.max_payload_size, limits.body_timeouts);
-        let reading = IntakeLimits { max, timeouts, admission: &self.admission };
+        let needs = self.fleet.now().needs();
+        let reading = IntakeLimits { max, timeouts, admission: &self.admission, hash_key: hash_key(needs) };
         let read = intake::read(&head.headers, request, dialect, reading, timer).await?;
         let ReadBody { body, shape, waited, reservation } = read;
         let now = Instant::now();
@@ -110,7 +136,9 @@ impl Proxy {
         }
         let deadline = Deadline::since(now, limits.request_timeout);
         let upstream_head = UpstreamHead::new(&head.method, head.target.as_str(), &head.headers, true);
-        Ok(ReadRequest { limits, upstream_head, body, shape, deadline, _reservation: reservation })
+        let names = limits.hash_key_headers.iter().filter(|_| needs.key);
+        let key = names.filter_map(|name| head.headers.get(name.as_str())).next().map(key_hash);
+        Ok(ReadRequest { limits, upstream_head, body, shape, key, deadline, _reservation: reservation })
     }
 
     /// Sends a request to a pair, and to another one after a failure that allows it. `admitted` is the pair
@@ -126,8 +154,12 @@ impl Proxy {
             Exchange { fleet: &self.fleet, pools: &self.pools, admission: &self.admission, request };
         let admission = admitted.as_ref().map(|admitted| Arc::clone(&admitted.admission));
         let (mut pair, mut legs) = match admitted {
-            Some(admitted) => from_permits(admitted.permits),
-            None => unlimited(self.fleet.now().select_pair().map_err(Error::NoServer)?),
+            Some(AdmittedPair { permits, admission }) => {
+                let caps = admission.controller().caps();
+                let permits = self.fleet.now().settle(permits, request.demand(), caps, &admission);
+                with_legs(permits.into_legs())
+            }
+            None => with_legs(self.fleet.now().enter_pair(request.demand()).map_err(Error::NoServer)?),
         };
         let mut retries = request.limits.max_retries;
         loop {
@@ -162,13 +194,15 @@ impl Exchange<'_> {
         failed: &Arc<Backend>,
         admission: Option<&Arc<AdmissionHandle>>,
     ) -> Result<(ServerPair, Legs), Role> {
-        let fleet = self.fleet.now();
-        match admission {
+        let (fleet, demand) = (self.fleet.now(), self.request.demand());
+        let entered = match admission {
             Some(admission) => {
-                fleet.acquire_other_pair(failed, admission.controller().caps(), admission).map(from_permits)
+                let caps = admission.controller().caps();
+                fleet.acquire_other_pair(failed, demand, caps, admission).map(PairPermits::into_legs)
             }
-            None => fleet.select_other_pair(failed).map(unlimited),
-        }
+            None => fleet.enter_other_pair(failed, demand),
+        };
+        entered.map(with_legs)
     }
 
     /// If the request is to be sent to another pair: the server to avoid.
@@ -362,14 +396,6 @@ pub(crate) struct AdmittedPair {
     pub(crate) admission: Arc<AdmissionHandle>,
 }
 
-fn from_permits(permits: PairPermits) -> (ServerPair, Legs) {
-    let (pair, on_prefill, on_decode) = permits.into_legs();
+fn with_legs((pair, on_prefill, on_decode): (ServerPair, InFlight, InFlight)) -> (ServerPair, Legs) {
     (pair, (on_prefill, on_decode))
-}
-
-/// Counts a request in flight on servers that have no limit.
-fn unlimited(pair: ServerPair) -> (ServerPair, Legs) {
-    let enter = |server: &Arc<Backend>| InFlight::enter(Arc::clone(server));
-    let legs = (enter(pair.prefill()), enter(pair.decode()));
-    (pair, legs)
 }

@@ -13,7 +13,7 @@ use crate::timer::Timer;
 use crate::transport::{BodyReader, RequestBody, RequestBodyError};
 use crate::wire::body::ClientBody;
 use crate::wire::headers::unreadable_encoding;
-use crate::wire::shape::{BodyInspector, BodyShape, Dialect};
+use crate::wire::shape::{BodyInspector, BodyShape, Dialect, HashKey};
 
 /// A body of at most this size is read without waiting for memory, above the bound if need be: most come with
 /// their head, and are in memory already.
@@ -31,6 +31,8 @@ pub(super) struct IntakeLimits<'a> {
     pub(super) timeouts: BodyTimeouts,
     /// Where memory is reserved.
     pub(super) admission: &'a Arc<AdmissionHandle>,
+    /// The prompt is hashed with it, if a policy looks at prompts.
+    pub(super) hash_key: Option<HashKey>,
 }
 
 /// A body that was read to its end.
@@ -57,7 +59,11 @@ pub(super) async fn read(
     let length = limits.check(request.content_length_hint())?;
     let mut memory = reserve(length, request, limits.admission).await?;
     let mut reader = BodyReader::new(limits.timeouts);
-    let mut scan = Scan { inspector: BodyInspector::new(dialect), ahead: 0 };
+    let mut inspector = BodyInspector::new(dialect);
+    if let Some(key) = limits.hash_key {
+        inspector = inspector.with_prompt(key);
+    }
+    let mut scan = Scan { inspector, ahead: 0 };
     let (mut body, mut chunks_cost) = (ClientBody::default(), 0);
     loop {
         let chunk = std::future::poll_fn(|cx| {

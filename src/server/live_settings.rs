@@ -70,6 +70,7 @@ fn limits(options: &Options) -> RequestLimits {
         max_retries: options.max_retries,
         retry_on: options.retry_on.clone(),
         body_timeouts: body_timeouts(options),
+        hash_key_headers: options.hash_key_headers.clone(),
     }
 }
 

@@ -4,7 +4,7 @@
 //! No socket is opened here, no request is counted here ([`InFlight`](super::InFlight)
 //! does that), and no policy is kept.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use hyper::header::HeaderValue;
@@ -13,9 +13,11 @@ use tracing::{error, info, warn};
 
 use super::connection_counts::{ConnectionCounts, Connections};
 use super::health::{HealthState, HealthTracker, Signal, hastens_probe, health_signal};
+use super::load_table::Slot;
 use super::outcome::OutcomeCounts;
 use super::{Address, Outcome, Role};
 use crate::wire::bootstrap::BootstrapFields;
+use crate::wire::shape::key_hash;
 
 /// A prefill server and how decode servers reach its bootstrap server.
 #[derive(Debug, Clone)]
@@ -33,10 +35,18 @@ pub(crate) struct Description {
     pub(crate) bootstrap_port: Option<u16>,
     /// Its number of data-parallel ranks.
     pub(crate) dp_size: Option<u64>,
+    /// How many tokens its cache holds; 0 if it keeps none from one request to the next.
+    pub(crate) cache_tokens: Option<u64>,
 }
 
 /// The [`Backend::id`] of the next backend.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+/// The [`Backend::cache_epoch`] of the next cache that is empty.
+static NEXT_EPOCH: AtomicU64 = AtomicU64::new(1);
+
+/// The [`Description::cache_tokens`] of a server that has not told it.
+const UNKNOWN: u64 = u64::MAX;
 
 /// A prefill or decode server.
 #[derive(Debug)]
@@ -53,7 +63,11 @@ pub struct Backend {
     description: Mutex<Option<Description>>,
     /// The server has another bootstrap port than the learned one, so a new `Backend` must replace this one.
     is_stale: AtomicBool,
-    in_flight: AtomicUsize,
+    /// Counts its requests and their work.
+    slot: Slot,
+    url_hash: u64,
+    cache_tokens: AtomicU64,
+    cache_epoch: AtomicU64,
     outcomes: OutcomeCounts,
     /// Shared with the pools, which outlive the backend while they close its connections.
     connections: Arc<ConnectionCounts>,
@@ -71,27 +85,36 @@ pub(crate) enum ProbeFailure {
 }
 
 impl Backend {
-    pub(super) fn prefill(spec: PrefillSpec, health: HealthTracker) -> Self {
+    pub(super) fn prefill(spec: PrefillSpec, health: HealthTracker, slot: Slot) -> Self {
         let fields = BootstrapFields::new(spec.bootstrap_host, spec.bootstrap_port);
-        Self::new(Role::Prefill, spec.address, Some(fields), health)
+        Self::new(Role::Prefill, spec.address, Some(fields), health, slot)
     }
 
-    pub(super) fn decode(address: Address, health: HealthTracker) -> Self {
-        Self::new(Role::Decode, address, None, health)
+    pub(super) fn decode(address: Address, health: HealthTracker, slot: Slot) -> Self {
+        Self::new(Role::Decode, address, None, health, slot)
     }
 
-    fn new(role: Role, address: Address, bootstrap: Option<BootstrapFields>, health: HealthTracker) -> Self {
+    fn new(
+        role: Role,
+        address: Address,
+        bootstrap: Option<BootstrapFields>,
+        health: HealthTracker,
+        slot: Slot,
+    ) -> Self {
         let host_header = HeaderValue::from_str(&address.authority).expect("a URL's authority is printable");
         Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             role,
+            url_hash: key_hash(address.url.as_bytes()),
             address,
             host_header,
             bootstrap,
             learned_bootstrap: OnceLock::new(),
             description: Mutex::default(),
             is_stale: AtomicBool::new(false),
-            in_flight: AtomicUsize::new(0),
+            slot,
+            cache_tokens: AtomicU64::new(UNKNOWN),
+            cache_epoch: AtomicU64::new(NEXT_EPOCH.fetch_add(1, Ordering::Relaxed)),
             outcomes: OutcomeCounts::default(),
             connections: Arc::default(),
             health,
@@ -156,6 +179,7 @@ impl Backend {
     pub(crate) fn record_description(&self, reported: Description) -> bool {
         let mut description = self.description.lock().unwrap_or_else(PoisonError::into_inner);
         let previous = description.replace(reported.clone());
+        self.cache_tokens.store(reported.cache_tokens.unwrap_or(UNKNOWN), Ordering::Relaxed);
         drop(description);
         // Once per change: the description is fetched again after every outage.
         if previous.as_ref() != Some(&reported) {
@@ -210,23 +234,42 @@ impl Backend {
 
     /// Requests in flight on this server, from its selection to the end of its response.
     pub fn in_flight(&self) -> usize {
-        // Pairs with the release in `remove_in_flight`: a reader that sees 0 sees the outcomes, too.
-        self.in_flight.load(Ordering::Acquire)
+        self.slot.load().requests()
     }
 
-    pub(super) fn add_in_flight(&self) {
-        // Relaxed: a policy may act on a count that is a moment old.
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
+    /// The bytes of prompt that a prefill server has been given and has not computed yet, without those that
+    /// it was believed to have cached; of a decode server, the prompts of its requests.
+    pub fn work(&self) -> u64 {
+        self.slot.load().work()
     }
 
-    /// Counts one more unless `cap` are in flight.
-    pub(super) fn try_add_in_flight(&self, cap: usize) -> bool {
-        let below_cap = |count: usize| (count < cap).then_some(count + 1);
-        self.in_flight.fetch_update(Ordering::Acquire, Ordering::Acquire, below_cap).is_ok()
+    pub(super) fn load_slot(&self) -> &Slot {
+        &self.slot
     }
 
-    pub(super) fn remove_in_flight(&self) {
-        self.in_flight.fetch_sub(1, Ordering::Release);
+    pub(super) fn slot(&self) -> u16 {
+        self.slot.index()
+    }
+
+    pub(super) fn url_hash(&self) -> u64 {
+        self.url_hash
+    }
+
+    /// How many tokens its cache holds (`max_total_num_tokens`), if it has told: 0 with
+    /// `--disable-radix-cache`.
+    pub fn cache_tokens(&self) -> Option<u64> {
+        Some(self.cache_tokens.load(Ordering::Relaxed)).filter(|tokens| *tokens != UNKNOWN)
+    }
+
+    /// Another number each time that the server's cache is known to be empty: after a start, a flush, or a
+    /// time out of rotation. Different for all servers.
+    pub fn cache_epoch(&self) -> u64 {
+        self.cache_epoch.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the server's cache is empty, or may be.
+    pub(crate) fn forget_cache(&self) {
+        self.cache_epoch.store(NEXT_EPOCH.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
     }
 
     /// How many requests have ended with this outcome on this server.
@@ -279,6 +322,10 @@ impl Backend {
     /// Counts the outcome of a request, which is a health signal too.
     pub(super) fn record_outcome(&self, outcome: Outcome) {
         self.outcomes.count(outcome);
+        // Nobody listens, so the process has ended, and its cache with it.
+        if outcome == Outcome::Connect {
+            self.forget_cache();
+        }
         // Passive health checks: traffic notices a failure sooner than the next probe does.
         if let Some(signal) = health_signal(outcome) {
             self.record_health(signal, || format!("requests fail ({})", outcome.as_str()));
@@ -291,7 +338,12 @@ impl Backend {
     /// `reason` is called only if the state changes: nearly every call records one more success.
     fn record_health(&self, signal: Signal, reason: impl FnOnce() -> String) {
         let (role, url) = (self.role, self.url());
-        match self.health.record(signal) {
+        let changed = self.health.record(signal);
+        // It comes into rotation or goes out of it: in between it may have been another process.
+        if changed.is_some() {
+            self.forget_cache();
+        }
+        match changed {
             None => {}
             Some(HealthState::Unhealthy) => {
                 warn!("{role} server {url} is unhealthy, taken out of rotation: {}", reason());

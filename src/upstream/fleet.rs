@@ -13,7 +13,12 @@ use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
 
 use super::health::{HealthTracker, SharedHealthOptions};
-use super::{Address, Backend, Choice, HealthOptions, Policy, PrefillSpec, Random, Role};
+use super::load_table::LoadTable;
+use super::policy::Candidates;
+use super::{
+    Address, Backend, Choice, Demand, HealthOptions, InFlight, Needs, Policy, PrefillSpec, Random, Role,
+    Selection,
+};
 pub(crate) use permits::PairPermits;
 
 /// Which servers there should be, and how they are selected and probed.
@@ -96,6 +101,14 @@ impl LiveFleet {
         self.changes.send_replace(());
     }
 
+    /// Tells the policies that a server has told the capacity of its cache.
+    pub(crate) fn capacity_changed(&self) {
+        let _lock = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let fleet = self.now();
+        fleet.prefill.tell_policy();
+        fleet.decode.tell_policy();
+    }
+
     /// The health check options in force.
     pub(crate) fn health_options(&self) -> Arc<HealthOptions> {
         self.current.load().health.options()
@@ -128,7 +141,8 @@ pub(crate) struct Fleet {
 impl Fleet {
     fn empty(health: HealthOptions) -> Self {
         let health = Arc::new(SharedHealthOptions::new(health));
-        Self { prefill: RoleGroup::default(), decode: RoleGroup::default(), draining: Vec::new(), health }
+        let (prefill, decode) = (RoleGroup::empty(Role::Prefill), RoleGroup::empty(Role::Decode));
+        Self { prefill, decode, draining: Vec::new(), health }
     }
 
     /// The fleet of `spec`, reusing the [`Backend`] of each server that keeps its address and bootstrap
@@ -140,22 +154,24 @@ impl Fleet {
         let tracker = |group: &RoleGroup| {
             // Beside other servers a new one must pass a probe before it gets requests; alone, it is tried at
             // once.
-            let new = if group.servers.is_empty() { HealthTracker::new } else { HealthTracker::starting };
+            let new = if group.servers().is_empty() { HealthTracker::new } else { HealthTracker::starting };
             new(Arc::clone(&self.health), Arc::clone(&group.excluded))
         };
         let prefill = prefill.into_iter().map(|spec| {
             let known = self.find_known(|server| server.is_prefill(&spec));
-            known.unwrap_or_else(|| Arc::new(Backend::prefill(spec, tracker(&self.prefill))))
+            let slot = || self.prefill.loads.take_slot();
+            known.unwrap_or_else(|| Arc::new(Backend::prefill(spec, tracker(&self.prefill), slot())))
         });
         let decode = decode.into_iter().map(|address| {
             let known = self.find_known(|server| server.is_decode(&address));
-            known.unwrap_or_else(|| Arc::new(Backend::decode(address, tracker(&self.decode))))
+            let slot = || self.decode.loads.take_slot();
+            known.unwrap_or_else(|| Arc::new(Backend::decode(address, tracker(&self.decode), slot())))
         });
         let prefill = self.prefill.updated(prefill.collect(), prefill_policy);
         let decode = self.decode.updated(decode.collect(), decode_policy);
         // Quadratic, with at most 1,024 servers of a role, and only when the fleet changes.
         let is_active = |server: &Arc<Backend>| {
-            prefill.servers.iter().chain(&decode.servers).any(|active| Arc::ptr_eq(active, server))
+            prefill.servers().iter().chain(decode.servers()).any(|active| Arc::ptr_eq(active, server))
         };
         let draining = self.known_servers().filter(|server| !is_active(server) && server.in_flight() > 0);
         let draining = draining.cloned().collect();
@@ -171,24 +187,39 @@ impl Fleet {
         self.all().chain(self.draining())
     }
 
-    /// Selects a pair. The error is the role that has no server.
-    pub(crate) fn select_pair(&self) -> Result<ServerPair, Role> {
-        let prefill = self.prefill.pick().ok_or(Role::Prefill)?;
-        Ok(ServerPair { prefill, decode: self.decode.pick().ok_or(Role::Decode)? })
+    /// What the policies want to know of requests.
+    pub(crate) fn needs(&self) -> Needs {
+        self.prefill.needs.and(self.decode.needs)
     }
 
-    /// Selects a pair for a retry: without the server that has just failed, if its role has another one.
-    pub(crate) fn select_other_pair(&self, failed: &Arc<Backend>) -> Result<ServerPair, Role> {
-        let prefill = self.prefill.pick_other(failed).ok_or(Role::Prefill)?;
-        Ok(ServerPair { prefill, decode: self.decode.pick_other(failed).ok_or(Role::Decode)? })
+    /// Selects a pair. The error is the role that has no server.
+    pub(crate) fn select_pair(&self, demand: Demand<'_>) -> Result<ServerPair, Role> {
+        let prefill = self.prefill.pick(demand).ok_or(Role::Prefill)?.server;
+        Ok(ServerPair { prefill, decode: self.decode.pick(demand).ok_or(Role::Decode)?.server })
+    }
+
+    /// Selects a pair, and counts the request on both of its servers.
+    pub(crate) fn enter_pair(&self, demand: Demand<'_>) -> Result<(ServerPair, InFlight, InFlight), Role> {
+        let prefill = self.prefill.pick(demand).ok_or(Role::Prefill)?;
+        Ok(enter(prefill, self.decode.pick(demand).ok_or(Role::Decode)?))
+    }
+
+    /// The same for a retry: without the server that has just failed, if its role has another one.
+    pub(crate) fn enter_other_pair(
+        &self,
+        failed: &Arc<Backend>,
+        demand: Demand<'_>,
+    ) -> Result<(ServerPair, InFlight, InFlight), Role> {
+        let prefill = self.prefill.pick_other(failed, demand).ok_or(Role::Prefill)?;
+        Ok(enter(prefill, self.decode.pick_other(failed, demand).ok_or(Role::Decode)?))
     }
 
     pub(crate) fn prefill(&self) -> &[Arc<Backend>] {
-        &self.prefill.servers
+        self.prefill.servers()
     }
 
     pub(crate) fn decode(&self) -> &[Arc<Backend>] {
-        &self.decode.servers
+        self.decode.servers()
     }
 
     /// The servers of one role that are in rotation.
@@ -206,8 +237,24 @@ impl Fleet {
 
     /// The servers in rotation, prefill first.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Backend>> {
-        self.prefill.servers.iter().chain(&self.decode.servers)
+        self.prefill().iter().chain(self.decode())
     }
+}
+
+/// A server that was picked, and the bytes of prompt that it has to compute.
+#[derive(Debug)]
+struct Picked {
+    server: Arc<Backend>,
+    work: u64,
+}
+
+fn enter(prefill: Picked, decode: Picked) -> (ServerPair, InFlight, InFlight) {
+    let [on_prefill, on_decode] = [&prefill, &decode].map(|picked| {
+        let mut in_flight = InFlight::enter(Arc::clone(&picked.server));
+        in_flight.add_work(picked.work);
+        in_flight
+    });
+    (ServerPair { prefill: prefill.server, decode: decode.server }, on_prefill, on_decode)
 }
 
 /// How much a server is wanted. Others than the first are used only while no server of the role has it.
@@ -230,60 +277,93 @@ fn rank(server: &Backend) -> Rank {
 
 /// The servers of one role, and the policy that selects among them.
 struct RoleGroup {
-    servers: Vec<Arc<Backend>>,
+    role: Role,
+    candidates: Candidates,
+    loads: Arc<LoadTable>,
     policy: Arc<dyn Policy>,
+    needs: Needs,
     /// How many servers health checks exclude: while it is 0, selection looks at no server's health.
     excluded: Arc<AtomicUsize>,
 }
 
-impl Default for RoleGroup {
-    fn default() -> Self {
-        Self { servers: Vec::new(), policy: Arc::new(Random), excluded: Arc::default() }
-    }
-}
-
 impl RoleGroup {
+    fn empty(role: Role) -> Self {
+        Self {
+            role,
+            candidates: Candidates::default(),
+            loads: Arc::default(),
+            policy: Arc::new(Random),
+            needs: Needs::default(),
+            excluded: Arc::default(),
+        }
+    }
+
+    fn servers(&self) -> &[Arc<Backend>] {
+        &self.candidates.servers
+    }
+
     /// The same role with other servers, which share the count of excluded ones.
-    fn updated(&self, servers: Vec<Arc<Backend>>, policy: Arc<dyn Policy>) -> Self {
-        Self { servers, policy, excluded: Arc::clone(&self.excluded) }
+    fn updated(&self, servers: Vec<Arc<Backend>>, next: Arc<dyn Policy>) -> Self {
+        let keeps = self.policy.continues_as(&*next);
+        let policy = if keeps { Arc::clone(&self.policy) } else { next };
+        let updated = Self {
+            role: self.role,
+            candidates: Candidates::new(servers),
+            loads: Arc::clone(&self.loads),
+            needs: policy.needs(self.role),
+            policy,
+            excluded: Arc::clone(&self.excluded),
+        };
+        updated.tell_policy();
+        updated
+    }
+
+    fn tell_policy(&self) {
+        self.policy.servers_changed(self.servers());
     }
 
     /// Selects among the healthy servers, or among all if none is: one that may be down is better than none
     /// (envoy's "panic mode").
-    fn pick(&self) -> Option<Arc<Backend>> {
+    fn pick(&self, demand: Demand<'_>) -> Option<Picked> {
         // Relaxed: a server that became unhealthy a moment ago may get one more request.
         if self.excluded.load(Ordering::Relaxed) == 0 {
-            return self.pick_of(&self.servers);
+            return self.pick_of(&self.candidates, demand);
         }
         let best = self.best_rank();
-        self.pick_where(|server| rank(server) <= best).or_else(|| self.pick_of(&self.servers))
+        self.pick_where(|server| rank(server) <= best, demand)
+            .or_else(|| self.pick_of(&self.candidates, demand))
     }
 
     /// Selects another server than `failed`: one of the best rank that another has, else `failed` again.
-    fn pick_other(&self, failed: &Arc<Backend>) -> Option<Arc<Backend>> {
+    fn pick_other(&self, failed: &Arc<Backend>, demand: Demand<'_>) -> Option<Picked> {
         let is_other = |server: &Arc<Backend>| !Arc::ptr_eq(server, failed);
-        let best = self.servers.iter().filter(|server| is_other(server)).map(|server| rank(server)).min();
-        best.and_then(|best| self.pick_where(|server| is_other(server) && rank(server) <= best))
-            .or_else(|| self.pick_where(is_other))
-            .or_else(|| self.pick_of(&self.servers))
+        let best = self.servers().iter().filter(|server| is_other(server)).map(|server| rank(server)).min();
+        best.and_then(|best| self.pick_where(|server| is_other(server) && rank(server) <= best, demand))
+            .or_else(|| self.pick_where(is_other, demand))
+            .or_else(|| self.pick_of(&self.candidates, demand))
     }
 
     /// The best rank that a server of this role has now.
     fn best_rank(&self) -> Rank {
-        self.servers.iter().map(|server| rank(server)).min().unwrap_or(Rank::InRotation)
+        self.servers().iter().map(|server| rank(server)).min().unwrap_or(Rank::InRotation)
     }
 
     /// Selects among the servers that match. Usually all do, and then no list of them is allocated.
-    fn pick_where(&self, matches: impl Fn(&Arc<Backend>) -> bool) -> Option<Arc<Backend>> {
-        if self.servers.iter().all(&matches) {
-            return self.pick_of(&self.servers);
+    fn pick_where(&self, matches: impl Fn(&Arc<Backend>) -> bool, demand: Demand<'_>) -> Option<Picked> {
+        if self.servers().iter().all(&matches) {
+            return self.pick_of(&self.candidates, demand);
         }
-        let candidates: Vec<_> = self.servers.iter().filter(|server| matches(server)).cloned().collect();
-        self.pick_of(&candidates)
+        let matching = self.servers().iter().filter(|server| matches(server)).cloned();
+        self.pick_of(&Candidates::new(matching.collect()), demand)
     }
 
-    fn pick_of(&self, servers: &[Arc<Backend>]) -> Option<Arc<Backend>> {
-        (!servers.is_empty()).then(|| Arc::clone(self.policy.pick(&Choice::new(servers))))
+    fn pick_of(&self, candidates: &Candidates, demand: Demand<'_>) -> Option<Picked> {
+        if candidates.servers.is_empty() {
+            return None;
+        }
+        let choice = Choice::new(self.role, candidates, &self.loads, demand);
+        let Selection { server, cached } = self.policy.choose(&choice);
+        Some(Picked { server: Arc::clone(server), work: demand.prompt_bytes().saturating_sub(cached) })
     }
 }
 
@@ -305,3 +385,6 @@ impl ServerPair {
         &self.decode
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,4 @@
-//! Requests in flight on a backend: counted while they run, and limited where a cap is set.
+//! Requests in flight on a backend: counted while they run, with their work, and limited where a cap is set.
 
 use std::sync::Arc;
 
@@ -33,6 +33,11 @@ impl InFlight {
         self.permit.backend.record_outcome(Outcome::Stale);
     }
 
+    /// Counts this many bytes as the backend's work until the leg ends.
+    pub(super) fn add_work(&mut self, bytes: u64) {
+        self.permit.add_work(bytes);
+    }
+
     /// Sets the leg's outcome, which is recorded when this is dropped.
     pub(crate) fn set_outcome(&mut self, outcome: Outcome) {
         self.outcome = outcome;
@@ -46,10 +51,11 @@ impl Drop for InFlight {
     }
 }
 
-/// One of a backend's in-flight slots; released on drop.
+/// One request in flight on a backend, and its work there; both released on drop.
 #[derive(Debug)]
 pub(crate) struct BackendPermit {
     backend: Arc<Backend>,
+    work: u64,
     /// Wakes the admission queue, if requests in flight are capped. Fields are dropped after `Drop::drop`, so
     /// the slot is released by then.
     _wake: Option<WakeOnDrop>,
@@ -58,13 +64,23 @@ pub(crate) struct BackendPermit {
 impl BackendPermit {
     /// Acquires a slot, above any cap.
     pub(super) fn acquire(backend: Arc<Backend>) -> Self {
-        backend.add_in_flight();
-        Self { backend, _wake: None }
+        backend.load_slot().enter();
+        Self { backend, work: 0, _wake: None }
     }
 
     /// Acquires a slot if fewer than `cap` requests are in flight.
     pub(super) fn try_acquire(backend: &Arc<Backend>, cap: usize) -> Option<Self> {
-        backend.try_add_in_flight(cap).then(|| Self { backend: Arc::clone(backend), _wake: None })
+        let is_acquired = backend.load_slot().try_enter(cap);
+        is_acquired.then(|| Self { backend: Arc::clone(backend), work: 0, _wake: None })
+    }
+
+    pub(super) fn backend(&self) -> &Arc<Backend> {
+        &self.backend
+    }
+
+    /// Counts this many bytes as the backend's work until the permit is released.
+    pub(super) fn add_work(&mut self, bytes: u64) {
+        self.work += self.backend.load_slot().add_work(bytes);
     }
 
     /// Makes the release of this permit wake the head of the admission queue.
@@ -76,6 +92,6 @@ impl BackendPermit {
 
 impl Drop for BackendPermit {
     fn drop(&mut self) {
-        self.backend.remove_in_flight();
+        self.backend.load_slot().leave(self.work);
     }
 }

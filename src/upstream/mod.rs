@@ -13,12 +13,14 @@ mod fleet;
 mod health;
 mod id_map;
 mod in_flight;
+mod load_table;
 mod outcome;
 mod policy;
 mod pool;
 mod role;
 mod server_spec;
 
+pub use crate::wire::shape::Prompt;
 pub(crate) use address::{Address, checked_host};
 pub use backend::Backend;
 pub(crate) use backend::{Description, PrefillSpec, ProbeFailure};
@@ -31,7 +33,10 @@ pub(crate) use health::{HealthOptions, HealthState};
 pub(crate) use id_map::IdMap;
 pub(crate) use in_flight::InFlight;
 pub use outcome::Outcome;
-pub use policy::{Choice, Policy, Random, RoundRobin};
+pub use policy::{
+    CacheAware, Choice, ConsistentHash, LeastLoad, Needs, Policy, PowerOfTwo, Random, RoundRobin, Selection,
+};
+pub(crate) use policy::{DEFAULT_INDEX_BYTES, Demand};
 pub(crate) use pool::{Lease, Pools};
 pub use role::Role;
 pub(crate) use server_spec::{DnsName, ServerSpec};

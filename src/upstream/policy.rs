@@ -1,18 +1,32 @@
 //! Load-balancing policies: which server of a role gets a request.
 //!
-//! A policy sees the eligible servers of one role and nothing else: it opens no
-//! connection, tracks no health and is not told how the request ended.
+//! A policy sees the eligible servers of one role, their load, and what is known of the request's prompt. It
+//! opens no connection, tracks no health and is not told how the request ended. The policies here use nothing
+//! that one of a library's user cannot use.
 
+mod cache_aware;
+mod consistent_hash;
+mod least_load;
+mod prefix_index;
+
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::Backend;
+use super::load_table::{Load, LoadTable};
+use super::{Backend, Role};
+use crate::wire::shape::Prompt;
+
+pub use cache_aware::CacheAware;
+pub(crate) use cache_aware::DEFAULT_INDEX_BYTES;
+pub use consistent_hash::ConsistentHash;
+pub use least_load::{LeastLoad, PowerOfTwo};
 
 /// A load-balancing policy: selects one of several servers.
 ///
-/// [`pick`](Self::pick) is called once per role and request, by all worker threads concurrently, so it must
-/// not block and keeps its state in atomics.
+/// [`choose`](Self::choose), and through it [`pick`](Self::pick), is called once per role and attempt, by all
+/// worker threads concurrently, so it must not block and keeps its state in atomics.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -29,25 +43,228 @@ use super::Backend;
 ///     }
 /// }
 /// ```
-pub trait Policy: Send + Sync + 'static {
+pub trait Policy: Any + Send + Sync {
     /// Picks one of [`Choice::servers`], which is never empty.
     fn pick<'a>(&self, choice: &Choice<'a>) -> &'a Arc<Backend>;
+
+    /// Picks a server, and tells how much of the prompt it is believed to have in its cache already. That
+    /// much is not counted as [work](Choice::work) of the server. By default nothing is believed cached.
+    fn choose<'a>(&self, choice: &Choice<'a>) -> Selection<'a> {
+        Selection::new(self.pick(choice))
+    }
+
+    /// What the router must find out about requests for this policy. By default nothing: bodies are then
+    /// scanned no more than they have to be.
+    fn needs(&self, role: Role) -> Needs {
+        let _ = role;
+        Needs::default()
+    }
+
+    /// The servers of the role are others now, or one of them has told the capacity of its cache. Called
+    /// outside of requests, so that memory can be allocated here.
+    fn servers_changed(&self, servers: &[Arc<Backend>]) {
+        let _ = servers;
+    }
+
+    /// Whether a reload that brings the policy `next` keeps this one, with its state, instead. By default it
+    /// does not.
+    fn continues_as(&self, next: &dyn Policy) -> bool {
+        let _ = next;
+        false
+    }
 }
 
-/// The candidates that a [`Policy`] selects from.
+/// What a policy wants to know of requests.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// [`Choice::prompt`]: its hashes are keyed at random.
+    pub prompt: bool,
+    /// [`Choice::key`], and the prompt as well. Without [`prompt`](Self::prompt) its hashes are the same in
+    /// every process.
+    pub key: bool,
+}
+
+impl Needs {
+    /// What at least one of two policies needs.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self { prompt: self.prompt || other.prompt, key: self.key || other.key }
+    }
+}
+
+/// A server that a policy has chosen.
+#[derive(Debug, Clone, Copy)]
+pub struct Selection<'a> {
+    pub(super) server: &'a Arc<Backend>,
+    pub(super) cached: u64,
+}
+
+impl<'a> Selection<'a> {
+    /// This server, which is not believed to have any of the prompt.
+    pub fn new(server: &'a Arc<Backend>) -> Self {
+        Self { server, cached: 0 }
+    }
+
+    /// The server is believed to have this many bytes of the prompt in its cache.
+    #[must_use]
+    pub fn with_cached(self, bytes: u64) -> Self {
+        Self { cached: bytes, ..self }
+    }
+
+    /// The server.
+    pub fn server(&self) -> &'a Arc<Backend> {
+        self.server
+    }
+}
+
+/// What is known of a request when its servers are chosen.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Demand<'a> {
+    pub(crate) prompt: Option<&'a Prompt>,
+    /// The size of the body.
+    pub(crate) body: u64,
+    /// From a header.
+    pub(crate) key: Option<u64>,
+}
+
+impl Demand<'_> {
+    pub(super) fn prompt_bytes(&self) -> u64 {
+        self.prompt.map_or(self.body, Prompt::bytes)
+    }
+}
+
+/// The servers of a role, or those of them that a policy may choose from.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Candidates {
+    pub(super) servers: Vec<Arc<Backend>>,
+    /// The slot of each server, and a hash of its URL: copied here, so that no other memory is read for
+    /// servers that are not chosen.
+    slots: Vec<u16>,
+    url_hashes: Vec<u64>,
+    /// The position of each server by its slot, if there are enough to make a search slow.
+    positions: Vec<u16>,
+}
+
+/// Up to as many servers are searched one by one.
+const MAX_SEARCHED: usize = 16;
+/// No server has this slot.
+const NOWHERE: u16 = u16::MAX;
+
+impl Candidates {
+    pub(super) fn new(servers: Vec<Arc<Backend>>) -> Self {
+        let slots: Vec<_> = servers.iter().map(|server| server.slot()).collect();
+        let url_hashes = servers.iter().map(|server| server.url_hash()).collect();
+        let mut positions = Vec::new();
+        if servers.len() > MAX_SEARCHED {
+            positions.resize(usize::from(slots.iter().copied().max().unwrap_or(0)) + 1, NOWHERE);
+            for (position, slot) in slots.iter().enumerate() {
+                positions[usize::from(*slot)] = position as u16;
+            }
+        }
+        Self { servers, slots, url_hashes, positions }
+    }
+}
+
+/// The candidates that a [`Policy`] selects from, and the request that one is selected for.
 #[derive(Debug)]
 pub struct Choice<'a> {
-    servers: &'a [Arc<Backend>],
+    role: Role,
+    candidates: &'a Candidates,
+    loads: &'a LoadTable,
+    demand: Demand<'a>,
 }
 
 impl<'a> Choice<'a> {
-    pub(crate) fn new(servers: &'a [Arc<Backend>]) -> Self {
-        Self { servers }
+    pub(super) fn new(
+        role: Role,
+        candidates: &'a Candidates,
+        loads: &'a LoadTable,
+        demand: Demand<'a>,
+    ) -> Self {
+        Self { role, candidates, loads, demand }
     }
 
     /// The eligible servers of one role, in the order of the configuration. Never empty.
     pub fn servers(&self) -> &'a [Arc<Backend>] {
-        self.servers
+        &self.candidates.servers
+    }
+
+    /// The role of the servers.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// The request's prompt. `None` if no policy in use [needs](Policy::needs) it, if the request was not
+    /// read yet (as in [`select_pair`](crate::MiniLoadBalancer::select_pair)), and just after a reload.
+    pub fn prompt(&self) -> Option<&'a Prompt> {
+        self.demand.prompt
+    }
+
+    /// The size of the prompt in bytes, or that of the whole body if nobody needs more.
+    pub fn prompt_bytes(&self) -> u64 {
+        self.demand.prompt_bytes()
+    }
+
+    /// A hash of the name of the request's conversation: of a header (`--hash-key-headers`), or of
+    /// `prompt_cache_key` or `session_id` in the body. It is the same in every process.
+    pub fn key(&self) -> Option<u64> {
+        self.demand.key.or_else(|| self.demand.prompt?.key())
+    }
+
+    /// The bytes of prompt that a prefill server has been given and has not computed yet, without those that
+    /// it was believed to have cached; of a decode server, the prompts of its requests. `index` is that of
+    /// the server in [`servers`](Self::servers), here and below.
+    pub fn work(&self, index: usize) -> u64 {
+        self.load(index).work()
+    }
+
+    /// The requests in flight on a server, as [`Backend::in_flight`] without reading the backend's memory.
+    pub fn requests(&self, index: usize) -> usize {
+        self.load(index).requests()
+    }
+
+    fn load(&self, index: usize) -> Load {
+        self.loads.get(self.candidates.slots[index])
+    }
+
+    /// A small number of the server, less than [`MAX_SLOTS`](Self::MAX_SLOTS): that of no other server of its
+    /// role until this one is removed.
+    pub fn slot(&self, index: usize) -> usize {
+        usize::from(self.candidates.slots[index])
+    }
+
+    /// More than the largest [slot](Self::slot).
+    pub const MAX_SLOTS: usize = super::load_table::MAX_SLOTS;
+
+    /// The index of the server with this slot, if it is among the candidates.
+    pub fn index_of_slot(&self, slot: usize) -> Option<usize> {
+        let Candidates { slots, positions, .. } = self.candidates;
+        if slots.len() <= MAX_SEARCHED {
+            return slots.iter().position(|other| usize::from(*other) == slot);
+        }
+        positions.get(slot).filter(|position| **position != NOWHERE).map(|position| usize::from(*position))
+    }
+
+    /// A hash of the server's URL. It is the same in every process.
+    pub fn url_hash(&self, index: usize) -> u64 {
+        self.candidates.url_hashes[index]
+    }
+
+    /// The index of the server with the smallest value of its load, among equals the first from a random one on.
+    fn least_by(&self, value: impl Fn(Load) -> u64) -> usize {
+        let slots = &self.candidates.slots[..];
+        // Otherwise the first of several idle servers would receive all requests.
+        let start = fastrand::usize(..slots.len());
+        let (before, from_start) = slots.split_at(start);
+        let mut best = (u64::MAX, start);
+        for (first, slots) in [(start, from_start), (0, before)] {
+            for (place, slot) in slots.iter().enumerate() {
+                let value = value(self.loads.get(*slot));
+                // Chosen without a branch, which could not be predicted.
+                let is_less = value < best.0;
+                best = (if is_less { value } else { best.0 }, if is_less { first + place } else { best.1 });
+            }
+        }
+        best.1
     }
 }
 
@@ -81,3 +298,6 @@ impl fmt::Debug for dyn Policy {
         f.write_str("Policy")
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,11 +11,14 @@ mod edit;
 mod error;
 mod fields;
 mod inspector;
+mod prompt;
 mod strict;
 
 pub(crate) use edit::BodyEdit;
 pub(crate) use error::BodyError;
 pub(crate) use inspector::BodyInspector;
+pub use prompt::Prompt;
+pub(crate) use prompt::{HashKey, key_hash};
 
 use super::logprobs::Merge;
 
@@ -41,6 +44,8 @@ pub(crate) struct BodyShape {
     pub(crate) parallel_sampling: bool,
     /// Where the bootstrap fields go.
     pub(crate) edit: BodyEdit,
+    /// The prompt, if a policy wants to know it.
+    pub(crate) prompt: Option<Prompt>,
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use mini_lb::{MiniLbConfig, MiniLoadBalancer, RoundRobin};
+use mini_lb::{CacheAware, LeastLoad, MiniLbConfig, MiniLoadBalancer, RoundRobin};
 use tracing::level_filters::LevelFilter;
 
 /// A request of OpenAI's Python client: a head of eleven lines and a body of 300 bytes.
@@ -51,6 +51,9 @@ const LAST_CHUNK: &str = "0\r\n\r\n";
 /// How a response begins for the client.
 const SUCCESS: &str = "HTTP/1.1 200 OK\r\n";
 
+/// What a long request has more than a short one in its user's message: four blocks of a prompt.
+const MORE: usize = 8 << 10;
+
 /// Longer than any step takes.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -61,6 +64,9 @@ pub struct LockStep {
     decode: Server,
     input: Box<[u8]>,
     pause: Duration,
+    request: String,
+    /// Allocated once.
+    output: Vec<u8>,
 }
 
 impl LockStep {
@@ -79,7 +85,20 @@ impl LockStep {
         let (prefill, decode) = (Server::new(), Server::new());
         let client = TcpStream::connect(router(&prefill, &decode, options)).expect("a listening router");
         set_options(&client);
-        Self { client, prefill, decode, input: vec![0; 16 << 10].into(), pause }
+        let (input, output) = (vec![0; 32 << 10].into(), Vec::with_capacity(16 << 10));
+        Self { client, prefill, decode, input, pause, request: REQUEST.to_owned(), output }
+    }
+
+    /// The same with the default policies, which look at prompts.
+    pub fn start_with_cache_aware(pause: Duration) -> Self {
+        Self::start_with(pause, |config| config.prefill_policy(CacheAware::new()).decode_policy(LeastLoad))
+    }
+
+    /// Sends longer requests from now on, of 8.5 KB.
+    pub fn lengthen(&mut self) {
+        let length = format!("content-length: {}", 300 + MORE);
+        let more = format!("Why {}", "x".repeat(MORE - "Why ".len() + "Why".len()));
+        self.request = REQUEST.replace("content-length: 300", &length).replace("Why", &more);
     }
 
     /// One request of 300 bytes with a response of 300 bytes.
@@ -111,7 +130,9 @@ impl LockStep {
     /// Sends a request that both servers get.
     fn send_request(&mut self, end: &str) {
         self.pause_between_turns();
-        write(&mut self.client, &[REQUEST, end]);
+        self.output.clear();
+        [&self.request, end].into_iter().for_each(|part| self.output.extend_from_slice(part.as_bytes()));
+        self.client.write_all(&self.output).expect("an open connection");
         self.prefill.read_request(&mut self.input);
         self.decode.read_request(&mut self.input);
     }

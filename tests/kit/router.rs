@@ -68,16 +68,16 @@ impl Router {
         Client::connect(self.address).await
     }
 
-    /// Waits until the first pair has no request in flight.
+    /// Waits until no server has a request in flight, and then none may have work.
     pub async fn wait_idle(&self) {
-        let pair = self.balancer.select_pair().expect("servers of both roles");
-        let busy = || pair.prefill().in_flight() + pair.decode().in_flight() > 0;
-        super::with_timeout("both legs' end", async {
-            while busy() {
+        let servers = self.balancer.servers();
+        super::with_timeout("all legs' end", async {
+            while servers.iter().any(|server| server.in_flight() > 0) {
                 tokio::task::yield_now().await;
             }
         })
         .await;
+        servers.iter().for_each(|server| assert_eq!(server.work(), 0, "{}", server.url()));
     }
 
     /// Reloads the router with another configuration.

@@ -7,7 +7,7 @@ use super::*;
 use crate::admission::{AdmissionOptions, BackendCaps};
 use crate::http1::{BodyProgress, WriteTiming};
 use crate::observe::record::{Endpoint, Recorder};
-use crate::upstream::{FleetSpec, InFlight, LiveFleet};
+use crate::upstream::{Demand, FleetSpec, InFlight, LiveFleet};
 
 /// The text of a scrape, without admission limits.
 fn scrape(metrics: &Metrics, fleet: &LiveFleet) -> String {
@@ -27,7 +27,7 @@ fn succeed(recorder: &Arc<Recorder>, fleet: &LiveFleet) {
     let mut record = recorder.begin();
     record.set_endpoint(Endpoint::Generate);
     record.body_read(10, false, None);
-    let pair = fleet.now().select_pair().unwrap();
+    let pair = fleet.now().select_pair(Demand::default()).unwrap();
     let attempt = record.begin_attempt(&pair);
     let sent = WriteTiming { on_reused: true, written_at: Some(std::time::Instant::now()) };
     for server in [pair.prefill(), pair.decode()] {

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::http1::{BodyProgress, WriteTiming};
-use crate::upstream::{FleetSpec, InFlight, LiveFleet, Outcome};
+use crate::upstream::{Demand, FleetSpec, InFlight, LiveFleet, Outcome};
 
 /// What an observer was shown of a request.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -53,7 +53,7 @@ impl Observer for TestObserver {
 }
 
 fn pair() -> ServerPair {
-    LiveFleet::new(FleetSpec::unknown(1, 1)).now().select_pair().unwrap()
+    LiveFleet::new(FleetSpec::unknown(1, 1)).now().select_pair(Demand::default()).unwrap()
 }
 
 /// The event of a request to which `happens`.

@@ -1,18 +1,19 @@
 //! Selection of a pair where the requests in flight on each server are capped.
 //!
-//! Selection and permit are one step: a request that waits for capacity holds no permit,
-//! and one that was admitted has its permits already.
+//! Selection and permit are one step: a request that waits for capacity holds no permit, and one that was
+//! admitted has its permits already. It is admitted before its body is read, so that a queue costs little
+//! memory. A policy that wants to know the request selects afterwards, in [`settle`](Fleet::settle): until
+//! then the permits are on the servers with the fewest requests, and only keep the capacity.
 
 use std::sync::Arc;
 
-use super::{Fleet, Rank, RoleGroup, ServerPair, rank};
+use super::{Fleet, Picked, Rank, RoleGroup, ServerPair, rank};
 use crate::admission::{AdmissionHandle, BackendCaps};
 use crate::upstream::in_flight::BackendPermit;
-use crate::upstream::{Backend, InFlight, Role};
+use crate::upstream::{Backend, Demand, InFlight, Needs, Role};
 
 /// A pair, and a permit for one request on each of its servers.
 pub(crate) struct PairPermits {
-    pair: ServerPair,
     prefill: BackendPermit,
     decode: BackendPermit,
 }
@@ -20,7 +21,9 @@ pub(crate) struct PairPermits {
 impl PairPermits {
     /// The pair, and one request in flight on each of its servers.
     pub(crate) fn into_legs(self) -> (ServerPair, InFlight, InFlight) {
-        (self.pair, InFlight::with_permit(self.prefill), InFlight::with_permit(self.decode))
+        let server = |permit: &BackendPermit| Arc::clone(permit.backend());
+        let pair = ServerPair { prefill: server(&self.prefill), decode: server(&self.decode) };
+        (pair, InFlight::with_permit(self.prefill), InFlight::with_permit(self.decode))
     }
 }
 
@@ -33,9 +36,9 @@ impl Fleet {
         handle: &Arc<AdmissionHandle>,
     ) -> Result<Option<PairPermits>, Role> {
         // Waiting would not help: an error now is better than a timeout in the queue.
-        for (group, role) in [(&self.prefill, Role::Prefill), (&self.decode, Role::Decode)] {
-            if group.servers.is_empty() {
-                return Err(role);
+        for group in [&self.prefill, &self.decode] {
+            if group.servers().is_empty() {
+                return Err(group.role);
             }
         }
         // Checked for both roles first: a policy's turn on one role would be lost if the other has no
@@ -44,11 +47,26 @@ impl Fleet {
             return Ok(None);
         }
         let permits = self.prefill.try_acquire(caps.prefill).zip(self.decode.try_acquire(caps.decode));
-        Ok(permits.map(|((prefill, on_prefill), (decode, on_decode))| PairPermits {
-            pair: ServerPair { prefill, decode },
-            prefill: on_prefill.waking(handle),
-            decode: on_decode.waking(handle),
+        Ok(permits.map(|(prefill, decode)| PairPermits {
+            prefill: prefill.waking(handle),
+            decode: decode.waking(handle),
         }))
+    }
+
+    /// Completes the selection of a request that has been read: the policies that want to know it select now,
+    /// and its work is counted. A server that was only reserved is given up for the selected one.
+    pub(crate) fn settle(
+        &self,
+        permits: PairPermits,
+        demand: Demand<'_>,
+        caps: BackendCaps,
+        handle: &Arc<AdmissionHandle>,
+    ) -> PairPermits {
+        let PairPermits { prefill, decode } = permits;
+        PairPermits {
+            prefill: self.prefill.settle(prefill, demand, caps.prefill, handle),
+            decode: self.decode.settle(decode, demand, caps.decode, handle),
+        }
     }
 
     /// Like [`acquire_pair`](Self::acquire_pair), for the retry of a request that was admitted before:
@@ -57,39 +75,81 @@ impl Fleet {
     pub(crate) fn acquire_other_pair(
         &self,
         failed: &Arc<Backend>,
+        demand: Demand<'_>,
         caps: BackendCaps,
         handle: &Arc<AdmissionHandle>,
     ) -> Result<PairPermits, Role> {
-        let pick = |group: &RoleGroup, cap, role| {
+        let acquire = |group: &RoleGroup, cap| {
             let is_other = |server: &Arc<Backend>| !Arc::ptr_eq(server, failed) && server.is_healthy();
-            let below_cap = group.pick_where(|server| is_other(server) && server.in_flight() < cap);
-            below_cap.or_else(|| group.pick_other(failed)).ok_or(role)
+            let below_cap = group.pick_where(|server| is_other(server) && server.in_flight() < cap, demand);
+            let picked = below_cap.or_else(|| group.pick_other(failed, demand)).ok_or(group.role)?;
+            let mut permit = BackendPermit::acquire(picked.server).waking(handle);
+            permit.add_work(picked.work);
+            Ok(permit)
         };
         // Both permits are new: the failed attempt has released its own.
-        let prefill = pick(&self.prefill, caps.prefill, Role::Prefill)?;
-        let decode = pick(&self.decode, caps.decode, Role::Decode)?;
-        let acquire = |server: &Arc<Backend>| BackendPermit::acquire(Arc::clone(server)).waking(handle);
-        let (on_prefill, on_decode) = (acquire(&prefill), acquire(&decode));
-        Ok(PairPermits { pair: ServerPair { prefill, decode }, prefill: on_prefill, decode: on_decode })
+        let prefill = acquire(&self.prefill, caps.prefill)?;
+        Ok(PairPermits { prefill, decode: acquire(&self.decode, caps.decode)? })
     }
 }
 
 impl RoleGroup {
     fn has_capacity(&self, cap: usize) -> bool {
         let best = self.best_rank();
-        self.servers.iter().any(|server| is_eligible(server, best, cap))
+        self.servers().iter().any(|server| is_eligible(server, best, cap))
+    }
+
+    /// Whether the policy selects only when the request has been read.
+    fn selects_late(&self) -> bool {
+        self.needs != Needs::default()
     }
 
     /// Selects a server with capacity and acquires a permit on it.
-    fn try_acquire(&self, cap: usize) -> Option<(Arc<Backend>, BackendPermit)> {
+    fn try_acquire(&self, cap: usize) -> Option<BackendPermit> {
         let best = self.best_rank();
         loop {
-            let server = self.pick_where(|server| is_eligible(server, best, cap))?;
+            let server = if self.selects_late() {
+                // Not by the policy, whose selection counts.
+                let eligible = self.servers().iter().filter(|server| is_eligible(server, best, cap));
+                Arc::clone(eligible.min_by_key(|server| server.in_flight())?)
+            } else {
+                self.pick_where(|server| is_eligible(server, best, cap), Demand::default())?.server
+            };
             // Another worker may have taken the last permit since; another server may still have one.
             if let Some(permit) = BackendPermit::try_acquire(&server, cap) {
-                return Some((server, permit));
+                return Some(permit);
             }
         }
+    }
+
+    /// Selects late if the policy does, among the servers that have capacity and the one that was reserved.
+    fn settle(
+        &self,
+        mut reserved: BackendPermit,
+        demand: Demand<'_>,
+        cap: usize,
+        handle: &Arc<AdmissionHandle>,
+    ) -> BackendPermit {
+        let picked = if self.selects_late() {
+            let best = self.best_rank();
+            let is_reserved = |server: &Arc<Backend>| Arc::ptr_eq(server, reserved.backend());
+            // `None` if a reload has removed all servers since.
+            self.pick_where(|server| is_reserved(server) || is_eligible(server, best, cap), demand)
+        } else {
+            None
+        };
+        let Some(Picked { server, work }) = picked else {
+            reserved.add_work(demand.prompt_bytes());
+            return reserved;
+        };
+        if !Arc::ptr_eq(&server, reserved.backend()) {
+            // If another worker was faster, the reserved server will do.
+            if let Some(permit) = BackendPermit::try_acquire(&server, cap) {
+                reserved = permit.waking(handle);
+            }
+        }
+        reserved.add_work(work);
+        reserved
     }
 }
 

@@ -135,7 +135,13 @@ impl RequestedFeatures {
             // SGLang never computes prompt logprobs for chat: it sets the start to -1.
             _ => None,
         };
-        BodyShape { stream: self.stream, merge, parallel_sampling: self.parallel_sampling, edit }
+        BodyShape {
+            stream: self.stream,
+            merge,
+            parallel_sampling: self.parallel_sampling,
+            edit,
+            prompt: None,
+        }
     }
 }
 

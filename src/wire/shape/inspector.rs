@@ -2,6 +2,7 @@
 
 use super::edit::EditBuilder;
 use super::fields::{RequestedFeatures, TopLevelField, ValueBuffer};
+use super::prompt::{HashKey, PromptReader};
 use super::strict::{Nesting, Utf8Validator, is_json, unescape};
 use super::{BodyError, BodyShape, Dialect};
 use crate::wire::json::{find_string_special, find_structural, is_whitespace};
@@ -43,6 +44,8 @@ pub(crate) struct BodyInspector {
     value: ValueBuffer,
     edit: EditBuilder,
     features: RequestedFeatures,
+    /// `None`: no policy wants to know the prompt.
+    prompt: Option<PromptReader>,
 }
 
 impl BodyInspector {
@@ -58,7 +61,14 @@ impl BodyInspector {
             value: ValueBuffer::default(),
             edit: EditBuilder::default(),
             features: RequestedFeatures::default(),
+            prompt: None,
         }
+    }
+
+    /// Takes the prompt's fingerprint too, with this key.
+    pub(crate) fn with_prompt(mut self, key: HashKey) -> Self {
+        self.prompt = Some(PromptReader::new(key));
+        self
     }
 
     /// Reads the body's next chunk. An error is final.
@@ -73,6 +83,9 @@ impl BodyInspector {
         while at < chunk.len() {
             at = self.step(chunk, at)?;
         }
+        if let Some(prompt) = &mut self.prompt {
+            prompt.chunk_ended(chunk);
+        }
         self.base += chunk.len();
         Ok(())
     }
@@ -85,7 +98,8 @@ impl BodyInspector {
             _ => return Err(BodyError::Truncated { at: self.base }),
         }
         self.utf8.finish(self.base)?;
-        Ok(self.features.into_shape(self.dialect, self.edit.finish()))
+        let shape = self.features.into_shape(self.dialect, self.edit.finish());
+        Ok(BodyShape { prompt: self.prompt.map(PromptReader::finish), ..shape })
     }
 
     /// Advances from `chunk[at]` as far as the current state goes. Returns the new position.
@@ -167,18 +181,29 @@ impl BodyInspector {
             TopLevelField::Other
         // A fold instead of `all`, which would stop early and so not be vectorised.
         } else if name.iter().fold(true, |plain, byte| plain & is_plain(byte)) {
-            TopLevelField::of(name, self.dialect)
+            self.named(name)
         } else {
             let Some(name) = unescape(name) else {
                 let at = self.edit.name_start();
                 return Err(BodyError::Syntax { expected: "a valid string", at });
             };
-            TopLevelField::of(name.as_bytes(), self.dialect)
+            self.named(name.as_bytes())
         };
         self.edit.name_ended(self.field == TopLevelField::Bootstrap)
     }
 
+    /// The field of this name, without escapes.
+    fn named(&mut self, name: &[u8]) -> TopLevelField {
+        if let Some(prompt) = &mut self.prompt {
+            prompt.field(name, self.dialect);
+        }
+        TopLevelField::of(name, self.dialect)
+    }
+
     fn start_value(&mut self, byte: u8, at: usize) -> Result<usize, BodyError> {
+        if let Some(prompt) = &mut self.prompt {
+            prompt.value_started(byte, at);
+        }
         // Scalars of other fields are kept, too, if they span chunks: they are checked as a whole.
         self.value.start(self.field != TopLevelField::Other || !matches!(byte, b'"' | b'{' | b'['));
         match byte {
@@ -259,6 +284,9 @@ impl BodyInspector {
     /// The current field's value ends before `chunk[end]`. Returns the new position.
     fn end_value(&mut self, chunk: &[u8], end: usize) -> Result<usize, BodyError> {
         self.edit.value_ended(self.base + end);
+        if let Some(prompt) = &mut self.prompt {
+            prompt.value_ended(chunk, end);
+        }
         match self.field {
             TopLevelField::Other => {}
             // No server sees what is removed, so none would reject it.

@@ -147,12 +147,12 @@ fn refuse_unsupported(args: &[OsString]) -> Result<(), clap::Error> {
 fn refuse_policies(layers: &Layers) -> Result<(), String> {
     let flags = ["policy", "prefill-policy", "decode-policy"];
     let policies = flags.iter().filter_map(|flag| Some((flag, layers.value(flag)?)));
-    match policies.into_iter().find(|(_, policy)| POLICIES.contains(policy)) {
-        None => Ok(()),
-        Some((flag, policy)) => Err(format!(
-            "--{flag} {policy} is not supported: use random, as sglang_router does under --mini-lb, or round_robin"
-        )),
+    for (flag, policy) in policies {
+        if let Some((_, instead)) = POLICIES.iter().find(|(name, _)| *name == policy) {
+            return Err(format!("--{flag} {policy} is not supported: {instead}"));
+        }
     }
+    Ok(())
 }
 
 #[cfg(feature = "otel")]

@@ -5,13 +5,13 @@
 
 use std::sync::LazyLock;
 
-use mini_lb::ValueKind::{Groups, Switch};
+use mini_lb::ValueKind::{Groups, Single, Switch};
 use mini_lb::{OptionSpec, option_sections};
 
 use super::arguments;
 pub(super) use super::program_options::COMMAND_LINE_ONLY;
 use super::program_options::{COMPATIBILITY_HELP, PROGRAM};
-use super::unsupported::{ACCEPTED, REFUSED};
+use super::unsupported::{ACCEPTED, REFUSED, WITHOUT_EFFECT};
 
 /// Where the flags of sglang_router are that have no effect.
 pub(super) const COMPATIBILITY: &str = "Compatibility";
@@ -36,7 +36,8 @@ static FLAGS: LazyLock<Vec<Flag>> = LazyLock::new(|| {
     });
     let own = |section, spec| Flag { section, spec, is_library: false };
     let program = PROGRAM.iter().flat_map(|(section, specs)| specs.iter().map(|spec| own(section, *spec)));
-    let accepted = ACCEPTED.iter().map(|flag| own(COMPATIBILITY, accepted(flag)));
+    let without_effect = WITHOUT_EFFECT.iter().map(|(flag, why)| own(COMPATIBILITY, ignored(flag, why)));
+    let accepted = ACCEPTED.iter().map(|flag| own(COMPATIBILITY, accepted(flag))).chain(without_effect);
     let unsorted: Vec<Flag> = library.chain(program).chain(accepted).collect();
     // Both the library and the program have options in some sections.
     let mut sections: Vec<&str> = Vec::new();
@@ -51,6 +52,10 @@ static FLAGS: LazyLock<Vec<Flag>> = LazyLock::new(|| {
 
 fn accepted(flag: &'static str) -> OptionSpec {
     OptionSpec::new(flag.trim_start_matches('-'), Switch).help(COMPATIBILITY_HELP)
+}
+
+fn ignored(flag: &'static str, why: &'static str) -> OptionSpec {
+    OptionSpec::new(flag.trim_start_matches('-'), Single("VALUE")).help(why)
 }
 
 /// Every option, in the order of `--help`.

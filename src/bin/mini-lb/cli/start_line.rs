@@ -4,10 +4,11 @@
 use std::net::SocketAddr;
 
 use mini_lb::ValueKind;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::layers::Layers;
 use super::options::{self, Flag};
+use super::unsupported::WITHOUT_EFFECT;
 
 /// Servers of one role that are named; of the others only the number is logged.
 const MAX_NAMED: usize = 64;
@@ -25,6 +26,8 @@ pub(crate) struct StartLine {
     decode: String,
     /// Options of the library that are not at their defaults, as flags.
     changed: String,
+    /// Flags that have no effect, and why.
+    without_effect: Vec<&'static (&'static str, &'static str)>,
 }
 
 impl StartLine {
@@ -35,11 +38,18 @@ impl StartLine {
             prefill: named(&layers.values("prefill")),
             decode: named(&layers.values("decode")),
             changed: changed(layers),
+            without_effect: WITHOUT_EFFECT
+                .iter()
+                .filter(|(flag, _)| layers.is_set(flag.trim_start_matches('-')))
+                .collect(),
         }
     }
 
     pub(crate) fn log(&self, address: SocketAddr) {
-        let Self { scheme, summary, prefill, decode, changed } = self;
+        let Self { scheme, summary, prefill, decode, changed, without_effect } = self;
+        for (flag, why) in without_effect {
+            warn!(target: "mini_lb", "{flag} has no effect: {why}");
+        }
         let version = env!("CARGO_PKG_VERSION");
         // An empty field would look like a value that was lost.
         let changed = (!changed.is_empty()).then_some(changed);
@@ -55,7 +65,12 @@ fn summary(layers: &Layers) -> String {
         count => format!(" and those of {count} DNS names"),
     };
     // As the library does: the role's own option, then --policy, then its default.
-    let policy = |role| layers.value(role).or(layers.value("policy")).unwrap_or("random");
+    let policy = |role| layers.value(role).or(layers.value("policy")).unwrap_or("cache_aware");
+    // Of decode servers it chooses as the other does.
+    let decode_policy = match policy("decode-policy") {
+        "cache_aware" => "least_load",
+        other => other,
+    };
     let workers = layers.value("worker-threads").and_then(|text| text.parse().ok());
     let workers = workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     format!(
@@ -63,7 +78,7 @@ fn summary(layers: &Layers) -> String {
         count("prefill"),
         count("decode"),
         policy("prefill-policy"),
-        policy("decode-policy"),
+        decode_policy,
         if workers == 1 { "" } else { "s" },
     )
 }

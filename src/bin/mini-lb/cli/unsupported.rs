@@ -12,16 +12,19 @@
 pub(crate) const ACCEPTED: &[&str] =
     &["--pd-disaggregation", "--mini-lb", "--disable-circuit-breaker", "--rust-lb"];
 
-/// Policies of `sglang_router` that do not exist here.
-pub(crate) const POLICIES: &[&str] = &[
-    "cache_aware",
-    "power_of_two",
-    "po2",
-    "manual",
-    "bucket",
-    "consistent_hashing",
-    "prefix_hash",
-    "least_load",
+/// Accepted with a value, and without effect: the flag, and why. A line of the log says so.
+pub(crate) const WITHOUT_EFFECT: &[(&str, &str)] = &[
+    ("--cache-threshold", WEIGHED),
+    ("--balance-abs-threshold", WEIGHED),
+    ("--balance-rel-threshold", WEIGHED),
+    ("--eviction-interval-secs", "the prefix index has a fixed size and nothing to evict"),
+    ("--max-tree-size", "the prefix index has a fixed size; see --prefix-index-bytes"),
+];
+
+/// Policies of `sglang_router` that do not exist here, and what to use instead.
+pub(crate) const POLICIES: &[(&str, &str)] = &[
+    ("manual", "use consistent_hash, which keeps a key on its server and remembers nothing"),
+    ("bucket", "use least_load or cache_aware, which count the bytes of prompts"),
 ];
 
 /// Refused: the flag, and what to do instead.
@@ -39,14 +42,9 @@ pub(crate) const REFUSED: &[(&str, &str)] = &[
     ("--dp-aware", "mini-lb chooses servers, not ranks; leave the rank to SGLang's own DP controller"),
     ("--backend", "mini-lb routes to SGLang servers only; leave the flag out"),
     // Choosing servers.
-    ("--cache-threshold", TUNING),
-    ("--balance-abs-threshold", TUNING),
-    ("--balance-rel-threshold", TUNING),
-    ("--bucket-adjust-interval-secs", TUNING),
-    ("--eviction-interval-secs", TUNING),
-    ("--max-tree-size", TUNING),
-    ("--max-idle-secs", TUNING),
-    ("--assignment-mode", TUNING),
+    ("--bucket-adjust-interval-secs", BUCKET),
+    ("--max-idle-secs", MANUAL),
+    ("--assignment-mode", MANUAL),
     // Limits and timeouts.
     ("--timeout", "use --request-timeout-secs"),
     // Failures.
@@ -101,7 +99,10 @@ pub(crate) const REFUSED: &[(&str, &str)] = &[
 ];
 
 const DISCOVERY: &str = "mini-lb does not ask Kubernetes; give headless services with --prefill-dns and --decode-dns, or each server with --prefill and --decode";
-const TUNING: &str = "mini-lb does not have the policy that it tunes; use --policy random or round_robin";
+const WEIGHED: &str =
+    "cache_aware weighs cached bytes against waiting ones and has no threshold between them";
+const BUCKET: &str = "it tunes the policy bucket; use --policy cache_aware or least_load";
+const MANUAL: &str = "it tunes the policy manual; use --policy consistent_hash, which remembers nothing";
 const RETRIES: &str = "mini-lb retries immediately or not at all; see --retry-max-retries";
 const BREAKER: &str = "mini-lb has no circuit breaker besides its health checks; see --health-failure-threshold, or leave the flag out";
 const METRICS: &str = "the buckets of mini-lb's histograms are fixed (docs/METRICS.md); leave the flag out";

@@ -1,0 +1,197 @@
+//! The load of each server of a role: requests under way, and the bytes of prompt that are still to compute.
+//!
+//! Both are one number, so that a policy compares a thousand servers by reading a few kilobytes, and none of
+//! their [`Backend`](super::Backend)s. Who counts, and for how long, is for `in_flight`.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Most servers of one role that have a load of their own: four times as many as there may be, since one that
+/// was removed keeps its place until its last request has ended. Beyond that they share the last place.
+pub(crate) const MAX_SLOTS: usize = 4_096;
+
+/// The lowest bit of the number of requests. Below are the bytes.
+const REQUEST: u64 = 1 << 44;
+
+/// Most bytes that one request counts for: as many as can be summed over 1,000 requests.
+const MAX_WORK: u64 = 1 << 34;
+
+/// Places in one 64-byte line of a CPU's cache.
+const PER_LINE: usize = 8;
+/// Lines that are used before a second place is taken in one.
+const LINES: usize = 64;
+
+/// The load of one server at one moment. Ordered by requests, then by bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Load(u64);
+
+impl Load {
+    pub(crate) fn requests(self) -> usize {
+        (self.0 / REQUEST) as usize
+    }
+
+    pub(crate) fn work(self) -> u64 {
+        self.0 % REQUEST
+    }
+
+    /// A number that is smaller with fewer requests, and among as many with less work.
+    pub(crate) fn by_requests(self) -> u64 {
+        self.0
+    }
+}
+
+/// The loads of one role's servers, by slot.
+#[derive(Debug)]
+pub(crate) struct LoadTable {
+    loads: Box<[AtomicU64; MAX_SLOTS]>,
+    slots: Mutex<SlotAllocator>,
+}
+
+#[derive(Debug, Default)]
+struct SlotAllocator {
+    /// How many were ever taken.
+    taken: usize,
+    returned: Vec<u16>,
+}
+
+impl Default for LoadTable {
+    fn default() -> Self {
+        let loads = Box::new([const { AtomicU64::new(0) }; MAX_SLOTS]);
+        Self { loads, slots: Mutex::default() }
+    }
+}
+
+impl LoadTable {
+    /// Relaxed: a policy may act on a load that is a moment old.
+    pub(crate) fn get(&self, slot: u16) -> Load {
+        // The remainder, which changes nothing, tells the compiler that it need not check the index.
+        Load(self.loads[usize::from(slot) % MAX_SLOTS].load(Ordering::Relaxed))
+    }
+
+    /// Gives a server its place.
+    pub(super) fn take_slot(self: &Arc<Self>) -> Slot {
+        // Poisoning is ignored: no step in between can panic.
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = slots.returned.pop().or_else(|| {
+            let number = slots.taken;
+            slots.taken += usize::from(number < MAX_SLOTS - 1);
+            (number < MAX_SLOTS - 1).then(|| place(number) as u16)
+        });
+        Slot { table: Arc::clone(self), index: index.unwrap_or(SHARED), is_shared: index.is_none() }
+    }
+}
+
+/// The last place, for servers that have none of their own.
+const SHARED: u16 = (MAX_SLOTS - 1) as u16;
+
+/// Where the server with this number is. The first 64 have a cache line each, as all worker threads write to
+/// all of them; of more servers each is written to less often, and eight share a line.
+fn place(number: usize) -> usize {
+    let page = LINES * PER_LINE;
+    let (page_start, within) = (number / page * page, number % page);
+    page_start + within % LINES * PER_LINE + within / LINES
+}
+
+/// A server's place in the table, free again when it is dropped.
+#[derive(Debug)]
+pub(super) struct Slot {
+    table: Arc<LoadTable>,
+    index: u16,
+    is_shared: bool,
+}
+
+impl Slot {
+    pub(super) fn index(&self) -> u16 {
+        self.index
+    }
+
+    fn cell(&self) -> &AtomicU64 {
+        &self.table.loads[usize::from(self.index)]
+    }
+
+    /// Pairs with the release in [`leave`](Self::leave): a reader that sees no request sees the outcomes,
+    /// too.
+    pub(super) fn load(&self) -> Load {
+        Load(self.cell().load(Ordering::Acquire))
+    }
+
+    /// Counts one more request.
+    pub(super) fn enter(&self) {
+        self.cell().fetch_add(REQUEST, Ordering::Relaxed);
+    }
+
+    /// Counts one more request unless there are `cap`.
+    pub(super) fn try_enter(&self, cap: usize) -> bool {
+        let below_cap = |load: u64| (Load(load).requests() < cap).then_some(load + REQUEST);
+        self.cell().fetch_update(Ordering::Acquire, Ordering::Acquire, below_cap).is_ok()
+    }
+
+    /// Adds to the work of a request. Returns how much it is, for [`leave`](Self::leave).
+    pub(super) fn add_work(&self, bytes: u64) -> u64 {
+        let bytes = bytes.min(MAX_WORK);
+        self.cell().fetch_add(bytes, Ordering::Relaxed);
+        bytes
+    }
+
+    /// Takes a request and its work back.
+    pub(super) fn leave(&self, work: u64) {
+        self.cell().fetch_sub(REQUEST + work, Ordering::Release);
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if self.is_shared {
+            return;
+        }
+        let mut slots = self.table.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.returned.push(self.index);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn each_server_has_its_own_place_and_the_first_their_own_cache_line() {
+        let places: Vec<_> = (0..MAX_SLOTS).map(place).collect();
+        assert_eq!(places.iter().collect::<HashSet<_>>().len(), MAX_SLOTS);
+        assert!(places.iter().all(|place| *place < MAX_SLOTS));
+        let lines: HashSet<_> = places[..LINES].iter().map(|place| place / PER_LINE).collect();
+        assert_eq!(lines.len(), LINES);
+        let lines: HashSet<_> = places[..1_024].iter().map(|place| place / PER_LINE).collect();
+        assert_eq!(lines.len(), 128, "1,024 servers are in 8 KiB");
+    }
+
+    #[test]
+    fn places_are_used_again_and_the_last_one_is_shared() {
+        let table = Arc::new(LoadTable::default());
+        let first = table.take_slot();
+        let index = first.index();
+        drop(first);
+        assert_eq!(table.take_slot().index(), index);
+        let all: Vec<_> = (0..MAX_SLOTS + 5).map(|_| table.take_slot()).collect();
+        assert_eq!(all.iter().map(Slot::index).collect::<HashSet<_>>().len(), MAX_SLOTS);
+        assert!(all[MAX_SLOTS - 1..].iter().all(|slot| slot.index() == SHARED));
+        drop(all);
+        assert_eq!(table.slots.lock().unwrap().returned.len(), MAX_SLOTS - 1);
+    }
+
+    #[test]
+    fn requests_come_before_bytes() {
+        let table = Arc::new(LoadTable::default());
+        let (one, two) = (table.take_slot(), table.take_slot());
+        one.enter();
+        let work = one.add_work(u64::MAX);
+        two.enter();
+        two.enter();
+        assert!(one.load() < two.load());
+        assert_eq!((one.load().requests(), one.load().work()), (1, MAX_WORK));
+        assert!(two.try_enter(3) && !two.try_enter(3));
+        one.leave(work);
+        assert_eq!(one.load(), Load(0));
+    }
+}

@@ -1,0 +1,289 @@
+//! The policy that knows what servers have in their caches: the fewest bytes to wait for.
+//!
+//! A request goes where the bytes before it and its own, without those that the server is believed to have
+//! cached, are fewest. Computing again what one conversation alone has is counted four times, because
+//! everybody queues behind that waste; computing again what many prompts begin with is an investment, and
+//! counted once. There is no threshold between "cache" and "load", no clock and no learned model. Where this
+//! comes from, and what was measured, is in `docs/ROUTING.md`.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+use arc_swap::ArcSwapOption;
+
+use super::least_load::least_loaded;
+use super::prefix_index::{HOLDERS, Note, PrefixIndex};
+use super::{Choice, Needs, Policy, Selection};
+use crate::upstream::{Backend, Role};
+use crate::wire::shape::Prompt;
+
+/// How many times a private byte that is computed again counts. Between 3 and 6 the results are alike.
+const PRIVATE_COST: u64 = 4;
+/// A block from whose end this many prompts have continued is a beginning that many share. Between 8 and 64
+/// the results are alike.
+const HOT_FAN_OUT: u8 = 16;
+
+/// Bytes of JSON for one token: English text has about 4.
+const BYTES_PER_TOKEN: u64 = 4;
+/// The cache of a server that has not told its size, in bytes of JSON: 4 million tokens. Rather too much than
+/// too little: where a server is believed to have nothing, nobody looks.
+const UNKNOWN_CAPACITY: u64 = 16 << 20;
+/// For which the table is made as long as a server has not told it.
+const UNKNOWN_CAPACITY_OF_TABLE: u64 = 4 << 20;
+
+/// Bytes for which a server's clock advances by one.
+const CLOCK_UNIT: u64 = 16 << 10;
+/// The largest cache, 512 MiB of JSON: half of what a clock of 16 bits can count.
+const MAX_CAPACITY: u64 = CLOCK_UNIT << 15;
+
+/// The most memory of the index unless it is set: enough for 1,000 servers with 800,000 tokens each.
+pub(crate) const DEFAULT_INDEX_BYTES: usize = 64 << 20;
+
+/// Selects the prefill server with the fewest bytes to wait for: those of the requests before, and those of
+/// the request's own prompt that the server is not believed to have in its prefix cache. Of decode servers it
+/// selects as [`LeastLoad`](super::LeastLoad): decode gets the whole KV cache from prefill in any case.
+///
+/// Which server has what is remembered by hashes of the prompts that were sent to it, in a table of fixed
+/// size. A note is forgotten when the server has computed more since then than its cache can hold
+/// (`max_total_num_tokens` of its `/server_info`), or when it restarts or is flushed.
+pub struct CacheAware {
+    index: ArcSwapOption<PrefixIndex>,
+    max_index_bytes: AtomicUsize,
+    /// By slot.
+    clocks: Box<[CacheClock]>,
+}
+
+/// Counts the bytes that went into one server's cache, which is what pushes others out.
+#[derive(Debug, Default)]
+struct CacheClock {
+    filled: AtomicU64,
+    /// How many units the cache holds; 0 before the first request.
+    capacity: AtomicU32,
+    /// The [`Backend::cache_epoch`] that the notes are from.
+    epoch: AtomicU64,
+}
+
+impl CacheClock {
+    fn now(&self) -> u16 {
+        (self.filled.load(Relaxed) / CLOCK_UNIT) as u16
+    }
+
+    /// How much of its cache the server has filled since a note, in 256ths. From 256 on the note is dead.
+    fn age(&self, stamp: u16) -> u32 {
+        let capacity = self.capacity.load(Relaxed);
+        if capacity == 0 {
+            return u32::MAX;
+        }
+        (u32::from(self.now().wrapping_sub(stamp)) << 8) / capacity
+    }
+
+    fn is_live(&self, stamp: u16) -> bool {
+        u32::from(self.now().wrapping_sub(stamp)) < self.capacity.load(Relaxed)
+    }
+
+    /// Takes over what is known of a server now. Returns whether its notes are still good: if it has an empty
+    /// cache, they all are too old from now on.
+    fn is_current(&self, server: &Backend) -> bool {
+        let capacity =
+            server.cache_tokens().map_or(UNKNOWN_CAPACITY, |tokens| tokens.saturating_mul(BYTES_PER_TOKEN));
+        let units = capacity.min(MAX_CAPACITY).div_ceil(CLOCK_UNIT) as u32;
+        if self.capacity.load(Relaxed) != units {
+            self.capacity.store(units, Relaxed);
+        }
+        let epoch = server.cache_epoch();
+        if self.epoch.load(Relaxed) == epoch {
+            return true;
+        }
+        // By one thread only, or the clock would come round to old notes sooner.
+        if self.epoch.swap(epoch, Relaxed) != epoch {
+            self.filled.fetch_add((u64::from(units) + 1) * CLOCK_UNIT, Relaxed);
+        }
+        false
+    }
+}
+
+/// A server that is believed to have the beginning of a prompt.
+#[derive(Debug, Clone, Copy, Default)]
+struct Holder {
+    index: usize,
+    /// How many blocks it has.
+    blocks: usize,
+}
+
+/// What the index says of a prompt.
+#[derive(Debug, Default)]
+struct Match {
+    holders: [Holder; HOLDERS],
+    count: usize,
+    /// How many blocks anyone has.
+    deepest: usize,
+    /// How many blocks of the prompt many prompts begin with.
+    hot: usize,
+}
+
+impl Match {
+    fn holders(&self) -> &[Holder] {
+        &self.holders[..self.count]
+    }
+}
+
+impl CacheAware {
+    /// With an index of up to 64 MiB.
+    pub fn new() -> Self {
+        Self {
+            index: ArcSwapOption::empty(),
+            max_index_bytes: AtomicUsize::new(DEFAULT_INDEX_BYTES),
+            clocks: (0..Choice::MAX_SLOTS).map(|_| CacheClock::default()).collect(),
+        }
+    }
+
+    /// With an index of up to this many bytes, and at least 64 KiB.
+    #[must_use]
+    pub fn with_index_bytes(self, bytes: usize) -> Self {
+        self.set_index_bytes(bytes);
+        self
+    }
+
+    pub(crate) fn set_index_bytes(&self, bytes: usize) {
+        self.max_index_bytes.store(bytes, Relaxed);
+    }
+
+    fn age(&self, note: Note) -> u32 {
+        self.clocks[usize::from(note.slot)].age(note.stamp)
+    }
+
+    /// Looks a prompt up, from its end: where a server has a block, it has all before it.
+    fn look_up(&self, index: &PrefixIndex, choice: &Choice<'_>, prompt: &Prompt) -> Match {
+        let mut found = Match::default();
+        for number in (0..prompt.blocks()).rev() {
+            let Some(entry) = index.find(prompt.block(number)) else { continue };
+            if found.hot == 0 && entry.fan_out() >= HOT_FAN_OUT {
+                found.hot = number + 1;
+            }
+            for note in entry.notes() {
+                let clock = &self.clocks[usize::from(note.slot)];
+                if !clock.is_live(note.stamp) {
+                    continue;
+                }
+                found.deepest = found.deepest.max(number + 1);
+                self.add_holder(&mut found, choice, note, number + 1);
+            }
+            if found.count == HOLDERS && found.hot > 0 {
+                break;
+            }
+        }
+        found
+    }
+
+    fn add_holder(&self, found: &mut Match, choice: &Choice<'_>, note: Note, blocks: usize) {
+        // A server that was removed, or may not be chosen now.
+        let Some(index) = choice.index_of_slot(usize::from(note.slot)) else { return };
+        let is_known = found.holders().iter().any(|holder| holder.index == index);
+        if is_known || found.count == HOLDERS {
+            return;
+        }
+        if self.clocks[usize::from(note.slot)].is_current(&choice.servers()[index]) {
+            found.holders[found.count] = Holder { index, blocks };
+            found.count += 1;
+        }
+    }
+
+    /// Notes that a server will have a prompt in its cache.
+    fn note(&self, index: &PrefixIndex, slot: usize, prompt: &Prompt, computed: u64) {
+        let clock = &self.clocks[slot];
+        clock.filled.fetch_add(computed, Relaxed);
+        let note = Note { slot: slot as u16, stamp: clock.now() };
+        for number in 0..prompt.blocks() {
+            index.note(prompt.block(number), note, |note| self.age(note));
+        }
+    }
+}
+
+/// The server with the fewest bytes to wait for, and how many blocks it has.
+fn cheapest(choice: &Choice<'_>, prompt: &Prompt, found: &Match) -> Holder {
+    let cost = |holder: Holder| {
+        let missing = |blocks: usize| prompt.bytes().saturating_sub((blocks * Prompt::BLOCK_BYTES) as u64);
+        let private = missing(holder.blocks.max(found.hot));
+        choice.work(holder.index) + missing(holder.blocks) + (PRIVATE_COST - 1) * private
+    };
+    // Of all servers that have nothing, that with the least work is the cheapest.
+    let cold = Holder { index: least_loaded(choice), blocks: 0 };
+    // Among equals the first: a holder, with more blocks first.
+    found.holders().iter().copied().chain([cold]).min_by_key(|holder| cost(*holder)).unwrap_or(cold)
+}
+
+impl Policy for CacheAware {
+    fn pick<'a>(&self, choice: &Choice<'a>) -> &'a Arc<Backend> {
+        self.choose(choice).server
+    }
+
+    fn choose<'a>(&self, choice: &Choice<'a>) -> Selection<'a> {
+        let index = self.index.load();
+        let (Role::Prefill, Some(index), Some(prompt)) = (choice.role(), index.as_deref(), choice.prompt())
+        else {
+            return Selection::new(&choice.servers()[least_loaded(choice)]);
+        };
+        let found = self.look_up(index, choice, prompt);
+        let Holder { index: chosen, blocks } = cheapest(choice, prompt, &found);
+        let server = &choice.servers()[chosen];
+        let slot = choice.slot(chosen);
+        self.clocks[slot].is_current(server);
+        let cached = (blocks * Prompt::BLOCK_BYTES) as u64;
+        self.note(index, slot, prompt, prompt.bytes().saturating_sub(cached));
+        if let Some(entry) = found.deepest.checked_sub(1).and_then(|last| index.find(prompt.block(last))) {
+            entry.continued();
+        }
+        Selection::new(server).with_cached(cached)
+    }
+
+    fn needs(&self, role: Role) -> Needs {
+        Needs { prompt: role == Role::Prefill, ..Needs::default() }
+    }
+
+    fn servers_changed(&self, servers: &[Arc<Backend>]) {
+        // It is told of the servers of one role; of decode servers nothing is noted.
+        if servers.first().is_none_or(|server| server.role() == Role::Decode) {
+            return;
+        }
+        let capacity = |server: &Arc<Backend>| {
+            let bytes = server.cache_tokens().map(|tokens| tokens.saturating_mul(BYTES_PER_TOKEN));
+            bytes.unwrap_or(UNKNOWN_CAPACITY_OF_TABLE).min(MAX_CAPACITY)
+        };
+        let blocks = servers.iter().map(capacity).sum::<u64>() / Prompt::BLOCK_BYTES as u64;
+        let max_bytes = self.max_index_bytes.load(Relaxed);
+        let wanted = PrefixIndex::bits_for(blocks, max_bytes);
+        let new = match self.index.load().as_deref() {
+            None => PrefixIndex::new(wanted),
+            // It shrinks only where it must: servers that went may come back.
+            Some(index)
+                if index.bits() < wanted || index.bits() > PrefixIndex::bits_for(u64::MAX / 2, max_bytes) =>
+            {
+                // Notes of the requests that are chosen for in between are lost.
+                index.resized(wanted, |note| self.age(note))
+            }
+            Some(_) => return,
+        };
+        self.index.store(Some(Arc::new(new)));
+    }
+
+    fn continues_as(&self, next: &dyn Policy) -> bool {
+        let Some(next) = (next as &dyn Any).downcast_ref::<Self>() else { return false };
+        self.set_index_bytes(next.max_index_bytes.load(Relaxed));
+        true
+    }
+}
+
+impl Default for CacheAware {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for CacheAware {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bits = self.index.load().as_deref().map(PrefixIndex::bits);
+        f.debug_struct("CacheAware").field("index_bits", &bits).finish_non_exhaustive()
+    }
+}

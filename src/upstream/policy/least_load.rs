@@ -1,0 +1,54 @@
+//! Policies that look at load alone: the least of all servers, or of two.
+
+use std::sync::Arc;
+
+use super::{Choice, Load, Policy};
+use crate::upstream::{Backend, Role};
+
+/// What a server of a role has to do, to be compared. A prefill server computes one prompt after the other,
+/// so the bytes before a request are its wait. A decode server runs all its requests at once, and each slows
+/// the others down.
+pub(super) fn load_of(choice: &Choice<'_>, index: usize) -> (usize, u64) {
+    match choice.role() {
+        Role::Prefill => (0, choice.work(index)),
+        Role::Decode => (choice.requests(index), choice.work(index)),
+    }
+}
+
+/// Selects the server with the least load: of prefill servers, the one with the fewest bytes of prompt to
+/// compute; of decode servers, the one with the fewest requests, then the fewest bytes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LeastLoad;
+
+impl Policy for LeastLoad {
+    fn pick<'a>(&self, choice: &Choice<'a>) -> &'a Arc<Backend> {
+        &choice.servers()[least_loaded(choice)]
+    }
+}
+
+/// The index of the server with the least load.
+pub(super) fn least_loaded(choice: &Choice<'_>) -> usize {
+    // Apart, so that each loop compares single numbers.
+    match choice.role() {
+        Role::Prefill => choice.least_by(Load::work),
+        Role::Decode => choice.least_by(Load::by_requests),
+    }
+}
+
+/// Selects the server with less load of two random ones, as [`LeastLoad`] measures it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PowerOfTwo;
+
+impl Policy for PowerOfTwo {
+    fn pick<'a>(&self, choice: &Choice<'a>) -> &'a Arc<Backend> {
+        let servers = choice.servers();
+        let first = fastrand::usize(..servers.len());
+        if servers.len() == 1 {
+            return &servers[first];
+        }
+        // Another one: each of the others is as likely.
+        let second = (first + fastrand::usize(1..servers.len())) % servers.len();
+        let is_less = load_of(choice, second) < load_of(choice, first);
+        &servers[if is_less { second } else { first }]
+    }
+}

@@ -1,0 +1,371 @@
+//! The fingerprint of a prompt: what policies may know of it, taken while the body is scanned.
+//!
+//! The bytes of the prompt's value are hashed where they lie, in blocks, each hash covering all blocks before
+//! its own. No text is kept, parsed or tokenized. Which server has which block is not known here.
+
+use std::cell::RefCell;
+
+use super::Dialect;
+
+/// Bytes that are hashed at a time: four lanes of two words each, so that four multiplications are under way.
+const STRIPE: usize = 64;
+const STRIPES_PER_BLOCK: usize = Prompt::BLOCK_BYTES / STRIPE;
+
+/// Most blocks of a prompt that are hashed. 2 MiB are about 500,000 tokens, more than a server takes.
+const MAX_BLOCKS: usize = 1_024;
+
+/// Most free lists of hashes that a thread keeps: 8 KiB each at most.
+const MAX_POOLED_LISTS: usize = 64;
+
+/// How many blocks the hash of the beginning covers.
+const PREFIX_BLOCKS: usize = 2;
+
+/// How many fields there are of [`PromptField::Seed`] and of [`PromptField::Key`].
+const SEEDS: usize = 6;
+const KEYS: usize = 2;
+
+/// The prompt of a request: its size, and hashes of its beginnings.
+///
+/// Two prompts with the same [`block`](Self::block) have the same bytes up to the end of that block, the same
+/// model and the same tools. Hashes are keyed at random in each process. Of a batch they are those of its
+/// first prompt and what follows it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Prompt {
+    bytes: u64,
+    blocks: BlockList,
+    /// Of a prompt shorter than a block.
+    short: u64,
+    seed: u64,
+    key: Option<u64>,
+}
+
+impl Prompt {
+    /// Bytes of JSON in one block: about 512 tokens of English.
+    pub const BLOCK_BYTES: usize = 2 << 10;
+
+    /// The length of the prompt's JSON in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The number of its whole blocks, up to 1,024.
+    pub fn blocks(&self) -> usize {
+        self.blocks.0.len()
+    }
+
+    /// The hash of everything up to the end of block `number`, which must be less than
+    /// [`blocks`](Self::blocks).
+    pub fn block(&self, number: usize) -> u64 {
+        fold(self.blocks.0[number] ^ self.seed, LANES[0])
+    }
+
+    /// A hash of the prompt's first 4 KiB: two of its blocks, or as much as there is.
+    pub fn prefix(&self) -> u64 {
+        match self.blocks().min(PREFIX_BLOCKS) {
+            0 => fold(self.short ^ self.seed, LANES[0]),
+            blocks => self.block(blocks - 1),
+        }
+    }
+
+    /// The hash of the name that the body gives to its conversation.
+    pub(crate) fn key(&self) -> Option<u64> {
+        self.key
+    }
+}
+
+/// Odd constants with as many ones as zeros: the first digits of pi's fraction.
+const LANES: [u64; 4] =
+    [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7345, 0xa409_3822_299f_31d1, 0x082e_fa98_ec4e_6c89];
+
+/// What hashes are keyed with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HashKey([u64; 4]);
+
+impl HashKey {
+    /// The same in every process, so that routers which share nothing agree.
+    pub(crate) const STABLE: Self = Self(LANES);
+
+    /// Keyed by a random number: nobody outside can look for two prompts with one hash.
+    pub(crate) fn from_random(number: u64) -> Self {
+        let mut word = number;
+        Self(LANES.map(|lane| {
+            word = fold(word ^ lane, LANES[3]);
+            word ^ lane.rotate_left(32)
+        }))
+    }
+}
+
+/// The hash of a conversation's name, as [`PromptReader`] finds it in a body.
+pub(crate) fn key_hash(name: &[u8]) -> u64 {
+    let mut hasher = StreamHasher::new(HashKey::STABLE);
+    hasher.feed(name, |_| {});
+    // As the body's value, which is read up to its closing quote.
+    hasher.feed(b"\"", |_| {});
+    hasher.digest()
+}
+
+/// Multiplies to 128 bits and folds the halves: each bit of the result depends on every bit of both.
+#[inline]
+fn fold(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    product as u64 ^ (product >> 64) as u64
+}
+
+/// Hashes a stream of bytes, whatever its pieces.
+#[derive(Debug)]
+struct StreamHasher {
+    key: HashKey,
+    lanes: [u64; 4],
+    stripes: usize,
+    length: u64,
+    /// The last bytes, less than a stripe.
+    rest: [u8; STRIPE],
+    rest_length: usize,
+}
+
+impl StreamHasher {
+    fn new(key: HashKey) -> Self {
+        Self { key, lanes: key.0, stripes: 0, length: 0, rest: [0; STRIPE], rest_length: 0 }
+    }
+
+    fn restart(&mut self, key: HashKey) {
+        (self.key, self.lanes) = (key, key.0);
+        (self.stripes, self.length, self.rest_length) = (0, 0, 0);
+    }
+
+    /// Hashes more bytes; `block` gets the hash at the end of each block.
+    fn feed(&mut self, mut bytes: &[u8], mut block: impl FnMut(u64)) {
+        self.length += bytes.len() as u64;
+        if self.rest_length > 0 {
+            let (first, others) = bytes.split_at(bytes.len().min(STRIPE - self.rest_length));
+            self.rest[self.rest_length..][..first.len()].copy_from_slice(first);
+            self.rest_length += first.len();
+            bytes = others;
+            if self.rest_length < STRIPE {
+                return;
+            }
+            let stripe = self.rest;
+            self.stripes(&[stripe], &mut block);
+            self.rest_length = 0;
+        }
+        let (stripes, rest) = bytes.as_chunks::<STRIPE>();
+        self.stripes(stripes, &mut block);
+        self.rest[..rest.len()].copy_from_slice(rest);
+        self.rest_length = rest.len();
+    }
+
+    fn stripes(&mut self, mut stripes: &[[u8; STRIPE]], block: &mut impl FnMut(u64)) {
+        while !stripes.is_empty() {
+            let to_end_of_block = STRIPES_PER_BLOCK - self.stripes % STRIPES_PER_BLOCK;
+            let (now, later) = stripes.split_at(stripes.len().min(to_end_of_block));
+            // Copied, so that the loop keeps the lanes in registers.
+            let mut lanes = self.lanes;
+            now.iter().for_each(|stripe| mix(&mut lanes, &self.key.0, stripe));
+            self.lanes = lanes;
+            self.stripes += now.len();
+            stripes = later;
+            if self.stripes.is_multiple_of(STRIPES_PER_BLOCK) {
+                block(self.of_lanes());
+            }
+        }
+    }
+
+    /// The hash of all whole stripes.
+    fn of_lanes(&self) -> u64 {
+        let [a, b, c, d] = self.lanes;
+        fold(fold(a ^ LANES[1], b ^ LANES[2]) ^ c, d ^ LANES[3])
+    }
+
+    /// The hash of everything.
+    fn digest(&mut self) -> u64 {
+        self.rest[self.rest_length..].fill(0);
+        mix(&mut self.lanes, &self.key.0, &self.rest);
+        fold(self.of_lanes() ^ self.length, LANES[2])
+    }
+}
+
+#[inline]
+fn mix(lanes: &mut [u64; 4], key: &[u64; 4], stripe: &[u8; STRIPE]) {
+    let (words, _) = stripe.as_chunks::<8>();
+    for lane in 0..4 {
+        let (first, second) = (u64::from_le_bytes(words[2 * lane]), u64::from_le_bytes(words[2 * lane + 1]));
+        lanes[lane] = fold(first ^ lanes[lane], second ^ key[lane]);
+    }
+}
+
+/// Which part of the fingerprint a field's value is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PromptField {
+    /// The prompt itself.
+    Text,
+    /// What is part of the prompt without being in its value: the same messages make another prompt with it.
+    Seed(usize),
+    /// The name of the conversation. The first counts.
+    Key(usize),
+}
+
+impl PromptField {
+    fn of(name: &[u8], dialect: Dialect) -> Option<Self> {
+        match (name, dialect) {
+            (b"messages", Dialect::Chat)
+            | (b"prompt", Dialect::Completions)
+            | (b"text" | b"input_ids", Dialect::Generate) => Some(Self::Text),
+            (b"model", _) => Some(Self::Seed(0)),
+            (b"lora_path", _) => Some(Self::Seed(1)),
+            (b"cache_salt", _) => Some(Self::Seed(2)),
+            (b"extra_key", _) => Some(Self::Seed(3)),
+            (b"tools", _) => Some(Self::Seed(4)),
+            (b"chat_template_kwargs", _) => Some(Self::Seed(5)),
+            (b"prompt_cache_key", _) => Some(Self::Key(0)),
+            (b"session_id", _) => Some(Self::Key(1)),
+            _ => None,
+        }
+    }
+}
+
+/// Takes the fingerprint of a body's prompt. It is told of fields and values by the scanner.
+#[derive(Debug)]
+pub(super) struct PromptReader {
+    key: HashKey,
+    /// What the current field is, from its name to the end of its value.
+    field: Option<PromptField>,
+    /// Where in the current chunk the value starts whose bytes are hashed.
+    from: Option<usize>,
+    /// Nothing of the value was hashed yet.
+    is_leading: bool,
+    hasher: StreamHasher,
+    prompt: Prompt,
+    seeds: [u64; SEEDS],
+    keys: [Option<u64>; KEYS],
+}
+
+impl PromptReader {
+    pub(super) fn new(key: HashKey) -> Self {
+        Self {
+            key,
+            field: None,
+            from: None,
+            is_leading: true,
+            hasher: StreamHasher::new(key),
+            prompt: Prompt::default(),
+            seeds: [0; SEEDS],
+            keys: [None; KEYS],
+        }
+    }
+
+    /// A field of the top level begins. Its name has no escapes.
+    pub(super) fn field(&mut self, name: &[u8], dialect: Dialect) {
+        self.field = PromptField::of(name, dialect);
+    }
+
+    /// Its value begins with `byte`, at this place of the chunk. Of duplicate fields the last counts.
+    pub(super) fn value_started(&mut self, byte: u8, at: usize) {
+        let Some(field) = self.field else { return };
+        match field {
+            PromptField::Text => {
+                self.prompt.blocks.0.clear();
+                self.prompt.bytes = 0;
+            }
+            PromptField::Seed(number) => self.seeds[number] = 0,
+            PromptField::Key(number) => self.keys[number] = None,
+        }
+        // `null` is the same as no value, and a number names no conversation.
+        if byte != b'"' && (byte == b'n' || matches!(field, PromptField::Key(_))) {
+            self.field = None;
+            return;
+        }
+        // Of keys the hash is to be that of a header's value.
+        let is_name = matches!(field, PromptField::Key(_));
+        self.hasher.restart(if is_name { HashKey::STABLE } else { self.key });
+        (self.from, self.is_leading) = (Some(at), true);
+    }
+
+    /// The scanner has come to the end of a chunk.
+    pub(super) fn chunk_ended(&mut self, chunk: &[u8]) {
+        if let Some(from) = self.from {
+            self.read(&chunk[from..]);
+            self.from = Some(0);
+        }
+    }
+
+    /// The value ends before `chunk[end]`.
+    pub(super) fn value_ended(&mut self, chunk: &[u8], end: usize) {
+        let (Some(from), Some(field)) = (self.from.take(), self.field) else { return };
+        self.read(&chunk[from..end]);
+        self.field = None;
+        match field {
+            PromptField::Text if self.prompt.blocks() > 0 => {}
+            PromptField::Text => self.prompt.short = self.hasher.digest(),
+            PromptField::Seed(number) => {
+                // Each kind with a number of its own: a model and a salt of the same name differ.
+                self.seeds[number] = fold(self.hasher.digest() ^ number as u64, LANES[1]);
+            }
+            PromptField::Key(number) => self.keys[number] = Some(self.hasher.digest()),
+        }
+    }
+
+    fn read(&mut self, mut bytes: &[u8]) {
+        if self.is_leading {
+            // So that a prompt has the same blocks alone and as the first of a batch.
+            let is_leading = |byte: &u8| matches!(byte, b'[' | b'"' | b' ' | b'\t' | b'\r' | b'\n');
+            let Some(start) = bytes.iter().position(|byte| !is_leading(byte)) else { return };
+            (bytes, self.is_leading) = (&bytes[start..], false);
+        }
+        if self.field != Some(PromptField::Text) {
+            self.hasher.feed(bytes, |_| {});
+            return;
+        }
+        self.prompt.bytes += bytes.len() as u64;
+        if self.prompt.blocks() < MAX_BLOCKS {
+            let blocks = &mut self.prompt.blocks;
+            self.hasher.feed(bytes, |hash| blocks.push(hash));
+        }
+    }
+
+    pub(super) fn finish(mut self) -> Prompt {
+        // In any order: fields come as the client likes.
+        self.prompt.seed = self.seeds.iter().fold(0, |seed, of_field| seed ^ of_field);
+        self.prompt.key = self.keys.iter().find_map(|key| *key);
+        self.prompt
+    }
+}
+
+thread_local! {
+    /// Lists that were used before, so that a request allocates none.
+    static FREE_LISTS: RefCell<Vec<Vec<u64>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The hashes of up to [`MAX_BLOCKS`] blocks, in memory that is used again.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct BlockList(Vec<u64>);
+
+impl BlockList {
+    fn push(&mut self, hash: u64) {
+        if self.0.capacity() == 0 {
+            self.0 = FREE_LISTS.with_borrow_mut(Vec::pop).unwrap_or_default();
+        }
+        if self.0.len() < MAX_BLOCKS {
+            self.0.push(hash);
+        }
+    }
+}
+
+impl Drop for BlockList {
+    fn drop(&mut self) {
+        if self.0.capacity() == 0 {
+            return;
+        }
+        let mut list = std::mem::take(&mut self.0);
+        list.clear();
+        // It fails while the thread ends, where the list is freed instead.
+        let _ = FREE_LISTS.try_with(|free| {
+            let mut free = free.borrow_mut();
+            if free.len() < MAX_POOLED_LISTS {
+                free.push(list);
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;
