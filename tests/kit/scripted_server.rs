@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -94,6 +94,8 @@ pub struct ScriptedServer {
     address: SocketAddr,
     state: Arc<State>,
     accepting: JoinHandle<()>,
+    /// Keeps the port of a server that refuses connections from being given to another server.
+    reserved: Mutex<Option<TcpSocket>>,
 }
 
 impl ScriptedServer {
@@ -119,7 +121,7 @@ impl ScriptedServer {
         let address = listener.local_addr().expect("a bound address");
         let state = Arc::new(State { reads_bodies, ..State::default() });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&state), script));
-        Self { address, state, accepting }
+        Self { address, state, accepting, reserved: Mutex::default() }
     }
 
     /// A server that responds to every request with the same bytes.
@@ -144,7 +146,13 @@ impl ScriptedServer {
     pub async fn stop_listening(&self) {
         self.accepting.abort();
         super::with_timeout("the listener's end", async {
-            while tokio::net::TcpStream::connect(self.address).await.is_ok() {
+            loop {
+                let socket = TcpSocket::new_v4().expect("a socket");
+                socket.set_reuseaddr(true).expect("SO_REUSEADDR");
+                // Fails while the listener is open.
+                if socket.bind(self.address).is_ok() {
+                    break *self.reserved.lock().unwrap() = Some(socket);
+                }
                 tokio::task::yield_now().await;
             }
         })
