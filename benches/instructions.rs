@@ -2,8 +2,8 @@
 //! counts the instructions; by itself it measures nothing.
 //!
 //! Arguments: the number of plain requests, the number of streams of 64 tokens, and `guarded` to enable
-//! limits and API keys, or `cache_aware` for the policies that look at prompts. A few of both go first, so
-//! that what happens once per process is the same in every run.
+//! limits and API keys, or `cache_aware` for the policies that look at prompts; `long` makes requests of 8.5
+//! KB. A few of both go first, so that what happens once per process is the same in every run.
 
 #[path = "../tests/kit/lockstep.rs"]
 mod lockstep;
@@ -33,6 +33,9 @@ fn main() {
         (false, true) => LockStep::start_with_cache_aware(PAUSE),
         (false, false) => LockStep::start(PAUSE),
     };
+    if std::env::args().any(|arg| arg == "long") {
+        peers.lengthen();
+    }
     exchange(&mut peers, 20, 5);
     exchange(&mut peers, requests, streams);
 }

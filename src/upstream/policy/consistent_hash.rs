@@ -52,8 +52,8 @@ fn first_below(choice: &Choice<'_>, key: u64, own: u64, load: impl Fn(usize) -> 
             (best, first) = (Some(weight), index);
         }
     }
-    // A server at the mean or below it exists at every moment. If the loads have changed since the sum so that
-    // none was seen, it is the first one.
+    // A server at the mean or below it exists at every moment. If the loads have changed since the sum so
+    // that none was seen, it is the first one.
     first
 }
 
