@@ -249,8 +249,8 @@ impl<'a> Choice<'a> {
         self.candidates.url_hashes[index]
     }
 
-    /// The index of the server with the smallest value of its load. Among equals it is the first from a random
-    /// one on.
+    /// The index of the server with the smallest value of its load. Among equals it is the first from a
+    /// random one on.
     fn least_by(&self, value: impl Fn(Load) -> u64) -> usize {
         let slots = &self.candidates.slots[..];
         // Otherwise the first of several idle servers would receive all requests.
