@@ -81,6 +81,9 @@ pub struct Experiment {
     /// Tokens of the cache of a prefill server.
     #[arg(long, value_name = "TOKENS", default_value_t = 1_000_000)]
     pub cache_tokens: u64,
+    /// Play this share of the requests before measuring starts.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    pub warm_up: f64,
     /// Write all rows as JSON.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -134,7 +137,8 @@ impl Experiment {
         scenario: Scenario,
         candidates: &[Candidate],
     ) -> Vec<Row> {
-        let mut fleet = Fleet { prefill: self.prefill, decode: self.decode, scenario, ..Fleet::default() };
+        let (prefill, decode, warm_up) = (self.prefill, self.decode, self.warm_up);
+        let mut fleet = Fleet { prefill, decode, scenario, warm_up, ..Fleet::default() };
         fleet.model.cache_tokens = self.cache_tokens;
         let own_use = random_use(&fleet, requests);
         let loads = if self.load.is_empty() { &[0.85, 1.0][..] } else { &self.load };

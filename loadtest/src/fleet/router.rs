@@ -130,6 +130,9 @@ impl Reference {
 const BLOCK_BYTES: u64 = BLOCK_TOKENS * BYTES_PER_TOKEN;
 /// Bytes of a token of English.
 pub(super) const BYTES_PER_TOKEN: u64 = 4;
+/// Bytes that a request counts for besides its own: a prompt that is cached as a whole takes time, too, about
+/// that of 267 tokens, and would not be counted at all.
+const REQUEST_BYTES: u64 = 1 << 10;
 /// How many times a private byte that is computed again counts.
 const PRIVATE_COST: f64 = 4.0;
 /// A block that so many prompts have continued is the end of a shared beginning.
@@ -220,7 +223,7 @@ impl ReferenceRouter {
         });
         self.fan_out.count(chain, matched.iter().copied().max().unwrap_or(0));
         self.believed[up[at]].insert(chain);
-        (up[at], missing(matched[at]))
+        (up[at], missing(matched[at]) + REQUEST_BYTES)
     }
 
     /// The same in seconds, of what is so rather than what is believed.

@@ -61,11 +61,20 @@ pub struct Fleet {
     pub scenario: Scenario,
     /// Of everything that is random in the fleet.
     pub seed: u64,
+    /// The share of the requests, from the first on, that is played and not measured.
+    pub warm_up: f64,
 }
 
 impl Default for Fleet {
     fn default() -> Self {
-        Self { prefill: 8, decode: 8, model: Model::default(), scenario: Scenario::Steady, seed: 1 }
+        Self {
+            prefill: 8,
+            decode: 8,
+            model: Model::default(),
+            scenario: Scenario::Steady,
+            seed: 1,
+            warm_up: 0.0,
+        }
     }
 }
 
@@ -79,7 +88,7 @@ impl Fleet {
 
     /// The factor of the time of request `index`.
     pub(super) fn noise(&self, index: usize) -> f64 {
-        factor(self.seed, 1, index, self.model.noise)
+        factor(self.seed, 1, index as u64, self.model.noise)
     }
 }
 
@@ -134,6 +143,7 @@ pub fn simulate(fleet: &Fleet, requests: &[Request], router: &mut dyn Router) ->
 struct Run<'a> {
     fleet: &'a Fleet,
     requests: &'a [Request],
+    measured_from: usize,
     router: &'a mut dyn Router,
     prefill: Vec<PrefillServer>,
     up: Vec<usize>,
@@ -153,6 +163,7 @@ impl<'a> Run<'a> {
         let mut run = Self {
             fleet,
             requests,
+            measured_from: (requests.len() as f64 * fleet.warm_up) as usize,
             router,
             prefill: fleet.prefill_servers(),
             up: (0..fleet.prefill).collect(),
@@ -215,7 +226,9 @@ impl<'a> Run<'a> {
     fn arrive(&mut self, index: usize) {
         let request = &self.requests[index];
         let tokens = request.input * BYTES_PER_TOKEN;
-        let bytes = (tokens as f64 * factor(self.fleet.seed, 2, index, BYTES_SIGMA)).ceil() as u64;
+        // Of the text, so that the same prompt has the same size again.
+        let text = request.blocks.last().copied().unwrap_or(index as u64);
+        let bytes = (tokens as f64 * factor(self.fleet.seed, 2, text, BYTES_SIGMA)).ceil() as u64;
         let now = request.at;
         let view = View {
             up: &self.up,
@@ -242,9 +255,11 @@ impl<'a> Run<'a> {
         let request = &self.requests[index];
         self.router.prefill_done(index, pair, PrefillEnd::Answered { cached: prefilled.cached });
         let first = self.decode[pair.decode].join(now, index, request.input, request.output);
-        self.outcome.ttft.push(first - request.at);
-        self.outcome.prompt_tokens += request.input;
-        self.outcome.cached_tokens += prefilled.cached;
+        if index >= self.measured_from {
+            self.outcome.ttft.push(first - request.at);
+            self.outcome.prompt_tokens += request.input;
+            self.outcome.cached_tokens += prefilled.cached;
+        }
         self.decode_changed(pair.decode);
     }
 
