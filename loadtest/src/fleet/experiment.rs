@@ -43,9 +43,9 @@ pub fn random_use(fleet: &Fleet, requests: &[Request]) -> f64 {
     outcome.utilisation().iter().sum::<f64>() / fleet.prefill as f64
 }
 
-/// Plays traces through policies, without sockets.
+/// What is sent, and to how many servers.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Experiment {
+pub struct Load {
     /// A trace in Mooncake's format; may be repeated. [default, if there is no `--generate` either: ten minutes
     /// of Mooncake's conversation trace]
     #[arg(long, value_name = "FILE")]
@@ -63,15 +63,6 @@ pub struct Experiment {
     /// Set the rate to this multiple of the trace's own; may be repeated.
     #[arg(long, value_name = "FACTOR")]
     pub times: Vec<f64>,
-    /// What happens to the prefill servers; may be repeated.
-    #[arg(long, value_name = "NAME", default_value = "steady")]
-    pub scenario: Vec<Scenario>,
-    /// Only rows with this name; may be repeated.
-    #[arg(long, value_name = "NAME")]
-    pub policy: Vec<String>,
-    /// Repeats, each with another seed.
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    pub repeats: u64,
     /// Prefill servers.
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub prefill: usize,
@@ -81,6 +72,59 @@ pub struct Experiment {
     /// Tokens of the cache of a prefill server.
     #[arg(long, value_name = "TOKENS", default_value_t = 1_000_000)]
     pub cache_tokens: u64,
+}
+
+impl Load {
+    pub(super) fn traces(&self) -> io::Result<Vec<(String, Vec<Request>)>> {
+        let mut traces = Vec::new();
+        for path in &self.trace {
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            traces.push((name, trace::read(path)?));
+        }
+        for generator in &self.generate {
+            traces.push((generator.name().to_owned(), generator.requests(self.requests, 1)));
+        }
+        if traces.is_empty() {
+            traces.push(("mooncake_conversation_10min".to_owned(), trace::conversation()?));
+        }
+        if traces.iter().any(|(_, requests)| duration(requests) <= 0.0) {
+            return Err(io::Error::other("a trace of no duration"));
+        }
+        Ok(traces)
+    }
+
+    pub(super) fn fleet(&self, scenario: Scenario) -> Fleet {
+        let (prefill, decode) = (self.prefill, self.decode);
+        let mut fleet = Fleet { prefill, decode, scenario, ..Fleet::default() };
+        fleet.model.cache_tokens = self.cache_tokens;
+        fleet
+    }
+
+    /// Each load, and the multiple of the trace's rate that gives it. `own_use` is [`random_use`] at that rate.
+    pub(super) fn rates(&self, own_use: f64) -> Vec<(f64, f64)> {
+        if !self.times.is_empty() {
+            return self.times.iter().map(|times| (*times, *times)).collect();
+        }
+        let loads = if self.load.is_empty() { &[0.85, 1.0][..] } else { &self.load };
+        loads.iter().map(|load| (*load, load / own_use)).collect()
+    }
+}
+
+/// Plays traces through policies, without sockets.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Experiment {
+    /// What is played.
+    #[command(flatten)]
+    pub load: Load,
+    /// What happens to the prefill servers; may be repeated.
+    #[arg(long, value_name = "NAME", default_value = "steady")]
+    pub scenario: Vec<Scenario>,
+    /// Only rows with this name; may be repeated.
+    #[arg(long, value_name = "NAME")]
+    pub policy: Vec<String>,
+    /// Repeats, each with another seed.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub repeats: u64,
     /// Play this share of the requests before measuring starts.
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     pub warm_up: f64,
@@ -99,7 +143,7 @@ impl Experiment {
         let candidates: Vec<_> =
             all.filter(|one| self.policy.is_empty() || self.policy.contains(&one.name)).collect();
         let mut rows = Vec::new();
-        for (name, requests) in self.traces()? {
+        for (name, requests) in self.load.traces()? {
             for scenario in &self.scenario {
                 rows.extend(self.rows(&name, &requests, *scenario, &candidates));
             }
@@ -112,24 +156,6 @@ impl Experiment {
         Ok(rows)
     }
 
-    fn traces(&self) -> io::Result<Vec<(String, Vec<Request>)>> {
-        let mut traces = Vec::new();
-        for path in &self.trace {
-            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            traces.push((name, trace::read(path)?));
-        }
-        for generator in &self.generate {
-            traces.push((generator.name().to_owned(), generator.requests(self.requests, 1)));
-        }
-        if traces.is_empty() {
-            traces.push(("mooncake_conversation_10min".to_owned(), trace::conversation()?));
-        }
-        if traces.iter().any(|(_, requests)| duration(requests) <= 0.0) {
-            return Err(io::Error::other("a trace of no duration"));
-        }
-        Ok(traces)
-    }
-
     fn rows(
         &self,
         name: &str,
@@ -137,16 +163,10 @@ impl Experiment {
         scenario: Scenario,
         candidates: &[Candidate],
     ) -> Vec<Row> {
-        let (prefill, decode, warm_up) = (self.prefill, self.decode, self.warm_up);
-        let mut fleet = Fleet { prefill, decode, scenario, warm_up, ..Fleet::default() };
-        fleet.model.cache_tokens = self.cache_tokens;
+        let fleet = Fleet { warm_up: self.warm_up, ..self.load.fleet(scenario) };
         let own_use = random_use(&fleet, requests);
-        let loads = if self.load.is_empty() { &[0.85, 1.0][..] } else { &self.load };
-        let by_load = loads.iter().map(|load| (*load, load / own_use));
-        let by_times = self.times.iter().map(|times| (*times, *times));
-        let rates: Vec<_> = if self.times.is_empty() { by_load.collect() } else { by_times.collect() };
         let mut rows = Vec::new();
-        for (load, times) in rates {
+        for (load, times) in self.load.rates(own_use) {
             let requests = at_rate(requests, times);
             for candidate in candidates {
                 let runs = runs(&fleet, &requests, candidate, self.repeats);
@@ -159,7 +179,7 @@ impl Experiment {
 }
 
 /// The same load with each of the seeds from 1.
-fn runs(fleet: &Fleet, requests: &[Request], candidate: &Candidate, repeats: u64) -> Vec<Outcome> {
+pub fn runs(fleet: &Fleet, requests: &[Request], candidate: &Candidate, repeats: u64) -> Vec<Outcome> {
     let run = |seed| {
         let fleet = Fleet { seed, ..*fleet };
         simulate(&fleet, requests, &mut *(candidate.make)(&fleet))

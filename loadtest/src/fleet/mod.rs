@@ -2,11 +2,12 @@
 //! choice of servers makes of them.
 //!
 //! [`model`] is one server's behaviour, [`trace`] and [`generate`] are the load, [`simulate`] plays it through
-//! a [`Router`] without sockets. `docs/ROUTING.md` says what is modelled, what is not, and what came out.
+//! a [`Router`] without sockets, [`live`] through a router's program. `docs/ROUTING.md` says what is modelled, what is not, and what came out.
 
 pub mod cache;
 mod experiment;
 pub mod generate;
+pub mod live;
 pub mod model;
 mod noise;
 mod report;
@@ -14,7 +15,7 @@ mod router;
 mod simulation;
 pub mod trace;
 
-pub use experiment::{Candidate, Experiment, random_use};
+pub use experiment::{Candidate, Experiment, Load, random_use, runs};
 pub use generate::Generator;
 pub use report::{Outcome, Row, ServerLoad, table};
 pub use router::{Arrival, Pair, PrefillEnd, Reference, Router, View};

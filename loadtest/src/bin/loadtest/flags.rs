@@ -29,6 +29,8 @@ pub(crate) enum Command {
     Soak(soak::Options),
     /// Measure the memory of an open stream and of a body in flight.
     Memory(memory::Options),
+    /// Replay traces through routers, in front of a model of a fleet on loopback.
+    Fleet(fleet::live::Options),
     /// Play traces through a model of a fleet, and compare policies that choose servers.
     Simulate(fleet::Experiment),
 }
