@@ -9,7 +9,7 @@ use fastrand::Rng;
 
 use super::cache::PrefixCache;
 use super::model::{Model, PrefillServer};
-use super::trace::{BLOCK_TOKENS, Request};
+use super::trace::{BLOCK_TOKENS, Request, prompt_bytes};
 
 /// A request as it arrives at the router.
 #[derive(Clone, Copy, Debug)]
@@ -126,10 +126,6 @@ impl Reference {
     }
 }
 
-/// Bytes that stand for a block of tokens.
-const BLOCK_BYTES: u64 = BLOCK_TOKENS * BYTES_PER_TOKEN;
-/// Bytes of a token of English.
-pub(super) const BYTES_PER_TOKEN: u64 = 4;
 /// Bytes that a request counts for besides its own: a prompt that is cached as a whole takes time, too, about
 /// that of 267 tokens, and would not be counted at all.
 const REQUEST_BYTES: u64 = 1 << 10;
@@ -214,7 +210,9 @@ impl ReferenceRouter {
     /// The server with the fewest bytes to wait for, and those of this prompt that it has to compute.
     fn cheapest_in_bytes(&mut self, arrival: &Arrival<'_>, up: &[usize]) -> (usize, u64) {
         let chain = &arrival.request.blocks;
-        let missing = |blocks: usize| arrival.bytes.saturating_sub(blocks as u64 * BLOCK_BYTES);
+        let request = arrival.request;
+        let cached = |blocks: usize| prompt_bytes(request, request.input.min(blocks as u64 * BLOCK_TOKENS));
+        let missing = |blocks: usize| arrival.bytes.saturating_sub(cached(blocks));
         let matched: Vec<_> = up.iter().map(|server| self.believed[*server].matched(chain)).collect();
         let hot = self.fan_out.hot_blocks(chain);
         let at = self.ledger.least(up.len(), |ledger, at| {

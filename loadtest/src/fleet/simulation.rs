@@ -8,8 +8,8 @@ use std::collections::{BTreeSet, BinaryHeap};
 use super::model::{DecodeServer, Model, PrefillServer, Prefilled};
 use super::noise::factor;
 use super::report::{Outcome, ServerLoad};
-use super::router::{Arrival, BYTES_PER_TOKEN, Pair, PrefillEnd, Router, View};
-use super::trace::{Request, duration};
+use super::router::{Arrival, Pair, PrefillEnd, Router, View};
+use super::trace::{Request, duration, prompt_bytes};
 
 /// What happens to the prefill servers meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -30,8 +30,6 @@ pub enum Scenario {
 pub const OUTAGE: f64 = 20.0;
 /// When a server stops or joins, of the time.
 const CHANGE_AT: f64 = 0.4;
-/// σ of bytes per token of a prompt.
-const BYTES_SIGMA: f64 = 0.15;
 
 impl Scenario {
     /// All of them.
@@ -225,10 +223,7 @@ impl<'a> Run<'a> {
 
     fn arrive(&mut self, index: usize) {
         let request = &self.requests[index];
-        let tokens = request.input * BYTES_PER_TOKEN;
-        // Of the text, so that the same prompt has the same size again.
-        let text = request.blocks.last().copied().unwrap_or(index as u64);
-        let bytes = (tokens as f64 * factor(self.fleet.seed, 2, text, BYTES_SIGMA)).ceil() as u64;
+        let bytes = prompt_bytes(request, request.input);
         let now = request.at;
         let view = View {
             up: &self.up,

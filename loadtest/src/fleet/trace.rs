@@ -6,6 +6,8 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use super::noise::factor;
+
 /// Tokens of a block, as in Mooncake's traces.
 pub const BLOCK_TOKENS: u64 = 512;
 
@@ -83,4 +85,18 @@ pub fn at_rate(requests: &[Request], times: f64) -> Vec<Request> {
 /// Seconds from the first to the last arrival.
 pub fn duration(requests: &[Request]) -> f64 {
     requests.last().map_or(0.0, |request| request.at)
+}
+
+/// Bytes of a token of English.
+const TOKEN_BYTES: f64 = 4.0;
+/// σ of the bytes per token of one conversation.
+const BYTES_SIGMA: f64 = 0.15;
+
+/// Bytes of the first `tokens` tokens of a prompt. All of one conversation, known by its second block, have the
+/// same bytes per token, so a prefix has the same bytes in each of its requests.
+pub fn prompt_bytes(request: &Request, tokens: u64) -> u64 {
+    let conversation = request.blocks.get(1).copied().unwrap_or(0);
+    let first = tokens.min(BLOCK_TOKENS);
+    let others = (tokens - first) as f64 * factor(0, 2, conversation, BYTES_SIGMA);
+    ((first as f64 + others) * TOKEN_BYTES) as u64
 }
