@@ -144,7 +144,7 @@ impl Options {
         for seed in 1..=self.repeats {
             for (router, runs) in routers.iter().zip(&mut runs) {
                 let fleet = Fleet { seed, ..*fleet };
-                let run = self.one(router, fleet, requests, dialect, folder)?;
+                let run = one(router, &self.programs()?, fleet, requests, dialect, self.speed, folder)?;
                 let [p50, p99] = [0.5, 0.99].map(|share| run.outcome.quantile(share));
                 let (mean, hit) = (run.outcome.mean(), run.outcome.hit_rate() * 100.0);
                 eprintln!(
@@ -167,37 +167,6 @@ impl Options {
         Ok(routers.iter().zip(runs).map(row).collect())
     }
 
-    fn one(
-        &self,
-        router: &RouterPolicy,
-        fleet: Fleet,
-        requests: &[Request],
-        dialect: Dialect,
-        folder: &Path,
-    ) -> io::Result<Run> {
-        let programs = self.programs()?;
-        let cores = Cores::assign(1);
-        let runtime = Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
-            let clock = Clock::new(self.speed);
-            let servers = Servers::start(fleet, clock).await?;
-            let (child, address) = router.start(&programs, &servers, &cores.router, folder).await?;
-            let before = servers.counts();
-            let cpu = Cpu::of(child.pid())?.busy_ns;
-            let Replayed { ttft, failed, error, late } = replay(address, requests, dialect, clock).await;
-            let cpu_ms = (Cpu::of(child.pid())?.busy_ns - cpu) as f64 / 1e6 / requests.len() as f64;
-            let memory_mib = peak_kib(child.pid())? as f64 / 1024.0;
-            let mut outcome = servers.counts();
-            // What readiness took.
-            outcome.prompt_tokens -= before.prompt_tokens;
-            for (server, before) in outcome.prefill.iter_mut().zip(&before.prefill) {
-                server.busy -= before.busy;
-            }
-            let outcome = Outcome { ttft, failed, seconds: duration(requests), ..outcome };
-            Ok(Run { outcome, cpu_ms, memory_mib, late, error })
-        })
-    }
-
     fn programs(&self) -> io::Result<Programs> {
         let beside = std::env::current_exe()?.with_file_name("mini-lb");
         let mini_lb = self.mini_lb.clone().unwrap_or(beside);
@@ -205,6 +174,56 @@ impl Options {
         let python = std::path::absolute(self.peers.join("bin/python"))?;
         Ok(Programs { mini_lb: std::path::absolute(mini_lb)?, python })
     }
+}
+
+/// Replays `requests` through the mini-lb program with this policy, with a clock that goes `speed` times as
+/// fast. The program's log is written to `folder`.
+///
+/// # Errors
+/// If the program does not start, or a request fails.
+pub fn through_mini_lb(
+    program: &Path,
+    policy: &str,
+    fleet: Fleet,
+    requests: &[Request],
+    speed: f64,
+    folder: &Path,
+) -> io::Result<Outcome> {
+    let router: RouterPolicy = format!("mini-lb:{policy}").parse().map_err(io::Error::other)?;
+    let programs = Programs { mini_lb: program.to_owned(), python: PathBuf::new() };
+    let run = one(&router, &programs, fleet, requests, Dialect::Completions, speed, folder)?;
+    run.error.map_or(Ok(run.outcome), |error| Err(io::Error::other(error)))
+}
+
+fn one(
+    router: &RouterPolicy,
+    programs: &Programs,
+    fleet: Fleet,
+    requests: &[Request],
+    dialect: Dialect,
+    speed: f64,
+    folder: &Path,
+) -> io::Result<Run> {
+    let cores = Cores::assign(1);
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let clock = Clock::new(speed);
+        let servers = Servers::start(fleet, clock).await?;
+        let (child, address) = router.start(programs, &servers, &cores.router, folder).await?;
+        let before = servers.counts();
+        let cpu = Cpu::of(child.pid())?.busy_ns;
+        let Replayed { ttft, failed, error, late } = replay(address, requests, dialect, clock).await;
+        let cpu_ms = (Cpu::of(child.pid())?.busy_ns - cpu) as f64 / 1e6 / requests.len() as f64;
+        let memory_mib = peak_kib(child.pid())? as f64 / 1024.0;
+        let mut outcome = servers.counts();
+        // What readiness took.
+        outcome.prompt_tokens -= before.prompt_tokens;
+        for (server, before) in outcome.prefill.iter_mut().zip(&before.prefill) {
+            server.busy -= before.busy;
+        }
+        let outcome = Outcome { ttft, failed, seconds: duration(requests), ..outcome };
+        Ok(Run { outcome, cpu_ms, memory_mib, late, error })
+    })
 }
 
 fn text_of(rows: &[RouterRow]) -> String {
