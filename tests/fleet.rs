@@ -7,6 +7,9 @@
 #[path = "../benches/fleet/own_router.rs"]
 mod own_router;
 
+use std::path::Path;
+
+use loadtest::fleet::live::through_mini_lb;
 use loadtest::fleet::trace::{Request, at_rate, conversation};
 use loadtest::fleet::{Candidate, Fleet, Generator, Reference, Row, Scenario, random_use, runs};
 
@@ -102,4 +105,33 @@ fn cache_aware_finds_nearly_as_much_in_caches_as_an_oracle() {
         // Without a queue there is nothing to choose: the oracle's p99 is mostly the longest prompts.
         assert!(ours.p99 < oracle.p99 * 1.25, "{:.1} > {:.1}", ours.p99, oracle.p99);
     }
+}
+
+/// With `round_robin`, whose choice does not depend on what else the machine does.
+#[test]
+fn the_simulation_and_the_program_in_front_of_servers_on_loopback_agree() {
+    // Of the model's clock: 40 s are 8 s of ours.
+    const SPEED: f64 = 5.0;
+    let fleet = Fleet { prefill: 4, decode: 4, ..Fleet::default() };
+    let requests = Generator::OneOff.requests(300, 1);
+    // Long queues, beside which a moment in which the machine does something else is short.
+    let requests = at_rate(&requests, 1.2 / random_use(&fleet, &requests));
+    let candidates = own_router::candidates();
+    let round_robin = candidates.iter().find(|candidate| candidate.name == "mini-lb:round_robin");
+    let simulated = runs(&fleet, &requests, round_robin.expect("a policy"), 1).remove(0);
+    let program = Path::new(env!("CARGO_BIN_EXE_mini-lb"));
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let live = through_mini_lb(program, "round_robin", fleet, &requests, SPEED, folder).expect("a run");
+    assert_eq!((live.ttft.len(), live.failed), (300, 0));
+    assert_eq!(live.prompt_tokens, simulated.prompt_tokens);
+    let agree = |name: &str, live: f64, simulated: f64| {
+        assert!((live / simulated - 1.0).abs() < 0.1, "{name}: {live:.3}, and {simulated:.3} simulated");
+    };
+    let busy = |outcome: &loadtest::fleet::Outcome| -> f64 {
+        outcome.prefill.iter().map(|server| server.busy).sum()
+    };
+    agree("seconds of prefill", busy(&live), busy(&simulated));
+    agree("mean TTFT", live.mean(), simulated.mean());
+    agree("p50", live.quantile(0.5), simulated.quantile(0.5));
+    agree("p90", live.quantile(0.9), simulated.quantile(0.9));
 }
