@@ -66,7 +66,8 @@ impl OwnRouter {
 fn config(fleet: &Fleet, up: &[usize], with_policy: WithPolicy) -> MiniLbConfig {
     let prefill = up.iter().map(|index| (format!("http://prefill-{index}:30000"), None)).collect();
     let decode = (0..fleet.decode).map(|index| format!("http://decode-{index}:30000")).collect();
-    with_policy(MiniLbConfig::new("127.0.0.1", 30_000, prefill, decode, 600))
+    // Nobody is there to be probed, and a server that joins would wait for its first probe.
+    with_policy(MiniLbConfig::new("127.0.0.1", 30_000, prefill, decode, 600).health_checks(false))
 }
 
 fn index(server: &Backend) -> usize {
