@@ -2,7 +2,8 @@
 //! choice of servers makes of them.
 //!
 //! [`model`] is one server's behaviour, [`trace`] and [`generate`] are the load, [`simulate`] plays it through
-//! a [`Router`] without sockets, [`live`] through a router's program. `docs/ROUTING.md` says what is modelled, what is not, and what came out.
+//! a [`Router`] without sockets, [`live`] through a router's program. `docs/ROUTING.md` says what is modelled,
+//! what is not, and what came out.
 
 pub mod cache;
 mod experiment;
