@@ -21,6 +21,9 @@ const WARM_UP: f64 = 0.1;
 /// How much worse is the same, as a factor and in seconds: a step of decode.
 const SAME: (f64, f64) = (1.05, 0.02);
 
+/// A quantile of TTFT, by its name.
+type Quantile = (&'static str, fn(&Row) -> f64);
+
 fn row(fleet: &Fleet, requests: &[Request], candidate: &Candidate) -> Row {
     let runs = runs(fleet, requests, candidate, REPEATS);
     Row::new("", fleet.scenario.name(), [0.0; 3], &candidate.name, &runs)
@@ -42,7 +45,7 @@ fn losses(name: &str, requests: &[Request], scenario: Scenario, loads: &[f64]) -
             .collect();
         let ours = rows.pop().expect("a row of each policy");
         assert!(ours.policy.ends_with("cache_aware"));
-        let quantiles: [(&str, fn(&Row) -> f64); 3] =
+        let quantiles: [Quantile; 3] =
             [("p50", |row| row.p50), ("p90", |row| row.p90), ("p99", |row| row.p99)];
         for (quantile, of) in quantiles {
             // Where some server has more than it can do, whoever gives it as much as the others, or more, has a
