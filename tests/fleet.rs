@@ -48,8 +48,8 @@ fn losses(name: &str, requests: &[Request], scenario: Scenario, loads: &[f64]) -
         let quantiles: [Quantile; 3] =
             [("p50", |row| row.p50), ("p90", |row| row.p90), ("p99", |row| row.p99)];
         for (quantile, of) in quantiles {
-            // Where some server has more than it can do, whoever gives it as much as the others, or more, has a
-            // better p50 for it, and a much worse p99.
+            // Where some server has more than it can do, whoever gives it as much as the others, or more,
+            // has a better p50 for it, and a much worse p99.
             let fair = *load <= 1.0 && scenario != Scenario::HalfSpeed;
             let others =
                 rows.iter().filter(|row| fair || quantile != "p50" || row.policy.ends_with("least_load"));
