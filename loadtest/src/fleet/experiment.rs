@@ -46,8 +46,8 @@ pub fn random_use(fleet: &Fleet, requests: &[Request]) -> f64 {
 /// What is sent, and to how many servers.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Load {
-    /// A trace in Mooncake's format; may be repeated. [default, if there is no `--generate` either: ten minutes
-    /// of Mooncake's conversation trace]
+    /// A trace in Mooncake's format; may be repeated. [default, if there is no `--generate` either: ten
+    /// minutes of Mooncake's conversation trace]
     #[arg(long, value_name = "FILE")]
     pub trace: Vec<PathBuf>,
     /// A made-up load; may be repeated.
@@ -100,7 +100,8 @@ impl Load {
         fleet
     }
 
-    /// Each load, and the multiple of the trace's rate that gives it. `own_use` is [`random_use`] at that rate.
+    /// Each load, and the multiple of the trace's rate that gives it. `own_use` is [`random_use`] at the
+    /// trace's rate.
     pub(super) fn rates(&self, own_use: f64) -> Vec<(f64, f64)> {
         if !self.times.is_empty() {
             return self.times.iter().map(|times| (*times, *times)).collect();

@@ -9,7 +9,8 @@ use super::trace::{BLOCK_TOKENS, Request};
 /// A kind of load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Generator {
-    /// Agents of twelve kinds, each with a system prompt of 8k to 30k tokens; tool calls follow within seconds.
+    /// Agents of twelve kinds, each with a system prompt of 8k to 30k tokens; tool calls follow within
+    /// seconds.
     Agents,
     /// Chats of up to twelve turns with a short system prompt that all share, and readers who think.
     Chats,

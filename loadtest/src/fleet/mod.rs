@@ -1,9 +1,9 @@
 //! The fleet lab: prefill and decode servers that queue, cache and decode by a model, and what a router's
 //! choice of servers makes of them.
 //!
-//! [`model`] is one server's behaviour, [`trace`] and [`generate`] are the load, [`simulate`] plays it through
-//! a [`Router`] without sockets, [`live`] through a router's program. `docs/ROUTING.md` says what is modelled,
-//! what is not, and what came out.
+//! [`model`] is one server's behaviour, [`trace`] and [`generate`] are the load, [`simulate`] plays it
+//! through a [`Router`] without sockets, [`live`] through a router's program. `docs/ROUTING.md` says what is
+//! modelled, what is not, and what came out.
 
 pub mod cache;
 mod experiment;

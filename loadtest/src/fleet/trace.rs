@@ -92,8 +92,8 @@ const TOKEN_BYTES: f64 = 4.0;
 /// σ of the bytes per token of one conversation.
 const BYTES_SIGMA: f64 = 0.15;
 
-/// Bytes of the first `tokens` tokens of a prompt. All of one conversation, known by its second block, have the
-/// same bytes per token, so a prefix has the same bytes in each of its requests.
+/// Bytes of the first `tokens` tokens of a prompt. All of one conversation, known by its second block, have
+/// the same bytes per token, so a prefix has the same bytes in each of its requests.
 pub fn prompt_bytes(request: &Request, tokens: u64) -> u64 {
     let conversation = request.blocks.get(1).copied().unwrap_or(0);
     let first = tokens.min(BLOCK_TOKENS);
