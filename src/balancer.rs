@@ -158,6 +158,12 @@ impl MiniLoadBalancer {
         self.select_pair_for(Demand::default())
     }
 
+    /// The servers and their policies, without requests.
+    #[cfg(feature = "internals")]
+    pub(crate) fn live_fleet(&self) -> &crate::upstream::LiveFleet {
+        self.desired_fleet.fleet()
+    }
+
     pub(crate) fn select_pair_for(&self, demand: Demand<'_>) -> Option<ServerPair> {
         self.desired_fleet.fleet().now().select_pair(demand).ok()
     }

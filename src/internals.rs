@@ -11,7 +11,7 @@ use hyper::header::HeaderValue;
 
 use crate::balancer::MiniLoadBalancer;
 use crate::http1::{OutgoingBody, read_request_head, read_response_head};
-use crate::upstream::Demand;
+use crate::upstream::{Demand, Description, InFlight, Outcome, ServerPair};
 use crate::wire::body::ClientBody;
 use crate::wire::bootstrap::BootstrapFields;
 use crate::wire::client_response::ClientResponseHead;
@@ -52,6 +52,45 @@ pub fn inspect(chunks: &[Bytes], is_chat: bool, with_prompt: bool) -> Option<Pro
 pub fn select_pair(router: &MiniLoadBalancer, prompt: &Prompt) -> u64 {
     let demand = Demand { prompt: Some(prompt), body: prompt.bytes(), key: None };
     router.select_pair_for(demand).expect("servers of both roles").prefill().work()
+}
+
+/// A request that is in flight on its two servers, until this is dropped.
+pub struct Legs {
+    /// The servers.
+    pub pair: ServerPair,
+    prefill: Option<InFlight>,
+    decode: InFlight,
+}
+
+impl Legs {
+    /// The prefill leg has ended.
+    pub fn end_prefill(&mut self) {
+        if let Some(mut leg) = self.prefill.take() {
+            leg.set_outcome(Outcome::Completed);
+        }
+    }
+}
+
+impl Drop for Legs {
+    fn drop(&mut self) {
+        self.decode.set_outcome(Outcome::Completed);
+    }
+}
+
+/// Selects a pair for a request with this prompt, and counts the request on both servers.
+pub fn enter_pair(router: &MiniLoadBalancer, prompt: &Prompt) -> Legs {
+    let demand = Demand { prompt: Some(prompt), body: prompt.bytes(), key: None };
+    let (pair, prefill, decode) =
+        router.live_fleet().now().enter_pair(demand).expect("servers of both roles");
+    Legs { pair, prefill: Some(prefill), decode }
+}
+
+/// All prefill servers have told that their cache holds so many tokens.
+pub fn set_cache_tokens(router: &MiniLoadBalancer, tokens: u64) {
+    for server in router.live_fleet().now().prefill() {
+        server.record_description(Description { cache_tokens: Some(tokens), ..Description::default() });
+    }
+    router.live_fleet().capacity_changed();
 }
 
 /// Reads a request's head and writes those of both legs. Returns their length.

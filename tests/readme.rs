@@ -287,6 +287,15 @@ fn every_flag_in_the_documents_exists() {
         "--test",
         // Of SGLang's servers.
         "--disable-radix-cache",
+        // Of cargo and the fleet lab, in ROUTING.md.
+        "--bench",
+        "--load",
+        "--trace",
+        "--generate",
+        "--scenario",
+        "--times",
+        "--peers",
+        "--router",
     ];
     let unsupported = flags(&source("unsupported.rs"));
     let mut known = flags(&help);

@@ -2,10 +2,11 @@
 //!
 //! [`sim`] behaves as SGLang does. [`canned`] only has SGLang's response bytes, and costs little CPU.
 //! [`load`] is the generator, [`process`] reads what a process costs, and [`compare`], [`soak`] and
-//! [`memory`] combine them.
+//! [`memory`] combine them. [`fleet`] models servers whose time depends on what a router sends where.
 
 pub mod canned;
 pub mod compare;
+pub mod fleet;
 pub mod load;
 pub mod memory;
 pub mod process;

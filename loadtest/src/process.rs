@@ -76,6 +76,14 @@ fn status_kib(pid: u32, field: &str) -> io::Result<u64> {
     Ok(sum)
 }
 
+/// Peak resident memory in KiB.
+///
+/// # Errors
+/// If there is no such process.
+pub(crate) fn peak_kib(pid: u32) -> io::Result<u64> {
+    status_kib(pid, "VmHWM")
+}
+
 /// Resident memory in KiB, from `smaps_rollup`, which is exact: `VmRSS` may be off by some pages per thread.
 ///
 /// # Errors

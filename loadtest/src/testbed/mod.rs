@@ -20,7 +20,7 @@ pub(crate) use routers::{HYPER, Router, RouterPaths, RunningRouter};
 
 /// A free port below the kernel's range of ephemeral ports: a load opens thousands of client connections,
 /// each of which could take the router's port before the router does.
-fn free_port() -> io::Result<u16> {
+pub(crate) fn free_port() -> io::Result<u16> {
     let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
     let tried = (0..1000).map(|_| fastrand::u16(10_000..32_000)).find(free);
     tried.ok_or_else(|| io::Error::other("no free port below 32000"))

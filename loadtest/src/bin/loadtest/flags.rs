@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use loadtest::load::{Load, Mix, Mode, Request, RequestKind, Until};
 use loadtest::process::WatchedProcess;
-use loadtest::{compare, memory, soak};
+use loadtest::{compare, fleet, memory, soak};
 
 /// Puts load on a router and measures what it costs.
 #[derive(Debug, Parser)]
@@ -29,6 +29,10 @@ pub(crate) enum Command {
     Soak(soak::Options),
     /// Measure the memory of an open stream and of a body in flight.
     Memory(memory::Options),
+    /// Replay traces through routers, in front of a model of a fleet on loopback.
+    Fleet(fleet::live::Options),
+    /// Play traces through a model of a fleet, and compare policies that choose servers.
+    Simulate(fleet::Experiment),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -19,6 +19,8 @@ fn main() -> ExitCode {
         Command::Compare(options) => loadtest::compare::run(&options),
         Command::Soak(options) => loadtest::soak::run(&options),
         Command::Memory(options) => loadtest::memory::run(&options),
+        Command::Fleet(options) => loadtest::fleet::live::run(&options),
+        Command::Simulate(experiment) => experiment.run(Vec::new()).map(|_| true),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

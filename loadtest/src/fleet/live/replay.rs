@@ -1,0 +1,131 @@
+//! The client of a replay: each request is sent when the trace says, whatever became of those before.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use memchr::memmem::find;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::task::{JoinSet, LocalSet};
+use tokio::time::timeout;
+
+use super::super::trace::Request;
+use super::servers::Clock;
+use super::text::{Dialect, body};
+
+/// Real time that a response may take: longer than any queue of a run that is worth looking at.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// A router's client.
+#[derive(Clone)]
+pub(super) struct Client {
+    router: SocketAddr,
+    /// Connections that wait for their next request.
+    idle: Rc<RefCell<Vec<TcpStream>>>,
+}
+
+impl Client {
+    pub(super) fn new(router: SocketAddr) -> Self {
+        Self { router, idle: Rc::default() }
+    }
+
+    /// Sends a request and reads its response. Returns the model's time at its first byte of body.
+    pub(super) async fn send(&self, body: String, dialect: Dialect, clock: Clock) -> io::Result<f64> {
+        let length = body.len();
+        let (router, path) = (self.router, dialect.path());
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: {router}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+        );
+        let idle = self.idle.borrow_mut().pop();
+        let mut stream = match idle {
+            Some(stream) => stream,
+            None => TcpStream::connect(router).await?,
+        };
+        stream.set_nodelay(true)?;
+        stream.write_all((head + &body).as_bytes()).await?;
+        drop(body);
+        let (mut text, mut first) = (Vec::new(), None);
+        loop {
+            if stream.read_buf(&mut text).await? == 0 {
+                return Err(io::Error::other("closed before the end"));
+            }
+            let Some(head_end) = find(&text, b"\r\n\r\n") else { continue };
+            if !text.starts_with(b"HTTP/1.1 200") {
+                let answer = String::from_utf8_lossy(&text[..text.len().min(400)]).into_owned();
+                return Err(io::Error::other(answer));
+            }
+            if find(&text[head_end..], b"data:").is_some() {
+                first.get_or_insert_with(|| clock.now());
+            }
+            if find(&text[head_end..], b"[DONE]").is_some() && text.ends_with(b"0\r\n\r\n") {
+                break;
+            }
+        }
+        self.idle.borrow_mut().push(stream);
+        first.ok_or_else(|| io::Error::other("no event"))
+    }
+}
+
+/// What became of a replay's requests.
+#[derive(Default)]
+pub(super) struct Replayed {
+    /// Seconds of the model from when each was due to its first byte, ascending.
+    pub(super) ttft: Vec<f64>,
+    pub(super) failed: u64,
+    /// Why the first of them failed.
+    pub(super) error: Option<String>,
+    /// The greatest delay of the client itself, in seconds of the model.
+    pub(super) late: f64,
+}
+
+/// Sends all requests at their time.
+pub(super) async fn replay(
+    router: SocketAddr,
+    requests: &[Request],
+    dialect: Dialect,
+    clock: Clock,
+) -> Replayed {
+    let client = Client::new(router);
+    let mut result = Replayed::default();
+    // From here: the clock may have run while the router started.
+    let start = clock.now();
+    let local = LocalSet::new();
+    let sending = async {
+        let mut running = JoinSet::new();
+        for (index, request) in requests.iter().enumerate() {
+            let body = body(index, request, dialect);
+            let due = start + request.at;
+            clock.until(due).await;
+            result.late = result.late.max(clock.now() - due);
+            let client = client.clone();
+            running.spawn_local(async move {
+                let response = timeout(RESPONSE_TIMEOUT, client.send(body, dialect, clock)).await;
+                response.map_err(io::Error::from).flatten().map(|first| first - due)
+            });
+            while let Some(done) = running.try_join_next() {
+                result.add(done);
+            }
+        }
+        while let Some(done) = running.join_next().await {
+            result.add(done);
+        }
+    };
+    local.run_until(sending).await;
+    result.ttft.sort_by(f64::total_cmp);
+    result
+}
+
+impl Replayed {
+    fn add(&mut self, done: Result<io::Result<f64>, tokio::task::JoinError>) {
+        match done.map_err(io::Error::other).flatten() {
+            Ok(ttft) => self.ttft.push(ttft),
+            Err(error) => {
+                self.failed += 1;
+                self.error.get_or_insert_with(|| error.to_string());
+            }
+        }
+    }
+}
