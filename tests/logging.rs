@@ -72,7 +72,10 @@ async fn first_line_shows_options_from_the_config_file() {
 
 #[tokio::test]
 async fn successful_request_is_logged_only_with_access_log() {
-    let (prefill, decode) = (ok_server().await, ok_server().await);
+    let prefill = ok_server().await;
+    // Decode after prefill, as with SGLang: the line has the time of prefill's head only if that came first.
+    let later = [Step::Pause(PAUSE), Step::Send(json("200 OK", r#"{"text":"the secret answer"}"#))];
+    let decode = ScriptedServer::start(move |_| later.to_vec()).await;
     let quiet = RouterProcess::between(&prefill, &decode, &[]).await;
     assert_eq!(quiet.client().await.post("/generate", BODY).await.status(), 200);
     assert_eq!(request_lines(&quiet.stop().await), [""; 0]);

@@ -450,7 +450,7 @@ impl Leg {
     }
 
     /// Records when the request was written, if no head ever said so.
-    fn record_write_time(&mut self) {
+    pub(super) fn record_write_time(&self) {
         if let (Connection::Sent(lease), Some(record)) = (&self.connection, &self.record) {
             record.request_written(lease.write_timing());
         }

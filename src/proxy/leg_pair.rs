@@ -375,6 +375,8 @@ impl LegPair {
     pub(super) fn finish(mut self: Box<Self>, source: Role) -> Option<Leg> {
         self.decision.on(source, LegEvent::Ended);
         self.leg_mut(source).park();
+        // The request's record ends now, and prefill's head may come later.
+        self.prefill.record_write_time();
         self.decision.drains_prefill().then_some(self.prefill)
     }
 
