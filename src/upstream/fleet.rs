@@ -363,9 +363,14 @@ impl RoleGroup {
         }
         let choice = Choice::new(self.role, candidates, &self.loads, demand);
         let Selection { server, cached } = self.policy.choose(&choice);
-        Some(Picked { server: Arc::clone(server), work: demand.prompt_bytes().saturating_sub(cached) })
+        let work = REQUEST_WORK + demand.prompt_bytes().saturating_sub(cached);
+        Some(Picked { server: Arc::clone(server), work })
     }
 }
+
+/// What a request costs beside its bytes: a prefill that finds the whole prompt in its cache takes about as
+/// long as one of 256 tokens. Without it, requests that are all cached would count as no work, and meet.
+pub(super) const REQUEST_WORK: u64 = 1 << 10;
 
 /// The prefill and the decode server that serve one request together.
 #[derive(Debug, Clone)]

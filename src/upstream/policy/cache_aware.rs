@@ -190,26 +190,49 @@ impl CacheAware {
         }
     }
 
-    /// Notes that a server will have a prompt in its cache.
-    fn note(&self, index: &PrefixIndex, slot: usize, prompt: &Prompt, computed: u64) {
+    /// The cheapest of the servers that are not among the holders, which is the one with the least work. What
+    /// many prompts begin with, more servers have than an entry notes: each of them has a note of its own.
+    fn cold(&self, index: &PrefixIndex, choice: &Choice<'_>, prompt: &Prompt, found: &Match) -> Holder {
+        let server = least_loaded(choice);
+        let slot = choice.slot(server);
+        let has_hot = || {
+            let entry = index.find(hash_of_server(prompt.block(found.hot - 1), slot));
+            entry.is_some_and(|entry| {
+                entry
+                    .notes()
+                    .any(|note| usize::from(note.slot) == slot && self.clocks[slot].is_live(note.stamp))
+            }) && self.clocks[slot].is_current(&choice.servers()[server])
+        };
+        Holder { index: server, blocks: if found.hot > 0 && has_hot() { found.hot } else { 0 } }
+    }
+
+    /// Notes that a server will have a prompt in its cache, of which many prompts begin with `hot` blocks.
+    fn note(&self, index: &PrefixIndex, slot: usize, prompt: &Prompt, computed: u64, hot: usize) {
         let clock = &self.clocks[slot];
         clock.filled.fetch_add(computed, Relaxed);
         let note = Note { slot: slot as u16, stamp: clock.now() };
         for number in 0..prompt.blocks() {
             index.note(prompt.block(number), note, |note| self.age(note));
         }
+        if hot > 0 {
+            index.note(hash_of_server(prompt.block(hot - 1), slot), note, |note| self.age(note));
+        }
     }
 }
 
+/// The hash under which one server is noted for a block that many have.
+fn hash_of_server(block: u64, slot: usize) -> u64 {
+    // The golden ratio spreads neighbouring slots over the table (Knuth, TAOCP 3, section 6.4).
+    (block ^ (slot as u64 + 1)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
 /// The server with the fewest bytes to wait for, and how many blocks it has.
-fn cheapest(choice: &Choice<'_>, prompt: &Prompt, found: &Match) -> Holder {
+fn cheapest(choice: &Choice<'_>, prompt: &Prompt, found: &Match, cold: Holder) -> Holder {
     let cost = |holder: Holder| {
         let missing = |blocks: usize| prompt.bytes().saturating_sub((blocks * Prompt::BLOCK_BYTES) as u64);
         let private = missing(holder.blocks.max(found.hot));
         choice.work(holder.index) + missing(holder.blocks) + (PRIVATE_COST - 1) * private
     };
-    // Of all servers that have nothing, that with the least work is the cheapest.
-    let cold = Holder { index: least_loaded(choice), blocks: 0 };
     // Among equals the first: a holder, with more blocks first.
     found.holders().iter().copied().chain([cold]).min_by_key(|holder| cost(*holder)).unwrap_or(cold)
 }
@@ -226,12 +249,13 @@ impl Policy for CacheAware {
             return Selection::new(&choice.servers()[least_loaded(choice)]);
         };
         let found = self.look_up(index, choice, prompt);
-        let Holder { index: chosen, blocks } = cheapest(choice, prompt, &found);
+        let cold = self.cold(index, choice, prompt, &found);
+        let Holder { index: chosen, blocks } = cheapest(choice, prompt, &found, cold);
         let server = &choice.servers()[chosen];
         let slot = choice.slot(chosen);
         self.clocks[slot].is_current(server);
         let cached = (blocks * Prompt::BLOCK_BYTES) as u64;
-        self.note(index, slot, prompt, prompt.bytes().saturating_sub(cached));
+        self.note(index, slot, prompt, prompt.bytes().saturating_sub(cached), found.hot);
         if let Some(entry) = found.deepest.checked_sub(1).and_then(|last| index.find(prompt.block(last))) {
             entry.continued();
         }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::*;
+use crate::upstream::fleet::REQUEST_WORK;
 use crate::upstream::{FleetSpec, InFlight, LiveFleet, ServerPair};
 use crate::wire::shape::{BodyInspector, Dialect, HashKey, key_hash};
 
@@ -209,13 +210,13 @@ fn only_what_is_not_cached_counts_as_work() {
     let (first, longer) = (prompt(&[("a", 4)]), prompt(&[("a", 10)]));
     let ([home, _], legs) = rig.send(asking(&first));
     let server = rig.server(Role::Prefill, home);
-    assert_eq!(server.work(), first.bytes());
+    assert_eq!(server.work(), REQUEST_WORK + first.bytes());
     drop(legs);
     assert_eq!(server.work(), 0);
     let (pair, legs) = rig.send(asking(&longer));
-    assert_eq!((pair[0], server.work()), (home, longer.bytes() - 4 * BLOCK as u64));
+    assert_eq!((pair[0], server.work()), (home, REQUEST_WORK + longer.bytes() - 4 * BLOCK as u64));
     let decode = rig.server(Role::Decode, pair[1]);
-    assert_eq!(decode.work(), longer.bytes(), "decode gets all of it");
+    assert_eq!(decode.work(), REQUEST_WORK + longer.bytes(), "decode gets all of it");
     drop(legs);
     assert_eq!((server.work(), decode.work()), (0, 0));
 }
@@ -264,7 +265,7 @@ fn a_note_is_forgotten_when_the_server_has_filled_its_cache_since() {
         let _busy = rig.occupy(Role::Prefill, 1 - home, 1 << 30);
         let ([chosen, _], _legs) = rig.send(asking(prompt));
         assert_eq!(chosen, home);
-        prompt.bytes() - server.work()
+        REQUEST_WORK + prompt.bytes() - server.work()
     };
     let fill = |name: &str, kib: usize| cached(&prompt(&[(name, kib / 2)]));
     fill("a", 512);
