@@ -420,3 +420,21 @@ async fn request_timeout_cuts_off_a_stalled_body_but_not_a_stream() {
         assert_eq!((response.complete, response.text()), (!cut, if cut { "half-" } else { "half-whole" }));
     }
 }
+
+/// SGLang's 400 quotes the input twice, so an image makes it larger than a megabyte.
+#[tokio::test]
+async fn refusal_of_any_size_is_relayed_whichever_server_is_first() {
+    let quoted = format!(r#"{{"object":"error","message":"{}","code":400}}"#, "A".repeat(3 << 20));
+    for late in ["prefill", "decode"] {
+        let refusing = |role| {
+            let pause = Step::Pause(Duration::from_millis(if role == late { 300 } else { 0 }));
+            let steps = vec![pause, Step::Send(json("400 Bad Request", &quoted))];
+            ScriptedServer::start(move |_| steps.clone())
+        };
+        let (prefill, decode) = (refusing("prefill").await, refusing("decode").await);
+        let router = Router::start(&[&prefill], &[&decode]).await;
+        let response = router.client().await.post("/generate", BODY).await;
+        assert_eq!((response.status(), response.complete), (400, true), "{late} is late");
+        assert!(response.text() == quoted, "{late} is late: {} bytes", response.body.len());
+    }
+}

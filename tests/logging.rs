@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use kit::program::Folder;
-use kit::{RouterProcess, ScriptedServer, Step, fixture, json};
+use kit::{Gate, RouterProcess, STREAM_HEAD, ScriptedServer, Step, chunk, fixture, json};
 use serde_json::Value;
 
 const BODY: &str = r#"{"text":"the secret prompt"}"#;
@@ -447,4 +447,34 @@ async fn learned_bootstrap_port_that_changes_is_a_warning_with_both() {
     let line =
         program.line(&format!("prefill server {url} reports bootstrap port 31001, before 31000")).await;
     assert!(line.contains(" WARN "), "{line}");
+}
+
+#[tokio::test]
+async fn late_refusal_of_prefill_is_logged_with_the_requests_id_and_fails_nothing() {
+    let (begun, refused) = (Gate::new(), Gate::new());
+    let (now, after) = (begun.clone(), refused.clone());
+    let prefill = ScriptedServer::start(move |_| {
+        vec![Step::Wait(now.clone()), Step::Send(json("500 Broken", "{}")), Step::Pause(PAUSE)]
+    })
+    .await;
+    let decode = ScriptedServer::start(move |_| {
+        let first = [STREAM_HEAD.as_bytes(), &chunk("data: 1\n\n")].concat();
+        let last = [&chunk("data: [DONE]\n\n")[..], b"0\r\n\r\n"].concat();
+        vec![Step::Send(first), Step::Wait(after.clone()), Step::Send(last)]
+    })
+    .await;
+    let program = RouterProcess::between(&prefill, &decode, &["--access-log"]).await;
+    let mut client = program.client().await;
+    let body = r#"{"text":"a","stream":true}"#;
+    client.send_request("POST", "/generate", &[("x-request-id", "r-1")], body.as_bytes()).await;
+    let head = client.head().await;
+    client.read_until("data: 1").await;
+    begun.open();
+    let late = program.line("after decode had started to respond").await;
+    assert!(late.contains("WARN") && late.contains("status=500"), "{late}");
+    assert!(late.contains("request_id=\"r-1\"") || late.contains("request_id=r-1"), "{late}");
+    refused.open();
+    assert!(client.finish_response(head).await.complete);
+    let line = program.line("request request_id=r-1").await;
+    assert!(line.contains("INFO") && line.contains("status=200") && !line.contains(" code="), "{line}");
 }

@@ -4,7 +4,7 @@ mod kit;
 
 use std::time::{Duration, Instant};
 
-use kit::{Gate, OK, Router, ScriptedServer, Step, json};
+use kit::{Gate, OK, Router, STREAM_HEAD, ScriptedServer, Step, chunk, json};
 
 /// Prefill's lists, as large as those of a prompt with 100,000 tokens and their alternatives.
 fn lists() -> Vec<u8> {
@@ -83,4 +83,25 @@ async fn what_a_merge_holds_counts_as_buffered_until_its_end() {
     now.open();
     assert_eq!(merged.await.expect("a response").status(), 200);
     router.wait_buffered(0).await;
+}
+
+#[tokio::test]
+async fn error_event_of_decode_ends_the_wait_for_prefill() {
+    for (path, body) in [
+        ("/generate", r#"{"text":"a","stream":true,"return_logprob":true,"logprob_start_len":0}"#),
+        ("/v1/completions", r#"{"prompt":"a","stream":true,"echo":true,"logprobs":1}"#),
+    ] {
+        // Prefill waits for a transfer that has failed.
+        let prefill = ScriptedServer::start(|_| vec![Step::Send(STREAM_HEAD.into()), Step::Hang]).await;
+        let event = "data: {\"error\":{\"message\":\"Decode transfer failed\",\"code\":500}}\n\n";
+        let events =
+            [STREAM_HEAD.as_bytes(), &chunk(event), &chunk("data: [DONE]\n\n"), b"0\r\n\r\n"].concat();
+        let decode = ScriptedServer::always(events).await;
+        let router = Router::start(&[&prefill], &[&decode]).await;
+        // Else only the end of the request's time, half an hour, would end it.
+        let response = router.client().await.post(path, body).await;
+        assert!(response.complete, "{path}");
+        assert_eq!(response.text(), format!("{event}data: [DONE]\n\n"), "{path}");
+        prefill.wait_closed(1).await;
+    }
 }

@@ -269,8 +269,8 @@ impl Exchange<'_> {
                 AttemptResult::ErrorResponse(Role::Prefill, response)
             }
             Action::OtherPair(role) => AttemptResult::Unsent(pair.take_error(role)),
-            // The others do not end an attempt.
             Action::Fail(role) => AttemptResult::Failed(pair.take_error(role)),
+            // The others do not end an attempt.
             other => {
                 debug_assert!(false, "{other:?} decides no attempt");
                 AttemptResult::Failed(Error::Internal)
