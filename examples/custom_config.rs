@@ -15,7 +15,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use loadtest::sim::{Sim, SimConfig};
-use mini_lb::{Backend, Choice, MiniLbConfig, MiniLoadBalancer, Needs, Policy, Prompt, Role, Selection};
+use mini_lb::{
+    Backend, Choice, MiniLbConfig, MiniLoadBalancer, Needs, Policy, Prompt, Role, Selection, SelectionReason,
+};
 use support::{Result, send, text};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -43,7 +45,7 @@ impl Policy for SameBeginning {
         // The bytes of prompt that each server has still to compute.
         let least = (0..servers.len()).min_by_key(|index| choice.work(*index)).unwrap_or(0);
         let Some(prompt) = choice.prompt().filter(|prompt| prompt.blocks() > 0) else {
-            return Selection::new(&servers[least]);
+            return Selection::new(&servers[least]).because(SelectionReason::Load);
         };
         // All worker threads call this concurrently, so the state is atomics.
         let remembered = &self.slots[prompt.block(0) as usize % self.slots.len()];
@@ -51,12 +53,18 @@ impl Policy for SameBeginning {
         // 100 KB are about 25,000 tokens.
         match last.filter(|last| choice.work(*last) < choice.work(least) + 100_000) {
             // What is believed cached does not count as work of the server.
-            Some(last) => Selection::new(&servers[last]).with_cached(Prompt::BLOCK_BYTES as u64),
+            Some(last) => Selection::new(&servers[last])
+                .with_cached(Prompt::BLOCK_BYTES as u64)
+                .because(SelectionReason::Prefix),
             None => {
                 remembered.store(choice.slot(least), Ordering::Relaxed);
-                Selection::new(&servers[least])
+                Selection::new(&servers[least]).because(SelectionReason::Load)
             }
         }
+    }
+
+    fn name(&self) -> &'static str {
+        "same_beginning"
     }
 
     fn needs(&self, _: Role) -> Needs {

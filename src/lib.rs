@@ -79,7 +79,7 @@ pub use options::{Bounds, OptionDefault, OptionSection, OptionSpec, Reload, Valu
 pub use transport::Http1Engine;
 pub use upstream::{
     Backend, CacheAware, Choice, ConsistentHash, LeastLoad, Needs, Outcome, Policy, PowerOfTwo, Prompt,
-    Random, Role, RoundRobin, Selection, ServerPair,
+    Random, Role, RoundRobin, Selection, SelectionReason, SelectionSummary, ServerPair,
 };
 
 /// The README's code is compiled with the doc tests.

@@ -99,11 +99,12 @@ async fn successful_request_is_logged_only_with_access_log() {
         ("phase", "answer_body".into()),
         ("prefill", prefill.url().into()),
         ("decode", decode.url().into()),
+        ("selection", "only:0/18,only".into()),
         ("attempts", 1.into()),
         ("streaming", false.into()),
         ("bytes_in", BODY.len().into()),
         ("bytes_out", response.body.len().into()),
-    ] as [(&str, Value); 13]
+    ] as [(&str, Value); 14]
     {
         assert_eq!(line[name], expected, "{name} in {line}");
     }
@@ -115,6 +116,25 @@ async fn successful_request_is_logged_only_with_access_log() {
     let in_order = [times[0], times[1], times[3], times[4], times[5]];
     assert!(in_order.is_sorted() && times[1] <= times[2], "{line}");
     assert_eq!(parsed(lines[1])["path"], "/health");
+}
+
+#[tokio::test]
+async fn debug_says_why_a_request_went_where_it_went() {
+    let (prefill, decode) = (ok_server().await, ok_server().await);
+    for (level, is_said) in [("debug", true), ("info", false)] {
+        let program = RouterProcess::between(&prefill, &decode, &["--log-level", level]).await;
+        let mut client = program.client().await;
+        client.send_request("POST", "/generate", &[("x-request-id", "r-8")], BODY.as_bytes()).await;
+        assert_eq!(client.response().await.status(), 200);
+        let lines = program.stop().await;
+        let said: Vec<_> = lines.iter().filter(|line| line.contains("selected a pair")).collect();
+        assert_eq!(said.len(), usize::from(is_said), "{lines:?}");
+        for line in said {
+            let (prefill, decode) = (prefill.url(), decode.url());
+            let fields = format!("request_id=r-8 prefill={prefill} decode={decode} selection=only:0/18,only");
+            assert!(line.contains(" DEBUG ") && line.contains(&fields), "{line}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -157,7 +177,8 @@ async fn failed_request_logs_one_line_with_pair_phase_and_cause() {
             cause,
             " request_id=r-7 method=POST path=/v1/completions ",
             &format!(" status={status} code={code} phase={phase} "),
-            &format!(" prefill={} decode={url} attempts=1 ", prefill.url()),
+            &format!(" prefill={} decode={url} selection=only:0/", prefill.url()),
+            ",only attempts=1 ",
             " total_ms=",
         ] {
             assert!(line.contains(part), "{part:?} in {line}");

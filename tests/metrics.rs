@@ -87,6 +87,81 @@ impl GatedServer {
     }
 }
 
+/// Two prefill servers of which one has the prompt after the first request.
+#[tokio::test]
+async fn selections_are_counted_by_reason_and_prompts_by_what_is_believed_cached() {
+    let prefill = [
+        ScriptedServer::always(json("200 OK", ANSWER)).await,
+        ScriptedServer::always(json("200 OK", ANSWER)).await,
+    ];
+    let decode = ScriptedServer::always(json("200 OK", ANSWER)).await;
+    let monitored = MonitoredRouter::start(&[&prefill[0], &prefill[1]], &[&decode], |config| config).await;
+    let text = "a long prompt ".repeat(1_000);
+    let body = format!(r#"{{"text":"{text}"}}"#);
+    // The closing quote is counted, too.
+    let (bytes, whole_blocks) = (text.len() as u64 + 1, text.len() as u64 / 2_048);
+    let mut client = monitored.client().await;
+    for _ in 0..3 {
+        client.send_request("POST", "/generate", &[], body.as_bytes()).await;
+        assert_eq!(client.response().await.status(), 200);
+    }
+    let scrape = monitored.after(3).await;
+    for (role, policy, reason, count) in [
+        ("prefill", "cache_aware", "load", 1),
+        ("prefill", "cache_aware", "prefix", 2),
+        ("decode", "cache_aware", "only", 3),
+    ] {
+        let labels = [("role", role), ("policy", policy), ("reason", reason)];
+        scrape.has("mini_lb_selections_total", &labels, count);
+    }
+    scrape.sums_to("mini_lb_selections_total", 6);
+    scrape.sums_to("mini_lb_backend_prompt_bytes_total", 3 * bytes);
+    scrape.sums_to("mini_lb_backend_matched_prompt_bytes_total", 2 * whole_blocks * 2_048);
+    scrape.sums_to("mini_lb_prefix_index_entries", whole_blocks);
+    assert!(scrape.get("mini_lb_prefix_index_capacity_entries", &[]) >= 3_072.0);
+    assert!(scrape.get("mini_lb_prefix_index_age_ratio", &[]) < 0.01);
+    scrape.sums_to("mini_lb_backend_work_bytes", 0);
+}
+
+/// One in 16 selections is timed, so that of 400 none is with a probability of 10^-11.
+#[tokio::test]
+async fn the_time_of_selections_is_measured() {
+    let (prefill, decode) = (
+        ScriptedServer::always(json("200 OK", ANSWER)).await,
+        ScriptedServer::always(json("200 OK", ANSWER)).await,
+    );
+    let monitored = MonitoredRouter::start(&[&prefill], &[&decode], |config| config).await;
+    let mut client = monitored.client().await;
+    for _ in 0..400 {
+        client.send_request("POST", "/generate", &[], BODY.as_bytes()).await;
+        assert_eq!(client.response().await.status(), 200);
+    }
+    let count = monitored.after(400).await.get("mini_lb_selection_seconds_count", &[]);
+    assert!((1.0..200.0).contains(&count), "{count}");
+}
+
+#[tokio::test]
+async fn work_is_what_prefill_has_to_compute() {
+    let prefill = ScriptedServer::start(|_| vec![Step::Hang]).await;
+    let decode = ScriptedServer::start(|_| vec![Step::Hang]).await;
+    let monitored = MonitoredRouter::start(&[&prefill], &[&decode], |config| config).await;
+    let text = "a".repeat(5_000);
+    let mut client = monitored.client().await;
+    let body = format!(r#"{{"text":"{text}"}}"#);
+    client.send_request("POST", "/generate", &[], body.as_bytes()).await;
+    decode.wait_for_requests(1).await;
+    let scrape = monitored.after(0).await;
+    let url = prefill.url();
+    // And 1 KiB for the request itself.
+    scrape.has(
+        "mini_lb_backend_work_bytes",
+        &[("role", "prefill"), ("backend", url.as_str())],
+        5_001 + 1_024,
+    );
+    drop(client);
+    monitored.after(1).await.sums_to("mini_lb_backend_work_bytes", 0);
+}
+
 #[tokio::test]
 async fn successful_requests_are_counted() {
     let prefill = ScriptedServer::always(json("200 OK", ANSWER)).await;

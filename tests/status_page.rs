@@ -268,6 +268,15 @@ fn follows_health(browser: &mut Browser, servers: &mut Servers, folder: &Path) {
         let label = format!("document.querySelector('#{plot} .plot').getAttribute('aria-label')");
         browser.until(&format!("{label}.match(/[0-9.]+( (µs|ms|s)|[/]s)/) !== null"));
     }
+    // Short prompts, of which nothing is believed cached; of decode that is not told.
+    browser.until(
+        "/^0 % *servers (do not tell|told)/.test(document.getElementById('cached').innerText.replace(/\\s+/g, ' '))",
+    );
+    browser.until("/^[0-9.]+ ([KM]iB|B)/.test(document.getElementById('work').innerText)");
+    let prefill = servers.prefill.url();
+    browser.until(&format!("{} === '0 %'", cell("prefill", &prefill, "In its cache, last minute")));
+    browser.until(&format!("{} === '–'", cell("decode", &url, "In its cache, last minute")));
+    browser.until(&format!("/^[0-9.]+ ([KM]iB|B)$/.test({})", cell("prefill", &prefill, "Work")));
     browser.screenshot(&folder.join("desktop.png"));
 
     let address = servers.stop(0);
@@ -310,7 +319,7 @@ fn reads_on_a_phone(browser: &mut Browser, folder: &Path) {
     let parts =
         ["table", "thead", "tbody", "tr", "th", "td"].map(|part| format!("{part}:not([role])")).join(", ");
     assert_eq!(browser.value(&format!("document.querySelectorAll('{parts}').length")), 0);
-    assert_eq!((browser.accessible_nodes("row"), browser.accessible_nodes("columnheader")), (rows, 13));
+    assert_eq!((browser.accessible_nodes("row"), browser.accessible_nodes("columnheader")), (rows, 15));
     browser.screenshot(&folder.join("phone.png"));
     browser.set_color_scheme("dark");
     browser.screenshot(&folder.join("phone-dark.png"));

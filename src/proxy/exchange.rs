@@ -22,7 +22,7 @@ use super::relay::{MAX_REFUSAL_PAUSE, Relay, TimeLimit};
 use crate::admission::{AdmissionHandle, Reservation};
 use crate::error::{Error, OwnResponse};
 use crate::http1::{BodyTimeouts, OutgoingRequest, RequestHead};
-use crate::observe::record::{Attempt, Record};
+use crate::observe::record::{Attempt, Record, RequestId};
 use crate::timer::Timer;
 use crate::transport::RequestBody;
 use crate::upstream::{Backend, Demand, InFlight, LiveFleet, Needs, PairPermits, Pools, Role, ServerPair};
@@ -163,6 +163,13 @@ impl Proxy {
         };
         let mut retries = request.limits.max_retries;
         loop {
+            debug!(
+                request_id = record.request_id().map(RequestId::as_str),
+                prefill = pair.prefill().url(),
+                decode = pair.decode().url(),
+                selection = %pair.summary(),
+                "selected a pair"
+            );
             let mut resent = Vec::new();
             let result = exchange.attempt(record.begin_attempt(&pair), legs, timer, &mut resent).await;
             resent.iter().for_each(|backend| record.add_resend(backend));

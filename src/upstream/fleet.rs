@@ -6,8 +6,10 @@
 
 mod permits;
 
+use std::any::Any;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
@@ -16,8 +18,8 @@ use super::health::{HealthTracker, SharedHealthOptions};
 use super::load_table::LoadTable;
 use super::policy::Candidates;
 use super::{
-    Address, Backend, Choice, Demand, HealthOptions, InFlight, Needs, Policy, PrefillSpec, Random, Role,
-    Selection,
+    Address, Backend, CacheAware, Choice, Demand, HealthOptions, InFlight, IndexUsage, Needs, Policy,
+    PrefillSpec, Random, Role, SelectedBy, Selection, SelectionReason, ServerPair,
 };
 pub(crate) use permits::PairPermits;
 
@@ -192,16 +194,26 @@ impl Fleet {
         self.prefill.needs.and(self.decode.needs)
     }
 
+    /// How full the index of the prefill policy is, if it has one.
+    pub(crate) fn prefix_index_usage(&self) -> Option<IndexUsage> {
+        (&*self.prefill.policy as &dyn Any).downcast_ref::<CacheAware>()?.index_usage()
+    }
+
     /// Selects a pair. The error is the role that has no server.
     pub(crate) fn select_pair(&self, demand: Demand<'_>) -> Result<ServerPair, Role> {
-        let prefill = self.prefill.pick(demand).ok_or(Role::Prefill)?.server;
-        Ok(ServerPair { prefill, decode: self.decode.pick(demand).ok_or(Role::Decode)?.server })
+        let prefill = self.prefill.pick(demand).ok_or(Role::Prefill)?;
+        Ok(pair_of(prefill, self.decode.pick(demand).ok_or(Role::Decode)?))
     }
 
     /// Selects a pair, and counts the request on both of its servers.
     pub(crate) fn enter_pair(&self, demand: Demand<'_>) -> Result<(ServerPair, InFlight, InFlight), Role> {
+        let stopwatch = Stopwatch::start();
         let prefill = self.prefill.pick(demand).ok_or(Role::Prefill)?;
-        Ok(enter(prefill, self.decode.pick(demand).ok_or(Role::Decode)?))
+        let decode = self.decode.pick(demand).ok_or(Role::Decode)?;
+        let nanos = stopwatch.nanos();
+        let (mut pair, on_prefill, on_decode) = enter(prefill, decode);
+        pair.selection_nanos = nanos;
+        Ok((pair, on_prefill, on_decode))
     }
 
     /// The same for a retry: without the server that has just failed, if its role has another one.
@@ -241,20 +253,40 @@ impl Fleet {
     }
 }
 
-/// A server that was picked, and the bytes of prompt that it has to compute.
+/// Measures how long one in [`MEASURED`] selections takes.
+struct Stopwatch(Option<Instant>);
+
+/// To read the clock twice takes 50 ns, which is more than some selections.
+const MEASURED: u32 = 16;
+
+impl Stopwatch {
+    fn start() -> Self {
+        Self((fastrand::u32(..MEASURED) == 0).then(Instant::now))
+    }
+
+    fn nanos(self) -> Option<u32> {
+        Some(u32::try_from(self.0?.elapsed().as_nanos()).unwrap_or(u32::MAX))
+    }
+}
+
+/// A server that was picked, and how.
 #[derive(Debug)]
 struct Picked {
     server: Arc<Backend>,
-    work: u64,
+    by: SelectedBy,
+}
+
+fn pair_of(prefill: Picked, decode: Picked) -> ServerPair {
+    ServerPair::new((prefill.server, prefill.by), (decode.server, decode.by))
 }
 
 fn enter(prefill: Picked, decode: Picked) -> (ServerPair, InFlight, InFlight) {
     let [on_prefill, on_decode] = [&prefill, &decode].map(|picked| {
         let mut in_flight = InFlight::enter(Arc::clone(&picked.server));
-        in_flight.add_work(picked.work);
+        in_flight.add_work(picked.by.work());
         in_flight
     });
-    (ServerPair { prefill: prefill.server, decode: decode.server }, on_prefill, on_decode)
+    (pair_of(prefill, decode), on_prefill, on_decode)
 }
 
 /// How much a server is wanted. Others than the first are used only while no server of the role has it.
@@ -362,32 +394,21 @@ impl RoleGroup {
             return None;
         }
         let choice = Choice::new(self.role, candidates, &self.loads, demand);
-        let Selection { server, cached } = self.policy.choose(&choice);
-        let work = REQUEST_WORK + demand.prompt_bytes().saturating_sub(cached);
-        Some(Picked { server: Arc::clone(server), work })
-    }
-}
-
-/// What a request costs beside its bytes: a prefill that finds the whole prompt in its cache takes about as
-/// long as one of 256 tokens. Without it, requests that are all cached would count as no work, and meet.
-pub(super) const REQUEST_WORK: u64 = 1 << 10;
-
-/// The prefill and the decode server that serve one request together.
-#[derive(Debug, Clone)]
-pub struct ServerPair {
-    prefill: Arc<Backend>,
-    decode: Arc<Backend>,
-}
-
-impl ServerPair {
-    /// The server that computes the prompt's KV cache.
-    pub fn prefill(&self) -> &Arc<Backend> {
-        &self.prefill
+        let Selection { server, cached, reason } = self.policy.choose(&choice);
+        let by = self.selected_by(demand, cached, reason, candidates.servers.len());
+        Some(Picked { server: Arc::clone(server), by })
     }
 
-    /// The server that generates the tokens.
-    pub fn decode(&self) -> &Arc<Backend> {
-        &self.decode
+    fn selected_by(
+        &self,
+        demand: Demand<'_>,
+        cached: u64,
+        reason: SelectionReason,
+        candidates: usize,
+    ) -> SelectedBy {
+        // Whatever the policy looks at, there was nothing to select.
+        let reason = if candidates == 1 { SelectionReason::Only } else { reason };
+        SelectedBy { policy: self.policy.name(), reason, prompt_bytes: demand.prompt_bytes(), cached }
     }
 }
 

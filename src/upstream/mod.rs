@@ -18,6 +18,7 @@ mod outcome;
 mod policy;
 mod pool;
 mod role;
+mod selection;
 mod server_spec;
 
 pub use crate::wire::shape::Prompt;
@@ -27,16 +28,17 @@ pub(crate) use backend::{Description, PrefillSpec, ProbeFailure};
 pub(crate) use connection_counts::Connections;
 pub(crate) use desired_fleet::{DesiredFleet, MAX_SERVERS_PER_ROLE, NotChanged};
 pub(crate) use dial::{DialError, Dialer, SocketOptions};
-pub use fleet::ServerPair;
 pub(crate) use fleet::{Fleet, FleetSpec, LiveFleet, PairPermits, difference};
 pub(crate) use health::{HealthOptions, HealthState};
 pub(crate) use id_map::IdMap;
 pub(crate) use in_flight::InFlight;
 pub use outcome::Outcome;
 pub use policy::{
-    CacheAware, Choice, ConsistentHash, LeastLoad, Needs, Policy, PowerOfTwo, Random, RoundRobin, Selection,
+    CacheAware, Choice, ConsistentHash, LeastLoad, Needs, Policy, PowerOfTwo, Random, RoundRobin,
 };
-pub(crate) use policy::{DEFAULT_INDEX_BYTES, Demand};
+pub(crate) use policy::{DEFAULT_INDEX_BYTES, Demand, IndexUsage};
 pub(crate) use pool::{Lease, Pools};
 pub use role::Role;
+pub(crate) use selection::SelectedBy;
+pub use selection::{Selection, SelectionReason, SelectionSummary, ServerPair};
 pub(crate) use server_spec::{DnsName, ServerSpec};

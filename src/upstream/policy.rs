@@ -15,13 +15,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::load_table::{Load, LoadTable};
-use super::{Backend, Role};
+use super::{Backend, Role, Selection, SelectionReason};
 use crate::wire::shape::Prompt;
 
 pub use cache_aware::CacheAware;
 pub(crate) use cache_aware::DEFAULT_INDEX_BYTES;
 pub use consistent_hash::ConsistentHash;
 pub use least_load::{LeastLoad, PowerOfTwo};
+pub(crate) use prefix_index::IndexUsage;
 
 /// A load-balancing policy: selects one of several servers.
 ///
@@ -47,8 +48,14 @@ pub trait Policy: Any + Send + Sync {
     /// Picks one of [`Choice::servers`], which is never empty.
     fn pick<'a>(&self, choice: &Choice<'a>) -> &'a Arc<Backend>;
 
-    /// Picks a server, and tells how much of the prompt it is believed to have in its cache already. That
-    /// much is not counted as [work](Choice::work) of the server. By default nothing is believed cached.
+    /// The policy in metrics. At most one policy of a name should be in use: their selections are counted
+    /// together.
+    fn name(&self) -> &'static str {
+        "custom"
+    }
+
+    /// Picks a server, and tells why, and how much of the prompt it is believed to have in its cache already.
+    /// That much is not counted as [work](Choice::work) of the server. By default nothing is believed cached.
     fn choose<'a>(&self, choice: &Choice<'a>) -> Selection<'a> {
         Selection::new(self.pick(choice))
     }
@@ -88,31 +95,6 @@ impl Needs {
     /// What at least one of two policies needs.
     pub(crate) fn and(self, other: Self) -> Self {
         Self { prompt: self.prompt || other.prompt, key: self.key || other.key }
-    }
-}
-
-/// A server that a policy has chosen.
-#[derive(Debug, Clone, Copy)]
-pub struct Selection<'a> {
-    pub(super) server: &'a Arc<Backend>,
-    pub(super) cached: u64,
-}
-
-impl<'a> Selection<'a> {
-    /// This server, which is not believed to have any of the prompt.
-    pub fn new(server: &'a Arc<Backend>) -> Self {
-        Self { server, cached: 0 }
-    }
-
-    /// The server is believed to have this many bytes of the prompt in its cache.
-    #[must_use]
-    pub fn with_cached(self, bytes: u64) -> Self {
-        Self { cached: bytes, ..self }
-    }
-
-    /// The server.
-    pub fn server(&self) -> &'a Arc<Backend> {
-        self.server
     }
 }
 
@@ -277,6 +259,14 @@ impl Policy for Random {
     fn pick<'a>(&self, choice: &Choice<'a>) -> &'a Arc<Backend> {
         &choice.servers()[fastrand::usize(..choice.servers().len())]
     }
+
+    fn choose<'a>(&self, choice: &Choice<'a>) -> Selection<'a> {
+        Selection::new(self.pick(choice)).because(SelectionReason::Random)
+    }
+
+    fn name(&self) -> &'static str {
+        "random"
+    }
 }
 
 /// Selects one server after the other, in the order of the configuration.
@@ -291,6 +281,14 @@ impl Policy for RoundRobin {
         // round is uneven.
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         &choice.servers()[turn % choice.servers().len()]
+    }
+
+    fn choose<'a>(&self, choice: &Choice<'a>) -> Selection<'a> {
+        Selection::new(self.pick(choice)).because(SelectionReason::Turn)
+    }
+
+    fn name(&self) -> &'static str {
+        "round_robin"
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::histogram::{BucketBounds, Histogram};
+use super::selections::Selections;
 use crate::observe::record::{CompletedRequest, Endpoint, Phase, RequestEnd, RetryCause, StatusClass};
 use crate::upstream::{IdMap, Role};
 
@@ -78,6 +79,7 @@ pub(super) struct Counts {
     /// By code. A list, because a router sees few of the codes that there are.
     pub(super) errors: Vec<(&'static str, u64)>,
     pub(super) pairs: IdMap<PairKey, PairTimes>,
+    pub(super) selections: Selections,
 }
 
 /// The ids of a prefill and a decode backend; `None` is the series that all other pairs share.
@@ -213,6 +215,7 @@ impl Counts {
         for (pair, times) in &other.pairs {
             self.pairs.entry(*pair).or_default().add(times);
         }
+        self.selections.add(&other.selections);
     }
 }
 

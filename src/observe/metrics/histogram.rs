@@ -13,12 +13,21 @@ pub(super) struct BucketBounds<const N: usize> {
 }
 
 impl<const N: usize> BucketBounds<N> {
-    /// BucketBounds given in microseconds. Evaluated by the compiler, so that wrong ones do not compile.
+    /// BucketBounds given in microseconds.
     pub(super) const fn micros(micros: [u64; N]) -> Self {
         let mut nanos = [0; N];
         let mut index = 0;
         while index < N {
             nanos[index] = micros[index] * 1_000;
+            index += 1;
+        }
+        Self::nanos(nanos)
+    }
+
+    /// BucketBounds given in nanoseconds. Evaluated by the compiler, so that wrong ones do not compile.
+    pub(super) const fn nanos(nanos: [u64; N]) -> Self {
+        let mut index = 0;
+        while index < N {
             assert!(nanos[index] > 0 && (index == 0 || nanos[index] >= 2 * nanos[index - 1]));
             index += 1;
         }

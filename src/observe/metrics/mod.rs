@@ -12,6 +12,7 @@ mod pairs;
 mod process;
 mod queue;
 mod render;
+mod selections;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,7 +23,7 @@ pub(crate) use queue::QueueMetrics;
 
 use crate::admission::AdmissionController;
 use crate::observe::record::{CompletedRequest, Observer};
-use crate::upstream::Fleet;
+use crate::upstream::{Fleet, ServerPair};
 
 /// The metrics of a router.
 #[derive(Default)]
@@ -54,6 +55,7 @@ impl Metrics {
             let mut counts = worker.lock();
             // Here, because a worker does not learn that a backend is gone.
             counts.pairs.retain(|pair, _| pair.is_none_or(|pair| tracked.contains_key(&pair)));
+            counts.selections.retain(is_present);
             total.add(&counts);
         }
         render::render(&total, &tracked, (&self.queue, admission), fleet)
@@ -86,6 +88,10 @@ impl WorkerMetrics {
 }
 
 impl Observer for WorkerMetrics {
+    fn pair_selected(&self, pair: &ServerPair) {
+        self.lock().selections.count(pair);
+    }
+
     fn request_completed(&self, request: &CompletedRequest<'_>) {
         let pair = request.pair().and_then(|pair| self.pairs.key(pair));
         self.lock().count_request(request, pair);

@@ -11,6 +11,7 @@ use super::histogram::Histogram;
 use super::pairs::PairUrls;
 use super::process::ProcessStats;
 use super::queue::QueueMetrics;
+use super::selections::{PromptBytes, SELECTION_BOUNDS, SelectionKey, Selections};
 use crate::admission::AdmissionController;
 use crate::observe::record::{Endpoint, RetryCause};
 use crate::upstream::{Backend, Connections, Fleet, IdMap, Outcome, Role};
@@ -42,6 +43,24 @@ families! {
         "Bytes of generation requests' bodies, received from clients.";
     RESPONSE_BYTES counter "mini_lb_response_bytes_total"
         "Bytes of response bodies of generation requests, sent to clients.";
+    SELECTIONS counter "mini_lb_selections_total"
+        "Servers that policies have selected for requests and retries, by the reason of the policy.";
+    SELECTING histogram "mini_lb_selection_seconds"
+        "Time in which both policies selected a pair. One in 16 selections is measured.";
+    PROMPT_BYTES counter "mini_lb_backend_prompt_bytes_total"
+        "Bytes of the prompts that the prefill backend was selected for; of whole bodies, if no policy needs \
+         more.";
+    MATCHED_BYTES counter "mini_lb_backend_matched_prompt_bytes_total"
+        "Those of the bytes of prompts that the policy believed to be in the prefill backend's cache.";
+    WORK gauge "mini_lb_backend_work_bytes"
+        "Bytes of prompt that the prefill backend was given and has not computed yet, without those believed \
+         to be in its cache, and 1 KiB for each request; of a decode backend, the prompts of its requests.";
+    INDEX_ENTRIES gauge "mini_lb_prefix_index_entries"
+        "Entries of the prefix index that tell of a live block of a prompt. Estimated from a sample of the index.";
+    INDEX_CAPACITY gauge "mini_lb_prefix_index_capacity_entries" "How many entries the prefix index can hold.";
+    INDEX_AGE gauge "mini_lb_prefix_index_age_ratio"
+        "How old live entries of the prefix index are on average: 0 is new, 1 has just been evicted from the \
+         cache of its server. Estimated from a sample of the index.";
     ERRORS counter "mini_lb_errors_total"
         "Requests that ended with an error of the router itself, as the response or in the middle of one, \
          by error code.";
@@ -115,10 +134,12 @@ pub(super) fn render(
     requests(&mut text, counts);
     errors(&mut text, counts);
     router(&mut text, counts);
+    selections(&mut text, &counts.selections);
+    prefix_index(&mut text, fleet);
     pairs(&mut text, &counts.pairs, tracked);
     admission_queue(&mut text, queue, admission);
     roles(&mut text, fleet);
-    backends(&mut text, fleet);
+    backends(&mut text, fleet, &counts.selections.prompts);
     text.family(&BUILD);
     text.value(&BUILD, &[("version", env!("CARGO_PKG_VERSION"))], 1);
     process(&mut text, ProcessStats::read());
@@ -269,7 +290,31 @@ fn roles(text: &mut Exposition, fleet: &Fleet) {
     }
 }
 
-fn backends(text: &mut Exposition, fleet: &Fleet) {
+fn selections(text: &mut Exposition, selections: &Selections) {
+    text.family(&SELECTIONS);
+    let label = |(role, policy, reason): &SelectionKey| (role.as_str(), *policy, reason.as_str());
+    // Sorted: each worker meets them in its own order.
+    let counts: BTreeMap<_, u64> =
+        selections.reasons.iter().map(|(key, count)| (label(key), *count)).collect();
+    for ((role, policy, reason), count) in counts {
+        text.value(&SELECTIONS, &[("role", role), ("policy", policy), ("reason", reason)], count);
+    }
+    text.family(&SELECTING);
+    text.histogram(&SELECTING, &[], &SELECTION_BOUNDS, &selections.times);
+}
+
+/// Left out if the policy has no index.
+fn prefix_index(text: &mut Exposition, fleet: &Fleet) {
+    let Some(usage) = fleet.prefix_index_usage() else { return };
+    text.family(&INDEX_ENTRIES);
+    text.value(&INDEX_ENTRIES, &[], usage.live_entries);
+    text.family(&INDEX_CAPACITY);
+    text.value(&INDEX_CAPACITY, &[], usage.capacity);
+    text.family(&INDEX_AGE);
+    text.value(&INDEX_AGE, &[], usage.mean_age);
+}
+
+fn backends(text: &mut Exposition, fleet: &Fleet, prompts: &IdMap<u64, PromptBytes>) {
     // A backend that was removed and added again while requests were in flight is in the list twice. A series
     // must not appear twice, so the first one, which gets the new requests, stands for both.
     let mut servers: BTreeMap<(&str, &str), &Backend> = BTreeMap::new();
@@ -291,11 +336,24 @@ fn backends(text: &mut Exposition, fleet: &Fleet) {
     each(&OPENED, &|_, connections| connections.opened);
     each(&REUSED, &|_, connections| connections.reused);
     each(&IDLE, &|_, connections| connections.idle);
+    each(&WORK, &|backend, _| backend.work());
     text.family(&LEGS);
     for ((role, url), server) in &servers {
         for outcome in Outcome::ALL {
             let labels = [("role", *role), ("backend", *url), ("outcome", outcome.as_str())];
             text.value(&LEGS, &labels, server.ended(outcome));
+        }
+    }
+    // Decode has none: it gets the whole KV cache in any case.
+    servers.retain(|_, server| server.role() == Role::Prefill);
+    type Part = fn(&PromptBytes) -> u64;
+    let families: [(&Family, Part); 2] =
+        [(&PROMPT_BYTES, |prompts| prompts.total), (&MATCHED_BYTES, |prompts| prompts.matched)];
+    for (family, part) in families {
+        text.family(family);
+        for ((role, url), server) in &servers {
+            let bytes = prompts.get(&server.id()).map_or(0, part);
+            text.value(family, &[("role", *role), ("backend", *url)], bytes);
         }
     }
 }

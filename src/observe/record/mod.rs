@@ -39,6 +39,11 @@ pub(crate) use trace::{LegSpan, Trace};
 /// Reads the event of a completed request. Called by the worker that had the request, between two requests of
 /// others: it must not wait.
 pub(crate) trait Observer: Send + Sync {
+    /// A request, or a retry of it, is about to be sent to these backends.
+    fn pair_selected(&self, pair: &ServerPair) {
+        let _ = pair;
+    }
+
     fn request_completed(&self, request: &CompletedRequest<'_>);
 }
 
@@ -167,6 +172,7 @@ impl Record {
     pub(crate) fn begin_attempt<'a>(&'a mut self, pair: &'a ServerPair) -> Attempt<'a> {
         self.attempts += 1;
         self.pair = Some(pair.clone());
+        self.recorder.observers.iter().for_each(|observer| observer.pair_selected(pair));
         self.timeline.begin_attempt();
         #[cfg(feature = "otel")]
         let trace_headers = match &mut self.trace {

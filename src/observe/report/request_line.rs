@@ -12,6 +12,7 @@ use tracing::{Level, debug, enabled, error, info, warn};
 
 use super::log_limit;
 use crate::observe::record::{CompletedRequest, Phase, Severity, truncate};
+use crate::upstream::{SelectionSummary, ServerPair};
 
 /// The target of the events, and the module that the program's lines name.
 const TARGET: &str = "mini_lb::request";
@@ -40,6 +41,8 @@ pub struct RequestLine<'a> {
     pub prefill: Option<&'a str>,
     /// The URL of the decode server of the last attempt. `None` if the request was sent to no pair.
     pub decode: Option<&'a str>,
+    /// Why the servers of the last attempt were selected. `None` if the request was sent to no pair.
+    pub selection: Option<SelectionSummary>,
     /// How far the request had come when it ended: `head` (it was not parsed), `request` (its body was not
     /// read), `choice` (it was read, and sent to no pair), `legs` (it was sent, and no response of it reached
     /// the client), `answer_head` or `answer_body` (the client was sent so much of a server's response).
@@ -162,6 +165,7 @@ macro_rules! fields {
             plain phase = Some($line.phase),
             plain prefill = $line.prefill,
             plain decode = $line.decode,
+            plain selection = $line.selection.as_ref().map(SelectionSummary::as_str),
             number attempts = Some(u64::from($line.attempts)),
             plain retried = $line.retried.as_deref(),
             flag streaming = Some($line.streaming),
@@ -226,6 +230,7 @@ impl<'a> RequestLine<'a> {
             streaming: request.streaming(),
             prefill: pair.map(|pair| pair.prefill().url()),
             decode: pair.map(|pair| pair.decode().url()),
+            selection: pair.map(ServerPair::summary),
             phase: request.progress.as_str(),
             failure: request.failure.as_ref().map(|failure| {
                 let (code, cause) = (failure.code, failure.cause.as_ref());

@@ -7,23 +7,44 @@
 
 use std::sync::Arc;
 
-use super::{Fleet, Picked, Rank, RoleGroup, ServerPair, rank};
+use super::{Fleet, Picked, Rank, RoleGroup, ServerPair, Stopwatch, rank};
 use crate::admission::{AdmissionHandle, BackendCaps};
 use crate::upstream::in_flight::BackendPermit;
-use crate::upstream::{Backend, Demand, InFlight, Needs, Role};
+use crate::upstream::{Backend, Demand, InFlight, Needs, Role, SelectedBy, SelectionReason};
 
 /// A pair, and a permit for one request on each of its servers.
 pub(crate) struct PairPermits {
-    prefill: BackendPermit,
-    decode: BackendPermit,
+    prefill: Reserved,
+    decode: Reserved,
+    /// Of the selection, if it was measured.
+    nanos: Option<u32>,
+}
+
+/// A permit, and how its server was selected.
+struct Reserved {
+    permit: BackendPermit,
+    by: SelectedBy,
+}
+
+impl Reserved {
+    fn waking(self, handle: &Arc<AdmissionHandle>) -> Self {
+        Self { permit: self.permit.waking(handle), by: self.by }
+    }
+
+    /// Counts the request's work.
+    fn with_work(mut self) -> Self {
+        self.permit.add_work(self.by.work());
+        self
+    }
 }
 
 impl PairPermits {
     /// The pair, and one request in flight on each of its servers.
     pub(crate) fn into_legs(self) -> (ServerPair, InFlight, InFlight) {
-        let server = |permit: &BackendPermit| Arc::clone(permit.backend());
-        let pair = ServerPair { prefill: server(&self.prefill), decode: server(&self.decode) };
-        (pair, InFlight::with_permit(self.prefill), InFlight::with_permit(self.decode))
+        let server = |reserved: &Reserved| (Arc::clone(reserved.permit.backend()), reserved.by);
+        let mut pair = ServerPair::new(server(&self.prefill), server(&self.decode));
+        pair.selection_nanos = self.nanos;
+        (pair, InFlight::with_permit(self.prefill.permit), InFlight::with_permit(self.decode.permit))
     }
 }
 
@@ -50,6 +71,7 @@ impl Fleet {
         Ok(permits.map(|(prefill, decode)| PairPermits {
             prefill: prefill.waking(handle),
             decode: decode.waking(handle),
+            nanos: None,
         }))
     }
 
@@ -62,11 +84,11 @@ impl Fleet {
         caps: BackendCaps,
         handle: &Arc<AdmissionHandle>,
     ) -> PairPermits {
-        let PairPermits { prefill, decode } = permits;
-        PairPermits {
-            prefill: self.prefill.settle(prefill, demand, caps.prefill, handle),
-            decode: self.decode.settle(decode, demand, caps.decode, handle),
-        }
+        let PairPermits { prefill, decode, .. } = permits;
+        let stopwatch = Stopwatch::start();
+        let prefill = self.prefill.settle(prefill, demand, caps.prefill, handle);
+        let decode = self.decode.settle(decode, demand, caps.decode, handle);
+        PairPermits { prefill, decode, nanos: stopwatch.nanos() }
     }
 
     /// Like [`acquire_pair`](Self::acquire_pair), for the retry of a request that was admitted before:
@@ -83,13 +105,12 @@ impl Fleet {
             let is_other = |server: &Arc<Backend>| !Arc::ptr_eq(server, failed) && server.is_healthy();
             let below_cap = group.pick_where(|server| is_other(server) && server.in_flight() < cap, demand);
             let picked = below_cap.or_else(|| group.pick_other(failed, demand)).ok_or(group.role)?;
-            let mut permit = BackendPermit::acquire(picked.server).waking(handle);
-            permit.add_work(picked.work);
-            Ok(permit)
+            let permit = BackendPermit::acquire(picked.server).waking(handle);
+            Ok(Reserved { permit, by: picked.by }.with_work())
         };
         // Both permits are new: the failed attempt has released its own.
         let prefill = acquire(&self.prefill, caps.prefill)?;
-        Ok(PairPermits { prefill, decode: acquire(&self.decode, caps.decode)? })
+        Ok(PairPermits { prefill, decode: acquire(&self.decode, caps.decode)?, nanos: None })
     }
 }
 
@@ -105,51 +126,58 @@ impl RoleGroup {
     }
 
     /// Selects a server with capacity and acquires a permit on it.
-    fn try_acquire(&self, cap: usize) -> Option<BackendPermit> {
+    fn try_acquire(&self, cap: usize) -> Option<Reserved> {
         let best = self.best_rank();
         loop {
-            let server = if self.selects_late() {
+            let Picked { server, by } = if self.selects_late() {
                 // Not by the policy, whose selection counts.
                 let eligible = self.servers().iter().filter(|server| is_eligible(server, best, cap));
-                Arc::clone(eligible.min_by_key(|server| server.in_flight())?)
+                let server = Arc::clone(eligible.min_by_key(|server| server.in_flight())?);
+                Picked { server, by: self.by_load(Demand::default()) }
             } else {
-                self.pick_where(|server| is_eligible(server, best, cap), Demand::default())?.server
+                self.pick_where(|server| is_eligible(server, best, cap), Demand::default())?
             };
             // Another worker may have taken the last permit since; another server may still have one.
             if let Some(permit) = BackendPermit::try_acquire(&server, cap) {
-                return Some(permit);
+                return Some(Reserved { permit, by });
             }
         }
+    }
+
+    /// What is said of a server that was selected for its capacity, and not by the policy.
+    fn by_load(&self, demand: Demand<'_>) -> SelectedBy {
+        self.selected_by(demand, 0, SelectionReason::Load, self.servers().len())
     }
 
     /// Selects late if the policy does, among the servers that have capacity and the one that was reserved.
     fn settle(
         &self,
-        mut reserved: BackendPermit,
+        reserved: Reserved,
         demand: Demand<'_>,
         cap: usize,
         handle: &Arc<AdmissionHandle>,
-    ) -> BackendPermit {
-        let picked = if self.selects_late() {
-            let best = self.best_rank();
-            let is_reserved = |server: &Arc<Backend>| Arc::ptr_eq(server, reserved.backend());
-            // `None` if a reload has removed all servers since.
-            self.pick_where(|server| is_reserved(server) || is_eligible(server, best, cap), demand)
-        } else {
-            None
-        };
-        let Some(Picked { server, work }) = picked else {
-            reserved.add_work(demand.prompt_bytes());
-            return reserved;
-        };
-        if !Arc::ptr_eq(&server, reserved.backend()) {
-            // If another worker was faster, the reserved server will do.
-            if let Some(permit) = BackendPermit::try_acquire(&server, cap) {
-                reserved = permit.waking(handle);
-            }
+    ) -> Reserved {
+        let Reserved { permit, by } = reserved;
+        if !self.selects_late() {
+            // Selected before the request was read.
+            let by = SelectedBy { prompt_bytes: demand.prompt_bytes(), ..by };
+            return Reserved { permit, by }.with_work();
         }
-        reserved.add_work(work);
-        reserved
+        let best = self.best_rank();
+        let is_reserved = |server: &Arc<Backend>| Arc::ptr_eq(server, permit.backend());
+        let picked = self.pick_where(|server| is_reserved(server) || is_eligible(server, best, cap), demand);
+        let other = match picked {
+            Some(Picked { server, by }) if is_reserved(&server) => {
+                return Reserved { permit, by }.with_work();
+            }
+            Some(Picked { server, by }) => {
+                BackendPermit::try_acquire(&server, cap).map(|permit| Reserved { permit, by }.waking(handle))
+            }
+            // A reload has removed all servers since.
+            None => None,
+        };
+        // If another worker was faster, the reserved server will do.
+        other.unwrap_or_else(|| Reserved { permit, by: self.by_load(demand) }).with_work()
     }
 }
 

@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use arc_swap::ArcSwapOption;
 
 use super::least_load::least_loaded;
-use super::prefix_index::{HOLDERS, Note, PrefixIndex};
-use super::{Choice, Needs, Policy, Selection};
+use super::prefix_index::{HOLDERS, IndexUsage, Note, PrefixIndex};
+use super::{Choice, Needs, Policy, Selection, SelectionReason};
 use crate::upstream::{Backend, Role};
 use crate::wire::shape::Prompt;
 
@@ -154,6 +154,12 @@ impl CacheAware {
         self.clocks[usize::from(note.slot)].age(note.stamp)
     }
 
+    /// How full the index is. `None` before the first server.
+    pub(crate) fn index_usage(&self) -> Option<IndexUsage> {
+        let index = self.index.load();
+        Some(index.as_deref()?.usage(|note| f64::from(self.age(note)) / 256.0))
+    }
+
     /// Looks a prompt up, from its end: where a server has a block, it has all before it.
     fn look_up(&self, index: &PrefixIndex, choice: &Choice<'_>, prompt: &Prompt) -> Match {
         let mut found = Match::default();
@@ -246,7 +252,7 @@ impl Policy for CacheAware {
         let index = self.index.load();
         let (Role::Prefill, Some(index), Some(prompt)) = (choice.role(), index.as_deref(), choice.prompt())
         else {
-            return Selection::new(&choice.servers()[least_loaded(choice)]);
+            return Selection::new(&choice.servers()[least_loaded(choice)]).because(SelectionReason::Load);
         };
         let found = self.look_up(index, choice, prompt);
         let cold = self.cold(index, choice, prompt, &found);
@@ -259,7 +265,12 @@ impl Policy for CacheAware {
         if let Some(entry) = found.deepest.checked_sub(1).and_then(|last| index.find(prompt.block(last))) {
             entry.continued();
         }
-        Selection::new(server).with_cached(cached)
+        let reason = if blocks > 0 { SelectionReason::Prefix } else { SelectionReason::Load };
+        Selection::new(server).with_cached(cached).because(reason)
+    }
+
+    fn name(&self) -> &'static str {
+        "cache_aware"
     }
 
     fn needs(&self, role: Role) -> Needs {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Choice, Load, Policy};
+use super::{Choice, Load, Policy, Selection, SelectionReason};
 use crate::upstream::{Backend, Role};
 
 /// What a server of a role has to do, to be compared. A prefill server computes one prompt after the other,
@@ -23,6 +23,14 @@ pub struct LeastLoad;
 impl Policy for LeastLoad {
     fn pick<'a>(&self, choice: &Choice<'a>) -> &'a Arc<Backend> {
         &choice.servers()[least_loaded(choice)]
+    }
+
+    fn choose<'a>(&self, choice: &Choice<'a>) -> Selection<'a> {
+        Selection::new(self.pick(choice)).because(SelectionReason::Load)
+    }
+
+    fn name(&self) -> &'static str {
+        "least_load"
     }
 }
 
@@ -50,5 +58,13 @@ impl Policy for PowerOfTwo {
         let second = (first + fastrand::usize(1..servers.len())) % servers.len();
         let is_less = load_of(choice, second) < load_of(choice, first);
         &servers[if is_less { second } else { first }]
+    }
+
+    fn choose<'a>(&self, choice: &Choice<'a>) -> Selection<'a> {
+        Selection::new(self.pick(choice)).because(SelectionReason::Load)
+    }
+
+    fn name(&self) -> &'static str {
+        "power_of_two"
     }
 }

@@ -56,6 +56,19 @@ pub(super) struct PrefixIndex {
     bits: u32,
 }
 
+/// Most buckets that a measurement looks at: 256 KiB.
+const SAMPLED_BUCKETS: usize = 4_096;
+
+/// How full an index is, and how old what is in it.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct IndexUsage {
+    /// Entries with a note that is live.
+    pub(crate) live_entries: u64,
+    pub(crate) capacity: u64,
+    /// The mean age of live entries, by their youngest note, as a share of what a cache holds; 0 without any.
+    pub(crate) mean_age: f64,
+}
+
 /// What is noted for one block.
 pub(super) struct Entry<'a> {
     bucket: &'a Bucket,
@@ -96,6 +109,24 @@ impl PrefixIndex {
         let tag = (hash << TAG_START >> 32) as u32;
         // 0 is for no entry.
         (&self.buckets[(hash >> (u64::BITS - self.bits)) as usize], tag.max(1))
+    }
+
+    /// Measures a part of the table that is spread over all of it. An `age` of 1 is dead.
+    pub(super) fn usage(&self, age: impl Fn(Note) -> f64) -> IndexUsage {
+        let step = (self.buckets.len() / SAMPLED_BUCKETS).max(1);
+        let entries = self
+            .buckets
+            .iter()
+            .step_by(step)
+            .flat_map(|bucket| (0..ENTRIES).map(move |number| Entry { bucket, number }));
+        let youngest = entries.filter_map(|entry| entry.notes().map(&age).min_by(f64::total_cmp));
+        let (live, ages) =
+            youngest.filter(|age| *age < 1.0).fold((0_u64, 0.0), |(live, ages), age| (live + 1, ages + age));
+        IndexUsage {
+            live_entries: live * step as u64,
+            capacity: (self.buckets.len() * ENTRIES) as u64,
+            mean_age: if live == 0 { 0.0 } else { ages / live as f64 },
+        }
     }
 
     /// A table of another size with the same notes, as far as there is room.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::*;
-use crate::upstream::fleet::REQUEST_WORK;
+use crate::upstream::selection::REQUEST_WORK;
 use crate::upstream::{FleetSpec, InFlight, LiveFleet, ServerPair};
 use crate::wire::shape::{BodyInspector, Dialect, HashKey, key_hash};
 
@@ -349,5 +349,49 @@ fn a_server_is_found_by_its_slot_in_small_and_large_fleets() {
         let few = Candidates::new(fleet.now().prefill()[..1].to_vec());
         let choice_of_few = Choice::new(Role::Prefill, &few, &loads, Demand::default());
         assert_eq!(choice_of_few.index_of_slot(choice.slot(count - 1)), (count == 1).then_some(0));
+    }
+}
+
+#[test]
+fn a_selection_tells_its_reason() {
+    let reason = |rig: &Rig, demand| {
+        let (pair, _prefill, _decode) = rig.fleet.now().enter_pair(demand).unwrap();
+        [Role::Prefill, Role::Decode].map(|role| pair.selected_by(role).reason)
+    };
+    for (rig, expected) in [
+        (Rig::new(3, || Random), SelectionReason::Random),
+        (Rig::new(3, RoundRobin::default), SelectionReason::Turn),
+        (Rig::new(3, || LeastLoad), SelectionReason::Load),
+        (Rig::new(3, || PowerOfTwo), SelectionReason::Load),
+        (Rig::new(3, CacheAware::new), SelectionReason::Load),
+        (Rig::new(3, || ConsistentHash), SelectionReason::Load),
+        (Rig::new(1, || Random), SelectionReason::Only),
+    ] {
+        assert_eq!(reason(&rig, of_size(10)), [expected; 2]);
+    }
+    let rig = Rig::new(3, CacheAware::new);
+    let prompt = prompt(&[("a", 4)]);
+    assert_eq!(reason(&rig, asking(&prompt)), [SelectionReason::Load; 2]);
+    assert_eq!(reason(&rig, asking(&prompt)), [SelectionReason::Prefix, SelectionReason::Load]);
+}
+
+#[test]
+fn a_key_that_went_on_to_another_server_is_told() {
+    let rig = Rig::new(3, || ConsistentHash);
+    for key in 0..50 {
+        let demand = with_key(&format!("conversation {key}"));
+        let pair = || {
+            let (pair, _prefill, _decode) = rig.fleet.now().enter_pair(demand).unwrap();
+            (rig.indices(&pair), *pair.selected_by(Role::Prefill))
+        };
+        let ([home, _], by) = pair();
+        assert_eq!(by.reason, SelectionReason::Key);
+        let busy = rig.occupy(Role::Prefill, home, 1 << 20);
+        let ([other, _], by) = pair();
+        assert!(other != home && by.reason == SelectionReason::KeyOverflow);
+        drop(busy);
+        // Others may be full.
+        let _busy = rig.occupy(Role::Prefill, other, 1 << 20);
+        assert_eq!(pair().1.reason, SelectionReason::Key);
     }
 }

@@ -1,0 +1,211 @@
+//! What a policy has selected, and why: one server of a role, and how much of the prompt it is believed to
+//! have.
+//!
+//! How a server is selected is for `policy`, and what is counted of it for `observe`.
+
+use std::fmt::{self, Write as _};
+use std::sync::Arc;
+
+use super::{Backend, Role};
+
+/// What a request costs beside its bytes: a prefill that finds the whole prompt in its cache takes about as
+/// long as one of 256 tokens. Without it, requests that are all cached would count as no work, and meet.
+pub(super) const REQUEST_WORK: u64 = 1 << 10;
+
+/// Why a [`Policy`](super::Policy) has selected a server.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SelectionReason {
+    /// There was no other server to select.
+    Only,
+    /// It is believed to have the beginning of the prompt in its cache.
+    Prefix,
+    /// It has less load than others.
+    Load,
+    /// It is the first server for the key of the request's conversation.
+    Key,
+    /// The first server for that key has too much load, and this is the next one that has not.
+    KeyOverflow,
+    /// It is the next one in turn.
+    Turn,
+    /// At random.
+    Random,
+    /// The policy does not say.
+    #[default]
+    Unknown,
+}
+
+impl SelectionReason {
+    /// The reason in metrics and logs, for example `prefix`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Only => "only",
+            Self::Prefix => "prefix",
+            Self::Load => "load",
+            Self::Key => "key",
+            Self::KeyOverflow => "key_overflow",
+            Self::Turn => "turn",
+            Self::Random => "random",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// A server that a policy has selected.
+#[derive(Debug, Clone, Copy)]
+pub struct Selection<'a> {
+    pub(super) server: &'a Arc<Backend>,
+    pub(super) cached: u64,
+    pub(super) reason: SelectionReason,
+}
+
+impl<'a> Selection<'a> {
+    /// This server, which is not believed to have any of the prompt.
+    pub fn new(server: &'a Arc<Backend>) -> Self {
+        Self { server, cached: 0, reason: SelectionReason::Unknown }
+    }
+
+    /// The server is believed to have this many bytes of the prompt in its cache.
+    #[must_use]
+    pub fn with_cached(self, bytes: u64) -> Self {
+        Self { cached: bytes, ..self }
+    }
+
+    /// The server was selected for this reason, which metrics and logs tell.
+    #[must_use]
+    pub fn because(self, reason: SelectionReason) -> Self {
+        Self { reason, ..self }
+    }
+
+    /// The server.
+    pub fn server(&self) -> &'a Arc<Backend> {
+        self.server
+    }
+}
+
+/// How the server of one leg was selected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SelectedBy {
+    /// [`Policy::name`](super::Policy::name).
+    pub(crate) policy: &'static str,
+    pub(crate) reason: SelectionReason,
+    /// The size of the prompt, or of the whole body if no policy needs more.
+    pub(crate) prompt_bytes: u64,
+    /// How many bytes of the prompt the server is believed to have in its cache.
+    pub(crate) cached: u64,
+}
+
+impl SelectedBy {
+    /// What the request adds to the server's work.
+    pub(super) fn work(&self) -> u64 {
+        REQUEST_WORK + self.prompt_bytes.saturating_sub(self.cached)
+    }
+}
+
+/// The prefill and the decode server that serve one request together.
+#[derive(Debug, Clone)]
+pub struct ServerPair {
+    prefill: Arc<Backend>,
+    decode: Arc<Backend>,
+    /// By role.
+    selected_by: [SelectedBy; 2],
+    /// How long the selection took, if it was measured.
+    pub(super) selection_nanos: Option<u32>,
+}
+
+impl ServerPair {
+    pub(super) fn new(
+        (prefill, prefill_by): (Arc<Backend>, SelectedBy),
+        (decode, decode_by): (Arc<Backend>, SelectedBy),
+    ) -> Self {
+        Self { prefill, decode, selected_by: [prefill_by, decode_by], selection_nanos: None }
+    }
+
+    /// The server that computes the prompt's KV cache.
+    pub fn prefill(&self) -> &Arc<Backend> {
+        &self.prefill
+    }
+
+    /// The server that generates the tokens.
+    pub fn decode(&self) -> &Arc<Backend> {
+        &self.decode
+    }
+
+    pub(crate) fn selected_by(&self, role: Role) -> &SelectedBy {
+        &self.selected_by[role as usize]
+    }
+
+    /// How long both policies took, of the requests of which it was measured.
+    pub(crate) fn selection_nanos(&self) -> Option<u64> {
+        self.selection_nanos.map(u64::from)
+    }
+
+    /// Why the request goes to these servers.
+    pub(crate) fn summary(&self) -> SelectionSummary {
+        SelectionSummary::new(&self.selected_by)
+    }
+}
+
+/// Why a request went to its two servers, for logs: prefill's [reason](SelectionReason), how many bytes of
+/// the prompt were believed to be in its cache and how many there are, and decode's reason.
+///
+/// `prefix:45056/47210,load` is a prefill server that is believed to have 45,056 of 47,210 bytes, and the
+/// decode server with the least load.
+// No `String`, as an access log has one for each request.
+#[derive(Clone, Copy)]
+pub struct SelectionSummary {
+    text: [u8; MAX_SUMMARY],
+    length: usize,
+}
+
+/// Two reasons, two numbers of 64 bits and three separators.
+const MAX_SUMMARY: usize = 2 * "key_overflow".len() + 2 * 20 + 3;
+
+impl SelectionSummary {
+    fn new([prefill, decode]: &[SelectedBy; 2]) -> Self {
+        let mut summary = Self { text: [0; MAX_SUMMARY], length: 0 };
+        let (cached, bytes) = (prefill.cached, prefill.prompt_bytes);
+        // It fits.
+        let _ = write!(summary, "{}:{cached}/{bytes},{}", prefill.reason.as_str(), decode.reason.as_str());
+        summary
+    }
+
+    /// The text: ASCII without blanks and quotes.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.text[..self.length]).unwrap_or_default()
+    }
+}
+
+impl fmt::Write for SelectionSummary {
+    fn write_str(&mut self, part: &str) -> fmt::Result {
+        let rest = self.text.get_mut(self.length..self.length + part.len()).ok_or(fmt::Error)?;
+        rest.copy_from_slice(part.as_bytes());
+        self.length += part.len();
+        Ok(())
+    }
+}
+
+impl fmt::Display for SelectionSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for SelectionSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_summary_fits() {
+        let by = |reason| SelectedBy { policy: "", reason, prompt_bytes: u64::MAX, cached: u64::MAX };
+        let summary = SelectionSummary::new(&[SelectionReason::KeyOverflow; 2].map(by));
+        let number = u64::MAX;
+        assert_eq!(summary.as_str(), format!("key_overflow:{number}/{number},key_overflow"));
+    }
+}
