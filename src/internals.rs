@@ -16,6 +16,7 @@ use crate::wire::body::ClientBody;
 use crate::wire::bootstrap::BootstrapFields;
 use crate::wire::client_response::ClientResponseHead;
 use crate::wire::logprobs::{Merge, PromptLogprobs};
+use crate::wire::plan::{OwnIds, RequestPlan};
 use crate::wire::shape::{BodyInspector, Dialect, HashKey, Prompt};
 use crate::wire::sse::EventSplitter;
 use crate::wire::upstream_request::UpstreamHead;
@@ -35,7 +36,8 @@ pub fn inspect_and_rewrite(chunks: &[Bytes]) -> usize {
     }
     let shape = inspector.finish().expect("a complete body");
     // A room of 19 digits, as nearly all rooms have.
-    body.with_bootstrap(&shape.edit, &FIELDS, 1 << 61).len()
+    let [prefill, _] = RequestPlan::sglang(&shape.fields, OwnIds::default()).bodies(&body, &FIELDS, 1 << 61);
+    prefill.len()
 }
 
 /// Inspects a body that arrives in these chunks, and takes its prompt's fingerprint if `with_prompt`.

@@ -21,6 +21,7 @@ use crate::http1::OutgoingBody;
 use crate::wire::body::ClientBody;
 use crate::wire::bootstrap::BootstrapFields;
 use crate::wire::logprobs::{Merge, PromptLogprobs};
+use crate::wire::plan::{OwnIds, RequestPlan};
 use crate::wire::shape::{BodyError, BodyInspector, BodyShape, Dialect};
 use crate::wire::sse::{EventSplitter, single_data_line};
 
@@ -97,7 +98,7 @@ pub fn inspect_and_rewrite(data: &[u8]) {
         (Err(error), Err(_)) => {
             let object = serde_json::from_slice::<Map<String, Value>>(input.text);
             assert!(
-                object.is_err() || error == BodyError::TooManyRemovedRanges,
+                object.is_err() || error == BodyError::TooManyChangedPlaces,
                 "an object was rejected: {error}"
             );
         }
@@ -117,7 +118,8 @@ fn inspect(dialect: Dialect, chunks: Vec<&[u8]>) -> Result<(ClientBody, BodyShap
 
 fn rewrite(body: &ClientBody, shape: &BodyShape) -> Vec<u8> {
     let fields = BootstrapFields::new("prefill".into(), Some(8998));
-    joined(body.with_bootstrap(&shape.edit, &fields, 7))
+    let [prefill, _] = RequestPlan::sglang(&shape.fields, OwnIds::default()).bodies(body, &fields, 7);
+    joined(prefill)
 }
 
 fn joined(body: OutgoingBody) -> Vec<u8> {

@@ -30,6 +30,7 @@ use crate::wire::body::ClientBody;
 use crate::wire::bootstrap::MAX_BOOTSTRAP_ROOM;
 use crate::wire::client_response::ClientResponseHead;
 use crate::wire::headers;
+use crate::wire::plan::{OwnIds, RequestPlan};
 use crate::wire::shape::{BodyShape, Dialect, HashKey, key_hash};
 use crate::wire::upstream_request::UpstreamHead;
 
@@ -82,6 +83,7 @@ pub(crate) struct ReadRequest {
     upstream_head: UpstreamHead,
     body: ClientBody,
     shape: BodyShape,
+    plan: RequestPlan,
     /// The hash of a header that names the conversation.
     key: Option<u64>,
     deadline: Deadline,
@@ -138,7 +140,8 @@ impl Proxy {
         let upstream_head = UpstreamHead::new(&head.method, head.target.as_str(), &head.headers, true);
         let names = limits.hash_key_headers.iter().filter(|_| needs.key);
         let key = names.filter_map(|name| head.headers.get(name.as_str())).next().map(key_hash);
-        Ok(ReadRequest { limits, upstream_head, body, shape, key, deadline, _reservation: reservation })
+        let plan = RequestPlan::sglang(&shape.fields, OwnIds::default());
+        Ok(ReadRequest { limits, upstream_head, body, shape, plan, key, deadline, _reservation: reservation })
     }
 
     /// Sends a request to a pair, and to another one after a failure that allows it. `admitted` is the pair
@@ -285,22 +288,22 @@ impl Exchange<'_> {
         }
     }
 
-    /// The requests to prefill and to decode, which share one body.
+    /// The requests to prefill and to decode.
     fn leg_requests(&self, attempt: &Attempt<'_>, bootstrap_room: u64) -> [OutgoingRequest; 2] {
-        let ReadRequest { limits, upstream_head, body, shape, .. } = self.request;
+        let ReadRequest { limits, upstream_head, body, shape, plan, .. } = self.request;
         let (prefill, decode) = (attempt.pair.prefill(), attempt.pair.decode());
         let fields = prefill.bootstrap().expect("a prefill server has bootstrap fields");
-        let body = body.with_bootstrap(&shape.edit, fields, bootstrap_room);
+        let [prefill_body, decode_body] = plan.bodies(body, fields, bootstrap_room);
         let lines = |role| attempt.trace_headers(role);
         // Prefill's response is always read: it may be a refusal, also inside a stream.
         let to_prefill =
-            upstream_head.for_readable_response(prefill.host_header(), lines(Role::Prefill), &body);
+            upstream_head.for_readable_response(prefill.host_header(), lines(Role::Prefill), &prefill_body);
         // An early head with comments in plain text may go out before decode has chosen a coding.
         let is_plain = shape.merge.is_some() || (shape.stream && limits.stream_keepalive.is_some());
         let to_decode = if is_plain {
-            upstream_head.for_readable_response(decode.host_header(), lines(Role::Decode), &body)
+            upstream_head.for_readable_response(decode.host_header(), lines(Role::Decode), &decode_body)
         } else {
-            upstream_head.for_backend(decode.host_header(), lines(Role::Decode), &body)
+            upstream_head.for_backend(decode.host_header(), lines(Role::Decode), &decode_body)
         };
         [to_prefill, to_decode]
     }

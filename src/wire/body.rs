@@ -1,4 +1,4 @@
-//! A client's body with the bootstrap fields added: the same bytes for both legs, shared by them, and not
+//! A client's body with some fields changed and others added: bytes that are shared by the legs, and not
 //! copied if large.
 
 use std::ops::Range;
@@ -6,7 +6,7 @@ use std::ops::Range;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::bootstrap::BootstrapFields;
-use super::shape::BodyEdit;
+use super::shape::{BodyEdit, RangeChange};
 use crate::http1::OutgoingBody;
 
 /// Bodies up to this size are copied behind the head of each leg, which costs less than a second buffer in
@@ -30,41 +30,51 @@ impl ClientBody {
         self.length
     }
 
-    /// The body for both legs: all but the removed ranges, with the bootstrap fields before the closing
-    /// brace.
+    /// The body of a leg: with the changes of `edit`, and the bootstrap fields and `added` before the closing
+    /// brace. Each of the fields in `added` has a comma before it.
     ///
     /// They go last because Python's JSON parsers (json, orjson, msgspec) keep the last of duplicate names.
     /// The client's own are removed nevertheless: SGLang's Rust server rejects a body with duplicates.
-    pub(crate) fn with_bootstrap(
+    pub(crate) fn edited(
         &self,
         edit: &BodyEdit,
         fields: &BootstrapFields,
         room: u64,
+        added: &[u8],
     ) -> OutgoingBody {
+        let max_added = fields.max_len() + added.len();
+        let write = |out: &mut BytesMut| {
+            fields.write(out, room, edit.needs_comma);
+            out.put_slice(added);
+        };
         // Joined here, because it is copied behind each leg's head anyway.
         if self.length <= COPY_UP_TO {
-            let mut joined = BytesMut::with_capacity(self.length + fields.max_len());
+            let replacing: usize = edit.changes.iter().map(|change| change.by.len()).sum();
+            let mut joined = BytesMut::with_capacity(self.length + replacing + max_added);
             self.for_each_before_close(edit, |chunk, range| joined.put_slice(&chunk[range]));
-            fields.write(&mut joined, room, edit.needs_comma);
+            write(&mut joined);
             self.for_each_in(edit.close..self.length, |chunk, range| joined.put_slice(&chunk[range]));
             return OutgoingBody::new(vec![joined.freeze()]);
         }
-        // Each removed range splits at most one chunk in two. So does the insertion, itself one more chunk.
-        let mut chunks = Vec::with_capacity(self.chunks.len() + edit.removed.len() + 2);
+        // Each change splits at most one chunk in two and adds at most one. So does the insertion.
+        let mut chunks = Vec::with_capacity(self.chunks.len() + 2 * edit.changes.len() + 2);
         self.for_each_before_close(edit, |chunk, range| chunks.push(chunk.slice(range)));
-        let mut added = BytesMut::with_capacity(fields.max_len());
-        fields.write(&mut added, room, edit.needs_comma);
-        chunks.push(added.freeze());
+        let mut inserted = BytesMut::with_capacity(max_added);
+        write(&mut inserted);
+        chunks.push(inserted.freeze());
         self.for_each_in(edit.close..self.length, |chunk, range| chunks.push(chunk.slice(range)));
         OutgoingBody::new(chunks)
     }
 
-    /// Visits what stays of the body before its closing brace.
+    /// Visits what there is before the closing brace when the changes are made.
     fn for_each_before_close(&self, edit: &BodyEdit, mut visit: impl FnMut(&Bytes, Range<usize>)) {
         let mut from = 0;
-        for removed in &edit.removed {
-            self.for_each_in(from..removed.start, &mut visit);
-            from = removed.end;
+        for RangeChange { range, by } in &edit.changes {
+            self.for_each_in(from..range.start, &mut visit);
+            if !by.is_empty() {
+                visit(by, 0..by.len());
+            }
+            from = range.end;
         }
         self.for_each_in(from..edit.close, &mut visit);
     }
@@ -87,7 +97,15 @@ impl ClientBody {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::shape::{BodyInspector, Dialect};
+    use crate::wire::plan::{OwnIds, RequestPlan};
+    use crate::wire::shape::{BodyInspector, BodyShape, Dialect};
+
+    fn leg_of(client: &ClientBody, shape: &BodyShape, port: Option<u16>, room: u64) -> OutgoingBody {
+        let plan = RequestPlan::sglang(&shape.fields, OwnIds::default());
+        let [prefill, decode] = plan.bodies(client, &BootstrapFields::new("h".into(), port), room);
+        assert_eq!(prefill.pieces(), decode.pieces());
+        prefill
+    }
 
     /// The rewritten body, of a body that was read in chunks of `size` bytes.
     fn rewritten(body: &str, size: usize) -> String {
@@ -98,7 +116,7 @@ mod tests {
             client.push(Bytes::copy_from_slice(chunk));
         }
         let shape = inspector.finish().unwrap();
-        let leg = client.with_bootstrap(&shape.edit, &BootstrapFields::new("h".into(), Some(1)), 2);
+        let leg = leg_of(&client, &shape, Some(1), 2);
         let sum: usize = leg.pieces().iter().map(Bytes::len).sum();
         assert_eq!(leg.len(), sum);
         String::from_utf8(leg.pieces().concat()).unwrap()
@@ -149,11 +167,7 @@ mod tests {
         inspector.feed(&original).unwrap();
         let mut client = ClientBody::default();
         client.push(original.clone());
-        let leg = client.with_bootstrap(
-            &inspector.finish().unwrap().edit,
-            &BootstrapFields::new("h".into(), None),
-            1,
-        );
+        let leg = leg_of(&client, &inspector.finish().unwrap(), None, 1);
         let inside = original.as_ptr_range();
         let shared = leg.pieces().iter().filter(|chunk| inside.contains(&chunk.as_ptr()));
         assert_eq!(shared.map(Bytes::len).sum::<usize>(), original.len() - r#""bootstrap_room":1,"#.len());

@@ -10,6 +10,7 @@ pub(crate) mod client_response;
 pub(crate) mod headers;
 mod json;
 pub(crate) mod logprobs;
+pub(crate) mod plan;
 pub(crate) mod segments;
 pub(crate) mod shape;
 pub(crate) mod sse;

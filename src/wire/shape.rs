@@ -1,4 +1,4 @@
-//! What the router must know of a request body, and where its fields are inserted.
+//! What the router must know of a request body, and where the fields lie that it changes.
 //!
 //! [`BodyInspector`] reads a body once, while it arrives. It reads the names at the top level and the few
 //! values that steer the router; everything nested is skipped, because SGLang validates it. But it must not
@@ -14,7 +14,7 @@ mod inspector;
 mod prompt;
 mod strict;
 
-pub(crate) use edit::BodyEdit;
+pub(crate) use edit::{BodyEdit, BodyFields, ChangedField, FieldChange, RangeChange};
 pub(crate) use error::BodyError;
 pub(crate) use inspector::BodyInspector;
 pub use prompt::Prompt;
@@ -42,8 +42,8 @@ pub(crate) struct BodyShape {
     pub(crate) merge: Option<Merge>,
     /// The client requests more than one sample a prompt (`n` > 1).
     pub(crate) parallel_sampling: bool,
-    /// Where the bootstrap fields go.
-    pub(crate) edit: BodyEdit,
+    /// Where the fields lie that the router may change.
+    pub(crate) fields: BodyFields,
     /// The prompt, if a policy wants to know it.
     pub(crate) prompt: Option<Prompt>,
 }

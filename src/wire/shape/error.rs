@@ -4,9 +4,9 @@ use std::fmt;
 
 /// The deepest nesting that is accepted: the limit of orjson, with which SGLang parses requests.
 pub(super) const MAX_DEPTH: usize = 1_024;
-/// Separate runs of `bootstrap_*` fields that are removed from one body. Clients send one run, if any; the
-/// bound keeps a hostile body from costing two slices a field on each leg.
-pub(super) const MAX_REMOVED_RANGES: usize = 64;
+/// Places of one body with fields that the router may change. Clients send one or two, if any; the bound keeps
+/// a hostile body from costing two slices a field on each leg.
+pub(super) const MAX_CHANGED_PLACES: usize = 64;
 
 /// Why a body is rejected. `at` is an offset in bytes from the body's start.
 #[derive(Debug, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub(crate) enum BodyError {
     NotAnObject { found: &'static str },
     Syntax { expected: &'static str, at: usize },
     TooDeep { at: usize },
-    TooManyRemovedRanges,
+    TooManyChangedPlaces,
     Truncated { at: usize },
 }
 
@@ -51,9 +51,11 @@ impl fmt::Display for BodyError {
             Self::TooDeep { at } => {
                 write!(f, "the body is nested deeper than {MAX_DEPTH} levels at byte {at}")
             }
-            Self::TooManyRemovedRanges => {
-                write!(f, "the body has bootstrap_* fields in over {MAX_REMOVED_RANGES} places")
-            }
+            Self::TooManyChangedPlaces => write!(
+                f,
+                "the body has fields that the router removes or reads, such as bootstrap_* and rid, in over \
+                 {MAX_CHANGED_PLACES} places"
+            ),
             Self::Truncated { at } => {
                 write!(f, "the body is not JSON: it ends at byte {at} inside the object")
             }

@@ -3,7 +3,7 @@
 use simd_json::BorrowedValue;
 use simd_json::prelude::{ValueAsArray, ValueAsObject, ValueAsScalar};
 
-use super::{BodyEdit, BodyShape, Dialect};
+use super::{BodyFields, BodyShape, ChangedField, Dialect};
 use crate::wire::logprobs::Merge;
 
 /// The most bytes that are kept of a value that steers the router or is removed. A longer one is forwarded or
@@ -15,6 +15,8 @@ pub(super) const MAX_VALUE: usize = 1 << 20;
 pub(super) enum TopLevelField {
     /// Any `bootstrap_*`, not only those that the router sets: SGLang's others are for its own use.
     Bootstrap,
+    Rid,
+    RequestId,
     Stream,
     N,
     SamplingParams,
@@ -39,8 +41,20 @@ impl TopLevelField {
             (b"token_ids_logprob", Dialect::Generate) => Self::TokenIdsLogprob,
             (b"echo", Dialect::Completions) => Self::Echo,
             (b"logprobs", Dialect::Completions) => Self::Logprobs,
+            (b"rid", _) => Self::Rid,
+            (b"request_id", _) => Self::RequestId,
             _ if name.starts_with(b"bootstrap_") => Self::Bootstrap,
             _ => Self::Other,
+        }
+    }
+
+    /// What it is to a plan, which may change it.
+    pub(super) fn changed(self) -> Option<ChangedField> {
+        match self {
+            Self::Bootstrap => Some(ChangedField::Internal),
+            Self::Rid => Some(ChangedField::Rid),
+            Self::RequestId => Some(ChangedField::RequestId),
+            _ => None,
         }
     }
 }
@@ -117,11 +131,14 @@ impl RequestedFeatures {
             TopLevelField::Logprobs => {
                 self.logprobs = any(|count| number(count).is_some_and(|count| count > 0.0));
             }
-            TopLevelField::Bootstrap | TopLevelField::Other => {}
+            TopLevelField::Bootstrap
+            | TopLevelField::Rid
+            | TopLevelField::RequestId
+            | TopLevelField::Other => {}
         }
     }
 
-    pub(super) fn into_shape(self, dialect: Dialect, edit: BodyEdit) -> BodyShape {
+    pub(super) fn into_shape(self, dialect: Dialect, fields: BodyFields) -> BodyShape {
         let merge = match dialect {
             // With the default start of -1 prefill's lists are empty, too, so that the common
             // `return_logprob: true` alone needs no merge.
@@ -139,7 +156,7 @@ impl RequestedFeatures {
             stream: self.stream,
             merge,
             parallel_sampling: self.parallel_sampling,
-            edit,
+            fields,
             prompt: None,
         }
     }

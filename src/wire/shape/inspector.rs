@@ -1,6 +1,6 @@
 //! The scanner: reads a body in chunks, as a state machine over the top level of a JSON object.
 
-use super::edit::EditBuilder;
+use super::edit::FieldFinder;
 use super::fields::{RequestedFeatures, TopLevelField, ValueBuffer};
 use super::prompt::{HashKey, PromptReader};
 use super::strict::{Nesting, Utf8Validator, is_json, unescape};
@@ -42,7 +42,7 @@ pub(crate) struct BodyInspector {
     field: TopLevelField,
     /// The current field's value, if it matters.
     value: ValueBuffer,
-    edit: EditBuilder,
+    fields: FieldFinder,
     features: RequestedFeatures,
     /// `None`: no policy wants to know the prompt.
     prompt: Option<PromptReader>,
@@ -59,7 +59,7 @@ impl BodyInspector {
             name: Vec::new(),
             field: TopLevelField::Other,
             value: ValueBuffer::default(),
-            edit: EditBuilder::default(),
+            fields: FieldFinder::default(),
             features: RequestedFeatures::default(),
             prompt: None,
         }
@@ -98,7 +98,7 @@ impl BodyInspector {
             _ => return Err(BodyError::Truncated { at: self.base }),
         }
         self.utf8.finish(self.base)?;
-        let shape = self.features.into_shape(self.dialect, self.edit.finish());
+        let shape = self.features.into_shape(self.dialect, self.fields.finish());
         Ok(BodyShape { prompt: self.prompt.map(PromptReader::finish), ..shape })
     }
 
@@ -123,14 +123,14 @@ impl BodyInspector {
             (ScanState::Start, b'{') => ScanState::NameOrEnd,
             (ScanState::Start, _) => return Err(BodyError::not_an_object(&chunk[at..], offset)),
             (ScanState::NameOrEnd | ScanState::NameStart, b'"') => self.start_name(offset),
-            (ScanState::NameOrEnd, b'}') => self.close_object(offset)?,
+            (ScanState::NameOrEnd, b'}') => self.close_object(offset),
             (ScanState::NameOrEnd, _) => return expected("a field's name or '}'"),
             (ScanState::NameStart, _) => return expected("a field's name"),
             (ScanState::Colon, b':') => ScanState::ValueStart,
             (ScanState::Colon, _) => return expected("':'"),
             (ScanState::ValueStart, _) => return self.start_value(byte, at),
             (ScanState::CommaOrEnd, b',') => ScanState::NameStart,
-            (ScanState::CommaOrEnd, b'}') => self.close_object(offset)?,
+            (ScanState::CommaOrEnd, b'}') => self.close_object(offset),
             (ScanState::CommaOrEnd, _) => return expected("',' or '}'"),
             (ScanState::End, _) => return expected("nothing after the object"),
             _ => unreachable!("`step` handles the states within a name or value"),
@@ -138,14 +138,14 @@ impl BodyInspector {
         Ok(at + 1)
     }
 
-    fn close_object(&mut self, offset: usize) -> Result<ScanState, BodyError> {
-        self.edit.object_closed(offset)?;
-        Ok(ScanState::End)
+    fn close_object(&mut self, offset: usize) -> ScanState {
+        self.fields.object_closed(offset);
+        ScanState::End
     }
 
     fn start_name(&mut self, offset: usize) -> ScanState {
         self.name.clear();
-        self.edit.name_started(offset);
+        self.fields.name_started(offset);
         ScanState::InName { escaped: false }
     }
 
@@ -184,12 +184,12 @@ impl BodyInspector {
             self.named(name)
         } else {
             let Some(name) = unescape(name) else {
-                let at = self.edit.name_start();
+                let at = self.fields.name_start();
                 return Err(BodyError::Syntax { expected: "a valid string", at });
             };
             self.named(name.as_bytes())
         };
-        self.edit.name_ended(self.field == TopLevelField::Bootstrap)
+        self.fields.name_ended(self.field.changed())
     }
 
     /// The field of this name, without escapes.
@@ -205,6 +205,7 @@ impl BodyInspector {
             prompt.value_started(byte, at);
         }
         // Scalars of other fields are kept, too, if they span chunks: they are checked as a whole.
+        self.fields.value_started(self.base + at);
         self.value.start(self.field != TopLevelField::Other || !matches!(byte, b'"' | b'{' | b'['));
         match byte {
             b'"' => {
@@ -283,15 +284,19 @@ impl BodyInspector {
 
     /// The current field's value ends before `chunk[end]`. Returns the new position.
     fn end_value(&mut self, chunk: &[u8], end: usize) -> Result<usize, BodyError> {
-        self.edit.value_ended(self.base + end);
+        self.fields.value_ended(self.base + end);
         if let Some(prompt) = &mut self.prompt {
             prompt.value_ended(chunk, end);
         }
         match self.field {
             TopLevelField::Other => {}
-            // No server sees what is removed, so none would reject it.
-            TopLevelField::Bootstrap => self.check_value(end)?,
-            field => self.features.set(field, &mut self.value),
+            field => {
+                // No server sees what is removed, so none would reject it.
+                if field.changed().is_some() {
+                    self.check_value(end)?;
+                }
+                self.features.set(field, &mut self.value);
+            }
         }
         // A comma and the next name's quote are often the next bytes: this saves two steps.
         let (state, length) = match chunk[end..] {

@@ -6,6 +6,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
+use crate::wire::shape::FieldChange;
+
 /// Names that steer the router on one API or another.
 const STEERING: [&str; 8] = [
     "stream",
@@ -27,6 +29,9 @@ const BOOTSTRAP: [&str; 6] = [
     "bootstrap_",
     "bootstrap_\u{e9}\"\u{1f600}",
 ];
+
+/// Names of fields that a plan may change.
+const PLANNED: [&str; 2] = ["rid", "request_id"];
 
 /// Names that resemble the others and mean nothing.
 const SIMILAR: [&str; 14] = [
@@ -64,13 +69,14 @@ pub(super) struct WrittenField {
 }
 
 impl WrittenField {
-    pub(super) fn is_removed(&self) -> bool {
-        self.name.starts_with("bootstrap_")
-    }
-
     /// The field from its name to its value.
     fn bare(&self) -> String {
         [&*self.quoted, &self.colon, &self.value].concat()
+    }
+
+    /// The same with this value.
+    fn with_value(&self, value: &[u8]) -> String {
+        [&*self.quoted, &self.colon, std::str::from_utf8(value).unwrap()].concat()
     }
 }
 
@@ -92,15 +98,25 @@ impl WrittenObject {
         format!("{}{{{inside}}}{}", self.before, self.after)
     }
 
-    /// The expected body once `added` is added. White space before a run of removed fields stays, and so does
-    /// that before the closing brace; what is between is removed, with one comma a field.
+    /// The expected body without the fields that are removed, once `added` is added.
     pub(super) fn rewritten(&self, added: &str) -> String {
-        let kept: Vec<_> = (0..self.fields.len()).filter(|&at| !self.fields[at].is_removed()).collect();
+        self.changed(|name| name.starts_with("bootstrap_").then_some(FieldChange::Cut), added)
+    }
+
+    /// The expected body with these changes by name, once `added` is added. White space before a run of cut
+    /// fields stays, and so does that before the closing brace; what is between is cut, with one comma a
+    /// field.
+    pub(super) fn changed(&self, change: impl Fn(&str) -> Option<FieldChange>, added: &str) -> String {
+        let change = |at: usize| change(&self.fields[at].name).unwrap_or(FieldChange::Keep);
+        let kept: Vec<_> = (0..self.fields.len()).filter(|&at| change(at) != FieldChange::Cut).collect();
         let mut inside = String::new();
         let mut next = 0;
         for &at in &kept {
             inside += &self.fields[next].before;
-            inside += &self.fields[at].bare();
+            inside += &match change(at) {
+                FieldChange::Replace(value) => self.fields[at].with_value(&value),
+                FieldChange::Keep | FieldChange::Cut => self.fields[at].bare(),
+            };
             if Some(&at) != kept.last() {
                 inside += &self.fields[at].after;
                 inside += ",";
@@ -122,6 +138,7 @@ pub(super) fn object() -> impl Strategy<Value = WrittenObject> {
     object_of(prop_oneof![
         3 => steering(),
         3 => (select(&BOOTSTRAP[..]).prop_map(str::to_owned), any_value.clone()),
+        2 => (select(&PLANNED[..]).prop_map(str::to_owned), any_value.clone()),
         1 => (select(&SIMILAR[..]).prop_map(str::to_owned), any_value.clone()),
         2 => (other, any_value),
     ])

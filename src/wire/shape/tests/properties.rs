@@ -13,7 +13,22 @@ use simd_json::prelude::{ValueAsArray, ValueAsObject, ValueAsScalar};
 use super::generators::{deep, object, steering_object};
 use super::*;
 use crate::wire::json;
+use crate::wire::plan::LegPlan;
 use crate::wire::shape::strict::Utf8Validator;
+
+/// What a plan does with one kind of field.
+fn change() -> impl Strategy<Value = FieldChange> {
+    select(vec![FieldChange::Keep, FieldChange::Cut, FieldChange::Replace(Bytes::from_static(b"[7]"))])
+}
+
+fn planned_field(name: &str) -> Option<ChangedField> {
+    match name {
+        "rid" => Some(ChangedField::Rid),
+        "request_id" => Some(ChangedField::RequestId),
+        _ if name.starts_with("bootstrap_") => Some(ChangedField::Internal),
+        _ => None,
+    }
+}
 
 fn dialect() -> impl Strategy<Value = Dialect> {
     select(&DIALECTS[..])
@@ -135,7 +150,7 @@ fn assert_consistent(text: &[u8], dialect: Dialect, lengths: &[usize]) -> Result
     };
     let walked = json::JsonValue::root(text).map(|body| body.members().all(|field| field.is_ok()));
     prop_assert_eq!(walked, Ok(true), "the top level is malformed");
-    let after = rewrite(text, &shape.edit, lengths);
+    let after = rewrite(text, &shape.fields, lengths);
     let Some(before) = strict(text) else {
         prop_assert!(
             strict(&after).is_none(),
@@ -228,18 +243,52 @@ proptest! {
         body in object(), dialect in dialect(), lengths in lengths(),
     ) {
         let text = body.text();
-        let edit = inspect(dialect, text.as_bytes(), &lengths).unwrap().edit;
+        let fields = inspect(dialect, text.as_bytes(), &lengths).unwrap().fields;
         for lengths in [&lengths[..], &[1], &[text.len()]] {
-            let after = rewrite(text.as_bytes(), &edit, lengths);
+            let after = rewrite(text.as_bytes(), &fields, lengths);
             prop_assert_eq!(String::from_utf8(after).unwrap(), body.rewritten(FIELDS));
+        }
+    }
+
+    #[test]
+    fn a_plan_changes_what_it_says_and_nothing_else(
+        body in object(), dialect in dialect(), lengths in lengths(), changes in [change(), change(), change()],
+        added: bool,
+    ) {
+        let text = body.text();
+        let shape = inspect(dialect, text.as_bytes(), &lengths).unwrap();
+        let added = if added { r#","x":"y""# } else { "" };
+        // Adjacent internal fields are one, so they are kept or cut.
+        let of = |field| match (field, changes[field as usize].clone()) {
+            (ChangedField::Internal, FieldChange::Replace(_)) => FieldChange::Cut,
+            (_, change) => change,
+        };
+        let plan = RequestPlan::of_prefill(LegPlan::new(&shape.fields, of, added.into()));
+        let expected = body.changed(|name| planned_field(name).map(of), &[FIELDS, added].concat());
+        for lengths in [&lengths[..], &[1], &[text.len()]] {
+            let after = planned(text.as_bytes(), &plan, lengths);
+            prop_assert_eq!(std::str::from_utf8(&after).unwrap(), &expected);
+        }
+        prop_assert!(strict(expected.as_bytes()).is_some());
+    }
+
+    #[test]
+    fn ids_are_added_unless_the_client_has_them(body in object(), lengths in lengths()) {
+        let text = body.text();
+        let fields = inspect(Dialect::Chat, text.as_bytes(), &lengths).unwrap().fields;
+        let before = strict(text.as_bytes()).unwrap();
+        let ids = OwnIds { rid: Some("r-1"), request_id: Some("q-1") };
+        let after = strict(&planned(text.as_bytes(), &RequestPlan::sglang(&fields, ids), &lengths)).unwrap();
+        for (name, id) in [("rid", "\"r-1\""), ("request_id", "\"q-1\"")] {
+            prop_assert_eq!(after[name].as_str(), before.get(name).map_or(id, String::as_str));
         }
     }
 
     #[test]
     fn parsers_read_the_same_fields_in_the_rewritten_body(body in object(), lengths in lengths()) {
         let text = body.text();
-        let edit = inspect(Dialect::Chat, text.as_bytes(), &lengths).unwrap().edit;
-        let after = rewrite(text.as_bytes(), &edit, &lengths);
+        let fields = inspect(Dialect::Chat, text.as_bytes(), &lengths).unwrap().fields;
+        let after = rewrite(text.as_bytes(), &fields, &lengths);
         prop_assert_eq!(strict(&after), Some(with_bootstrap(strict(text.as_bytes()).unwrap(), str::to_owned)));
         // If serde_json cannot read a number, comparing the raw values above must do.
         if let Ok(before) = serde_json::from_str::<BTreeMap<String, Value>>(&text) {
@@ -311,9 +360,9 @@ proptest! {
     #[test]
     fn a_body_of_up_to_1000_levels_is_accepted(text in deep(0..=1_000), lengths in lengths(), dialect in dialect()) {
         assert_consistent(text.as_bytes(), dialect, &lengths)?;
-        let edit = inspect(dialect, text.as_bytes(), &lengths).unwrap().edit;
-        let mut after = rewrite(text.as_bytes(), &edit, &lengths);
-        if edit.removed.is_empty() {
+        let fields = inspect(dialect, text.as_bytes(), &lengths).unwrap().fields;
+        let mut after = rewrite(text.as_bytes(), &fields, &lengths);
+        if !fields.has(ChangedField::Internal) {
             let kept = text.strip_suffix("}").unwrap();
             prop_assert_eq!(std::str::from_utf8(&after).unwrap(), format!("{kept},{FIELDS}}}"));
         }

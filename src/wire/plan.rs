@@ -1,0 +1,88 @@
+//! What each leg gets of a client's request: which fields are cut, replaced and added.
+//!
+//! All other bytes are the client's. What is taken from prefill's response is decided with the shape of the
+//! body ([`shape`](super::shape)); which servers the legs run on is not known here.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::body::ClientBody;
+use super::bootstrap::BootstrapFields;
+use super::shape::{BodyEdit, BodyFields, ChangedField, FieldChange};
+use crate::http1::OutgoingBody;
+
+/// What one leg gets.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct LegPlan {
+    edit: BodyEdit,
+    /// Fields that are added besides the bootstrap fields, each with a comma before it.
+    added: Bytes,
+}
+
+impl LegPlan {
+    /// A leg whose body has these changes, and `added` fields, each with a comma before it.
+    pub(crate) fn new(
+        fields: &BodyFields,
+        change: impl Fn(ChangedField) -> FieldChange,
+        added: Bytes,
+    ) -> Self {
+        Self { edit: fields.edit(change), added }
+    }
+}
+
+/// What both legs get.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct RequestPlan {
+    prefill: LegPlan,
+    /// `None`: the same as prefill, so that the bytes are put together once.
+    decode: Option<LegPlan>,
+}
+
+/// Fields that the router adds for itself if the client has not set them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct OwnIds<'a> {
+    /// The id by which servers can be asked to abort the request.
+    pub(crate) rid: Option<&'a str>,
+    /// The id of the response, which the servers of `/v1/responses` would draw for themselves.
+    pub(crate) request_id: Option<&'a str>,
+}
+
+impl RequestPlan {
+    /// SGLang's protocol: both legs get the same body, without the client's internal fields.
+    pub(crate) fn sglang(fields: &BodyFields, ids: OwnIds<'_>) -> Self {
+        let change = |field| match field {
+            ChangedField::Internal => FieldChange::Cut,
+            ChangedField::Rid | ChangedField::RequestId => FieldChange::Keep,
+        };
+        let mut added = BytesMut::new();
+        for (field, name, id) in
+            [(ChangedField::Rid, "rid", ids.rid), (ChangedField::RequestId, "request_id", ids.request_id)]
+        {
+            // The client's own stays: two fields of one name are an error on some servers.
+            if let Some(id) = id.filter(|_| !fields.has(field)) {
+                for part in [",\"", name, "\":\"", id, "\""] {
+                    added.put_slice(part.as_bytes());
+                }
+            }
+        }
+        Self { prefill: LegPlan::new(fields, change, added.freeze()), decode: None }
+    }
+
+    /// Another leg for prefill than for decode.
+    #[cfg(test)]
+    pub(crate) fn of_prefill(prefill: LegPlan) -> Self {
+        Self { prefill, decode: Some(LegPlan::default()) }
+    }
+
+    /// The bodies of prefill's and of decode's leg.
+    pub(crate) fn bodies(
+        &self,
+        body: &ClientBody,
+        bootstrap: &BootstrapFields,
+        room: u64,
+    ) -> [OutgoingBody; 2] {
+        let of = |leg: &LegPlan| body.edited(&leg.edit, bootstrap, room, &leg.added);
+        let prefill = of(&self.prefill);
+        let decode = self.decode.as_ref().map_or_else(|| prefill.clone(), of);
+        [prefill, decode]
+    }
+}
