@@ -28,6 +28,8 @@ mod cors;
 mod crosstalk;
 #[path = "data_path.rs"]
 mod data_path;
+#[path = "dialects.rs"]
+mod dialects;
 #[path = "early_errors.rs"]
 mod early_errors;
 #[path = "early_responses.rs"]

@@ -30,7 +30,8 @@ const OPTIONS: usize = 4;
 /// Separates the parts of a text. No UTF-8 text has this byte, so that a part rarely does.
 const SEPARATOR: u8 = 0xFF;
 
-const DIALECTS: [Dialect; 3] = [Dialect::Generate, Dialect::Chat, Dialect::Completions];
+const DIALECTS: [Dialect; 5] =
+    [Dialect::Generate, Dialect::Chat, Dialect::Completions, Dialect::Responses, Dialect::Messages];
 
 struct FuzzInput<'a> {
     options: [u8; OPTIONS],

@@ -13,6 +13,7 @@ use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use tokio::time::Instant;
 use tracing::debug;
 
+use super::abort::{AbortOnDrop, AbortRequest, new_rid};
 use super::decision::Action;
 use super::intake::{self, IntakeLimits, ReadBody};
 use super::leg::HeldResponse;
@@ -31,7 +32,7 @@ use crate::wire::bootstrap::MAX_BOOTSTRAP_ROOM;
 use crate::wire::client_response::ClientResponseHead;
 use crate::wire::headers;
 use crate::wire::plan::{OwnIds, RequestPlan};
-use crate::wire::shape::{BodyShape, Dialect, HashKey, key_hash};
+use crate::wire::shape::{BodyShape, Dialect, HashKey, InternalFields, key_hash};
 use crate::wire::upstream_request::UpstreamHead;
 
 /// Sends generation requests to pairs of servers.
@@ -62,6 +63,9 @@ pub(crate) struct RequestLimits {
     pub(crate) retry_on: Vec<u16>,
     /// Headers that name a request's conversation, the first of which counts.
     pub(crate) hash_key_headers: Vec<String>,
+    pub(crate) internal_fields: InternalFields,
+    /// Servers are asked to abort a request whose client has left.
+    pub(crate) abort_on_disconnect: bool,
 }
 
 /// Random in each process, and the same for all workers: they share what they know of prompts.
@@ -80,10 +84,13 @@ fn hash_key(needs: Needs) -> Option<HashKey> {
 /// A generation request whose body has been read. It keeps its limits if a reload changes them.
 pub(crate) struct ReadRequest {
     limits: Arc<RequestLimits>,
+    dialect: Dialect,
     upstream_head: UpstreamHead,
     body: ClientBody,
     shape: BodyShape,
     plan: RequestPlan,
+    /// With which servers are asked to abort it.
+    abort: Option<Arc<AbortRequest>>,
     /// The hash of a header that names the conversation.
     key: Option<u64>,
     deadline: Deadline,
@@ -127,21 +134,50 @@ impl Proxy {
         let limits = self.limits.load_full();
         let (max, timeouts) = (limits.max_payload_size, limits.body_timeouts);
         let needs = self.fleet.now().needs();
-        let reading = IntakeLimits { max, timeouts, admission: &self.admission, hash_key: hash_key(needs) };
+        let reading = IntakeLimits {
+            max,
+            timeouts,
+            admission: &self.admission,
+            hash_key: hash_key(needs),
+            internal_fields: limits.internal_fields,
+        };
         let read = intake::read(&head.headers, request, dialect, reading, timer).await?;
-        let ReadBody { body, shape, waited, reservation } = read;
+        let ReadBody { body, mut shape, waited, reservation } = read;
         let now = Instant::now();
         record.body_read(body.len(), shape.stream, waited.then(|| now.into_std()));
         // SGLang runs the n samples of a request in one bootstrap room, and decode hangs (#24223, #26486).
         if shape.parallel_sampling {
             return Err(Error::ManySamples);
         }
+        if shape.has_previous_response {
+            return Err(Error::PreviousResponse);
+        }
         let deadline = Deadline::since(now, limits.request_timeout);
         let upstream_head = UpstreamHead::new(&head.method, head.target.as_str(), &head.headers, true);
         let names = limits.hash_key_headers.iter().filter(|_| needs.key);
         let key = names.filter_map(|name| head.headers.get(name.as_str())).next().map(key_hash);
-        let plan = RequestPlan::sglang(&shape.fields, OwnIds::default());
-        Ok(ReadRequest { limits, upstream_head, body, shape, plan, key, deadline, _reservation: reservation })
+        // On `/v1/responses` each of the two servers would draw another id for the response.
+        let response_id = (dialect == Dialect::Responses && !shape.has_request_id)
+            .then(|| format!("resp_{:032x}", fastrand::u128(..)));
+        let needs_rid = limits.abort_on_disconnect && dialect != Dialect::Responses && shape.rids.is_empty();
+        let rid = if needs_rid { new_rid() } else { None };
+        let ids = OwnIds { rid: rid.as_deref(), request_id: response_id.as_deref() };
+        let plan = RequestPlan::sglang(&shape.fields, ids);
+        shape.rids.extend(rid.into_iter().chain(response_id));
+        let abort = (limits.abort_on_disconnect && !shape.rids.is_empty())
+            .then(|| Arc::new(AbortRequest::new(&shape.rids, &head.headers)));
+        Ok(ReadRequest {
+            limits,
+            dialect,
+            upstream_head,
+            body,
+            shape,
+            plan,
+            abort,
+            key,
+            deadline,
+            _reservation: reservation,
+        })
     }
 
     /// Sends a request to a pair, and to another one after a failure that allows it. `admitted` is the pair
@@ -253,6 +289,11 @@ impl Exchange<'_> {
         let (max_held, admission) = (limits.max_merge_size, self.admission);
         let merge = shape.merge.map(|merge| MergeOptions { merge, max_held, admission });
         let mut pair = LegPair::new(self.pools, on_prefill, on_decode, merge);
+        if !shape.rids.is_empty() {
+            let abort = self.request.abort.as_ref();
+            let abort = abort.map(|abort| AbortOnDrop::new(abort, attempt.pair, self.pools));
+            pair.identify(self.fleet.running().register(&shape.rids, attempt.pair), abort);
+        }
         // A new room for each attempt: two live requests in one room crash both schedulers (sglang #40125),
         // and the last attempt may still be live on its servers. Decode takes room 0 for "not arrived yet".
         let bootstrap_room = fastrand::u64(1..=MAX_BOOTSTRAP_ROOM);
@@ -320,7 +361,8 @@ impl Exchange<'_> {
             TimeLimit::new(Deadline::from_now(MAX_REFUSAL_PAUSE), Some(MAX_REFUSAL_PAUSE))
         };
         let relay = Relay::pass_through(pair, source, held, time_limit);
-        let body = relay.with_event_stream(is_success && is_stream && is_readable).into();
+        let format = self.request.dialect.into();
+        let body = relay.with_event_stream(is_success && is_stream && is_readable, format).into();
         let response = UpstreamResponse { head: head.into(), body };
         if is_success {
             AttemptResult::Response(response)
@@ -344,7 +386,7 @@ impl Exchange<'_> {
         head.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
         let max_event = self.request.limits.max_merge_size;
         let relay = Relay::undecided(pair, max_event, self.time_limit(true));
-        let body = relay.with_event_stream(true).into();
+        let body = relay.with_event_stream(true, self.request.dialect.into()).into();
         UpstreamResponse { head: head.into_parts().0.into(), body }
     }
 
@@ -359,7 +401,8 @@ impl Exchange<'_> {
             head.remove(&CONTENT_LENGTH);
             let splicer = lists.into_splicer(self.request.limits.max_merge_size);
             let relay = Relay::merging(pair, held, splicer, self.time_limit(true));
-            return UpstreamResponse { head, body: relay.with_event_stream(true).into() };
+            let body = relay.with_event_stream(true, self.request.dialect.into()).into();
+            return UpstreamResponse { head, body };
         }
         let memory = pair.take_memory();
         pair.finish(Role::Decode);

@@ -9,8 +9,8 @@ use http_body_util::{Either, Full};
 use hyper::body::{Body, Frame, SizeHint};
 
 use crate::admission::Permit;
-use crate::error::{Error, OwnResponse};
-use crate::observe::record::{Record, RequestId};
+use crate::error::{Error, ErrorFormat, OwnResponse};
+use crate::observe::record::{Endpoint, Record, RequestId};
 use crate::proxy::{Relay, UpstreamResponse};
 use crate::transport::{ClientResponse, ResponseBody};
 use crate::wire::client_response::ClientResponseHead;
@@ -45,7 +45,11 @@ pub(crate) fn own(response: OwnResponse, record: Box<Record>) -> ClientResponse<
 /// The response to a request that failed.
 pub(crate) fn error(error: &Error, mut record: Box<Record>) -> ClientResponse<ClientResponseBody> {
     record.set_error(error);
-    ClientResponse { closes: error.ends_connection(), ..own(error.to_response(), record) }
+    let format = match record.endpoint() {
+        Endpoint::Messages => ErrorFormat::Anthropic,
+        _ => ErrorFormat::OpenAi,
+    };
+    ClientResponse { closes: error.ends_connection(), ..own(error.to_response_in(format), record) }
 }
 
 fn new(

@@ -11,7 +11,7 @@ use crate::wire::shape::Dialect;
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Route {
     /// A pair of servers, through the proxy.
-    Generate(Dialect),
+    Generate(Dialect, Endpoint),
     /// The router itself, from what it knows or what servers say.
     Router(RouterEndpoint),
     /// The API that lists and changes servers, for operators.
@@ -22,9 +22,12 @@ impl Route {
     /// Finds the route of a path. The endpoint is known even if the method is not one of its.
     pub(super) fn find(method: &Method, path: &str) -> (Endpoint, Result<Self, Error>) {
         let (route, allow) = match path {
-            "/generate" => (Self::Generate(Dialect::Generate), "POST, PUT"),
-            "/v1/chat/completions" => (Self::Generate(Dialect::Chat), "POST"),
-            "/v1/completions" => (Self::Generate(Dialect::Completions), "POST"),
+            "/generate" => (Self::Generate(Dialect::Generate, Endpoint::Generate), "POST, PUT"),
+            "/v1/chat/completions" => (Self::Generate(Dialect::Chat, Endpoint::Chat), "POST"),
+            "/v1/completions" => (Self::Generate(Dialect::Completions, Endpoint::Completions), "POST"),
+            "/v1/responses" => (Self::Generate(Dialect::Responses, Endpoint::Responses), "POST"),
+            "/v1/messages" => (Self::Generate(Dialect::Messages, Endpoint::Messages), "POST"),
+            "/invocations" => (Self::Generate(Dialect::Chat, Endpoint::Invocations), "POST"),
             // After the generation routes, which are nearly all requests.
             _ => match (RouterEndpoint::at(path), WorkersApi::allow(path)) {
                 (Some(endpoint), _) => (Self::Router(endpoint), endpoint.allow()),
@@ -44,7 +47,7 @@ impl Route {
     /// The endpoint as metrics and logs name it.
     fn endpoint(self) -> Endpoint {
         match self {
-            Self::Generate(dialect) => dialect.into(),
+            Self::Generate(_, endpoint) => endpoint,
             Self::Router(RouterEndpoint::Health) => Endpoint::Health,
             Self::Router(RouterEndpoint::Ready) => Endpoint::Ready,
             Self::Router(RouterEndpoint::HealthGenerate) => Endpoint::HealthGenerate,

@@ -19,7 +19,7 @@ use super::load_table::LoadTable;
 use super::policy::Candidates;
 use super::{
     Address, Backend, CacheAware, Choice, Demand, HealthOptions, InFlight, IndexUsage, Needs, Policy,
-    PrefillSpec, Random, Role, SelectedBy, Selection, SelectionReason, ServerPair,
+    PrefillSpec, Random, Role, RunningRequests, SelectedBy, Selection, SelectionReason, ServerPair,
 };
 pub(crate) use permits::PairPermits;
 
@@ -70,12 +70,13 @@ pub(crate) struct LiveFleet {
     /// Serializes changes: each is computed from the fleet that it replaces.
     changing: Mutex<()>,
     changes: watch::Sender<()>,
+    running: Arc<RunningRequests>,
 }
 
 impl LiveFleet {
     pub(crate) fn new(spec: FleetSpec) -> Self {
         let current = ArcSwap::from_pointee(Fleet::empty(spec.health.clone()).updated(spec));
-        Self { current, changing: Mutex::default(), changes: watch::channel(()).0 }
+        Self { current, changing: Mutex::default(), changes: watch::channel(()).0, running: Arc::default() }
     }
 
     /// The current fleet, borrowed for a moment: cheaper than [`snapshot`](Self::snapshot), but a guard that
@@ -109,6 +110,11 @@ impl LiveFleet {
         let fleet = self.now();
         fleet.prefill.tell_policy();
         fleet.decode.tell_policy();
+    }
+
+    /// The requests in progress that clients can name.
+    pub(crate) fn running(&self) -> &Arc<RunningRequests> {
+        &self.running
     }
 
     /// The health check options in force.

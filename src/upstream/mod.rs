@@ -18,6 +18,7 @@ mod outcome;
 mod policy;
 mod pool;
 mod role;
+mod running_requests;
 mod selection;
 mod server_spec;
 
@@ -39,6 +40,7 @@ pub use policy::{
 pub(crate) use policy::{DEFAULT_INDEX_BYTES, Demand, IndexUsage};
 pub(crate) use pool::{Lease, Pools};
 pub use role::Role;
+pub(crate) use running_requests::{Registration, RunningRequests};
 pub(crate) use selection::SelectedBy;
 pub use selection::{Selection, SelectionReason, SelectionSummary, ServerPair};
 pub(crate) use server_spec::{DnsName, ServerSpec};

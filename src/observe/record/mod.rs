@@ -155,6 +155,10 @@ impl Record {
         self.timeline.started_at
     }
 
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        self.endpoint
+    }
+
     pub(crate) fn set_endpoint(&mut self, endpoint: Endpoint) {
         self.endpoint = endpoint;
     }

@@ -21,7 +21,7 @@ const MAX_POOLED_LISTS: usize = 64;
 const PREFIX_BLOCKS: usize = 2;
 
 /// How many fields there are of [`PromptField::Seed`] and of [`PromptField::Key`].
-const SEEDS: usize = 6;
+const SEEDS: usize = 7;
 const KEYS: usize = 2;
 
 /// The prompt of a request: its size, and hashes of its beginnings.
@@ -207,7 +207,8 @@ enum PromptField {
 impl PromptField {
     fn of(name: &[u8], dialect: Dialect) -> Option<Self> {
         match (name, dialect) {
-            (b"messages", Dialect::Chat)
+            (b"messages", Dialect::Chat | Dialect::Messages)
+            | (b"input", Dialect::Responses)
             | (b"prompt", Dialect::Completions)
             | (b"text" | b"input_ids", Dialect::Generate) => Some(Self::Text),
             (b"model", _) => Some(Self::Seed(0)),
@@ -216,6 +217,8 @@ impl PromptField {
             (b"extra_key", _) => Some(Self::Seed(3)),
             (b"tools", _) => Some(Self::Seed(4)),
             (b"chat_template_kwargs", _) => Some(Self::Seed(5)),
+            // What the prompt begins with, on APIs where it is no message.
+            (b"system", Dialect::Messages) | (b"instructions", Dialect::Responses) => Some(Self::Seed(6)),
             (b"prompt_cache_key", _) => Some(Self::Key(0)),
             (b"session_id", _) => Some(Self::Key(1)),
             _ => None,

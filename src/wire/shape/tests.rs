@@ -11,7 +11,8 @@ mod generators;
 mod properties;
 
 const FIELDS: &str = r#""bootstrap_host":"h","bootstrap_port":1,"bootstrap_room":2"#;
-const DIALECTS: [Dialect; 3] = [Dialect::Generate, Dialect::Chat, Dialect::Completions];
+const DIALECTS: [Dialect; 5] =
+    [Dialect::Generate, Dialect::Chat, Dialect::Completions, Dialect::Responses, Dialect::Messages];
 
 /// What a body requests: a stream, more than one sample, prompt logprobs.
 type Features = (bool, bool, Option<Merge>);

@@ -100,7 +100,8 @@ fn what_else_is_in_the_prompt_changes_it_in_any_order() {
     assert_eq!(blocks(&before), blocks(&after));
     assert_eq!(shared(&plain, &before), 0);
     let names = ["model", "lora_path", "cache_salt", "extra_key", "tools", "chat_template_kwargs"];
-    assert_eq!(names.len(), SEEDS);
+    // The last one is for what other APIs have beside the messages.
+    assert_eq!(names.len() + 1, SEEDS);
     for name in names {
         let one = chat(&format!(r#"{messages},"{name}":"x""#));
         assert_eq!(shared(&plain, &one), 0, "{name}");
@@ -172,4 +173,19 @@ fn lists_of_blocks_are_used_again() {
     let memory = list(&first);
     drop(first);
     assert_eq!(list(&read_in(Dialect::Generate, &body, body.len())), memory);
+}
+
+#[test]
+fn responses_and_messages_have_a_prompt_with_what_stands_beside_it() {
+    for (dialect, prompt, beside) in
+        [(Dialect::Responses, "input", "instructions"), (Dialect::Messages, "messages", "system")]
+    {
+        let text = text(3 * BLOCK);
+        let of = |beside: &str| read(dialect, &format!(r#"{{"{prompt}":"{text}"{beside}}}"#));
+        let (plain, one, other) =
+            (of(""), of(&format!(r#","{beside}":"x""#)), of(&format!(r#","{beside}":"y""#)));
+        assert_eq!(plain.blocks(), 3);
+        assert_eq!((shared(&plain, &one), shared(&one, &other)), (0, 0));
+        assert_eq!(blocks(&one), blocks(&of(&format!(r#","{beside}":"x""#))));
+    }
 }
