@@ -67,12 +67,12 @@ pub(crate) struct RequestLimits {
 static HASH_KEY: LazyLock<HashKey> =
     LazyLock::new(|| HashKey::from_random(RandomState::new().build_hasher().finish()));
 
-/// How prompts are hashed, if a policy wants to know them.
-fn hash_key(needs: Needs) -> Option<HashKey> {
+/// How prompts are hashed, if a policy or a load trace wants to know them.
+fn hash_key(needs: Needs, is_traced: bool) -> Option<HashKey> {
     match needs {
         Needs { prompt: true, .. } => Some(*HASH_KEY),
         Needs { key: true, .. } => Some(HashKey::STABLE),
-        Needs { .. } => None,
+        Needs { .. } => is_traced.then(|| *HASH_KEY),
     }
 }
 
@@ -81,6 +81,7 @@ pub(crate) struct ReadRequest {
     limits: Arc<RequestLimits>,
     upstream_head: UpstreamHead,
     body: ClientBody,
+    /// Its prompt is in the record if a load trace is written: it outlives this.
     shape: BodyShape,
     /// The hash of a header that names the conversation.
     key: Option<u64>,
@@ -91,8 +92,9 @@ pub(crate) struct ReadRequest {
 
 impl ReadRequest {
     /// What policies may know of it.
-    fn demand(&self) -> Demand<'_> {
-        Demand { prompt: self.shape.prompt.as_ref(), body: self.body.len() as u64, key: self.key }
+    fn demand<'a>(&'a self, record: &'a Record) -> Demand<'a> {
+        let prompt = self.shape.prompt.as_ref().or(record.prompt());
+        Demand { prompt, body: self.body.len() as u64, key: self.key }
     }
 }
 
@@ -124,15 +126,19 @@ impl Proxy {
     ) -> Result<ReadRequest, Error> {
         let limits = self.limits.load_full();
         let (max, timeouts) = (limits.max_payload_size, limits.body_timeouts);
-        let needs = self.fleet.now().needs();
-        let reading = IntakeLimits { max, timeouts, admission: &self.admission, hash_key: hash_key(needs) };
+        let (needs, is_traced) = (self.fleet.now().needs(), record.wants_prompt());
+        let hash_key = hash_key(needs, is_traced);
+        let reading = IntakeLimits { max, timeouts, admission: &self.admission, hash_key };
         let read = intake::read(&head.headers, request, dialect, reading, timer).await?;
-        let ReadBody { body, shape, waited, reservation } = read;
+        let ReadBody { body, mut shape, waited, reservation } = read;
         let now = Instant::now();
         record.body_read(body.len(), shape.stream, waited.then(|| now.into_std()));
         // SGLang runs the n samples of a request in one bootstrap room, and decode hangs (#24223, #26486).
         if shape.parallel_sampling {
             return Err(Error::ManySamples);
+        }
+        if is_traced && let Some(prompt) = shape.prompt.take() {
+            record.set_prompt(prompt);
         }
         let deadline = Deadline::since(now, limits.request_timeout);
         let upstream_head = UpstreamHead::new(&head.method, head.target.as_str(), &head.headers, true);
@@ -156,10 +162,10 @@ impl Proxy {
         let (mut pair, mut legs) = match admitted {
             Some(AdmittedPair { permits, admission }) => {
                 let caps = admission.controller().caps();
-                let permits = self.fleet.now().settle(permits, request.demand(), caps, &admission);
+                let permits = self.fleet.now().settle(permits, request.demand(record), caps, &admission);
                 with_legs(permits.into_legs())
             }
-            None => with_legs(self.fleet.now().enter_pair(request.demand()).map_err(Error::NoServer)?),
+            None => with_legs(self.fleet.now().enter_pair(request.demand(record)).map_err(Error::NoServer)?),
         };
         let mut retries = request.limits.max_retries;
         loop {
@@ -179,8 +185,9 @@ impl Proxy {
             // Closes both legs before the next attempt: a leg without its partner holds a slot of its server,
             // for up to 300 s.
             drop(result);
+            let demand = request.demand(record);
             (pair, legs) =
-                exchange.select_other_pair(&failed, admission.as_ref()).map_err(Error::NoServer)?;
+                exchange.select_other_pair(&failed, demand, admission.as_ref()).map_err(Error::NoServer)?;
             retries -= 1;
         }
     }
@@ -199,9 +206,10 @@ impl Exchange<'_> {
     fn select_other_pair(
         &self,
         failed: &Arc<Backend>,
+        demand: Demand<'_>,
         admission: Option<&Arc<AdmissionHandle>>,
     ) -> Result<(ServerPair, Legs), Role> {
-        let (fleet, demand) = (self.fleet.now(), self.request.demand());
+        let fleet = self.fleet.now();
         let entered = match admission {
             Some(admission) => {
                 let caps = admission.controller().caps();

@@ -44,7 +44,7 @@ pub(crate) struct BodyShape {
     pub(crate) parallel_sampling: bool,
     /// Where the bootstrap fields go.
     pub(crate) edit: BodyEdit,
-    /// The prompt, if a policy wants to know it.
+    /// The prompt, if it was asked for.
     pub(crate) prompt: Option<Prompt>,
 }
 
