@@ -36,8 +36,8 @@ pub fn inspect_and_rewrite(chunks: &[Bytes]) -> usize {
     }
     let shape = inspector.finish().expect("a complete body");
     // A room of 19 digits, as nearly all rooms have.
-    let [prefill, _] = RequestPlan::sglang(&shape.fields, OwnIds::default()).bodies(&body, &FIELDS, 1 << 61);
-    prefill.len()
+    let plan = RequestPlan::sglang(&shape.fields, OwnIds::default());
+    plan.bodies(&body, &FIELDS, 1 << 61).prefill().len()
 }
 
 /// Inspects a body that arrives in these chunks, and takes its prompt's fingerprint if `with_prompt`.

@@ -74,5 +74,7 @@ mod shutdown;
 mod simulated_load;
 #[path = "streams.rs"]
 mod streams;
+#[path = "trace_log.rs"]
+mod trace_log;
 #[path = "workers_api.rs"]
 mod workers_api;

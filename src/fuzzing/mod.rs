@@ -119,12 +119,8 @@ fn inspect(dialect: Dialect, chunks: Vec<&[u8]>) -> Result<(ClientBody, BodyShap
 
 fn rewrite(body: &ClientBody, shape: &BodyShape) -> Vec<u8> {
     let fields = BootstrapFields::new("prefill".into(), Some(8998));
-    let [prefill, _] = RequestPlan::sglang(&shape.fields, OwnIds::default()).bodies(body, &fields, 7);
-    joined(prefill)
-}
-
-fn joined(body: OutgoingBody) -> Vec<u8> {
-    body.pieces().concat()
+    let plan = RequestPlan::sglang(&shape.fields, OwnIds::default());
+    plan.bodies(body, &fields, 7).decode().pieces().concat()
 }
 
 fn check_rewritten(before: &[u8], after: &[u8]) {

@@ -72,12 +72,12 @@ pub(crate) struct RequestLimits {
 static HASH_KEY: LazyLock<HashKey> =
     LazyLock::new(|| HashKey::from_random(RandomState::new().build_hasher().finish()));
 
-/// How prompts are hashed, if a policy wants to know them.
-fn hash_key(needs: Needs) -> Option<HashKey> {
+/// How prompts are hashed, if a policy or a load trace wants to know them.
+fn hash_key(needs: Needs, is_traced: bool) -> Option<HashKey> {
     match needs {
         Needs { prompt: true, .. } => Some(*HASH_KEY),
         Needs { key: true, .. } => Some(HashKey::STABLE),
-        Needs { .. } => None,
+        Needs { .. } => is_traced.then(|| *HASH_KEY),
     }
 }
 
@@ -87,6 +87,7 @@ pub(crate) struct ReadRequest {
     dialect: Dialect,
     upstream_head: UpstreamHead,
     body: ClientBody,
+    /// Its prompt is in the record if a load trace is written: it outlives this.
     shape: BodyShape,
     plan: RequestPlan,
     /// With which servers are asked to abort it.
@@ -100,8 +101,9 @@ pub(crate) struct ReadRequest {
 
 impl ReadRequest {
     /// What policies may know of it.
-    fn demand(&self) -> Demand<'_> {
-        Demand { prompt: self.shape.prompt.as_ref(), body: self.body.len() as u64, key: self.key }
+    fn demand<'a>(&'a self, record: &'a Record) -> Demand<'a> {
+        let prompt = self.shape.prompt.as_ref().or(record.prompt());
+        Demand { prompt, body: self.body.len() as u64, key: self.key }
     }
 }
 
@@ -133,12 +135,12 @@ impl Proxy {
     ) -> Result<ReadRequest, Error> {
         let limits = self.limits.load_full();
         let (max, timeouts) = (limits.max_payload_size, limits.body_timeouts);
-        let needs = self.fleet.now().needs();
+        let (needs, is_traced) = (self.fleet.now().needs(), record.wants_prompt());
         let reading = IntakeLimits {
             max,
             timeouts,
             admission: &self.admission,
-            hash_key: hash_key(needs),
+            hash_key: hash_key(needs, is_traced),
             internal_fields: limits.internal_fields,
         };
         let read = intake::read(&head.headers, request, dialect, reading, timer).await?;
@@ -151,6 +153,9 @@ impl Proxy {
         }
         if shape.has_previous_response {
             return Err(Error::PreviousResponse);
+        }
+        if is_traced && let Some(prompt) = shape.prompt.take() {
+            record.set_prompt(prompt);
         }
         let deadline = Deadline::since(now, limits.request_timeout);
         let upstream_head = UpstreamHead::new(&head.method, head.target.as_str(), &head.headers, true);
@@ -195,10 +200,10 @@ impl Proxy {
         let (mut pair, mut legs) = match admitted {
             Some(AdmittedPair { permits, admission }) => {
                 let caps = admission.controller().caps();
-                let permits = self.fleet.now().settle(permits, request.demand(), caps, &admission);
+                let permits = self.fleet.now().settle(permits, request.demand(record), caps, &admission);
                 with_legs(permits.into_legs())
             }
-            None => with_legs(self.fleet.now().enter_pair(request.demand()).map_err(Error::NoServer)?),
+            None => with_legs(self.fleet.now().enter_pair(request.demand(record)).map_err(Error::NoServer)?),
         };
         let mut retries = request.limits.max_retries;
         loop {
@@ -218,8 +223,9 @@ impl Proxy {
             // Closes both legs before the next attempt: a leg without its partner holds a slot of its server,
             // for up to 300 s.
             drop(result);
+            let demand = request.demand(record);
             (pair, legs) =
-                exchange.select_other_pair(&failed, admission.as_ref()).map_err(Error::NoServer)?;
+                exchange.select_other_pair(&failed, demand, admission.as_ref()).map_err(Error::NoServer)?;
             retries -= 1;
         }
     }
@@ -238,9 +244,10 @@ impl Exchange<'_> {
     fn select_other_pair(
         &self,
         failed: &Arc<Backend>,
+        demand: Demand<'_>,
         admission: Option<&Arc<AdmissionHandle>>,
     ) -> Result<(ServerPair, Legs), Role> {
-        let (fleet, demand) = (self.fleet.now(), self.request.demand());
+        let fleet = self.fleet.now();
         let entered = match admission {
             Some(admission) => {
                 let caps = admission.controller().caps();
@@ -334,17 +341,20 @@ impl Exchange<'_> {
         let ReadRequest { limits, upstream_head, body, shape, plan, .. } = self.request;
         let (prefill, decode) = (attempt.pair.prefill(), attempt.pair.decode());
         let fields = prefill.bootstrap().expect("a prefill server has bootstrap fields");
-        let [prefill_body, decode_body] = plan.bodies(body, fields, bootstrap_room);
+        let bodies = plan.bodies(body, fields, bootstrap_room);
         let lines = |role| attempt.trace_headers(role);
         // Prefill's response is always read: it may be a refusal, also inside a stream.
-        let to_prefill =
-            upstream_head.for_readable_response(prefill.host_header(), lines(Role::Prefill), &prefill_body);
+        let to_prefill = upstream_head.for_readable_response(
+            prefill.host_header(),
+            lines(Role::Prefill),
+            bodies.prefill(),
+        );
         // An early head with comments in plain text may go out before decode has chosen a coding.
         let is_plain = shape.merge.is_some() || (shape.stream && limits.stream_keepalive.is_some());
         let to_decode = if is_plain {
-            upstream_head.for_readable_response(decode.host_header(), lines(Role::Decode), &decode_body)
+            upstream_head.for_readable_response(decode.host_header(), lines(Role::Decode), bodies.decode())
         } else {
-            upstream_head.for_backend(decode.host_header(), lines(Role::Decode), &decode_body)
+            upstream_head.for_backend(decode.host_header(), lines(Role::Decode), bodies.decode())
         };
         [to_prefill, to_decode]
     }

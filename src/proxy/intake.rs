@@ -31,7 +31,7 @@ pub(super) struct IntakeLimits<'a> {
     pub(super) timeouts: BodyTimeouts,
     /// Where memory is reserved.
     pub(super) admission: &'a Arc<AdmissionHandle>,
-    /// The prompt is hashed with it, if a policy looks at prompts.
+    /// The prompt is hashed with it, if a policy looks at prompts or a load trace is written.
     pub(super) hash_key: Option<HashKey>,
     pub(super) internal_fields: InternalFields,
 }

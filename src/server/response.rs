@@ -99,6 +99,9 @@ impl Body for ClientResponseBody {
             Poll::Ready(Some(Ok(_))) if is_keep_alive => {}
             Poll::Ready(Some(Ok(frame))) => {
                 let is_last = self.body.is_end_stream();
+                if let Some(data) = frame.data_ref() {
+                    self.record.keep_tail(data);
+                }
                 let first =
                     self.record.record_chunk(frame.data_ref().map_or(0, SegmentedBytes::len), is_last);
                 self.first_byte = self.first_byte.or(first);

@@ -175,8 +175,9 @@ impl<'a> Choice<'a> {
         self.role
     }
 
-    /// The request's prompt. `None` if no policy in use [needs](Policy::needs) it, if the request was not
-    /// read yet (as in [`select_pair`](crate::MiniLoadBalancer::select_pair)), and just after a reload.
+    /// The request's prompt. `None` if no policy in use [needs](Policy::needs) it and no
+    /// [trace](crate::MiniLbConfig::trace_log) is written, if the request was not read yet (as in
+    /// [`select_pair`](crate::MiniLoadBalancer::select_pair)), and just after a reload.
     pub fn prompt(&self) -> Option<&'a Prompt> {
         self.demand.prompt
     }

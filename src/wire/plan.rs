@@ -78,15 +78,24 @@ impl RequestPlan {
     }
 
     /// The bodies of prefill's and of decode's leg.
-    pub(crate) fn bodies(
-        &self,
-        body: &ClientBody,
-        bootstrap: &BootstrapFields,
-        room: u64,
-    ) -> [OutgoingBody; 2] {
+    pub(crate) fn bodies(&self, body: &ClientBody, bootstrap: &BootstrapFields, room: u64) -> LegBodies {
         let of = |leg: &LegPlan| body.edited(&leg.edit, bootstrap, room, &leg.added);
-        let prefill = of(&self.prefill);
-        let decode = self.decode.as_ref().map_or_else(|| prefill.clone(), of);
-        [prefill, decode]
+        LegBodies { prefill: of(&self.prefill), decode: self.decode.as_ref().map(of) }
+    }
+}
+
+/// The bodies of both legs.
+pub(crate) struct LegBodies {
+    prefill: OutgoingBody,
+    decode: Option<OutgoingBody>,
+}
+
+impl LegBodies {
+    pub(crate) fn prefill(&self) -> &OutgoingBody {
+        &self.prefill
+    }
+
+    pub(crate) fn decode(&self) -> &OutgoingBody {
+        self.decode.as_ref().unwrap_or(&self.prefill)
     }
 }

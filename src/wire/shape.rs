@@ -56,7 +56,7 @@ pub(crate) struct BodyShape {
     pub(crate) has_previous_response: bool,
     /// Where the fields lie that the router may change.
     pub(crate) fields: BodyFields,
-    /// The prompt, if a policy wants to know it.
+    /// The prompt, if it was asked for.
     pub(crate) prompt: Option<Prompt>,
 }
 

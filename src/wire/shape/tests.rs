@@ -41,8 +41,7 @@ fn rewrite(text: &[u8], fields: &BodyFields, lengths: &[usize]) -> Vec<u8> {
 fn planned(text: &[u8], plan: &RequestPlan, lengths: &[usize]) -> Vec<u8> {
     let mut client = ClientBody::default();
     chunks(text, lengths).for_each(|chunk| client.push(Bytes::copy_from_slice(chunk)));
-    let [prefill, _] = plan.bodies(&client, &BootstrapFields::new("h".into(), Some(1)), 2);
-    prefill.pieces().concat()
+    plan.bodies(&client, &BootstrapFields::new("h".into(), Some(1)), 2).prefill().pieces().concat()
 }
 
 /// The shape of a good body. It must be the same in one chunk and in chunks of one byte.

@@ -148,6 +148,31 @@ fn a_long_prompt_has_a_bounded_list_of_blocks() {
 }
 
 #[test]
+fn the_last_block_has_a_hash_although_it_is_incomplete() {
+    let all = text(3 * BLOCK);
+    let hashes = |length: usize| {
+        let prompt = generate(&format!(r#"{{"text":"{}"}}"#, &all[..length]));
+        let hashes: Vec<u64> = prompt.hashes().collect();
+        assert_eq!(hashes[..prompt.blocks()], blocks(&prompt));
+        // As many as a trace has for that many tokens, of which a block has 512.
+        assert_eq!(hashes.len(), prompt.hashed_bytes().div_ceil(4).div_ceil(512) as usize, "{length}");
+        hashes
+    };
+    // The closing quote is a byte too.
+    let [short, shorter] = [100, 99].map(hashes);
+    assert!(short.len() == 1 && shorter.len() == 1 && short != shorter);
+    assert_eq!([0, BLOCK - 1, BLOCK].map(|length| hashes(length).len()), [0, 1, 2]);
+    let [long, longer] = [2 * BLOCK + 7, 2 * BLOCK + 8].map(hashes);
+    assert_eq!(long[..2], longer[..2]);
+    assert_ne!(long[2], longer[2]);
+    assert_eq!(long, hashes(2 * BLOCK + 7));
+    let body = format!(r#"{{"text":"{}"}}"#, text((MAX_BLOCKS + 5) * BLOCK + 9));
+    let prompt = read_in(Dialect::Generate, &body, 100_000);
+    assert_eq!(prompt.hashes().count(), MAX_BLOCKS);
+    assert_eq!(prompt.hashed_bytes(), (MAX_BLOCKS * BLOCK) as u64);
+}
+
+#[test]
 fn hashes_spread_and_their_key_is_in_them() {
     let mut seen = std::collections::HashSet::new();
     for number in 0..20_000u64 {
