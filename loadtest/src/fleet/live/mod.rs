@@ -75,6 +75,9 @@ pub struct Options {
     /// Repeats, each with another seed.
     #[arg(long, value_name = "N", default_value_t = 1)]
     repeats: u64,
+    /// The seed of the first repeat.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
     /// How many times as fast as ours the servers' clock goes.
     #[arg(long, value_name = "FACTOR", default_value_t = 10.0)]
     speed: f64,
@@ -172,7 +175,7 @@ impl Options {
         let routers: Vec<RouterPolicy> = if self.router.is_empty() { named() } else { self.router.clone() };
         let mut runs: Vec<Vec<Run>> = routers.iter().map(|_| Vec::new()).collect();
         let mut outages: Vec<Vec<Outage>> = vec![Vec::new(); routers.len()];
-        for seed in 1..=self.repeats {
+        for seed in self.seed..self.seed + self.repeats {
             for (number, router) in routers.iter().enumerate() {
                 let fleet = Fleet { seed, ..*fleet };
                 let rig = Rig { programs: self.programs()?, dialect, speed: self.speed, folder };
