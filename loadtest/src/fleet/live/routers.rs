@@ -30,6 +30,7 @@ enum Program {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouterPolicy {
     program: Program,
+    /// With flags that follow it, as in `cache_aware --cache-threshold 0.5`.
     policy: String,
 }
 
