@@ -240,8 +240,8 @@ pub fn through_mini_lb(
     run.error.map_or(Ok(run.outcome), |error| Err(io::Error::other(error)))
 }
 
-/// The same with the first prefill server killed, and what came of it. A replay in which it is not killed goes on
-/// at the same time, so that both have the same of the machine. Logs are written to the two folders.
+/// The same with the first prefill server killed, and what came of it. A replay in which it is not killed
+/// goes on at the same time, so that both have the same of the machine. Logs are written to the two folders.
 ///
 /// # Errors
 /// If the program does not start, or a request of the other replay fails.

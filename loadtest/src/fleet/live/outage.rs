@@ -1,5 +1,5 @@
-//! A prefill server that stops and starts, or joins, during a replay: makes it happen, and says what became of
-//! requests because of it.
+//! A prefill server that stops and starts, or joins, during a replay: makes it happen, and says what became
+//! of requests because of it.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
@@ -70,8 +70,8 @@ pub(super) async fn play(
 }
 
 /// When a server may be stopped: in long pauses between arrivals, so that what it has does not depend on
-/// microseconds. A request that is written in the moment at which its connection ends would be lost, and the server
-/// would not know of it.
+/// microseconds. A request that is written in the moment at which its connection ends would be lost, and the
+/// server would not know of it.
 fn pauses(requests: &[Request]) -> Vec<f64> {
     let from = duration(requests) * CHANGE_AT;
     let due: Vec<_> = requests.iter().map(|request| request.at).filter(|at| *at >= from).collect();
@@ -189,8 +189,8 @@ pub struct Outage {
     pub share: f64,
     /// The share of one server of all.
     pub even_share: f64,
-    /// Of the tokens that it alone had cached when it stopped: those that were asked for since then for the second
-    /// time or more.
+    /// Of the tokens that it alone had cached when it stopped: those that were asked for since then for the
+    /// second time or more.
     pub asked_again: u64,
     /// Those of them that were cached, on whatever server.
     pub found_again: u64,

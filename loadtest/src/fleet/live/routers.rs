@@ -131,8 +131,8 @@ fn scaled(interval: f64, speed: f64) -> u64 {
     (interval / speed).round().max(1.0) as u64
 }
 
-/// Flags that only sglang-router and smg have. What they do by their clock, they do as often in the model's time
-/// as they would in ours.
+/// Flags that only sglang-router and smg have. What they do by their clock, they do as often in the model's
+/// time as they would in ours.
 fn gateway_flags(speed: f64) -> io::Result<String> {
     let port = free_port()?;
     let eviction = scaled(EVICTION, speed);

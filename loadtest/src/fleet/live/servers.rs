@@ -204,8 +204,8 @@ impl Servers {
         since.map(|taken| Taken { at: taken.at - start, ..*taken }).collect()
     }
 
-    /// What the servers have counted of requests of the trace, which started at `start`, as an outcome without
-    /// times.
+    /// What the servers have counted of requests of the trace, which started at `start`, as an outcome
+    /// without times.
     pub(super) fn counts(&self, start: f64) -> Outcome {
         let (mut prefill, mut queues) = (Vec::new(), Vec::new());
         for server in &self.shared.prefill {
@@ -495,8 +495,8 @@ fn information(shared: &Shared, role: Role, index: usize, path: &str) -> Option<
     })
 }
 
-/// What a server says of its load, as SGLang 0.5.23 does: with `num_waiting_uncached_tokens`, from which routers
-/// compute queues.
+/// What a server says of its load, as SGLang 0.5.23 does: with `num_waiting_uncached_tokens`, from which
+/// routers compute queues.
 fn loads(shared: &Shared, role: Role, index: usize) -> String {
     let now = shared.clock.now();
     let model = shared.fleet.model;
