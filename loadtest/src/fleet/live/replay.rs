@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use memchr::memmem::find;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -19,6 +19,9 @@ use super::text::{Dialect, body};
 /// Real time that a response may take: longer than any queue of a run that is worth looking at.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// Real time after which a connection is not used again: uvicorn, with which `mini_lb.py` listens, closes it
+/// after 5 s, at the moment at which a request may be written.
+const LONGEST_IDLE: Duration = Duration::from_secs(2);
 /// Bytes of an error, and real time for each piece of its body.
 const LONGEST_REFUSAL: usize = 4_096;
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -27,8 +30,8 @@ const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub(super) struct Client {
     router: SocketAddr,
-    /// Connections that wait for their next request.
-    idle: Rc<RefCell<Vec<TcpStream>>>,
+    /// Connections that wait for their next request, and since when.
+    idle: Rc<RefCell<Vec<(Instant, TcpStream)>>>,
 }
 
 impl Client {
@@ -44,8 +47,8 @@ impl Client {
             "POST {path} HTTP/1.1\r\nhost: {router}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
         );
         let idle = self.idle.borrow_mut().pop();
-        let mut stream = match idle {
-            Some(stream) => stream,
+        let mut stream = match idle.filter(|(since, _)| since.elapsed() < LONGEST_IDLE) {
+            Some((_, stream)) => stream,
             None => TcpStream::connect(router).await?,
         };
         stream.set_nodelay(true)?;
@@ -67,7 +70,7 @@ impl Client {
                 break;
             }
         }
-        self.idle.borrow_mut().push(stream);
+        self.idle.borrow_mut().push((Instant::now(), stream));
         first.ok_or_else(|| io::Error::other("no event"))
     }
 }
