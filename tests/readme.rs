@@ -296,6 +296,9 @@ fn every_flag_in_the_documents_exists() {
         "--times",
         "--peers",
         "--router",
+        "--compare",
+        "--plots",
+        "--disable-worker-overload-protection",
     ];
     let unsupported = flags(&source("unsupported.rs"));
     let mut known = flags(&help);
