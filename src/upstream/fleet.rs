@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
 
+use super::completed_prefill::Expectation;
 use super::health::{HealthTracker, SharedHealthOptions};
 use super::load_table::LoadTable;
 use super::policy::Candidates;
@@ -246,12 +247,14 @@ impl Fleet {
 struct Picked {
     server: Arc<Backend>,
     work: u64,
+    expected: Expectation,
 }
 
 fn enter(prefill: Picked, decode: Picked) -> (ServerPair, InFlight, InFlight) {
     let [on_prefill, on_decode] = [&prefill, &decode].map(|picked| {
         let mut in_flight = InFlight::enter(Arc::clone(&picked.server));
         in_flight.add_work(picked.work);
+        in_flight.set_expectation(picked.expected);
         in_flight
     });
     (ServerPair { prefill: prefill.server, decode: decode.server }, on_prefill, on_decode)
@@ -314,6 +317,7 @@ impl RoleGroup {
             policy,
             excluded: Arc::clone(&self.excluded),
         };
+        updated.loads.set_policy(&updated.policy);
         updated.tell_policy();
         updated
     }
@@ -362,9 +366,11 @@ impl RoleGroup {
             return None;
         }
         let choice = Choice::new(self.role, candidates, &self.loads, demand);
-        let Selection { server, cached } = self.policy.choose(&choice);
-        let work = REQUEST_WORK + demand.prompt_bytes().saturating_sub(cached);
-        Some(Picked { server: Arc::clone(server), work })
+        let Selection { server, cached, memo } = self.policy.choose(&choice);
+        let prompt_bytes = demand.prompt_bytes();
+        let work = REQUEST_WORK + prompt_bytes.saturating_sub(cached);
+        let expected = Expectation { prompt_bytes, cached_bytes: cached, work_before: server.work(), memo };
+        Some(Picked { server: Arc::clone(server), work, expected })
     }
 }
 

@@ -6,6 +6,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use arc_swap::ArcSwapOption;
+
+use super::{CompletedPrefill, Policy};
+
 /// Most servers of one role that have a load of their own: four times as many as there may be, since one that
 /// was removed keeps its place until its last request has ended. Beyond that they share the last place.
 pub(crate) const MAX_SLOTS: usize = 4_096;
@@ -44,6 +48,8 @@ impl Load {
 #[derive(Debug)]
 pub(crate) struct LoadTable {
     loads: Box<[AtomicU64; MAX_SLOTS]>,
+    /// Who compares the loads, and learns from the legs that have ended.
+    policy: ArcSwapOption<Arc<dyn Policy>>,
     slots: Mutex<SlotAllocator>,
 }
 
@@ -57,7 +63,7 @@ struct SlotAllocator {
 impl Default for LoadTable {
     fn default() -> Self {
         let loads = Box::new([const { AtomicU64::new(0) }; MAX_SLOTS]);
-        Self { loads, slots: Mutex::default() }
+        Self { loads, policy: ArcSwapOption::empty(), slots: Mutex::default() }
     }
 }
 
@@ -66,6 +72,10 @@ impl LoadTable {
     pub(crate) fn get(&self, slot: u16) -> Load {
         // The remainder, which changes nothing, tells the compiler that it need not check the index.
         Load(self.loads[usize::from(slot) % MAX_SLOTS].load(Ordering::Relaxed))
+    }
+
+    pub(super) fn set_policy(&self, policy: &Arc<dyn Policy>) {
+        self.policy.store(Some(Arc::new(Arc::clone(policy))));
     }
 
     /// Gives a server its place.
@@ -103,6 +113,13 @@ pub(super) struct Slot {
 impl Slot {
     pub(super) fn index(&self) -> u16 {
         self.index
+    }
+
+    /// Tells the policy of the server's role.
+    pub(super) fn tell_policy(&self, completed: &CompletedPrefill<'_>) {
+        if let Some(policy) = &*self.table.policy.load() {
+            policy.prefill_completed(completed);
+        }
     }
 
     fn cell(&self) -> &AtomicU64 {

@@ -1,7 +1,7 @@
 //! Load-balancing policies: which server of a role gets a request.
 //!
-//! A policy sees the eligible servers of one role, their load, and what is known of the request's prompt. It
-//! opens no connection, tracks no health and is not told how the request ended. The policies here use nothing
+//! A policy sees the eligible servers of one role, their load, and what is known of the request's prompt, and
+//! it is told what prefill servers say of it afterwards. It opens no connection and tracks no health. The policies here use nothing
 //! that one of a library's user cannot use.
 
 mod cache_aware;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::load_table::{Load, LoadTable};
-use super::{Backend, Role};
+use super::{Backend, CompletedPrefill, Role};
 use crate::wire::shape::Prompt;
 
 pub use cache_aware::CacheAware;
@@ -66,6 +66,12 @@ pub trait Policy: Any + Send + Sync {
         let _ = servers;
     }
 
+    /// A prefill leg of the role has ended well, and its server may have said how much of the prompt it had in
+    /// its cache. Called between two requests of others, so it must be quick. By default nothing is learned.
+    fn prefill_completed(&self, completed: &CompletedPrefill<'_>) {
+        let _ = completed;
+    }
+
     /// Whether a reload that brings the policy `next` keeps this one, with its state, instead. By default it
     /// does not.
     fn continues_as(&self, next: &dyn Policy) -> bool {
@@ -96,18 +102,26 @@ impl Needs {
 pub struct Selection<'a> {
     pub(super) server: &'a Arc<Backend>,
     pub(super) cached: u64,
+    pub(super) memo: u128,
 }
 
 impl<'a> Selection<'a> {
     /// This server, which is not believed to have any of the prompt.
     pub fn new(server: &'a Arc<Backend>) -> Self {
-        Self { server, cached: 0 }
+        Self { server, cached: 0, memo: 0 }
     }
 
     /// The server is believed to have this many bytes of the prompt in its cache.
     #[must_use]
     pub fn with_cached(self, bytes: u64) -> Self {
         Self { cached: bytes, ..self }
+    }
+
+    /// A number that comes back in [`CompletedPrefill::memo`]: whatever the policy wants to remember until
+    /// then.
+    #[must_use]
+    pub fn with_memo(self, memo: u128) -> Self {
+        Self { memo, ..self }
     }
 
     /// The server.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::{Fleet, Picked, Rank, RoleGroup, ServerPair, rank};
 use crate::admission::{AdmissionHandle, BackendCaps};
+use crate::upstream::completed_prefill::Expectation;
 use crate::upstream::in_flight::BackendPermit;
 use crate::upstream::{Backend, Demand, InFlight, Needs, Role};
 
@@ -85,6 +86,7 @@ impl Fleet {
             let picked = below_cap.or_else(|| group.pick_other(failed, demand)).ok_or(group.role)?;
             let mut permit = BackendPermit::acquire(picked.server).waking(handle);
             permit.add_work(picked.work);
+            permit.expected = picked.expected;
             Ok(permit)
         };
         // Both permits are new: the failed attempt has released its own.
@@ -138,7 +140,8 @@ impl RoleGroup {
         } else {
             None
         };
-        let Some(Picked { server, work }) = picked else {
+        reserved.expected = Expectation::of_bytes(demand.prompt_bytes());
+        let Some(Picked { server, work, expected }) = picked else {
             reserved.add_work(demand.prompt_bytes());
             return reserved;
         };
@@ -147,6 +150,9 @@ impl RoleGroup {
             if let Some(permit) = BackendPermit::try_acquire(&server, cap) {
                 reserved = permit.waking(handle);
             }
+        }
+        if Arc::ptr_eq(&server, reserved.backend()) {
+            reserved.expected = expected;
         }
         reserved.add_work(work);
         reserved
