@@ -1,5 +1,5 @@
-//! What prefill servers say of their prompts: it is read off responses that are discarded, counted, and told to
-//! the policy.
+//! What prefill servers say of their prompts: it is read off responses that are discarded, counted, and told
+//! to the policy.
 
 mod kit;
 

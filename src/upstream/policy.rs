@@ -1,10 +1,11 @@
 //! Load-balancing policies: which server of a role gets a request.
 //!
 //! A policy sees the eligible servers of one role, their load, and what is known of the request's prompt, and
-//! it is told what prefill servers say of it afterwards. It opens no connection and tracks no health. The policies here use nothing
-//! that one of a library's user cannot use.
+//! it is told what prefill servers say of it afterwards. It opens no connection and tracks no health. The
+//! policies here use nothing that one of a library's user cannot use.
 
 mod cache_aware;
+mod cache_clock;
 mod consistent_hash;
 mod least_load;
 mod prefix_index;
@@ -66,8 +67,9 @@ pub trait Policy: Any + Send + Sync {
         let _ = servers;
     }
 
-    /// A prefill leg of the role has ended well, and its server may have said how much of the prompt it had in
-    /// its cache. Called between two requests of others, so it must be quick. By default nothing is learned.
+    /// A prefill leg of the role has ended well, and its server may have said how much of the prompt it had
+    /// in its cache. Called between two requests of others, so it must be quick. By default nothing is
+    /// learned.
     fn prefill_completed(&self, completed: &CompletedPrefill<'_>) {
         let _ = completed;
     }

@@ -3,8 +3,9 @@
 //! `/generate` says it in `meta_info`, the OpenAI endpoints in `usage`. Nothing is parsed: the names are
 //! searched in a few KiB of a response while it passes. What is believed of it is for `upstream`.
 //!
-//! The names are searched with their quotes and a colon, which the text of a JSON string cannot contain. A key
-//! of a client's own that a server repeats could be taken for one; the endpoints that are read repeat none.
+//! The names are searched with their quotes and a colon, which the text of a JSON string cannot contain. A
+//! key of a client's own that a server repeats could be taken for one; the endpoints that are read repeat
+//! none.
 
 use std::sync::LazyLock;
 
@@ -119,8 +120,8 @@ impl UsageReader {
         self.search(&joined[..before + after], Some(before));
     }
 
-    /// Searches `text`. Where two pieces meet `at` an offset, only what lies across it is counted: the rest is
-    /// found in one of them. A number that is found twice is the same.
+    /// Searches `text`. Where two pieces meet `at` an offset, only what lies across it is counted: the rest
+    /// is found in one of them. A number that is found twice is the same.
     fn search(&mut self, text: &[u8], at: Option<usize>) {
         for start in META_INFO.find_iter(text) {
             let is_counted = at.is_none_or(|at| start < at && start + META_INFO.needle().len() > at);
