@@ -303,6 +303,9 @@ impl Backend {
         let told = usage.map(|usage| self.told.count(usage, expected.prompt_bytes));
         let (prompt_tokens, cached_tokens) = told.unwrap_or_default();
         let completed = CompletedPrefill { server: self, expected, prompt_tokens, cached_tokens, time };
+        if let Some(time) = time {
+            self.slot.add_sample(expected.work_before, completed.new_bytes(), time);
+        }
         self.slot.tell_policy(&completed);
     }
 

@@ -87,6 +87,16 @@ impl<'a> CompletedPrefill<'a> {
         self.cached_tokens
     }
 
+    /// How many bytes of the prompt it has computed: as it has said, or else as was believed.
+    pub fn new_bytes(&self) -> u64 {
+        let bytes = self.expected.prompt_bytes;
+        let cached = match (self.prompt_tokens, self.cached_tokens) {
+            (Some(tokens), Some(cached)) if tokens > 0 => bytes.saturating_mul(cached) / tokens,
+            _ => self.expected.cached_bytes,
+        };
+        bytes.saturating_sub(cached)
+    }
+
     /// From writing the request to the end of the response. Not to its head, which comes with a stream of
     /// `/generate` before any work.
     pub fn time(&self) -> Option<Duration> {

@@ -20,6 +20,7 @@ mod policy;
 mod pool;
 mod role;
 mod server_spec;
+mod speed;
 
 pub use crate::wire::shape::Prompt;
 pub(crate) use address::{Address, checked_host};

@@ -309,7 +309,8 @@ fn backends(text: &mut Exposition, fleet: &Fleet) {
 
 /// What prefill servers say in their responses.
 fn told_tokens(text: &mut Exposition, servers: &BTreeMap<(&str, &str), &Backend>) {
-    let families: [(&Family, fn(&Backend) -> u64); 2] =
+    type Told = fn(&Backend) -> u64;
+    let families: [(&Family, Told); 2] =
         [(&PROMPT_TOKENS, Backend::told_prompt_tokens), (&CACHED_TOKENS, Backend::told_cached_tokens)];
     for (family, value) in families {
         text.family(family);

@@ -183,7 +183,7 @@ fn cheapest(choice: &Choice<'_>, prompt: &Prompt, found: &Match, cold: Holder) -
     let cost = |holder: Holder| {
         let missing = |blocks: usize| prompt.bytes().saturating_sub((blocks * Prompt::BLOCK_BYTES) as u64);
         let private = missing(holder.blocks.max(found.hot));
-        choice.work(holder.index) + missing(holder.blocks) + (PRIVATE_COST - 1) * private
+        choice.weighted_work(holder.index, missing(holder.blocks) + (PRIVATE_COST - 1) * private)
     };
     // Among equals the first: a holder, with more blocks first.
     found.holders().iter().copied().chain([cold]).min_by_key(|holder| cost(*holder)).unwrap_or(cold)

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::*;
+use crate::upstream::completed_prefill::Expectation;
 use crate::upstream::fleet::REQUEST_WORK;
 use crate::upstream::{FleetSpec, InFlight, LiveFleet, ServerPair};
 use crate::wire::shape::{BodyInspector, Dialect, HashKey, key_hash};
@@ -443,4 +444,39 @@ fn nothing_is_learned_from_what_was_not_computed_yet_or_differs_by_little() {
     // Half of the cache later it is still believed there.
     rig.prefill_for(&prompt(&[("other", 1_000)]));
     assert_eq!(answer(0), (home, 64 * BLOCK as u64));
+}
+
+/// Lets the servers answer, each so many seconds for 64 KiB.
+fn answer_in(rig: &Rig, seconds: &[f64]) {
+    let prompt = prompt(&[("a", 32)]);
+    for round in 0..60 {
+        for (index, seconds) in seconds.iter().enumerate() {
+            // A tenth more, and a tenth less.
+            let noise = 1.0 + 0.1 * f64::from(round % 3 - 1);
+            let mut leg = rig.occupy(Role::Prefill, index, prompt.bytes());
+            leg.set_expectation(Expectation::of_bytes(prompt.bytes()));
+            leg.prefill_completed(None, Some(std::time::Duration::from_secs_f64(seconds * noise)));
+        }
+    }
+}
+
+#[test]
+fn a_server_at_half_speed_gets_what_it_can_do_in_the_same_time() {
+    fn home<P: Policy>(make: impl Fn() -> P, seconds: &[f64], work_of_fast: u64) -> usize {
+        let rig = Rig::new(2, make);
+        answer_in(&rig, seconds);
+        let _queue = rig.occupy(Role::Prefill, 0, work_of_fast);
+        rig.pair_for(of_size(100_000))[0]
+    }
+    for seconds in [[1.0, 2.5], [1.0, 4.0]] {
+        // The first is fast: it is chosen although 60,000 bytes wait there, and not with 500,000.
+        assert_eq!(home(|| LeastLoad, &seconds, 60_000), 0);
+        assert_eq!(home(|| PowerOfTwo, &seconds, 60_000), 0);
+        assert_eq!(home(CacheAware::new, &seconds, 60_000), 0);
+        assert_eq!(home(|| LeastLoad, &seconds, 500_000), 1);
+        assert_eq!(home(|| PowerOfTwo, &seconds, 500_000), 1);
+        assert_eq!(home(CacheAware::new, &seconds, 500_000), 1);
+    }
+    // About as fast is as fast.
+    assert_eq!(home(|| LeastLoad, &[1.0, 1.2], 1), 1);
 }
