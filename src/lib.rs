@@ -81,8 +81,8 @@ pub use observe::report::{
 pub use options::{Bounds, OptionDefault, OptionSection, OptionSpec, Reload, ValueKind, option_sections};
 pub use transport::Http1Engine;
 pub use upstream::{
-    Backend, CacheAware, Choice, ConsistentHash, LeastLoad, Needs, Outcome, Policy, PowerOfTwo, Prompt,
-    Random, Role, RoundRobin, Selection, SelectionReason, SelectionSummary, ServerPair,
+    Backend, CacheAware, Choice, CompletedPrefill, ConsistentHash, LeastLoad, Needs, Outcome, Policy,
+    PowerOfTwo, Prompt, Random, Role, RoundRobin, Selection, SelectionReason, SelectionSummary, ServerPair,
 };
 
 /// The README's code is compiled with the doc tests.

@@ -56,6 +56,8 @@ mod logging;
 mod memory_bound;
 #[path = "metrics.rs"]
 mod metrics;
+#[path = "prefill_usage.rs"]
+mod prefill_usage;
 #[path = "real_clients.rs"]
 mod real_clients;
 #[path = "recorded_exchanges.rs"]

@@ -17,7 +17,6 @@ use serde_json::{Map, Value};
 
 pub use self::requests::requests;
 pub use self::router::router;
-use crate::http1::OutgoingBody;
 use crate::wire::body::ClientBody;
 use crate::wire::bootstrap::BootstrapFields;
 use crate::wire::logprobs::{Merge, PromptLogprobs};

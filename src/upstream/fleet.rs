@@ -14,6 +14,7 @@ use std::time::Instant;
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
 
+use super::completed_prefill::Expectation;
 use super::health::{HealthTracker, SharedHealthOptions};
 use super::load_table::LoadTable;
 use super::policy::Candidates;
@@ -280,6 +281,7 @@ impl Stopwatch {
 struct Picked {
     server: Arc<Backend>,
     by: SelectedBy,
+    expected: Expectation,
 }
 
 fn pair_of(prefill: Picked, decode: Picked) -> ServerPair {
@@ -290,6 +292,7 @@ fn enter(prefill: Picked, decode: Picked) -> (ServerPair, InFlight, InFlight) {
     let [on_prefill, on_decode] = [&prefill, &decode].map(|picked| {
         let mut in_flight = InFlight::enter(Arc::clone(&picked.server));
         in_flight.add_work(picked.by.work());
+        in_flight.set_expectation(picked.expected);
         in_flight
     });
     (pair_of(prefill, decode), on_prefill, on_decode)
@@ -352,6 +355,7 @@ impl RoleGroup {
             policy,
             excluded: Arc::clone(&self.excluded),
         };
+        updated.loads.set_policy(&updated.policy);
         updated.tell_policy();
         updated
     }
@@ -400,9 +404,15 @@ impl RoleGroup {
             return None;
         }
         let choice = Choice::new(self.role, candidates, &self.loads, demand);
-        let Selection { server, cached, reason } = self.policy.choose(&choice);
+        let Selection { server, cached, reason, memo } = self.policy.choose(&choice);
         let by = self.selected_by(demand, cached, reason, candidates.servers.len());
-        Some(Picked { server: Arc::clone(server), by })
+        let expected = Expectation {
+            prompt_bytes: by.prompt_bytes,
+            cached_bytes: cached,
+            work_before: server.work(),
+            memo,
+        };
+        Some(Picked { server: Arc::clone(server), by, expected })
     }
 
     fn selected_by(

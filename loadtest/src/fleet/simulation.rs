@@ -251,7 +251,8 @@ impl<'a> Run<'a> {
         }
         self.inside[pair.prefill].remove(&index);
         let request = &self.requests[index];
-        self.router.prefill_done(index, pair, PrefillEnd::Answered { cached: prefilled.cached });
+        let end = PrefillEnd::Answered { cached: prefilled.cached, time: now - request.at };
+        self.router.prefill_done(index, pair, end);
         let first = self.decode[pair.decode].join(now, index, request.input, request.output);
         if index >= self.measured_from {
             self.outcome.ttft.push(first - request.at);
