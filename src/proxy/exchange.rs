@@ -22,7 +22,7 @@ use super::merge;
 use super::relay::{MAX_REFUSAL_PAUSE, Relay, TimeLimit};
 use crate::admission::{AdmissionHandle, Reservation};
 use crate::error::{Error, OwnResponse};
-use crate::http1::{BodyTimeouts, OutgoingRequest, RequestHead};
+use crate::http1::{BodyTimeouts, OutgoingRequest, RawHeaders, RequestHead};
 use crate::observe::record::{Attempt, Record, RequestId};
 use crate::timer::Timer;
 use crate::transport::RequestBody;
@@ -161,16 +161,7 @@ impl Proxy {
         let upstream_head = UpstreamHead::new(&head.method, head.target.as_str(), &head.headers, true);
         let names = limits.hash_key_headers.iter().filter(|_| needs.key);
         let key = names.filter_map(|name| head.headers.get(name.as_str())).next().map(key_hash);
-        // On `/v1/responses` each of the two servers would draw another id for the response.
-        let response_id = (dialect == Dialect::Responses && !shape.has_request_id)
-            .then(|| format!("resp_{:032x}", fastrand::u128(..)));
-        let needs_rid = limits.abort_on_disconnect && dialect != Dialect::Responses && shape.rids.is_empty();
-        let rid = if needs_rid { new_rid() } else { None };
-        let ids = OwnIds { rid: rid.as_deref(), request_id: response_id.as_deref() };
-        let plan = RequestPlan::sglang(&shape.fields, ids);
-        shape.rids.extend(rid.into_iter().chain(response_id));
-        let abort = (limits.abort_on_disconnect && !shape.rids.is_empty())
-            .then(|| Arc::new(AbortRequest::new(&shape.rids, &head.headers)));
+        let (plan, abort) = plan(dialect, &mut shape, &limits, &head.headers);
         Ok(ReadRequest {
             limits,
             dialect,
@@ -229,6 +220,27 @@ impl Proxy {
             retries -= 1;
         }
     }
+}
+
+/// What the legs of a request get, and with what they are aborted, if they are. An id that the router sets
+/// is one of the shape's from then on.
+fn plan(
+    dialect: Dialect,
+    shape: &mut BodyShape,
+    limits: &RequestLimits,
+    headers: &RawHeaders,
+) -> (RequestPlan, Option<Arc<AbortRequest>>) {
+    let is_response = dialect == Dialect::Responses;
+    // Each of the two servers would draw another id for the response.
+    let response_id =
+        (is_response && !shape.has_request_id).then(|| format!("resp_{:032x}", fastrand::u128(..)));
+    let needs_rid = limits.abort_on_disconnect && !is_response && shape.rids.is_empty();
+    let rid = if needs_rid { new_rid() } else { None };
+    let ids = OwnIds { rid: rid.as_deref(), request_id: response_id.as_deref() };
+    let plan = RequestPlan::sglang(&shape.fields, ids);
+    shape.rids.extend(rid.into_iter().chain(response_id));
+    let is_aborted = limits.abort_on_disconnect && !shape.rids.is_empty();
+    (plan, is_aborted.then(|| Arc::new(AbortRequest::new(&shape.rids, headers))))
 }
 
 /// The attempts of one request.
