@@ -214,7 +214,8 @@ impl Scenario {
         let decode = decode.expect("a complete response was made of a complete one");
         let prefill = self.prefill.success_read_by_hyper().await;
         // What a raw request asks for is not known here.
-        let any = || vec![None, Some(Merge::Generate), Some(Merge::Echo)];
+        let merges = [Merge::Generate, Merge::GenerateExperts, Merge::Echo, Merge::Experts];
+        let any = || merges.into_iter().map(Some).chain([None]).collect();
         let merges = self.valid.as_ref().map_or_else(any, |shape| vec![shape.merge]);
         let expected = |merge: Option<Merge>| match merge {
             None => vec![decode.clone()],

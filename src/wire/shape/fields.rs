@@ -23,6 +23,7 @@ pub(super) enum TopLevelField {
     TokenIdsLogprob,
     Echo,
     Logprobs,
+    ReturnRoutedExperts,
     Other,
 }
 
@@ -39,6 +40,7 @@ impl TopLevelField {
             (b"token_ids_logprob", Dialect::Generate) => Self::TokenIdsLogprob,
             (b"echo", Dialect::Completions) => Self::Echo,
             (b"logprobs", Dialect::Completions) => Self::Logprobs,
+            (b"return_routed_experts", _) => Self::ReturnRoutedExperts,
             _ if name.starts_with(b"bootstrap_") => Self::Bootstrap,
             _ => Self::Other,
         }
@@ -83,6 +85,7 @@ pub(super) struct RequestedFeatures {
     token_ids_logprob: bool,
     echo: bool,
     logprobs: bool,
+    routed_experts: bool,
 }
 
 impl RequestedFeatures {
@@ -106,9 +109,10 @@ impl RequestedFeatures {
             }
             TopLevelField::ReturnLogprob => self.return_logprob = is_too_long || any(is_true),
             TopLevelField::LogprobStartLen => {
-                // Negative is the default: no prompt logprobs.
+                // -1 is the default: no prompt logprobs. Any other negative number counts as 0 (seen with sglang
+                // 0.5.23).
                 self.has_logprob_start =
-                    is_too_long || any(|start| number(start).is_some_and(|start| start >= 0.0));
+                    is_too_long || any(|start| number(start).is_some_and(|start| start != -1.0));
             }
             TopLevelField::TokenIdsLogprob => {
                 self.token_ids_logprob = is_too_long || any(|ids| ids.as_null().is_none());
@@ -117,6 +121,7 @@ impl RequestedFeatures {
             TopLevelField::Logprobs => {
                 self.logprobs = any(|count| number(count).is_some_and(|count| count > 0.0));
             }
+            TopLevelField::ReturnRoutedExperts => self.routed_experts = is_too_long || any(is_true),
             TopLevelField::Bootstrap | TopLevelField::Other => {}
         }
     }
@@ -130,10 +135,11 @@ impl RequestedFeatures {
             {
                 Some(Merge::Generate)
             }
+            Dialect::Generate => self.routed_experts.then_some(Merge::GenerateExperts),
             // The only request for prompt logprobs on this route.
             Dialect::Completions if self.echo && self.logprobs => Some(Merge::Echo),
             // SGLang never computes prompt logprobs for chat: it sets the start to -1.
-            _ => None,
+            _ => self.routed_experts.then_some(Merge::Experts),
         };
         BodyShape {
             stream: self.stream,

@@ -7,12 +7,13 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 /// Names that steer the router on one API or another.
-const STEERING: [&str; 8] = [
+const STEERING: [&str; 9] = [
     "stream",
     "n",
     "sampling_params",
     "return_logprob",
     "logprob_start_len",
+    "return_routed_experts",
     "token_ids_logprob",
     "echo",
     "logprobs",
