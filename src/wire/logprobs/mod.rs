@@ -39,6 +39,13 @@ pub(crate) enum Merge {
     Experts,
 }
 
+impl Merge {
+    /// Whether a stream needs prefill's response for late events only.
+    pub(crate) fn is_late(self) -> bool {
+        matches!(self, Self::GenerateExperts | Self::Experts)
+    }
+}
+
 /// Prefill's lists, as slices of its response.
 pub(crate) struct PromptLogprobs {
     lists: Lists,
