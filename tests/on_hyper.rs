@@ -72,6 +72,8 @@ mod routed_experts;
 mod shutdown;
 #[path = "simulated_load.rs"]
 mod simulated_load;
+#[path = "simulated_merges.rs"]
+mod simulated_merges;
 #[path = "streams.rs"]
 mod streams;
 #[path = "workers_api.rs"]

@@ -192,7 +192,7 @@ async fn prompt_logprobs_are_merged(chunking: Chunking) {
     let exchanges: Vec<Exchange> =
         routed().into_iter().filter(|e| wants_prompt_logprobs(e) && e.name.starts_with("gen_")).collect();
     let names: Vec<&str> = exchanges.iter().map(|e| e.name.as_str()).collect();
-    assert_eq!(names.len(), 18, "{names:?}");
+    assert_eq!(names.len(), 16, "{names:?}");
     for exchange in exchanges {
         let response = replay(&exchange, chunking).await;
         assert!(response.complete);

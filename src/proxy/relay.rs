@@ -173,8 +173,8 @@ impl Relay {
         }
     }
 
-    /// Passes on the body of one leg, behind what was held of it. Beside decode's body prefill's is drained, or
-    /// with `late` read for late events.
+    /// Passes on the body of one leg, behind what was held of it. Beside decode's body prefill's is
+    /// drained, or with `late` read for late events.
     pub(super) fn pass_through(
         pair: Box<LegPair>,
         source: Role,

@@ -30,9 +30,9 @@ impl PromptRows {
         is_valid.then(|| Self { text: json.slice(start + 1..start + 1 + text.len()) })
     }
 
-    /// Puts the rows in the place of the first ones of decode's text, the JSON string whose opening quote is at
-    /// `start`. One that is no base64 as far as it is read stays as it is; what the client gets of it anyway is
-    /// not read.
+    /// Puts the rows in the place of the first ones of decode's text, the JSON string whose opening quote
+    /// is at `start`. One that is no base64 as far as it is read stays as it is; what the client gets of
+    /// it anyway is not read.
     pub(super) fn insert(&self, json: &[u8], start: usize, insertions: &mut Vec<Insertion>) -> Option<()> {
         let decode_text = string_at(json, start)?;
         let first = start + 1;

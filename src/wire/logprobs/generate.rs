@@ -24,8 +24,8 @@ struct Field {
 /// What is taken from prefill, and for which of decode's values.
 #[derive(Clone, Copy, PartialEq)]
 enum Takes {
-    /// A list of the prompt's logprobs, for decode's empty one. Should SGLang transfer prefill's lists to decode
-    /// one day, decode's would be complete, and must not be replaced.
+    /// A list of the prompt's logprobs, for decode's empty one. Should SGLang transfer prefill's lists to
+    /// decode one day, decode's would be complete, and must not be replaced.
     List,
     /// A flat form of a list, for any value.
     AnyValue,
@@ -63,8 +63,8 @@ const FIELDS: [Field; 14] = [
     field!("storage_staging_wait", Measurement),
 ];
 
-/// The list that every item with logprobs has, also where decode leaves out the other empty ones (SGLang's Rust
-/// front end does). Those are inserted behind it.
+/// The list that every item with logprobs has, also where decode leaves out the other empty ones (SGLang's
+/// Rust front end does). Those are inserted behind it.
 const ANCHOR: usize = 0;
 /// The slot of `routed_experts`.
 const ROWS: usize = 10;
@@ -189,14 +189,14 @@ impl ListsByItem {
         insertions
     }
 
-    /// Finds the values that an item's lists replace by the quotes around names instead of walking the item: a
-    /// cumulative stream repeats all output in every event, which makes 9 MB for 1,500 tokens, and lists of
-    /// numbers have no quotes.
+    /// Finds the values that an item's lists replace by the quotes around names instead of walking the
+    /// item: a cumulative stream repeats all output in every event, which makes 9 MB for 1,500 tokens, and
+    /// lists of numbers have no quotes.
     ///
     /// A name behind `"meta_info":{` is a member of it and nothing else: strings are skipped as a whole, so
-    /// generated text is never hit. And of an item's objects only `meta_info` has these names: the other objects
-    /// (`finish_reason`, `weight_versions`, `cached_tokens_details`) have fixed names, and lists of logprobs
-    /// contain no objects.
+    /// generated text is never hit. And of an item's objects only `meta_info` has these names: the other
+    /// objects (`finish_reason`, `weight_versions`, `cached_tokens_details`) have fixed names, and lists
+    /// of logprobs contain no objects.
     fn find_insertions(&self, index: u64, text: &[u8], item: Range<usize>, insertions: &mut Vec<Insertion>) {
         let Some(prefill) = self.by_index.get(&index).filter(|_| self.has_lists) else {
             return;
@@ -379,8 +379,8 @@ fn index_of(data: &[u8]) -> Option<u64> {
 }
 
 /// The index, if it is the last member: SGLang's servers append it to each item of a batch. The event's last
-/// `}` closes the item, so the member before it is the item's own. That its name starts there is seen from the
-/// byte before: a quote within a string has a backslash there.
+/// `}` closes the item, so the member before it is the item's own. That its name starts there is seen from
+/// the byte before: a quote within a string has a backslash there.
 fn index_at_end(data: &[u8]) -> Option<u64> {
     let member = trim_end(data.strip_suffix(b"}")?);
     let digits = member.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();

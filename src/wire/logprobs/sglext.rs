@@ -34,8 +34,8 @@ impl ResponseRows {
         Ok(())
     }
 
-    /// Ends a stream. A batch's stream has the rows of whichever prompt came first, and that may be another one
-    /// on decode.
+    /// Ends a stream. A batch's stream has the rows of whichever prompt came first, and that may be
+    /// another one on decode.
     pub(super) fn end_stream(&mut self) {
         if self.has_more_choices {
             self.rows = None;

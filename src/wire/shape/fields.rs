@@ -109,8 +109,8 @@ impl RequestedFeatures {
             }
             TopLevelField::ReturnLogprob => self.return_logprob = is_too_long || any(is_true),
             TopLevelField::LogprobStartLen => {
-                // -1 is the default: no prompt logprobs. Any other negative number counts as 0 (seen with sglang
-                // 0.5.23).
+                // -1 is the default: no prompt logprobs. Any other negative number counts as 0 (seen with
+                // sglang 0.5.23).
                 self.has_logprob_start =
                     is_too_long || any(|start| number(start).is_some_and(|start| start != -1.0));
             }
