@@ -220,9 +220,9 @@ fn assert_as_regular(name: &str, spliced: &str, regular: &str, measured: bool) {
     assert!(!spliced.is_empty(), "{name}");
     for (index, item) in spliced {
         let got = &item["meta_info"];
-        let same = regular.iter().filter(|(other, _)| *other == index);
+        let mut same = regular.iter().filter(|(other, _)| *other == index);
         // The last event has the most output; where the output is cut into events is up to the servers.
-        let wanted = &same.last().unwrap_or_else(|| panic!("{name}: {index}")).1["meta_info"];
+        let wanted = &same.next_back().unwrap_or_else(|| panic!("{name}: {index}")).1["meta_info"];
         for list in INPUT_LISTS {
             let is_empty = |info: &Value| info.get(list).is_none_or(|list| *list == json!([]));
             assert!(
