@@ -70,10 +70,14 @@ mod response_encodings;
 mod retries;
 #[path = "rolling_restart.rs"]
 mod rolling_restart;
+#[path = "routed_experts.rs"]
+mod routed_experts;
 #[path = "shutdown.rs"]
 mod shutdown;
 #[path = "simulated_load.rs"]
 mod simulated_load;
+#[path = "simulated_merges.rs"]
+mod simulated_merges;
 #[path = "streams.rs"]
 mod streams;
 #[path = "trace_log.rs"]
