@@ -66,6 +66,8 @@ mod response_encodings;
 mod retries;
 #[path = "rolling_restart.rs"]
 mod rolling_restart;
+#[path = "routes.rs"]
+mod routes;
 #[path = "shutdown.rs"]
 mod shutdown;
 #[path = "simulated_load.rs"]

@@ -15,6 +15,13 @@ pub(crate) enum Endpoint {
     FlushCache,
     ServerInfo,
     ModelInfo,
+    Loads,
+    /// Another request that one server answers.
+    OneServer,
+    /// Another request that all servers get.
+    FanOut,
+    /// What pairs cannot do.
+    NotPossible,
     /// The admin API for backends: `/workers`, `/pd_role_switch` and the like.
     Workers,
     /// Any other path; most of these requests are answered 404.
@@ -24,7 +31,7 @@ pub(crate) enum Endpoint {
 impl Endpoint {
     /// All of them, in the order of their definition, which is the index of their counters. Those that
     /// generate come first, so that arrays for them alone need no gaps.
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::Generate,
         Self::Chat,
         Self::Completions,
@@ -34,6 +41,10 @@ impl Endpoint {
         Self::FlushCache,
         Self::ServerInfo,
         Self::ModelInfo,
+        Self::Loads,
+        Self::OneServer,
+        Self::FanOut,
+        Self::NotPossible,
         Self::Workers,
         Self::Other,
     ];
@@ -53,6 +64,10 @@ impl Endpoint {
             Self::FlushCache => "flush_cache",
             Self::ServerInfo => "server_info",
             Self::ModelInfo => "model_info",
+            Self::Loads => "loads",
+            Self::OneServer => "one_server",
+            Self::FanOut => "fan_out",
+            Self::NotPossible => "not_possible",
             Self::Workers => "workers",
             Self::Other => "other",
         }
