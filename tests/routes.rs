@@ -5,6 +5,9 @@ mod kit;
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
+
+use loadtest::sim::{SimConfig, SimPair};
 
 use kit::{Client, Response, Router, ScriptedServer, Step, fixture, json};
 use mini_lb::MiniLbConfig;
@@ -412,6 +415,33 @@ async fn client_aborts_a_request_and_an_operator_all_of_them() {
             assert_eq!(sent.body, body.as_bytes());
             assert_ne!(sent.head.header("authorization"), Some("Bearer admin"));
         }
+    }
+}
+
+#[tokio::test]
+async fn abort_by_rid_ends_the_request_at_its_servers() {
+    let slow = SimConfig { inter_token: Duration::from_secs(3_600), ..SimConfig::decode() };
+    let pair = SimPair::start(SimConfig::prefill(), slow).await.unwrap();
+    let prefill = vec![(pair.prefill.url(), pair.prefill.bootstrap_port())];
+    let config = MiniLbConfig::new("127.0.0.1", 30_000, prefill, vec![pair.decode.url()], 60);
+    let router = Router::start_with_config(config.worker_threads(1)).await;
+    let mut client = router.client().await;
+    let body = br#"{"text":"a b","stream":true,"rid":"one","sampling_params":{"max_new_tokens":9}}"#;
+    client.send_request("POST", "/generate", &[("content-type", "application/json")], body).await;
+    client.read_until("data: ").await;
+    let abort = |rid: &str| format!(r#"{{"rid":"{rid}"}}"#);
+    let other = send(&router, "POST", "/abort_request", &[], abort("two").as_bytes()).await;
+    assert_eq!((other.status(), pair.decode.stats().aborted), (200, 0));
+    let response = send(&router, "POST", "/abort_request", &[], abort("one").as_bytes()).await;
+    let servers = response.json()["servers"].as_array().unwrap().len();
+    assert_eq!((response.status(), servers), (200, 2));
+    let ended = client.response().await;
+    assert!(ended.complete && ended.text().contains(r#""type":"abort""#), "{}", ended.text());
+    assert_eq!(pair.decode.stats().aborted, 1);
+    for server in [&pair.prefill, &pair.decode] {
+        let seen = server.recorded_requests();
+        let aborts = seen.iter().filter(|seen| seen.path_and_query == "/abort_request");
+        assert_eq!(aborts.map(|seen| seen.body.clone()).collect::<Vec<_>>(), [abort("two"), abort("one")]);
     }
 }
 
