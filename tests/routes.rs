@@ -446,6 +446,32 @@ async fn abort_by_rid_ends_the_request_at_its_servers() {
 }
 
 #[tokio::test]
+async fn abort_reaches_a_removed_server_that_still_has_requests() {
+    let busy = || {
+        ScriptedServer::start(|seen| match seen.target() {
+            "/generate" => vec![Step::Hang],
+            _ => vec![Step::Send(json("200 OK", ANSWER))],
+        })
+    };
+    let (prefill, removed, decode) = (busy().await, busy().await, server().await);
+    let router = Router::start(&[&prefill], &[&removed]).await;
+    let mut client = router.client().await;
+    client.send_request("POST", "/generate", &[], br#"{"text":"a","rid":"r1"}"#).await;
+    removed.wait_for_requests(1).await;
+    let workers = send(&router, "GET", "/workers", &[], b"").await.json()["workers"].clone();
+    let worker = workers.as_array().unwrap().iter().find(|worker| worker["url"] == removed.url()).unwrap();
+    let path = format!("/workers/{}", worker["id"].as_str().unwrap());
+    assert_eq!(send(&router, "DELETE", &path, &[], b"").await.status(), 202);
+    let added = json!({"url": decode.url(), "worker_type": "decode"}).to_string();
+    assert_eq!(send(&router, "POST", "/workers", &[], added.as_bytes()).await.status(), 202);
+    for (path, at_removed) in [("/abort_request", 1), ("/pause_generation", 0)] {
+        assert_eq!(send(&router, "POST", path, &[], br#"{"rid":"r1"}"#).await.status(), 200, "{path}");
+        assert_eq!(seen(&removed, path).len(), at_removed, "{path}");
+        assert_eq!((seen(&prefill, path).len(), seen(&decode, path).len()), (1, 1), "{path}");
+    }
+}
+
+#[tokio::test]
 async fn session_without_an_id_of_its_own_is_refused() {
     let (prefill, decode) = (server().await, server().await);
     let router = Router::start(&[&prefill], &[&decode]).await;
