@@ -26,6 +26,10 @@ pub(crate) type OwnResponse = Response<Full<SegmentedBytes>>;
 #[derive(Debug)]
 pub(crate) enum Error {
     NotFound,
+    /// A path of SGLang's that the router does not serve; the text says what does.
+    NotServed(&'static str),
+    /// A path of SGLang's that cannot work on pairs; the text says why, and what to do.
+    NotPossible(&'static str),
     MethodNotAllowed {
         allow: &'static str,
     },
@@ -105,7 +109,10 @@ impl Error {
 
     pub(crate) fn status(&self) -> StatusCode {
         match self {
-            Self::NotFound | Self::NotChanged(NotChanged::Unknown) => StatusCode::NOT_FOUND,
+            Self::NotFound | Self::NotServed(_) | Self::NotChanged(NotChanged::Unknown) => {
+                StatusCode::NOT_FOUND
+            }
+            Self::NotPossible(_) => StatusCode::NOT_IMPLEMENTED,
             Self::NotChanged(_) => StatusCode::CONFLICT,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
@@ -138,7 +145,8 @@ impl Error {
     /// The `code` of the JSON error: part of the public interface (`docs/API.md`).
     pub(crate) fn code(&self) -> &'static str {
         match self {
-            Self::NotFound => "not_found",
+            Self::NotFound | Self::NotServed(_) => "not_found",
+            Self::NotPossible(_) => "not_possible_with_pd",
             Self::MethodNotAllowed { .. } => "method_not_allowed",
             Self::BodyTooLarge { .. } => "body_too_large",
             Self::BodyRead(_) => "body_read",
@@ -423,6 +431,10 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotFound => f.write_str("this router has no such path"),
+            Self::NotServed(instead) => write!(f, "this router does not serve this path: {instead}"),
+            Self::NotPossible(reason) => {
+                write!(f, "not possible under prefill-decode disaggregation: {reason}")
+            }
             Self::MethodNotAllowed { allow } => write!(f, "method not allowed; this path accepts {allow}"),
             Self::BodyTooLarge { limit, option } => {
                 write!(f, "the request body is larger than the limit of {limit} bytes ({option})")

@@ -183,7 +183,9 @@ async fn compressed_body_gets_415() {
 async fn unknown_paths_get_404_and_wrong_methods_405_with_allow() {
     let pair = pair(1 << 20).await;
     let mut client = pair.router.client().await;
-    for path in ["/", "/v1", "/generate/", "/v1/embeddings", "/v1/models/", "/healthz", "/%67enerate"] {
+    for path in
+        ["/nothing", "/v1", "/generate/x", "/v1/embedding", "/v1/models/..", "/healthzz", "/%67enerate"]
+    {
         let response = client.post(path, r#"{"text":"a"}"#).await;
         assert_eq!((response.status(), response.error_code()), (404, "not_found".into()), "{path}");
     }
@@ -194,14 +196,18 @@ async fn unknown_paths_get_404_and_wrong_methods_405_with_allow() {
         ("PUT", "/v1/chat/completions", "POST"),
         ("GET", "/v1/completions", "POST"),
         ("POST", "/health", "GET, HEAD"),
-        ("POST", "/health_generate", "GET"),
-        ("GET", "/flush_cache", "POST"),
-        ("POST", "/server_info", "GET"),
-        ("POST", "/get_server_info", "GET"),
-        ("POST", "/model_info", "GET"),
-        ("POST", "/get_model_info", "GET"),
-        ("POST", "/v1/models", "GET"),
-        ("DELETE", "/v1/models/tiny", "GET"),
+        ("POST", "/health_generate", "GET, HEAD"),
+        ("PUT", "/flush_cache", "GET, POST"),
+        ("POST", "/server_info", "GET, HEAD"),
+        ("POST", "/get_server_info", "GET, HEAD"),
+        ("POST", "/model_info", "GET, HEAD"),
+        ("POST", "/get_model_info", "GET, HEAD"),
+        ("POST", "/v1/models", "GET, HEAD"),
+        ("DELETE", "/v1/models/tiny", "GET, HEAD"),
+        ("POST", "/", "GET, HEAD"),
+        ("POST", "/v1/models/", "GET, HEAD"),
+        ("GET", "/v1/embeddings", "POST"),
+        ("PUT", "/start_profile", "GET, POST"),
     ] {
         client.send_request(method, path, &[], b"{}").await;
         let response = client.response().await;

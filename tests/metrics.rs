@@ -378,7 +378,7 @@ async fn endpoint_label_has_a_fixed_set_of_values() {
         ("/ready", 200),
         ("/get_model_info", 200),
         ("/secret?token=1", 404),
-        ("/flush_cache", 405),
+        ("/pd_role_switch", 405),
         ("/generate", 405),
     ] {
         assert_eq!(client.get(path).await.status(), status, "{path}");
@@ -395,7 +395,7 @@ async fn endpoint_label_has_a_fixed_set_of_values() {
         ("ready", "200"),
         ("model_info", "200"),
         ("other", "404"),
-        ("flush_cache", "405"),
+        ("workers", "405"),
         ("generate", "405"),
     ] {
         let labels = [("endpoint", endpoint), ("status", status), ("streaming", "false")];

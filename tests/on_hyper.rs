@@ -72,6 +72,8 @@ mod retries;
 mod rolling_restart;
 #[path = "routed_experts.rs"]
 mod routed_experts;
+#[path = "routes.rs"]
+mod routes;
 #[path = "shutdown.rs"]
 mod shutdown;
 #[path = "simulated_load.rs"]

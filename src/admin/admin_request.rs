@@ -29,6 +29,35 @@ pub(super) fn query_timeout(query: Option<&str>) -> Result<Option<Duration>, Err
     Ok(Some(Duration::from_secs_f64(seconds)))
 }
 
+/// Whether a query has this parameter with this value.
+pub(super) fn has_parameter(query: Option<&str>, name: &str, value: &str) -> bool {
+    query.unwrap_or_default().split('&').any(|field| field.split_once('=') == Some((name, value)))
+}
+
+/// What a request to `/abort_request` aborts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Abort {
+    /// The request with this `rid`.
+    One(String),
+    /// All requests of all clients.
+    All,
+}
+
+impl Abort {
+    pub(super) fn parse(body: &[u8]) -> Result<Self, Error> {
+        let request = AdminRequest::parse(body)?;
+        // Pydantic, with which SGLang reads it, takes 1, "true" or "yes" for true as well: what is not
+        // plainly false is an operator's.
+        if request.get("abort_all").is_some_and(|all| *all != Value::Bool(false)) {
+            return Ok(Self::All);
+        }
+        // An empty one is the beginning of every other: SGLang's scheduler compares beginnings.
+        let rid = request.get("rid").and_then(Value::as_str).filter(|rid| !rid.is_empty());
+        let rid = rid.ok_or_else(|| invalid("rid must be the text that names the request"))?;
+        Ok(Self::One(rid.to_owned()))
+    }
+}
+
 impl AdminRequest {
     pub(super) fn parse(body: &[u8]) -> Result<Self, Error> {
         match serde_json::from_slice(body) {
@@ -47,6 +76,13 @@ impl AdminRequest {
     /// A field that is there; `null` counts as missing, as clients of Python send it for `None`.
     pub(super) fn get(&self, name: &str) -> Option<&Value> {
         self.0.get(name).filter(|value| !value.is_null())
+    }
+
+    /// Rejects a session without an id: each server would choose one of its own.
+    pub(super) fn check_session(&self) -> Result<(), Error> {
+        let id = self.get("session_id").and_then(Value::as_str).filter(|id| !id.is_empty());
+        let missing = "session_id is missing: each server would choose another one";
+        id.map(|_| ()).ok_or_else(|| invalid(missing))
     }
 
     pub(super) fn role(&self, name: &str) -> Result<Role, Error> {
@@ -96,6 +132,26 @@ impl AdminRequest {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_abort_names_one_request_or_is_of_all() {
+        let abort = |body: &str| Abort::parse(body.as_bytes()).ok();
+        let one = Some(Abort::One("r1".into()));
+        for body in
+            [r#"{"rid":"r1"}"#, r#"{"rid":"r1","abort_all":false}"#, r#"{"rid":"r1","abort_all":null}"#]
+        {
+            assert_eq!(abort(body), one, "{body}");
+        }
+        // The last of two keys counts, as for the servers.
+        assert_eq!(abort(r#"{"rid":"r1","abort_all":true,"abort_all":false}"#), one);
+        for all in ["true", "1", r#""true""#, r#""no""#, "0", "[]"] {
+            assert_eq!(abort(&format!(r#"{{"rid":"r1","abort_all":{all}}}"#)), Some(Abort::All), "{all}");
+        }
+        assert_eq!(abort(r#"{"rid":"r1","abort\u005fall":true}"#), Some(Abort::All));
+        for body in ["", "{}", "[]", r#"{"rid":""}"#, r#"{"rid":7}"#, r#"{"rid":["r1"]}"#] {
+            assert_eq!(abort(body), None, "{body}");
+        }
+    }
 
     #[test]
     fn a_timeout_is_a_number_of_seconds_within_bounds() {

@@ -7,42 +7,33 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Method, Response, StatusCode};
 use serde_json::json;
 
-use super::admin_request::query_timeout;
-use super::failures::{failure_response, failures};
+use super::admin_request::{Abort, AdminRequest, has_parameter, query_timeout};
+use super::failures::{failure_response, failures, worst_status};
 use super::query::{QueryResponse, ServerQuery, query, query_all};
-use super::server_info;
+use super::routes::{ANSWER_TIMEOUT, RouterEndpoint};
+use super::{fan_out, loads, server_info};
 use crate::error::{Error, OwnResponse, json_response};
-use crate::http1::RequestHead;
+use crate::http1::{OutgoingBody, RequestHead};
 use crate::upstream::{Backend, LiveFleet, Pools, Role};
 use crate::wire::client_response::ClientResponseHead;
 
-/// Longest time for a server to answer, unless the request has a `timeout`. `/health_generate` of SGLang
-/// takes a second, everything else milliseconds.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How much longer than `timeout` the router waits: SGLang's `/flush_cache` takes the same parameter and
 /// answers at the end of it why it has not flushed.
 const ANSWER_MARGIN: Duration = Duration::from_millis(250);
+/// Most servers that are asked for one answer, one after the other: each may cost its timeout.
+const MAX_ATTEMPTS: usize = 4;
 
-/// An endpoint that does not generate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum RouterEndpoint {
-    /// Liveness: the router runs.
-    Health,
-    /// Readiness: the router has healthy servers of both roles and is not shutting down.
-    Ready,
-    /// Whether every server can generate.
-    HealthGenerate,
-    /// Flushes every server's cache.
-    FlushCache,
-    /// The descriptions of all servers.
-    ServerInfo,
-    /// The model's description by one server: all serve the same model.
-    ModelInfo,
+/// A request to one of these endpoints.
+pub(crate) struct RouterRequest {
+    pub(crate) head: RequestHead,
+    /// What is passed on, or parsed.
+    pub(crate) body: OutgoingBody,
+    /// Whether the sender may abort the requests of others.
+    pub(crate) is_operator: bool,
 }
 
 /// Whether the router is shutting down; clones share the flag.
@@ -74,16 +65,31 @@ impl RouterEndpoints {
     pub(crate) async fn handle(
         &self,
         endpoint: RouterEndpoint,
-        head: RequestHead,
+        request: RouterRequest,
     ) -> Result<OwnResponse, Error> {
         match endpoint {
+            RouterEndpoint::Root => Ok(json_response(StatusCode::OK, r#""mini-lb is running""#)),
+            RouterEndpoint::Version => {
+                let body = json!({ "version": env!("CARGO_PKG_VERSION") });
+                Ok(json_response(StatusCode::OK, body.to_string()))
+            }
             // Liveness only: a restart of the router would not help its servers.
             RouterEndpoint::Health => Ok(Response::default()),
             RouterEndpoint::Ready => self.ready(),
-            RouterEndpoint::HealthGenerate => self.health_generate(head).await,
-            RouterEndpoint::FlushCache => self.flush_cache(head).await,
-            RouterEndpoint::ServerInfo => self.server_info(head).await,
-            RouterEndpoint::ModelInfo => self.model_info(head).await,
+            RouterEndpoint::HealthGenerate => self.health_generate(request).await,
+            RouterEndpoint::FlushCache => self.flush_cache(request).await,
+            RouterEndpoint::AbortRequest => self.abort_request(request).await,
+            RouterEndpoint::Session => {
+                AdminRequest::parse(&request.body.pieces().concat())?.check_session()?;
+                self.all_servers(request, ANSWER_TIMEOUT, false).await
+            }
+            RouterEndpoint::AllServers { within, empties_cache } => {
+                self.all_servers(request, within, empties_cache).await
+            }
+            RouterEndpoint::ServerInfo => self.server_info(request).await,
+            RouterEndpoint::Loads => self.loads(request).await,
+            RouterEndpoint::ModelInfo => self.one_server(request, ANSWER_TIMEOUT).await,
+            RouterEndpoint::OneServer { within } => self.one_server(request, within).await,
         }
     }
 
@@ -103,8 +109,8 @@ impl RouterEndpoints {
         Err(Error::NotReady(reason))
     }
 
-    async fn health_generate(&self, head: RequestHead) -> Result<OwnResponse, Error> {
-        let responses = self.ask_all(head).await?;
+    async fn health_generate(&self, request: RouterRequest) -> Result<OwnResponse, Error> {
+        let responses = self.ask_all(request, ANSWER_TIMEOUT).await?;
         let failed = failures(&responses);
         if failed.is_empty() {
             return Ok(Response::default());
@@ -113,32 +119,68 @@ impl RouterEndpoints {
         Ok(failure_response(status, "unhealthy", message, &failed))
     }
 
-    async fn flush_cache(&self, head: RequestHead) -> Result<OwnResponse, Error> {
-        let responses = self.ask_all(head).await?;
+    async fn flush_cache(&self, request: RouterRequest) -> Result<OwnResponse, Error> {
+        let responses = self.ask_all(request, ANSWER_TIMEOUT).await?;
+        forget_caches(&responses);
         let failed = failures(&responses);
-        for response in &responses {
-            // One that refuses, being busy, keeps its cache. One that does not answer may have flushed it.
-            if response.result.as_ref().is_ok_and(|(head, _)| !head.status.is_success()) {
-                continue;
-            }
-            response.server.forget_cache();
-        }
         if failed.is_empty() {
             let servers: Vec<&str> = responses.iter().map(|response| response.server.url()).collect();
             let body = json!({ "message": "The cache of every server was flushed.", "servers": servers });
             return Ok(json_response(StatusCode::OK, body.to_string()));
         }
-        // A server's own status (400 while it is busy) says more than 502; of several, the highest is the
-        // worst.
-        let status = failed.iter().filter_map(|failure| failure.status).max();
-        let all_answered = failed.iter().all(|failure| failure.status.is_some());
-        let status = status.filter(|_| all_answered).unwrap_or(StatusCode::BAD_GATEWAY);
-        Ok(failure_response(status, "flush_cache_failed", "not every server flushed its cache", &failed))
+        let (status, message) = (worst_status(&failed), "not every server flushed its cache");
+        Ok(failure_response(status, "flush_cache_failed", message, &failed))
     }
 
-    async fn server_info(&self, head: RequestHead) -> Result<OwnResponse, Error> {
-        let timeout = answer_timeout(&head)?;
-        let request = forwarded(head, timeout);
+    /// Passes the request on to all servers.
+    async fn all_servers(
+        &self,
+        request: RouterRequest,
+        within: Duration,
+        empties_cache: bool,
+    ) -> Result<OwnResponse, Error> {
+        let responses = self.ask_all(request, within).await?;
+        if empties_cache {
+            forget_caches(&responses);
+        }
+        fan_out::joined(&responses)
+    }
+
+    async fn abort_request(&self, request: RouterRequest) -> Result<OwnResponse, Error> {
+        let abort = Abort::parse(&request.body.pieces().concat())?;
+        if abort == Abort::All && !request.is_operator {
+            return Err(Error::Forbidden(
+                "abort_all ends the requests of other clients; it needs the key of --admin-api-key, or loopback \
+                 if there is none",
+            ));
+        }
+        let known = match &abort {
+            Abort::One(rid) => self.fleet.running().servers_of(rid),
+            Abort::All => Vec::new(),
+        };
+        if !known.is_empty() {
+            return self.abort_at(known, request).await;
+        }
+        // Another router may have sent it.
+        let fleet = self.fleet.snapshot();
+        // Also servers that were removed: they finish the requests that they have.
+        let servers = fleet.all().chain(fleet.draining()).map(Arc::clone).collect();
+        self.abort_at(servers, request).await
+    }
+
+    /// Passes an abort on to these servers. SGLang answers 200 for a request that it does not have.
+    async fn abort_at(
+        &self,
+        servers: Vec<Arc<Backend>>,
+        request: RouterRequest,
+    ) -> Result<OwnResponse, Error> {
+        let timeout = answer_timeout(&request.head, ANSWER_TIMEOUT)?;
+        fan_out::joined(&query_all(&self.pools, servers.iter(), &forwarded(request, timeout)).await)
+    }
+
+    async fn server_info(&self, request: RouterRequest) -> Result<OwnResponse, Error> {
+        let timeout = answer_timeout(&request.head, ANSWER_TIMEOUT)?;
+        let request = forwarded(request, timeout);
         // One snapshot for the query and the split: the fleet may change in between.
         let fleet = self.fleet.snapshot();
         let responses = query_all(&self.pools, fleet.all(), &request).await;
@@ -146,10 +188,16 @@ impl RouterEndpoints {
         Ok(server_info::merged(prefill, decode))
     }
 
+    async fn loads(&self, request: RouterRequest) -> Result<OwnResponse, Error> {
+        let is_prometheus = has_parameter(request.head.query(), "format", "prometheus");
+        let responses = self.ask_all(request, ANSWER_TIMEOUT).await?;
+        Ok(if is_prometheus { loads::exposition(&responses) } else { loads::merged(&responses) })
+    }
+
     /// Forwards the request to one prefill server after the other until one responds, healthy ones first, and
     /// its response to the client.
-    async fn model_info(&self, head: RequestHead) -> Result<OwnResponse, Error> {
-        let request = forwarded(head, ANSWER_TIMEOUT);
+    async fn one_server(&self, request: RouterRequest, timeout: Duration) -> Result<OwnResponse, Error> {
+        let request = forwarded(request, timeout);
         let fleet = self.fleet.snapshot();
         let mut servers: Vec<_> = fleet.prefill().iter().collect();
         // Stable: among equals the order of the configuration stays. One that hangs costs its timeout, so a
@@ -157,7 +205,7 @@ impl RouterEndpoints {
         servers.sort_by_key(|server| (!server.is_ready(), !server.is_draining()));
         // Of several failures the first is reported: it is that of the healthiest server.
         let mut first = None;
-        for server in servers {
+        for server in servers.into_iter().take(MAX_ATTEMPTS) {
             let result = query(&self.pools, Arc::clone(server), request.clone()).await.result;
             let response = result.map(|(head, body)| {
                 let head = ClientResponseHead::from(head).into_parts();
@@ -172,53 +220,35 @@ impl RouterEndpoints {
         first.unwrap_or(Err(Error::NoServer(Role::Prefill)))
     }
 
-    async fn ask_all(&self, head: RequestHead) -> Result<Vec<QueryResponse>, Error> {
-        let timeout = answer_timeout(&head)?;
-        Ok(query_all(&self.pools, self.fleet.snapshot().all(), &forwarded(head, timeout)).await)
+    /// Passes the request on to all servers, at most `within` to answer unless it has a `timeout`.
+    async fn ask_all(&self, request: RouterRequest, within: Duration) -> Result<Vec<QueryResponse>, Error> {
+        let timeout = answer_timeout(&request.head, within)?;
+        Ok(query_all(&self.pools, self.fleet.snapshot().all(), &forwarded(request, timeout)).await)
+    }
+}
+
+/// Notes that the servers' caches are empty.
+fn forget_caches(responses: &[QueryResponse]) {
+    for response in responses {
+        // One that refuses, being busy, keeps its cache. One that does not answer may have emptied it.
+        if !response.result.as_ref().is_ok_and(|(head, _)| !head.status.is_success()) {
+            response.server.forget_cache();
+        }
     }
 }
 
 /// Longest time for each server to answer, all at once: `timeout` of the query, which they get too. 0 is
 /// SGLang's own default for "do not wait" and says nothing about the router.
-fn answer_timeout(head: &RequestHead) -> Result<Duration, Error> {
+fn answer_timeout(head: &RequestHead, within: Duration) -> Result<Duration, Error> {
     let wanted = query_timeout(head.query())?.filter(|timeout| !timeout.is_zero());
-    Ok(wanted.map_or(ANSWER_TIMEOUT, |timeout| timeout + ANSWER_MARGIN))
+    Ok(wanted.map_or(within, |timeout| timeout + ANSWER_MARGIN))
 }
 
-/// The client's request as it is forwarded: same method, path, query and headers, no body.
-fn forwarded(head: RequestHead, timeout: Duration) -> ServerQuery {
+/// The client's request as it is forwarded: same method, path, query, headers and body.
+fn forwarded(request: RouterRequest, timeout: Duration) -> ServerQuery {
+    let RouterRequest { head, body, .. } = request;
+    // SGLang answers 405 to `HEAD`. The client gets the head of the response to a `GET`.
+    let method = if head.method == Method::HEAD { Method::GET } else { head.method };
     let target = head.target.to_string().into();
-    ServerQuery { method: head.method, target, headers: head.headers, body: Bytes::new(), timeout }
-}
-
-impl RouterEndpoint {
-    /// The methods of this endpoint, as in an `Allow` header.
-    pub(crate) fn allow(self) -> &'static str {
-        match self {
-            Self::FlushCache => "POST",
-            Self::Health | Self::Ready => "GET, HEAD",
-            Self::HealthGenerate | Self::ServerInfo | Self::ModelInfo => "GET",
-        }
-    }
-
-    /// The endpoint at a path.
-    pub(crate) fn at(path: &str) -> Option<Self> {
-        Some(match path {
-            "/health" => Self::Health,
-            "/ready" => Self::Ready,
-            "/health_generate" => Self::HealthGenerate,
-            "/flush_cache" => Self::FlushCache,
-            "/server_info" | "/get_server_info" => Self::ServerInfo,
-            "/model_info" | "/get_model_info" | "/v1/models" => Self::ModelInfo,
-            // Ids may contain slashes, as in "org/model".
-            _ if path.strip_prefix("/v1/models/").is_some_and(|id| !id.is_empty()) => Self::ModelInfo,
-            _ => return None,
-        })
-    }
-}
-
-/// Whether the value of an `Allow` header has a method.
-pub(crate) fn allows(allow: &str, method: &Method) -> bool {
-    let method = method.as_str().as_bytes();
-    allow.as_bytes().split(|byte| *byte == b',').any(|allowed| allowed.trim_ascii_start() == method)
+    ServerQuery { method, target, headers: head.headers, body, timeout }
 }

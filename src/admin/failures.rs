@@ -36,10 +36,9 @@ impl<'a> BackendFailure<'a> {
         Some(Self { server: &response.server, status, message })
     }
 
-    /// A server whose successful response is not JSON.
-    pub(super) fn not_json(response: &'a QueryResponse) -> Self {
-        let message = "the response is not JSON".into();
-        Self { server: &response.server, status: Some(StatusCode::OK), message }
+    /// A server whose response has a status of success, but is none for this reason.
+    pub(super) fn in_success(response: &'a QueryResponse, reason: impl Into<String>) -> Self {
+        Self { server: &response.server, status: Some(StatusCode::OK), message: reason.into() }
     }
 
     pub(super) fn to_json(&self) -> serde_json::Value {
@@ -55,6 +54,15 @@ impl<'a> BackendFailure<'a> {
 /// All failures among these responses.
 pub(super) fn failures(responses: &[QueryResponse]) -> Vec<BackendFailure<'_>> {
     responses.iter().filter_map(BackendFailure::of).collect()
+}
+
+/// The status of a response about these failures. A server's own status, such as 400 while it is busy, says
+/// more than 502; of several, the highest is the worst. 502 if one did not answer, or says its failure in a
+/// 200.
+pub(super) fn worst_status(failures: &[BackendFailure<'_>]) -> StatusCode {
+    let statuses = failures.iter().map(|failure| failure.status.filter(|status| !status.is_success()));
+    let worst = statuses.collect::<Option<Vec<StatusCode>>>().and_then(|statuses| statuses.into_iter().max());
+    worst.unwrap_or(StatusCode::BAD_GATEWAY)
 }
 
 /// An error response that names each server that failed, and the log line of it.

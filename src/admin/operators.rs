@@ -9,7 +9,7 @@ use http_body_util::Full;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Response};
 
-use super::endpoints::allows;
+use super::routes::allows;
 use super::status_page;
 use super::workers::WorkersApi;
 use crate::admission::AdmissionController;
@@ -18,7 +18,7 @@ use crate::http1::RequestHead;
 use crate::observe::metrics::Metrics;
 
 /// Prometheus' text exposition format.
-const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub(super) const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Handles the requests of the admin listener.
 pub(crate) struct OperatorEndpoints {

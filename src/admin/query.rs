@@ -28,14 +28,14 @@ pub(super) struct ServerQuery {
     pub(super) target: Cow<'static, str>,
     pub(super) headers: RawHeaders,
     /// JSON, or empty.
-    pub(super) body: Bytes,
+    pub(super) body: OutgoingBody,
     /// Longest time for the whole exchange with one server, connecting included.
     pub(super) timeout: Duration,
 }
 
 impl ServerQuery {
     pub(super) fn get(target: &'static str, headers: RawHeaders, timeout: Duration) -> Self {
-        Self { method: Method::GET, target: target.into(), headers, body: Bytes::new(), timeout }
+        Self { method: Method::GET, target: target.into(), headers, body: OutgoingBody::default(), timeout }
     }
 }
 
@@ -87,7 +87,6 @@ async fn exchange(
 ) -> Result<(ResponseHead, Bytes), Cause> {
     let ServerQuery { method, target, headers, body, .. } = request;
     let head = UpstreamHead::new(&method, &target, &headers, !body.is_empty());
-    let body = if body.is_empty() { OutgoingBody::default() } else { OutgoingBody::new(vec![body]) };
     let mut lease = pools.lease(server).await?;
     let head = lease.send(head.for_readable_response(server.host_header(), b"", &body)).await?;
     let body = lease.collect(MAX_RESPONSE).await?;

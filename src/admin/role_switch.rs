@@ -18,7 +18,7 @@ use super::admin_request::AdminRequest;
 use super::query::{ServerQuery, query};
 use super::workers::{WorkersApi, wait_until_drained};
 use crate::error::{Error, OwnResponse, json_response};
-use crate::http1::RawHeaders;
+use crate::http1::{OutgoingBody, RawHeaders};
 use crate::upstream::{Backend, Role};
 
 /// Default `drain_timeout_secs`, as in mini_lb.
@@ -171,7 +171,7 @@ impl WorkersApi {
             method: Method::POST,
             target: "/pd_role_switch".into(),
             headers: request.headers.clone(),
-            body: request.body.clone(),
+            body: OutgoingBody::new(vec![request.body.clone()]),
             timeout: self.switch_timeout,
         };
         let (head, body) = query(&self.pools, Arc::clone(&request.server), switch).await.result?;

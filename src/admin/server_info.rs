@@ -14,6 +14,9 @@ use super::failures::BackendFailure;
 use super::query::QueryResponse;
 use crate::error::{OwnResponse, json_response};
 
+/// Why a response of a server is of no use.
+pub(super) const NOT_JSON: &str = "the response is not JSON";
+
 /// Merges the servers' responses. 502 only if no server described itself: a tool that reads one of them must
 /// work while another is down.
 pub(super) fn merged(prefill: &[QueryResponse], decode: &[QueryResponse]) -> OwnResponse {
@@ -29,13 +32,13 @@ pub(super) fn merged(prefill: &[QueryResponse], decode: &[QueryResponse]) -> Own
 }
 
 /// A server's description, if it answered with success and JSON.
-fn description(response: &QueryResponse) -> Option<&RawValue> {
+pub(super) fn description(response: &QueryResponse) -> Option<&RawValue> {
     let (head, body) = response.result.as_ref().ok()?;
     head.status.is_success().then(|| serde_json::from_slice(body).ok()).flatten()
 }
 
 /// A JSON list of JSON texts.
-fn list<T: AsRef<str>>(texts: impl Iterator<Item = T>) -> String {
+pub(super) fn list<T: AsRef<str>>(texts: impl Iterator<Item = T>) -> String {
     let texts: Vec<T> = texts.collect();
     let texts: Vec<&str> = texts.iter().map(T::as_ref).collect();
     format!("[{}]", texts.join(","))
@@ -46,7 +49,8 @@ fn entry(response: &QueryResponse) -> Cow<'_, str> {
     if let Some(description) = description(response) {
         return description.get().into();
     }
-    let failure = BackendFailure::of(response).unwrap_or_else(|| BackendFailure::not_json(response));
+    let failure =
+        BackendFailure::of(response).unwrap_or_else(|| BackendFailure::in_success(response, NOT_JSON));
     json!({ "error": failure.to_json() }).to_string().into()
 }
 

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use super::admin_request::{AdminRequest, query_timeout};
-use super::endpoints::allows;
+use super::routes::{RouteAction, RouteEntry, allows};
 use crate::admission::AccessControl;
 use crate::error::{Error, OwnResponse, json_response};
 use crate::http1::{HeaderId, RawHeaders, RequestHead};
@@ -64,11 +64,8 @@ impl WorkersApi {
 
     /// The methods of a path, as in an `Allow` header; `None` if the path is not of this API.
     pub(crate) fn allow(path: &str) -> Option<&'static str> {
-        match path {
-            "/workers" => Some("GET, POST"),
-            "/pd_role_switch" => Some("POST"),
-            _ => path.strip_prefix("/workers/").filter(|id| !id.is_empty()).map(|_| "GET, DELETE"),
-        }
+        let entry = RouteEntry::find(path).filter(|entry| entry.action == RouteAction::ByWorkersApi);
+        entry.map(|entry| entry.allow)
     }
 
     /// Handles an operator's request to a path of this API.

@@ -112,6 +112,23 @@ impl AccessControl {
         key.iter().map(|key| ("authorization", key.as_bytes())).collect()
     }
 
+    /// Gives an operator's request the headers for backends: the admin key must not leave the router.
+    pub(crate) fn replace_admin_key(&self, headers: &mut RawHeaders) {
+        let options = self.options();
+        // Without an admin key, what the operator sends is for the backends, as in a client's request.
+        let is_kept = options.admin_key.is_none() && !options.worker_key_replaces;
+        if is_kept && headers.has(HeaderId::Authorization) {
+            return;
+        }
+        headers.remove(HeaderId::Authorization);
+        self.backend_headers().iter().for_each(|header| headers.add(header.name, header.value));
+    }
+
+    /// Whether an operator shows that it is one with a key.
+    pub(crate) fn has_admin_key(&self) -> bool {
+        self.options().admin_key.is_some()
+    }
+
     /// Checks that the sender may read and change the router's own state: with the admin key from anywhere
     /// or, if none is configured, from loopback.
     pub(crate) fn check_admin(
@@ -135,7 +152,11 @@ impl AccessControl {
         // Cross-site request forgery: any page that the operator's browser shows can send requests to
         // loopback.
         let host = headers.get(HeaderId::Host);
-        if headers.get(HeaderId::Origin).is_some_and(|origin| !is_same_origin(origin, host)) {
+        let is_foreign = headers.get(HeaderId::Origin).is_some_and(|origin| !is_same_origin(origin, host));
+        // A link or an image sends no `Origin` with its `GET`, but browsers say where it comes from (Fetch
+        // Metadata).
+        let site = headers.get("sec-fetch-site");
+        if is_foreign || site.is_some_and(|site| ![&b"same-origin"[..], b"none"].contains(&site)) {
             return Err(AuthError::AdminForbidden(
                 "admin endpoints are not served to pages of other origins; set --admin-api-key to allow them",
             ));

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use super::listen::{ACCEPT_PAUSE, listen};
 use super::response::{self, ClientResponseBody};
+use super::routes::merge_slashes;
 use super::{admin_body, rejection};
 use crate::admin::OperatorEndpoints;
 use crate::config::AdminAddress;
@@ -123,9 +124,10 @@ impl ConnectionHandler for AdminHandler {
     async fn respond<C: ClientTransport>(
         &self,
         client: &mut C,
-        head: RequestHead,
+        mut head: RequestHead,
         _: &mut Timer,
     ) -> Option<ClientResponse<ClientResponseBody>> {
+        merge_slashes(&mut head);
         let record = self.recorder.begin();
         Some(match self.handle(client, &head).await {
             Ok(response) => response::own(response?, record),

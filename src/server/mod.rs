@@ -9,6 +9,7 @@ mod admin_body;
 mod admin_listener;
 mod admission_state;
 mod connection;
+mod forwarded_body;
 mod listen;
 mod live_settings;
 mod negotiate;

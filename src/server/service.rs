@@ -13,12 +13,12 @@ use hyper::{Method, StatusCode};
 
 use super::live_settings::LiveSettings;
 use super::response::{self, ClientResponseBody};
-use super::routes::Route;
-use super::{admin_body, rejection};
-use crate::admin::{Draining, RouterEndpoint, RouterEndpoints, WorkersApi};
+use super::routes::{Route, merge_slashes};
+use super::{admin_body, forwarded_body, rejection};
+use crate::admin::{Access, BodyUse, Draining, RouterEndpoint, RouterEndpoints, RouterRequest, WorkersApi};
 use crate::admission::{AccessControl, AdmissionHandle, AuthDecision, BackendCaps, CorsDecision, Permit};
 use crate::error::{Error, OwnResponse};
-use crate::http1::{HeadRejection, RawHeaders, RequestHead};
+use crate::http1::{HeadRejection, OutgoingBody, RawHeaders, RequestHead};
 use crate::observe::metrics::{QueueMetrics, WorkerMetrics};
 use crate::observe::record::{Record, Recorder};
 use crate::observe::report::RequestLogger;
@@ -54,6 +54,8 @@ struct Exchange<'a, C> {
     timer: &'a mut Timer,
     /// A browser asks by CORS whether a page may send the real request.
     is_preflight: bool,
+    /// Whether it is an operator's, where that matters and clients may ask as well.
+    is_operator: bool,
 }
 
 /// What a request is answered with.
@@ -87,7 +89,8 @@ impl ConnectionHandler for Service {
         let mut auth = self.access.authorize(&head.headers);
         let is_preflight = head.method == Method::OPTIONS && auth.cors.answers_preflight(&head.headers);
         let result = {
-            let exchange = Exchange { head: &mut head, client, record: &mut record, timer, is_preflight };
+            let (head, record, is_operator) = (&mut head, &mut record, false);
+            let exchange = Exchange { head, client, record, timer, is_preflight, is_operator };
             catch_panic(pin!(self.handle(exchange, &mut auth))).await
         };
         let mut response = match result {
@@ -130,7 +133,7 @@ impl Service {
         match self.authorize(&mut exchange, auth) {
             Ok(Route::Generate(dialect, _)) => self.generate(dialect, exchange).await,
             // Boxed: these are few, and would make the future of a generation request larger.
-            Ok(Route::Router(endpoint)) => Box::pin(self.ask(endpoint, exchange)).await,
+            Ok(Route::Router(endpoint, _)) => Box::pin(self.ask(endpoint, exchange)).await,
             Ok(Route::Workers) => Box::pin(self.change_workers(exchange)).await,
             Err(error) => refuse(error, &exchange),
         }
@@ -165,6 +168,7 @@ impl Service {
         auth: &mut AuthDecision,
     ) -> Result<Route, Error> {
         let head = &mut *exchange.head;
+        merge_slashes(head);
         let (endpoint, route) = Route::find(&head.method, head.path());
         exchange.record.set_endpoint(endpoint);
         match &route {
@@ -173,7 +177,21 @@ impl Service {
                 self.access.check_admin(exchange.client.peer(), &head.headers)?;
                 return route;
             }
-            Ok(route) if route.is_probe() => {}
+            Ok(Route::Router(_, Access::Operators)) => {
+                self.access.check_admin(exchange.client.peer(), &head.headers)?;
+                self.access.replace_admin_key(&mut head.headers);
+                return route;
+            }
+            Ok(Route::Router(_, Access::ClientsAndOperators)) => {
+                exchange.is_operator = self.access.check_admin(exchange.client.peer(), &head.headers).is_ok();
+                if exchange.is_operator && self.access.has_admin_key() {
+                    self.access.replace_admin_key(&mut head.headers);
+                    return route;
+                }
+                auth.check()?;
+            }
+            // A load balancer that probes the router has no key.
+            Ok(Route::Router(_, Access::Everyone)) => {}
             // A browser sends no key with a preflight request (Fetch, section 4.8).
             _ if exchange.is_preflight => {}
             // Before 404 and 405: without a key, nothing is told of which paths exist.
@@ -233,12 +251,23 @@ impl Service {
         endpoint: RouterEndpoint,
         exchange: Exchange<'_, C>,
     ) -> Result<HandlerResult, Error> {
-        let Exchange { head, client, timer, .. } = exchange;
-        let body_timeouts = self.settings.limits().load().body_timeouts;
+        let Exchange { head, client, timer, is_operator, .. } = exchange;
+        let limits = self.settings.limits().load_full();
         // Before and not after the response: what the client sends next would hide that it has left.
-        transport::discard(client, body_timeouts, timer).await?;
-        let response = self.endpoints.handle(endpoint, head.clone());
-        own(client.cancel_on_disconnect(response).await)
+        let (body, _reservation) = match endpoint.body_use() {
+            BodyUse::Discarded => {
+                transport::discard(client, limits.body_timeouts, timer).await?;
+                (OutgoingBody::default(), None)
+            }
+            BodyUse::Parsed => (OutgoingBody::new(vec![admin_body::read(client).await?]), None),
+            BodyUse::Forwarded => {
+                let (body, reservation) =
+                    forwarded_body::read(client, &limits, &self.admission, timer).await?;
+                (body, Some(reservation))
+            }
+        };
+        let request = RouterRequest { head: head.clone(), body, is_operator };
+        own(client.cancel_on_disconnect(self.endpoints.handle(endpoint, request)).await)
     }
 
     /// Lists or changes servers, for an operator.

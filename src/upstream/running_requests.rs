@@ -30,7 +30,6 @@ impl RunningRequests {
 
     /// The servers of the requests whose id begins with `rid`, each once: SGLang aborts by prefix, too. The
     /// items of a batch have the ids `rid_0`, `rid_1` and so on, which are found by the id of the whole.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for /abort_request"))]
     pub(crate) fn servers_of(&self, rid: &str) -> Vec<Arc<Backend>> {
         let by_rid = self.lock();
         let from = (Bound::Included(rid), Bound::Unbounded);

@@ -1,4 +1,4 @@
-//! Endpoints other than generation: health, information, loads, cache, aborts. Bodies are recorded from a
+//! Endpoints other than generation: health, information, tokens, loads, cache, aborts. Bodies are recorded from a
 //! real server, with this server's values filled in.
 
 use std::{
@@ -15,6 +15,7 @@ use tokio::time::{self, Instant};
 use super::{
     config::{DEFAULT_BOOTSTRAP_PORT, HEALTH_TIME, Role},
     json,
+    prompt::Prompt,
     request::unix_time,
     response::SimResponse,
     state::State,
@@ -182,6 +183,36 @@ pub(crate) fn abort(state: &Arc<State>, body: &[u8]) -> SimResponse {
         state.abort(rid);
     }
     SimResponse::bare(200, "")
+}
+
+/// `/tokenize`: one token for each word.
+pub(crate) fn tokenize(state: &State, body: &[u8]) -> SimResponse {
+    let fields: Value = serde_json::from_slice(body).unwrap_or_default();
+    let Some(prompt) = fields.get("prompt").and_then(Value::as_str) else {
+        return SimResponse::object_error(400, "Bad Request", "1 validation error:\n  Field required");
+    };
+    let ids: Vec<u32> = Prompt::text(prompt.to_owned()).listing().into_iter().map(|(id, _)| id).collect();
+    let (list, count, limit) = (Value::from(ids.clone()), ids.len(), state.config.context_length);
+    SimResponse::json(format!("{{\"tokens\":{list},\"count\":{count},\"max_model_len\":{limit}}}"))
+}
+
+/// `/v1/messages/count_tokens`.
+pub(crate) fn count_tokens(body: &[u8]) -> SimResponse {
+    let fields: Value = serde_json::from_slice(body).unwrap_or_default();
+    let Some(messages) = fields.get("messages") else {
+        let body = "{\"type\":\"error\",\"error\":{\"type\":\"invalid_request_error\",\
+                    \"message\":\"messages: Field required\"}}";
+        return SimResponse::json(body).with_status(400);
+    };
+    SimResponse::json(format!("{{\"input_tokens\":{}}}", Prompt::messages(messages).tokens))
+}
+
+/// `/v1/responses/{id}` and its `/cancel`: there is no store of responses under PD.
+pub(crate) fn response_store() -> SimResponse {
+    let body = "{\"error\":{\"message\":\"Response store is disabled. Stateful Responses require \
+                --enable-response-store on a standalone server; response storage is unavailable in PD mode.\",\
+                \"type\":\"invalid_request_error\",\"param\":\"response_id\",\"code\":400}}";
+    SimResponse::json(body).with_status(400)
 }
 
 /// `/metrics`: the few series that clients read.

@@ -211,6 +211,9 @@ impl Call<'_> {
             "/metrics" | "/metrics/" => info::metrics(state),
             "/flush_cache" => info::flush(state, self.head.uri.query()).await,
             "/abort_request" => info::abort(state, &self.body),
+            "/tokenize" | "/v1/tokenize" => info::tokenize(state, &self.body),
+            "/v1/messages/count_tokens" => info::count_tokens(&self.body),
+            path if path.starts_with("/v1/responses/") => info::response_store(),
             "/start_profile" => SimResponse::bare(200, "Start profiling.\n"),
             "/stop_profile" => SimResponse::bare(200, "Stop profiling. This will take some time.\n"),
             other => info::model(state, other.strip_prefix("/v1/models/").unwrap_or(other)),
@@ -287,12 +290,19 @@ impl Call<'_> {
 fn allowed(path: &str) -> Option<&'static str> {
     Some(match path {
         "/generate" => "PUT, POST",
-        "/v1/chat/completions" | "/v1/completions" | "/abort_request" => "POST",
+        "/v1/chat/completions"
+        | "/v1/completions"
+        | "/abort_request"
+        | "/tokenize"
+        | "/v1/tokenize"
+        | "/v1/messages/count_tokens" => "POST",
         "/flush_cache" | "/start_profile" | "/stop_profile" => "GET, POST",
         "/" => "GET, HEAD",
         "/health" | "/health_generate" | "/ready" | "/ping" | "/model_info" | "/get_model_info"
         | "/server_info" | "/get_server_info" | "/v1/models" | "/v1/loads" => "GET",
         "/metrics" | "/metrics/" => "GET, HEAD",
+        other if other.starts_with("/v1/responses/") && other.ends_with("/cancel") => "POST",
+        other if other.starts_with("/v1/responses/") => "GET",
         other if other.strip_prefix("/v1/models/").is_some_and(|name| !name.is_empty()) => "GET",
         _ => return None,
     })

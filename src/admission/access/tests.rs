@@ -143,6 +143,16 @@ fn pages_of_other_origins_are_forbidden_without_an_admin_key() {
 }
 
 #[test]
+fn links_and_images_of_other_sites_are_forbidden_without_an_admin_key() {
+    let access = AccessControl::new(AccessOptions::default());
+    let peer = Some("127.0.0.1:1".parse().unwrap());
+    for (site, expected) in [("same-origin", 200), ("none", 200), ("cross-site", 403), ("same-site", 403)] {
+        let request = headers(&[("host", "127.0.0.1:29000"), ("sec-fetch-site", site)]);
+        assert_eq!(status(access.check_admin(peer, &request)), expected, "{site}");
+    }
+}
+
+#[test]
 fn an_origin_is_a_scheme_and_a_host_without_path_or_wildcard() {
     for (text, is_valid) in [
         ("*", true),

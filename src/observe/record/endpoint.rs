@@ -17,6 +17,13 @@ pub(crate) enum Endpoint {
     FlushCache,
     ServerInfo,
     ModelInfo,
+    Loads,
+    /// Another request that one server answers.
+    OneServer,
+    /// Another request that all servers get.
+    FanOut,
+    /// What pairs cannot do.
+    NotPossible,
     /// The admin API for backends: `/workers`, `/pd_role_switch` and the like.
     Workers,
     /// Any other path; most of these requests are answered 404.
@@ -26,7 +33,7 @@ pub(crate) enum Endpoint {
 impl Endpoint {
     /// All of them, in the order of their definition, which is the index of their counters. Those that
     /// generate come first, so that arrays for them alone need no gaps.
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 18] = [
         Self::Generate,
         Self::Chat,
         Self::Completions,
@@ -39,6 +46,10 @@ impl Endpoint {
         Self::FlushCache,
         Self::ServerInfo,
         Self::ModelInfo,
+        Self::Loads,
+        Self::OneServer,
+        Self::FanOut,
+        Self::NotPossible,
         Self::Workers,
         Self::Other,
     ];
@@ -61,6 +72,10 @@ impl Endpoint {
             Self::FlushCache => "flush_cache",
             Self::ServerInfo => "server_info",
             Self::ModelInfo => "model_info",
+            Self::Loads => "loads",
+            Self::OneServer => "one_server",
+            Self::FanOut => "fan_out",
+            Self::NotPossible => "not_possible",
             Self::Workers => "workers",
             Self::Other => "other",
         }
