@@ -500,7 +500,8 @@ async fn abort_reaches_a_removed_server_that_still_has_requests() {
     let added = json!({"url": decode.url(), "worker_type": "decode"}).to_string();
     assert_eq!(send(&router, "POST", "/workers", &[], added.as_bytes()).await.status(), 202);
     for (path, at_removed) in [("/abort_request", 1), ("/pause_generation", 0)] {
-        assert_eq!(send(&router, "POST", path, &[], br#"{"rid":"r1"}"#).await.status(), 200, "{path}");
+        // An id that is not known here may be of another router's request.
+        assert_eq!(send(&router, "POST", path, &[], br#"{"rid":"r2"}"#).await.status(), 200, "{path}");
         assert_eq!(seen(&removed, path).len(), at_removed, "{path}");
         assert_eq!((seen(&prefill, path).len(), seen(&decode, path).len()), (1, 1), "{path}");
     }
