@@ -17,7 +17,7 @@ use crate::http1::{BodyReadError, ConnError, MAX_HEAD, MAX_HEADERS, MalformedMes
 use crate::transport::{BodyFailure, RequestBodyError};
 use crate::upstream::{Backend, DialError, MAX_SERVERS_PER_ROLE, NotChanged, Outcome, Role};
 use crate::wire::segments::SegmentedBytes;
-use crate::wire::shape::BodyError;
+use crate::wire::shape::{BodyError, Dialect};
 
 /// A complete response of the router's own.
 pub(crate) type OwnResponse = Response<Full<SegmentedBytes>>;
@@ -46,6 +46,8 @@ pub(crate) enum Error {
     /// The body is no JSON object that the router can add fields to.
     InvalidBody(BodyError),
     ManySamples,
+    /// A request that continues an earlier response, which its servers do not keep.
+    PreviousResponse,
     /// Malformed HTTP, or HTTP that two programs could read in two ways.
     BadRequest(&'static str),
     HeadTooLarge,
@@ -129,6 +131,7 @@ impl Error {
             Self::BodyRead(_)
             | Self::InvalidBody(_)
             | Self::ManySamples
+            | Self::PreviousResponse
             | Self::BadRequest(_)
             | Self::BadAdminRequest(_) => StatusCode::BAD_REQUEST,
             // RFC 9110, section 15.6.5: no response in time is 504, a bad or broken one 502.
@@ -148,8 +151,10 @@ impl Error {
             Self::BodyTooLarge { .. } => "body_too_large",
             Self::BodyRead(_) => "body_read",
             Self::BodyEncoded { .. } => "unsupported_encoding",
+            Self::InvalidBody(BodyError::InternalField { .. }) => "internal_field",
             Self::InvalidBody(_) => "invalid_json",
             Self::ManySamples => "n_not_supported",
+            Self::PreviousResponse => "previous_response_not_supported",
             Self::BadRequest(_) => "bad_request",
             Self::HeadTooLarge => "head_too_large",
             Self::RequestTimeout { .. } => "request_timeout",
@@ -182,20 +187,59 @@ impl Error {
 
     /// The error as JSON, in the shape of OpenAI's API.
     pub(crate) fn to_json(&self) -> String {
-        let status = self.status();
-        let kind = if status.is_client_error() { "invalid_request_error" } else { "server_error" };
+        serde_json::json!({ "error": self.fields(ErrorFormat::OpenAi) }).to_string()
+    }
+
+    fn fields(&self, format: ErrorFormat) -> serde_json::Value {
+        let kind = match format {
+            ErrorFormat::Anthropic => anthropic_type(self.status()),
+            _ if self.status().is_client_error() => "invalid_request_error",
+            _ => "server_error",
+        };
         let mut error = serde_json::json!({
             "message": self.to_string(), "type": kind, "param": null, "code": self.code(),
         });
         if let Some(server) = self.server() {
             error["server"] = server.url().into();
         }
-        serde_json::json!({ "error": error }).to_string()
+        error
+    }
+
+    /// The error as JSON, as the client of this API expects it.
+    fn to_json_in(&self, format: ErrorFormat) -> String {
+        match format {
+            ErrorFormat::OpenAi | ErrorFormat::Responses => self.to_json(),
+            ErrorFormat::Anthropic => {
+                serde_json::json!({ "type": "error", "error": self.fields(format) }).to_string()
+            }
+        }
+    }
+
+    /// The error as the last event of a stream.
+    pub(crate) fn to_event(&self, format: ErrorFormat) -> String {
+        match format {
+            ErrorFormat::OpenAi => format!("data: {}\n\n", self.to_json()),
+            ErrorFormat::Anthropic => format!("event: error\ndata: {}\n\n", self.to_json_in(format)),
+            // OpenAI's API has the fields at the top level, and its SDKs look for `error` all the same.
+            ErrorFormat::Responses => {
+                let error = self.fields(format);
+                let event = serde_json::json!({
+                    "type": "error", "code": error["code"], "message": error["message"], "param": null,
+                    "error": error,
+                });
+                format!("event: error\ndata: {event}\n\n")
+            }
+        }
     }
 
     /// The error response.
     pub(crate) fn to_response(&self) -> OwnResponse {
-        let mut response = json_response(self.status(), self.to_json());
+        self.to_response_in(ErrorFormat::OpenAi)
+    }
+
+    /// The same, as the client of this API expects it.
+    pub(crate) fn to_response_in(&self, format: ErrorFormat) -> OwnResponse {
+        let mut response = json_response(self.status(), self.to_json_in(format));
         match self {
             // RFC 9110, section 15.5.6: a 405 must say which methods are allowed.
             Self::MethodNotAllowed { allow } => {
@@ -228,6 +272,42 @@ impl Error {
                 | Self::RequestTimeout { .. }
                 | Self::Internal
         )
+    }
+}
+
+/// The shape of the router's errors on one API.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum ErrorFormat {
+    #[default]
+    OpenAi,
+    /// `/v1/messages`
+    Anthropic,
+    /// `/v1/responses`, whose streams have errors of their own.
+    Responses,
+}
+
+impl From<Dialect> for ErrorFormat {
+    fn from(dialect: Dialect) -> Self {
+        match dialect {
+            Dialect::Generate | Dialect::Chat | Dialect::Completions => Self::OpenAi,
+            Dialect::Responses => Self::Responses,
+            Dialect::Messages => Self::Anthropic,
+        }
+    }
+}
+
+/// Anthropic's type of an error with this status.
+fn anthropic_type(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        401 => "authentication_error",
+        403 => "permission_error",
+        404 => "not_found_error",
+        413 => "request_too_large",
+        429 => "rate_limit_error",
+        400..500 => "invalid_request_error",
+        503 => "overloaded_error",
+        504 => "timeout_error",
+        _ => "api_error",
     }
 }
 
@@ -365,6 +445,10 @@ impl fmt::Display for Error {
                 "the request body has Content-Encoding {encoding}; the router must read it, so send it without one"
             ),
             Self::InvalidBody(error) => error.fmt(f),
+            Self::PreviousResponse => f.write_str(
+                "previous_response_id is not supported: SGLang keeps no responses with prefill-decode \
+                 disaggregation; send the whole conversation as input",
+            ),
             Self::ManySamples => f.write_str(
                 "n > 1 is not supported: SGLang's decode servers hang on it under prefill-decode disaggregation; \
                  send n requests",

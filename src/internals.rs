@@ -5,6 +5,7 @@
 //! that the compiler cannot remove any of it.
 
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use hyper::header::HeaderValue;
@@ -20,6 +21,7 @@ use crate::wire::plan::{OwnIds, RequestPlan};
 use crate::wire::shape::{BodyInspector, Dialect, HashKey, Prompt};
 use crate::wire::sse::EventSplitter;
 use crate::wire::upstream_request::UpstreamHead;
+use crate::wire::usage::{CachedTokens, Usage};
 
 /// Rendered once for each prefill server, so not a part of a request's cost.
 static FIELDS: LazyLock<BootstrapFields> =
@@ -36,8 +38,8 @@ pub fn inspect_and_rewrite(chunks: &[Bytes]) -> usize {
     }
     let shape = inspector.finish().expect("a complete body");
     // A room of 19 digits, as nearly all rooms have.
-    let [prefill, _] = RequestPlan::sglang(&shape.fields, OwnIds::default()).bodies(&body, &FIELDS, 1 << 61);
-    prefill.len()
+    let plan = RequestPlan::sglang(&shape.fields, OwnIds::default());
+    plan.bodies(&body, &FIELDS, 1 << 61).prefill().len()
 }
 
 /// Inspects a body that arrives in these chunks, and takes its prompt's fingerprint if `with_prompt`.
@@ -65,12 +67,26 @@ pub struct Legs {
 }
 
 impl Legs {
-    /// The prefill leg has ended.
-    pub fn end_prefill(&mut self) {
+    /// The prefill leg has ended, if `told` so that its server has said this of the prompt.
+    pub fn end_prefill(&mut self, told: Option<ToldPrefill>) {
         if let Some(mut leg) = self.prefill.take() {
+            if let Some(ToldPrefill { prompt_tokens, cached_tokens, time }) = told {
+                let cached = cached_tokens.map_or(CachedTokens::Untold, CachedTokens::Told);
+                leg.prefill_completed(Some(Usage { prompt_tokens, cached }), Some(time));
+            }
             leg.set_outcome(Outcome::Completed);
         }
     }
+}
+
+/// What a prefill server has said, and when.
+pub struct ToldPrefill {
+    /// The prompt's tokens.
+    pub prompt_tokens: u64,
+    /// Those of them that were cached.
+    pub cached_tokens: Option<u64>,
+    /// How long the leg took.
+    pub time: Duration,
 }
 
 impl Drop for Legs {

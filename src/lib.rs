@@ -35,7 +35,8 @@
 //! # Log
 //!
 //! Events are emitted with [`tracing`]. They never contain bodies, or headers other than the request id.
-//! Request lines can go to a function instead: [`MiniLbConfig::request_log`].
+//! Request lines can go to a function instead: [`MiniLbConfig::request_log`]. Another one can record the load
+//! as a trace: [`MiniLbConfig::trace_log`].
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::unwrap_used))]
 
@@ -74,12 +75,14 @@ pub use config::{
     DEFAULT_SHUTDOWN_GRACE_PERIOD, DEFAULT_SHUTDOWN_LAME_DUCK, DEFAULT_STREAM_IDLE_TIMEOUT,
     DEFAULT_WORKER_STARTUP_CHECK_INTERVAL, DEFAULT_WORKER_STARTUP_TIMEOUT, MiniLbConfig, Reloaded,
 };
-pub use observe::report::{LineFieldName, RequestFailure, RequestLine, RequestLineVisitor, RequestTimes};
+pub use observe::report::{
+    LineFieldName, RequestFailure, RequestLine, RequestLineVisitor, RequestTimes, TraceLine,
+};
 pub use options::{Bounds, OptionDefault, OptionSection, OptionSpec, Reload, ValueKind, option_sections};
 pub use transport::Http1Engine;
 pub use upstream::{
-    Backend, CacheAware, Choice, ConsistentHash, LeastLoad, Needs, Outcome, Policy, PowerOfTwo, Prompt,
-    Random, Role, RoundRobin, Selection, SelectionReason, SelectionSummary, ServerPair,
+    Backend, CacheAware, Choice, CompletedPrefill, ConsistentHash, LeastLoad, Needs, Outcome, Policy,
+    PowerOfTwo, Prompt, Random, Role, RoundRobin, Selection, SelectionReason, SelectionSummary, ServerPair,
 };
 
 /// The README's code is compiled with the doc tests.

@@ -16,7 +16,7 @@ const MAY_USE: [(&str, &[&str]); 18] = [
     ("upstream", &["admission", "http1", "tls", "transport", "wire"]),
     ("error", &["admission", "http1", "transport", "upstream", "wire"]),
     ("observe", &["admission", "error", "http1", "upstream", "wire"]),
-    ("options", &["admission", "observe", "tls", "transport", "upstream"]),
+    ("options", &["admission", "observe", "tls", "transport", "upstream", "wire"]),
     ("config", &["admission", "observe", "options", "tls", "transport", "upstream"]),
     ("proxy", &["admission", "error", "http1", "observe", "timer", "transport", "upstream", "wire"]),
     ("admin", &["admission", "error", "http1", "observe", "upstream", "wire"]),

@@ -116,6 +116,8 @@ const SUPPORTED: &[(&str, &str)] = &[
     ("--log-level <debug|info|warn|error>", "[default: info]"),
     ("--log-format <text|json>", "[default: text]"),
     ("--log-dir <FOLDER>", ""),
+    ("--trace-log <PATH>", ""),
+    ("--trace-log-max-bytes <BYTES>", "[default: 268435456]"),
     ("--access-log", ""),
     ("--request-id-headers <HEADER>...", "[default: x-request-id x-correlation-id x-trace-id request-id]"),
     ("--enable-trace", ""),

@@ -9,7 +9,7 @@ mod own_router;
 
 use std::path::Path;
 
-use loadtest::fleet::live::through_mini_lb;
+use loadtest::fleet::live::{kill_behind_mini_lb, through_mini_lb};
 use loadtest::fleet::trace::{Request, at_rate, conversation};
 use loadtest::fleet::{Candidate, Fleet, Generator, Reference, Row, Scenario, random_use, runs};
 
@@ -146,4 +146,25 @@ fn the_simulation_and_the_program_in_front_of_servers_on_loopback_agree() {
     agree("mean TTFT", live.mean(), simulated.mean());
     agree("p50", live.quantile(0.5), simulated.quantile(0.5));
     agree("p90", live.quantile(0.9), simulated.quantile(0.9));
+}
+
+/// At a rate at which the others have the time for what the killed one would have done.
+#[test]
+fn a_prefill_server_that_is_killed_takes_with_it_what_it_had_and_nothing_else() {
+    // Of the model's clock: its 20 s of absence are 2 s of ours, in which health checks have to notice.
+    const SPEED: f64 = 10.0;
+    let fleet = Fleet::default();
+    let mut requests = conversation().expect("the trace");
+    requests.truncate(500);
+    let requests = at_rate(&requests, 0.7 / random_use(&fleet, &requests));
+    let program = Path::new(env!("CARGO_BIN_EXE_mini-lb"));
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let folders = ["killed", "steady"].map(|name| folder.join(name));
+    folders.iter().for_each(|folder| std::fs::create_dir_all(folder).expect("a folder"));
+    let folders = folders.each_ref().map(|folder| folder.as_path());
+    let outage =
+        kill_behind_mini_lb(program, "cache_aware", fleet, &requests, SPEED, folders).expect("two runs");
+    assert!(outage.had > 0 && outage.lost > 0, "{outage:#?}");
+    let broken: Vec<_> = outage.checks().into_iter().filter(|(_, holds)| !holds).collect();
+    assert!(broken.is_empty(), "{broken:#?} {outage:#?}");
 }

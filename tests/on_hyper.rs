@@ -28,6 +28,8 @@ mod cors;
 mod crosstalk;
 #[path = "data_path.rs"]
 mod data_path;
+#[path = "dialects.rs"]
+mod dialects;
 #[path = "early_errors.rs"]
 mod early_errors;
 #[path = "early_responses.rs"]
@@ -54,6 +56,8 @@ mod logging;
 mod memory_bound;
 #[path = "metrics.rs"]
 mod metrics;
+#[path = "prefill_usage.rs"]
+mod prefill_usage;
 #[path = "real_clients.rs"]
 mod real_clients;
 #[path = "recorded_exchanges.rs"]
@@ -74,5 +78,7 @@ mod shutdown;
 mod simulated_load;
 #[path = "streams.rs"]
 mod streams;
+#[path = "trace_log.rs"]
+mod trace_log;
 #[path = "workers_api.rs"]
 mod workers_api;

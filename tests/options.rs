@@ -61,7 +61,7 @@ impl Files {
             "worker-api-key-replaces-authorization" => {
                 (vec![vec![]], vec![("worker-api-key", "w".to_owned())])
             }
-            "prefix-index-bytes" => (value(&"131072".to_owned()), vec![]),
+            "prefix-index-bytes" | "trace-log-max-bytes" => (value(&"131072".to_owned()), vec![]),
             _ => (vec![spec.kind.names().iter().map(|name| self.value(name)).collect()], vec![]),
         };
         Case { spec: *spec, occurrences, companions }
@@ -82,7 +82,7 @@ impl Files {
             "KEY" => "a-key",
             "ORIGIN" => "http://a.example",
             "HEADER" => "x-mine",
-            "FOLDER" => "/nowhere",
+            "FOLDER" | "PATH" => "/nowhere",
             "FILE" => return self.folder.put("key", "a-key\n").to_str().expect("a path of text").to_owned(),
             other => panic!("a value of a new kind: {other}"),
         };

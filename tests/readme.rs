@@ -287,6 +287,7 @@ fn every_flag_in_the_documents_exists() {
         "--test",
         // Of SGLang's servers.
         "--disable-radix-cache",
+        "--enable-cache-report",
         // Of cargo and the fleet lab, in ROUTING.md.
         "--bench",
         "--load",
@@ -296,6 +297,9 @@ fn every_flag_in_the_documents_exists() {
         "--times",
         "--peers",
         "--router",
+        "--compare",
+        "--plots",
+        "--disable-worker-overload-protection",
     ];
     let unsupported = flags(&source("unsupported.rs"));
     let mut known = flags(&help);

@@ -3,6 +3,10 @@
 //! ```sh
 //! cargo bench --features internals --bench fleet -- --times 1.0 --times 1.4
 //! ```
+//!
+//! By name there are also `mini-lb:cache_aware:unknown`, `:half` and `:double`, whose servers do not tell the
+//! size of their caches, or one that is not so, and those with `:silent` behind it, whose servers do not say
+//! how much of a prompt was cached.
 
 mod own_router;
 
@@ -16,6 +20,11 @@ fn main() -> io::Result<()> {
     let arguments = std::env::args().filter(|argument| argument != "--bench");
     let matches = Experiment::augment_args(Command::new("fleet")).get_matches_from(arguments);
     let experiment = Experiment::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    experiment.run(own_router::candidates())?;
+    let mut candidates = own_router::candidates();
+    // Only by name: they would double the time of a run.
+    candidates.extend(
+        own_router::misinformed().into_iter().filter(|candidate| experiment.policy.contains(&candidate.name)),
+    );
+    experiment.run(candidates)?;
     Ok(())
 }

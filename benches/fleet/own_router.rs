@@ -4,11 +4,12 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use loadtest::fleet::trace::{BLOCK_TOKENS, Request, prompt_bytes};
 use loadtest::fleet::{Arrival, Candidate, Fleet, Pair, PrefillEnd, Router, View};
-use mini_lb::internals::{Legs, enter_pair, inspect, set_cache_tokens};
+use mini_lb::internals::{Legs, ToldPrefill, enter_pair, inspect, set_cache_tokens};
 use mini_lb::{
     Backend, CacheAware, ConsistentHash, LeastLoad, MiniLbConfig, MiniLoadBalancer, PowerOfTwo, Prompt,
     Random, RoundRobin,
@@ -20,14 +21,27 @@ type Prompts = Rc<RefCell<HashMap<(Vec<u64>, u64), Rc<Prompt>>>>;
 /// Puts a policy of its own for each role into a configuration.
 type WithPolicy = fn(MiniLbConfig) -> MiniLbConfig;
 
+/// What servers tell the router.
+#[derive(Clone, Copy)]
+struct Telling {
+    /// The size of their caches, by this factor too large. `None`: nothing.
+    capacity: Option<f64>,
+    /// How much of each prompt was cached.
+    cached: bool,
+}
+
+const TRUTH: Telling = Telling { capacity: Some(1.0), cached: true };
+
 /// A router without sockets.
 struct OwnRouter {
     router: MiniLoadBalancer,
     with_policy: WithPolicy,
+    telling: Telling,
     fleet: Fleet,
     /// The prefill servers that it knows.
     up: Vec<usize>,
-    legs: HashMap<usize, Legs>,
+    /// And how many tokens the prompt has.
+    legs: HashMap<usize, (Legs, u64)>,
     prompts: Prompts,
 }
 
@@ -42,23 +56,49 @@ pub(crate) fn candidates() -> Vec<Candidate> {
         ("consistent_hash", |config| config.policy(|| ConsistentHash)),
         ("cache_aware", |config| config.policy(CacheAware::new)),
     ];
-    let candidate = |(name, with_policy): (&str, WithPolicy)| {
-        let prompts = prompts.clone();
-        Candidate::new(&format!("mini-lb:{name}"), move |fleet| {
-            Box::new(OwnRouter::new(fleet, with_policy, prompts.clone()))
-        })
-    };
+    let candidate = |(name, with_policy)| candidate(name, with_policy, TRUTH, &prompts);
     policies.into_iter().map(candidate).collect()
 }
 
+/// `cache_aware` with servers that tell less, or what is not so.
+#[allow(dead_code, reason = "for the bench alone")]
+pub(crate) fn misinformed() -> Vec<Candidate> {
+    let prompts = Prompts::default();
+    let mut candidates = Vec::new();
+    let capacities = [("", Some(1.0)), (":unknown", None), (":half", Some(0.5)), (":double", Some(2.0))];
+    for (name, capacity) in capacities {
+        for (silent, cached) in [("", true), (":silent", false)] {
+            let name = format!("cache_aware{name}{silent}");
+            let with_policy: WithPolicy = |config| config.policy(CacheAware::new);
+            candidates.push(candidate(&name, with_policy, Telling { capacity, cached }, &prompts));
+        }
+    }
+    candidates.split_off(1)
+}
+
+fn candidate(name: &str, with_policy: WithPolicy, telling: Telling, prompts: &Prompts) -> Candidate {
+    let prompts = prompts.clone();
+    Candidate::new(&format!("mini-lb:{name}"), move |fleet| {
+        Box::new(OwnRouter::new(fleet, with_policy, telling, prompts.clone()))
+    })
+}
+
 impl OwnRouter {
-    fn new(fleet: &Fleet, with_policy: WithPolicy, prompts: Prompts) -> Self {
+    fn new(fleet: &Fleet, with_policy: WithPolicy, telling: Telling, prompts: Prompts) -> Self {
         // The policies draw from the thread's generator.
         fastrand::seed(fleet.seed);
         let up: Vec<_> = (0..fleet.prefill).collect();
         let router = MiniLoadBalancer::new(config(fleet, &up, with_policy)).expect("a valid configuration");
-        set_cache_tokens(&router, fleet.model.cache_tokens);
-        Self { router, with_policy, fleet: *fleet, up, legs: HashMap::new(), prompts }
+        let own = Self { router, with_policy, telling, fleet: *fleet, up, legs: HashMap::new(), prompts };
+        own.tell_capacity();
+        own
+    }
+
+    fn tell_capacity(&self) {
+        if let Some(factor) = self.telling.capacity {
+            let tokens = self.fleet.model.cache_tokens as f64 * factor;
+            set_cache_tokens(&self.router, tokens as u64);
+        }
     }
 }
 
@@ -95,21 +135,27 @@ impl Router for OwnRouter {
             self.up = fleet.up.to_vec();
             let config = config(&self.fleet, &self.up, self.with_policy);
             self.router.reload(config).expect("a valid configuration");
-            set_cache_tokens(&self.router, self.fleet.model.cache_tokens);
+            self.tell_capacity();
         }
         let request = arrival.request;
         let key = (request.blocks.clone(), request.input);
         let prompt = self.prompts.borrow_mut().entry(key).or_insert_with(|| fingerprint(request)).clone();
         let legs = enter_pair(&self.router, &prompt);
         let pair = Pair { prefill: index(legs.pair.prefill()), decode: index(legs.pair.decode()) };
-        self.legs.insert(arrival.index, legs);
+        self.legs.insert(arrival.index, (legs, request.input));
         pair
     }
 
-    fn prefill_done(&mut self, index: usize, _: Pair, _: PrefillEnd) {
-        if let Some(legs) = self.legs.get_mut(&index) {
-            legs.end_prefill();
-        }
+    fn prefill_done(&mut self, index: usize, _: Pair, end: PrefillEnd) {
+        let Some((legs, prompt_tokens)) = self.legs.get_mut(&index) else { return };
+        legs.end_prefill(match end {
+            PrefillEnd::Answered { cached, time } => Some(ToldPrefill {
+                prompt_tokens: *prompt_tokens,
+                cached_tokens: self.telling.cached.then_some(cached),
+                time: Duration::from_secs_f64(time),
+            }),
+            PrefillEnd::Failed => None,
+        });
     }
 
     fn done(&mut self, index: usize, _: Pair) {

@@ -3,7 +3,7 @@
 use loadtest::fleet::cache::PrefixCache;
 use loadtest::fleet::model::{DecodeServer, Model, PrefillServer};
 use loadtest::fleet::trace::{Request, at_rate, conversation, duration};
-use loadtest::fleet::{Fleet, Generator, Outcome, Reference, Scenario, random_use, simulate};
+use loadtest::fleet::{Fleet, Generator, Outcome, Reference, Row, Scenario, random_use, simulate};
 
 fn request(at: f64, input: u64, blocks: &[u64]) -> Request {
     Request { at, input, output: 10, blocks: blocks.to_vec() }
@@ -81,7 +81,7 @@ fn a_run_is_the_same_each_time_and_loses_no_request() {
             let outcome = run(&fleet, &requests, policy);
             assert_eq!(outcome, run(&fleet, &requests, policy), "{} {}", policy.name(), scenario.name());
             assert_eq!(outcome.ttft.len() as u64 + outcome.failed, 1_500);
-            assert!(outcome.failed == 0 || scenario == Scenario::Restart);
+            assert!(outcome.failed == 0 || matches!(scenario, Scenario::Restart | Scenario::Kill));
             let taken: u64 = outcome.prefill.iter().map(|server| server.requests).sum();
             assert_eq!(taken, 1_500);
         }
@@ -137,4 +137,18 @@ fn a_server_that_restarts_fails_what_it_had_and_takes_requests_again() {
     assert!((1..30).contains(&restarted.failed), "{}", restarted.failed);
     assert!(restarted.prefill[0].requests * 2 > steady.prefill[0].requests);
     assert!(restarted.hit_rate() < steady.hit_rate());
+}
+
+#[test]
+fn work_over_time_is_what_a_server_has_and_has_not_computed() {
+    let mut fleet = Fleet { prefill: 1, decode: 1, ..Fleet::default() };
+    fleet.model.noise = 0.0;
+    let requests = [request(0.0, 8_900, &[1]), request(0.0, 8_900, &[2]), request(24.0, 1, &[3])];
+    let outcome = run(&fleet, &requests, Reference::Random);
+    let row = Row::new("", "", [0.0; 3], "random", &[outcome]);
+    let (work, both) = (&row.work[0], 2.0 * fleet.model.prefill_seconds(0, 8_900));
+    // Ten points a second.
+    assert_eq!((row.work.len(), work.len()), (1, 241));
+    assert!(close(work[0], both) && close(work[10], both - 1.0), "{work:?}");
+    assert!(work[30..240].iter().all(|work| *work == 0.0) && work[240] > 0.0);
 }

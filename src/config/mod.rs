@@ -191,6 +191,14 @@ impl MiniLbConfig {
         self
     }
 
+    /// Asks both servers to abort a request whose client has left, or whose other leg has failed. Requests
+    /// without a `rid` get one. Default: off.
+    #[must_use]
+    pub fn abort_on_disconnect(mut self, on: bool) -> Self {
+        self.options.abort_on_disconnect = on;
+        self
+    }
+
     /// Sends a request to at most this many other pairs if a server cannot be connected, before anything was
     /// written to either. A retry has a new bootstrap room, and avoids that server if its role has another
     /// one. Default: [`DEFAULT_MAX_RETRIES`].

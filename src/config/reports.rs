@@ -1,4 +1,4 @@
-//! Request lines, request ids and traces.
+//! Request lines, the load trace, request ids and spans.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::settings::ConfigError;
 use super::{MiniLbConfig, Options};
-use crate::observe::report::{RequestLine, RequestLog, check_header};
+use crate::observe::report::{RequestLine, RequestLog, TraceLine, TraceLog, check_header};
 
 impl MiniLbConfig {
     /// Logs a line at level info for every finished request, not only for those that failed. Default: no.
@@ -27,6 +27,16 @@ impl MiniLbConfig {
         write: impl Fn(&RequestLine<'_>) + Send + Sync + 'static,
     ) -> Self {
         self.options.report.log = Some(RequestLog { level, write: Arc::new(write) });
+        self
+    }
+
+    /// Passes a line for each generation request to this function, when the request has ended: what a trace
+    /// of the load consists of, to replay it later. The prompts of requests are hashed then whatever the
+    /// policy. The function is called by the worker thread that had the request: it must be quick and must
+    /// not block. Default: no trace.
+    #[must_use]
+    pub fn trace_log(mut self, write: impl Fn(&TraceLine<'_>) + Send + Sync + 'static) -> Self {
+        self.options.report.trace_log = Some(TraceLog::new(write));
         self
     }
 

@@ -17,7 +17,6 @@ use serde_json::{Map, Value};
 
 pub use self::requests::requests;
 pub use self::router::router;
-use crate::http1::OutgoingBody;
 use crate::wire::body::ClientBody;
 use crate::wire::bootstrap::BootstrapFields;
 use crate::wire::logprobs::{Merge, PromptLogprobs};
@@ -30,7 +29,8 @@ const OPTIONS: usize = 4;
 /// Separates the parts of a text. No UTF-8 text has this byte, so that a part rarely does.
 const SEPARATOR: u8 = 0xFF;
 
-const DIALECTS: [Dialect; 3] = [Dialect::Generate, Dialect::Chat, Dialect::Completions];
+const DIALECTS: [Dialect; 5] =
+    [Dialect::Generate, Dialect::Chat, Dialect::Completions, Dialect::Responses, Dialect::Messages];
 
 struct FuzzInput<'a> {
     options: [u8; OPTIONS],
@@ -118,12 +118,8 @@ fn inspect(dialect: Dialect, chunks: Vec<&[u8]>) -> Result<(ClientBody, BodyShap
 
 fn rewrite(body: &ClientBody, shape: &BodyShape) -> Vec<u8> {
     let fields = BootstrapFields::new("prefill".into(), Some(8998));
-    let [prefill, _] = RequestPlan::sglang(&shape.fields, OwnIds::default()).bodies(body, &fields, 7);
-    joined(prefill)
-}
-
-fn joined(body: OutgoingBody) -> Vec<u8> {
-    body.pieces().concat()
+    let plan = RequestPlan::sglang(&shape.fields, OwnIds::default());
+    plan.bodies(body, &fields, 7).decode().pieces().concat()
 }
 
 fn check_rewritten(before: &[u8], after: &[u8]) {

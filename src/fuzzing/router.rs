@@ -31,7 +31,7 @@ use crate::upstream::{
     Address, FleetSpec, HealthOptions, LiveFleet, Pools, PrefillSpec, Random, Role, SocketOptions,
 };
 use crate::wire::logprobs::{Merge, PromptLogprobs};
-use crate::wire::shape::{BodyInspector, BodyShape, Dialect};
+use crate::wire::shape::{BodyInspector, BodyShape, Dialect, InternalFields};
 
 /// Longer than all timeouts together.
 const FOREVER: Duration = Duration::from_secs(3_600);
@@ -173,6 +173,8 @@ impl Scenario {
             max_retries: 1,
             retry_on: vec![503],
             hash_key_headers: vec!["x-session-id".to_owned()],
+            internal_fields: InternalFields::default(),
+            abort_on_disconnect: false,
         };
         let controller = AdmissionController::new(&AdmissionOptions::default());
         let admission = AdmissionHandle::new(Arc::new(controller));
@@ -239,6 +241,8 @@ fn request(dialect: Dialect, body: &[u8]) -> Vec<u8> {
         Dialect::Generate => "/generate",
         Dialect::Chat => "/v1/chat/completions",
         Dialect::Completions => "/v1/completions",
+        Dialect::Responses => "/v1/responses",
+        Dialect::Messages => "/v1/messages",
     };
     let head = format!("POST {path} HTTP/1.1\r\nHost: router\r\nContent-Length: {}\r\n\r\n", body.len());
     [head.as_bytes(), body].concat()
@@ -283,6 +287,8 @@ impl ProxyHandler {
         let dialect = match head.path() {
             "/v1/chat/completions" => Dialect::Chat,
             "/v1/completions" => Dialect::Completions,
+            "/v1/responses" => Dialect::Responses,
+            "/v1/messages" => Dialect::Messages,
             _ => Dialect::Generate,
         };
         let request = self.proxy.read(dialect, head, client, record, timer).await?;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::values::{AdminPort, NamedPolicy, PemFile, PemFiles, Policies};
 use crate::transport::Http1Engine;
 use crate::upstream::{CacheAware, ConsistentHash, LeastLoad, PowerOfTwo, Random, RoundRobin};
+use crate::wire::shape::FieldTreatment;
 
 /// Where the value of an option is kept.
 pub(super) trait OptionField: Debug {
@@ -253,6 +254,15 @@ impl OptionField for Http1Engine {
     fn add(&mut self, values: &[String]) -> Result<(), String> {
         let engines = [Self::Native, Self::Hyper].map(|engine| (engine.as_str(), engine));
         *self = one_of(values, &engines)?;
+        Ok(())
+    }
+}
+
+impl OptionField for FieldTreatment {
+    fn clear(&mut self) {}
+
+    fn add(&mut self, values: &[String]) -> Result<(), String> {
+        *self = one_of(values, &[("strip", Self::Strip), ("reject", Self::Reject), ("pass", Self::Pass)])?;
         Ok(())
     }
 }

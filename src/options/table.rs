@@ -208,6 +208,33 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                     ),
                 field: |options| &mut options.stream_keepalive,
             },
+            Entry {
+                spec: OptionSpec::new("abort-on-disconnect", Switch).help(
+                    "Ask both servers to abort a request whose client has left, or whose other leg has failed, \
+                     instead of waiting until they notice. Requests without a rid get one, which shows as \
+                     meta_info.id or id in their responses",
+                ),
+                field: |options| &mut options.abort_on_disconnect,
+            },
+            Entry {
+                spec: OptionSpec::new("internal-fields", Single("strip|reject|pass"))
+                    .default(Text("strip"))
+                    .help(
+                        "What is done with fields of a request by which SGLang takes orders from an orchestrator, \
+                         such as encoder_urls, to which a server connects: they are removed, or the request is \
+                         refused, or they are passed on. bootstrap_* fields are always removed",
+                    ),
+                field: |options| &mut options.internal_fields.orchestration,
+            },
+            Entry {
+                spec: OptionSpec::new("dp-rank-fields", Single("pass|strip|reject"))
+                    .default(Text("pass"))
+                    .help(
+                        "The same for routed_dp_rank, data_parallel_rank and disagg_prefill_dp_rank, by which a \
+                         client chooses data-parallel ranks",
+                    ),
+                field: |options| &mut options.internal_fields.dp_rank,
+            },
             // 0 is allowed, and is what `disable-retries` means.
             Entry {
                 spec: OptionSpec::new("retry-max-retries", Single("COUNT"))

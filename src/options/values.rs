@@ -11,6 +11,7 @@ use crate::admission::AdmissionOptions;
 use crate::observe::report::ReportOptions;
 use crate::tls::{ClientFiles, KeyFiles, ServerTls};
 use crate::upstream::{CacheAware, HealthOptions, Policy, Random, SocketOptions};
+use crate::wire::shape::InternalFields;
 
 /// Which part of the memory request bodies may take if no option says so: the kernel's socket buffers,
 /// responses, and what the allocator keeps need the rest.
@@ -30,6 +31,8 @@ pub(crate) struct Options {
     pub(crate) policies: Policies,
     pub(crate) hash_key_headers: Vec<String>,
     pub(crate) prefix_index_bytes: usize,
+    pub(crate) internal_fields: InternalFields,
+    pub(crate) abort_on_disconnect: bool,
     pub(crate) max_payload_size: usize,
     pub(crate) max_merge_size: usize,
     pub(crate) request_timeout: Duration,

@@ -13,6 +13,7 @@ use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use tokio::time::Instant;
 use tracing::debug;
 
+use super::abort::{AbortOnDrop, AbortRequest, new_rid};
 use super::decision::Action;
 use super::intake::{self, IntakeLimits, ReadBody};
 use super::leg::HeldResponse;
@@ -21,7 +22,7 @@ use super::merge;
 use super::relay::{MAX_REFUSAL_PAUSE, Relay, TimeLimit};
 use crate::admission::{AdmissionHandle, Reservation};
 use crate::error::{Error, OwnResponse};
-use crate::http1::{BodyTimeouts, OutgoingRequest, RequestHead};
+use crate::http1::{BodyTimeouts, OutgoingRequest, RawHeaders, RequestHead};
 use crate::observe::record::{Attempt, Record, RequestId};
 use crate::timer::Timer;
 use crate::transport::RequestBody;
@@ -31,7 +32,7 @@ use crate::wire::bootstrap::MAX_BOOTSTRAP_ROOM;
 use crate::wire::client_response::ClientResponseHead;
 use crate::wire::headers;
 use crate::wire::plan::{OwnIds, RequestPlan};
-use crate::wire::shape::{BodyShape, Dialect, HashKey, key_hash};
+use crate::wire::shape::{BodyShape, Dialect, HashKey, InternalFields, key_hash};
 use crate::wire::upstream_request::UpstreamHead;
 
 /// Sends generation requests to pairs of servers.
@@ -62,28 +63,35 @@ pub(crate) struct RequestLimits {
     pub(crate) retry_on: Vec<u16>,
     /// Headers that name a request's conversation, the first of which counts.
     pub(crate) hash_key_headers: Vec<String>,
+    pub(crate) internal_fields: InternalFields,
+    /// Servers are asked to abort a request whose client has left.
+    pub(crate) abort_on_disconnect: bool,
 }
 
 /// Random in each process, and the same for all workers: they share what they know of prompts.
 static HASH_KEY: LazyLock<HashKey> =
     LazyLock::new(|| HashKey::from_random(RandomState::new().build_hasher().finish()));
 
-/// How prompts are hashed, if a policy wants to know them.
-fn hash_key(needs: Needs) -> Option<HashKey> {
+/// How prompts are hashed, if a policy or a load trace wants to know them.
+fn hash_key(needs: Needs, is_traced: bool) -> Option<HashKey> {
     match needs {
         Needs { prompt: true, .. } => Some(*HASH_KEY),
         Needs { key: true, .. } => Some(HashKey::STABLE),
-        Needs { .. } => None,
+        Needs { .. } => is_traced.then(|| *HASH_KEY),
     }
 }
 
 /// A generation request whose body has been read. It keeps its limits if a reload changes them.
 pub(crate) struct ReadRequest {
     limits: Arc<RequestLimits>,
+    dialect: Dialect,
     upstream_head: UpstreamHead,
     body: ClientBody,
+    /// Its prompt is in the record if a load trace is written: it outlives this.
     shape: BodyShape,
     plan: RequestPlan,
+    /// With which servers are asked to abort it.
+    abort: Option<Arc<AbortRequest>>,
     /// The hash of a header that names the conversation.
     key: Option<u64>,
     deadline: Deadline,
@@ -93,8 +101,9 @@ pub(crate) struct ReadRequest {
 
 impl ReadRequest {
     /// What policies may know of it.
-    fn demand(&self) -> Demand<'_> {
-        Demand { prompt: self.shape.prompt.as_ref(), body: self.body.len() as u64, key: self.key }
+    fn demand<'a>(&'a self, record: &'a Record) -> Demand<'a> {
+        let prompt = self.shape.prompt.as_ref().or(record.prompt());
+        Demand { prompt, body: self.body.len() as u64, key: self.key }
     }
 }
 
@@ -126,22 +135,45 @@ impl Proxy {
     ) -> Result<ReadRequest, Error> {
         let limits = self.limits.load_full();
         let (max, timeouts) = (limits.max_payload_size, limits.body_timeouts);
-        let needs = self.fleet.now().needs();
-        let reading = IntakeLimits { max, timeouts, admission: &self.admission, hash_key: hash_key(needs) };
+        let (needs, is_traced) = (self.fleet.now().needs(), record.wants_prompt());
+        let reading = IntakeLimits {
+            max,
+            timeouts,
+            admission: &self.admission,
+            hash_key: hash_key(needs, is_traced),
+            internal_fields: limits.internal_fields,
+        };
         let read = intake::read(&head.headers, request, dialect, reading, timer).await?;
-        let ReadBody { body, shape, waited, reservation } = read;
+        let ReadBody { body, mut shape, waited, reservation } = read;
         let now = Instant::now();
         record.body_read(body.len(), shape.stream, waited.then(|| now.into_std()));
         // SGLang runs the n samples of a request in one bootstrap room, and decode hangs (#24223, #26486).
         if shape.parallel_sampling {
             return Err(Error::ManySamples);
         }
+        if shape.has_previous_response {
+            return Err(Error::PreviousResponse);
+        }
+        if is_traced && let Some(prompt) = shape.prompt.take() {
+            record.set_prompt(prompt);
+        }
         let deadline = Deadline::since(now, limits.request_timeout);
         let upstream_head = UpstreamHead::new(&head.method, head.target.as_str(), &head.headers, true);
         let names = limits.hash_key_headers.iter().filter(|_| needs.key);
         let key = names.filter_map(|name| head.headers.get(name.as_str())).next().map(key_hash);
-        let plan = RequestPlan::sglang(&shape.fields, OwnIds::default());
-        Ok(ReadRequest { limits, upstream_head, body, shape, plan, key, deadline, _reservation: reservation })
+        let (plan, abort) = plan(dialect, &mut shape, &limits, &head.headers);
+        Ok(ReadRequest {
+            limits,
+            dialect,
+            upstream_head,
+            body,
+            shape,
+            plan,
+            abort,
+            key,
+            deadline,
+            _reservation: reservation,
+        })
     }
 
     /// Sends a request to a pair, and to another one after a failure that allows it. `admitted` is the pair
@@ -159,10 +191,10 @@ impl Proxy {
         let (mut pair, mut legs) = match admitted {
             Some(AdmittedPair { permits, admission }) => {
                 let caps = admission.controller().caps();
-                let permits = self.fleet.now().settle(permits, request.demand(), caps, &admission);
+                let permits = self.fleet.now().settle(permits, request.demand(record), caps, &admission);
                 with_legs(permits.into_legs())
             }
-            None => with_legs(self.fleet.now().enter_pair(request.demand()).map_err(Error::NoServer)?),
+            None => with_legs(self.fleet.now().enter_pair(request.demand(record)).map_err(Error::NoServer)?),
         };
         let mut retries = request.limits.max_retries;
         loop {
@@ -182,11 +214,33 @@ impl Proxy {
             // Closes both legs before the next attempt: a leg without its partner holds a slot of its server,
             // for up to 300 s.
             drop(result);
+            let demand = request.demand(record);
             (pair, legs) =
-                exchange.select_other_pair(&failed, admission.as_ref()).map_err(Error::NoServer)?;
+                exchange.select_other_pair(&failed, demand, admission.as_ref()).map_err(Error::NoServer)?;
             retries -= 1;
         }
     }
+}
+
+/// What the legs of a request get, and with what they are aborted, if they are. An id that the router sets
+/// is one of the shape's from then on.
+fn plan(
+    dialect: Dialect,
+    shape: &mut BodyShape,
+    limits: &RequestLimits,
+    headers: &RawHeaders,
+) -> (RequestPlan, Option<Arc<AbortRequest>>) {
+    let is_response = dialect == Dialect::Responses;
+    // Each of the two servers would draw another id for the response.
+    let response_id =
+        (is_response && !shape.has_request_id).then(|| format!("resp_{:032x}", fastrand::u128(..)));
+    let needs_rid = limits.abort_on_disconnect && !is_response && shape.rids.is_empty();
+    let rid = if needs_rid { new_rid() } else { None };
+    let ids = OwnIds { rid: rid.as_deref(), request_id: response_id.as_deref() };
+    let plan = RequestPlan::sglang(&shape.fields, ids);
+    shape.rids.extend(rid.into_iter().chain(response_id));
+    let is_aborted = limits.abort_on_disconnect && !shape.rids.is_empty();
+    (plan, is_aborted.then(|| Arc::new(AbortRequest::new(&shape.rids, headers))))
 }
 
 /// The attempts of one request.
@@ -202,9 +256,10 @@ impl Exchange<'_> {
     fn select_other_pair(
         &self,
         failed: &Arc<Backend>,
+        demand: Demand<'_>,
         admission: Option<&Arc<AdmissionHandle>>,
     ) -> Result<(ServerPair, Legs), Role> {
-        let (fleet, demand) = (self.fleet.now(), self.request.demand());
+        let fleet = self.fleet.now();
         let entered = match admission {
             Some(admission) => {
                 let caps = admission.controller().caps();
@@ -253,6 +308,11 @@ impl Exchange<'_> {
         let (max_held, admission) = (limits.max_merge_size, self.admission);
         let merge = shape.merge.map(|merge| MergeOptions { merge, max_held, admission });
         let mut pair = LegPair::new(self.pools, on_prefill, on_decode, merge);
+        if !shape.rids.is_empty() {
+            let abort = self.request.abort.as_ref();
+            let abort = abort.map(|abort| AbortOnDrop::new(abort, attempt.pair, self.pools));
+            pair.identify(self.fleet.running().register(&shape.rids, attempt.pair), abort);
+        }
         // A new room for each attempt: two live requests in one room crash both schedulers (sglang #40125),
         // and the last attempt may still be live on its servers. Decode takes room 0 for "not arrived yet".
         let bootstrap_room = fastrand::u64(1..=MAX_BOOTSTRAP_ROOM);
@@ -293,17 +353,20 @@ impl Exchange<'_> {
         let ReadRequest { limits, upstream_head, body, shape, plan, .. } = self.request;
         let (prefill, decode) = (attempt.pair.prefill(), attempt.pair.decode());
         let fields = prefill.bootstrap().expect("a prefill server has bootstrap fields");
-        let [prefill_body, decode_body] = plan.bodies(body, fields, bootstrap_room);
+        let bodies = plan.bodies(body, fields, bootstrap_room);
         let lines = |role| attempt.trace_headers(role);
         // Prefill's response is always read: it may be a refusal, also inside a stream.
-        let to_prefill =
-            upstream_head.for_readable_response(prefill.host_header(), lines(Role::Prefill), &prefill_body);
+        let to_prefill = upstream_head.for_readable_response(
+            prefill.host_header(),
+            lines(Role::Prefill),
+            bodies.prefill(),
+        );
         // An early head with comments in plain text may go out before decode has chosen a coding.
         let is_plain = shape.merge.is_some() || (shape.stream && limits.stream_keepalive.is_some());
         let to_decode = if is_plain {
-            upstream_head.for_readable_response(decode.host_header(), lines(Role::Decode), &decode_body)
+            upstream_head.for_readable_response(decode.host_header(), lines(Role::Decode), bodies.decode())
         } else {
-            upstream_head.for_backend(decode.host_header(), lines(Role::Decode), &decode_body)
+            upstream_head.for_backend(decode.host_header(), lines(Role::Decode), bodies.decode())
         };
         [to_prefill, to_decode]
     }
@@ -320,7 +383,8 @@ impl Exchange<'_> {
             TimeLimit::new(Deadline::from_now(MAX_REFUSAL_PAUSE), Some(MAX_REFUSAL_PAUSE))
         };
         let relay = Relay::pass_through(pair, source, held, time_limit);
-        let body = relay.with_event_stream(is_success && is_stream && is_readable).into();
+        let format = self.request.dialect.into();
+        let body = relay.with_event_stream(is_success && is_stream && is_readable, format).into();
         let response = UpstreamResponse { head: head.into(), body };
         if is_success {
             AttemptResult::Response(response)
@@ -344,7 +408,7 @@ impl Exchange<'_> {
         head.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
         let max_event = self.request.limits.max_merge_size;
         let relay = Relay::undecided(pair, max_event, self.time_limit(true));
-        let body = relay.with_event_stream(true).into();
+        let body = relay.with_event_stream(true, self.request.dialect.into()).into();
         UpstreamResponse { head: head.into_parts().0.into(), body }
     }
 
@@ -359,7 +423,8 @@ impl Exchange<'_> {
             head.remove(&CONTENT_LENGTH);
             let splicer = lists.into_splicer(self.request.limits.max_merge_size);
             let relay = Relay::merging(pair, held, splicer, self.time_limit(true));
-            return UpstreamResponse { head, body: relay.with_event_stream(true).into() };
+            let body = relay.with_event_stream(true, self.request.dialect.into()).into();
+            return UpstreamResponse { head, body };
         }
         let memory = pair.take_memory();
         pair.finish(Role::Decode);

@@ -13,7 +13,7 @@ use crate::timer::Timer;
 use crate::transport::{BodyReader, RequestBody, RequestBodyError};
 use crate::wire::body::ClientBody;
 use crate::wire::headers::unreadable_encoding;
-use crate::wire::shape::{BodyInspector, BodyShape, Dialect, HashKey};
+use crate::wire::shape::{BodyInspector, BodyShape, Dialect, HashKey, InternalFields};
 
 /// A body of at most this size is read without waiting for memory, above the bound if need be: most come with
 /// their head, and are in memory already.
@@ -31,8 +31,9 @@ pub(super) struct IntakeLimits<'a> {
     pub(super) timeouts: BodyTimeouts,
     /// Where memory is reserved.
     pub(super) admission: &'a Arc<AdmissionHandle>,
-    /// The prompt is hashed with it, if a policy looks at prompts.
+    /// The prompt is hashed with it, if a policy looks at prompts or a load trace is written.
     pub(super) hash_key: Option<HashKey>,
+    pub(super) internal_fields: InternalFields,
 }
 
 /// A body that was read to its end.
@@ -59,7 +60,7 @@ pub(super) async fn read(
     let length = limits.check(request.content_length_hint())?;
     let mut memory = reserve(length, request, limits.admission).await?;
     let mut reader = BodyReader::new(limits.timeouts);
-    let mut inspector = BodyInspector::new(dialect);
+    let mut inspector = BodyInspector::new(dialect).with_internal_fields(limits.internal_fields);
     if let Some(key) = limits.hash_key {
         inspector = inspector.with_prompt(key);
     }

@@ -24,6 +24,7 @@ use crate::wire::client_response::ClientResponseHead;
 use crate::wire::headers;
 use crate::wire::sse::{EventSplitter, EventTooLarge};
 use crate::wire::stream_error;
+use crate::wire::usage::UsageReader;
 
 /// A kept-alive connection that ends without a byte counts as closed while it was idle if it ends within one
 /// round trip of the request and this: the server's close was on its way when the request was written. The
@@ -53,6 +54,8 @@ pub(super) struct Leg {
     waited_at: Option<Instant>,
     head: Option<ResponseHead>,
     body: Reading,
+    /// What a prefill server says of the prompt.
+    usage: UsageReader,
     /// The leg's outcome if the response is read to its end.
     outcome: Outcome,
     failure: Option<Cause>,
@@ -76,7 +79,7 @@ enum Connection {
 pub(super) enum Reading {
     /// Its first data is awaited, and stays in the connection.
     Peek,
-    /// It is discarded.
+    /// It is discarded, as prefill's.
     Discard(ErrorSearch),
     /// It is held for a merge.
     Hold(Box<HeldBody>),
@@ -129,6 +132,7 @@ impl Leg {
             waited_at: None,
             head: None,
             body,
+            usage: UsageReader::default(),
             outcome: Outcome::Completed,
             failure: None,
             hidden_error: None,
@@ -296,7 +300,15 @@ impl Leg {
         if let Connection::Responding(lease) = std::mem::replace(&mut self.connection, Connection::Closed) {
             self.connection = Connection::Ended(lease);
         }
+        self.tell_usage();
         Poll::Ready(LegEvent::Ended)
+    }
+
+    /// Passes on what a prefill server has said in a response that has ended well.
+    fn tell_usage(&self) {
+        if let (Role::Prefill, true, Some(record)) = (self.backend.role(), self.is_accepted(), &self.record) {
+            record.prefill_completed(self.usage.usage());
+        }
     }
 
     fn broken(&mut self, cause: Cause) -> LegEvent {
@@ -312,6 +324,9 @@ impl Leg {
 
     /// Keeps or discards a piece of the body, and looks for an error in it.
     fn take(&mut self, data: Bytes) -> Option<LegEvent> {
+        if self.backend.role() == Role::Prefill {
+            self.usage.push(&data);
+        }
         let errors = match &mut self.body {
             Reading::Peek => return None,
             Reading::Discard(errors) => errors,

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tracing::warn;
 
+use super::abort::AbortOnDrop;
 use super::decision::{Action, Decision, LegEvent, Limit};
 use super::leg::{ErrorSearch, HeldBody, HeldResponse, Leg, Reading};
 use super::merge::PrefillLists;
@@ -21,7 +22,7 @@ use crate::http1::{OutgoingRequest, ResponseHead};
 use crate::observe::record::LegRecord;
 use crate::observe::report::log_limit;
 use crate::timer::Timer;
-use crate::upstream::{Backend, Pools, Role};
+use crate::upstream::{Backend, Pools, Registration, Role};
 use crate::wire::logprobs::{Merge, PromptLogprobs};
 
 /// How long the head of a stream waits for the first event, so that a failure in this time has an error
@@ -96,6 +97,9 @@ pub(super) struct LegPair {
     postponed: Option<(Role, LegEvent)>,
     /// The servers whose kept-alive connection was stale, by role.
     resent: [bool; 2],
+    abort: Option<Box<AbortOnDrop>>,
+    /// Dropped with the legs: until then the request can be aborted by its id.
+    _registration: Option<Registration>,
 }
 
 impl LegPair {
@@ -131,7 +135,14 @@ impl LegPair {
             has_waited: false,
             postponed: None,
             resent: [false; 2],
+            abort: None,
+            _registration: None,
         })
+    }
+
+    /// Makes the request one that is known by its id and, with `abort`, aborted if it ends early.
+    pub(super) fn identify(&mut self, registration: Registration, abort: Option<AbortOnDrop>) {
+        (self._registration, self.abort) = (Some(registration), abort.map(Box::new));
     }
 
     /// Runs both legs until the response can start, or the attempt has failed.
@@ -154,6 +165,7 @@ impl LegPair {
                     self.leg_mut(role).reconnect(context.pools);
                 }
                 Action::SendBoth => {
+                    self.abort.iter_mut().for_each(|abort| abort.arm());
                     let [prefill, decode] = (context.requests)();
                     self.prefill.send(prefill);
                     self.decode.send(decode);
@@ -374,6 +386,7 @@ impl LegPair {
     /// Ends a complete response. Returns prefill's leg if it is still to be drained.
     pub(super) fn finish(mut self: Box<Self>, source: Role) -> Option<Leg> {
         self.decision.on(source, LegEvent::Ended);
+        self.abort.iter_mut().for_each(|abort| abort.disarm());
         self.leg_mut(source).park();
         // The request's record ends now, and prefill's head may come later.
         self.prefill.record_write_time();

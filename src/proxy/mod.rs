@@ -6,6 +6,7 @@
 //! request's own task, so that dropping the task closes both. Who may send a request and when it
 //! may start is decided in `admission`; how its body is changed, in `wire`.
 
+mod abort;
 mod decision;
 mod exchange;
 mod intake;

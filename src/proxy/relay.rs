@@ -19,7 +19,7 @@ use super::decision::{Action, LegEvent};
 use super::leg::Leg;
 use super::leg_pair::{Deadline, LegPair, log_late_failure};
 use crate::admission::Reservation;
-use crate::error::{Cause, Error};
+use crate::error::{Cause, Error, ErrorFormat};
 use crate::http1::MalformedMessage;
 use crate::observe::report::log_limit;
 use crate::timer::Timer;
@@ -38,6 +38,8 @@ pub(crate) struct Relay {
     time_limit: Option<TimeLimit>,
     /// The client reads server-sent events, so an error can be reported as one.
     is_event_stream: bool,
+    /// How errors are written in events.
+    error_format: ErrorFormat,
     /// The body has a `Content-Length`.
     has_length: bool,
     /// Some of the body has been passed on.
@@ -164,6 +166,7 @@ impl Relay {
             source,
             time_limit,
             is_event_stream: false,
+            error_format: ErrorFormat::OpenAi,
             has_length,
             started: false,
             at_event_end: true,
@@ -216,9 +219,9 @@ impl Relay {
         self
     }
 
-    /// Sets whether the client reads server-sent events.
-    pub(super) fn with_event_stream(mut self, is_event_stream: bool) -> Self {
-        self.is_event_stream = is_event_stream;
+    /// Sets whether the client reads server-sent events, and how errors are written in them.
+    pub(super) fn with_event_stream(mut self, is_event_stream: bool, format: ErrorFormat) -> Self {
+        (self.is_event_stream, self.error_format) = (is_event_stream, format);
         self
     }
 
@@ -314,7 +317,7 @@ impl Relay {
         self.source = Source::Ended;
         // A blank line first if decode stopped inside an event, which would otherwise run into this one.
         let separator = if self.at_event_end { "" } else { "\n\n" };
-        let event = sends_event.then(|| format!("{separator}data: {}\n\n", error.to_json()).into());
+        let event = sends_event.then(|| format!("{separator}{}", error.to_event(self.error_format)).into());
         self.failure = Some(Failure { event, flushed: false, error: Some(error) });
     }
 }

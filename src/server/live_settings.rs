@@ -71,6 +71,8 @@ fn limits(options: &Options) -> RequestLimits {
         retry_on: options.retry_on.clone(),
         body_timeouts: body_timeouts(options),
         hash_key_headers: options.hash_key_headers.clone(),
+        internal_fields: options.internal_fields,
+        abort_on_disconnect: options.abort_on_disconnect,
     }
 }
 

@@ -9,8 +9,8 @@ use http_body_util::{Either, Full};
 use hyper::body::{Body, Frame, SizeHint};
 
 use crate::admission::Permit;
-use crate::error::{Error, OwnResponse};
-use crate::observe::record::{Record, RequestId};
+use crate::error::{Error, ErrorFormat, OwnResponse};
+use crate::observe::record::{Endpoint, Record, RequestId};
 use crate::proxy::{Relay, UpstreamResponse};
 use crate::transport::{ClientResponse, ResponseBody};
 use crate::wire::client_response::ClientResponseHead;
@@ -45,7 +45,11 @@ pub(crate) fn own(response: OwnResponse, record: Box<Record>) -> ClientResponse<
 /// The response to a request that failed.
 pub(crate) fn error(error: &Error, mut record: Box<Record>) -> ClientResponse<ClientResponseBody> {
     record.set_error(error);
-    ClientResponse { closes: error.ends_connection(), ..own(error.to_response(), record) }
+    let format = match record.endpoint() {
+        Endpoint::Messages => ErrorFormat::Anthropic,
+        _ => ErrorFormat::OpenAi,
+    };
+    ClientResponse { closes: error.ends_connection(), ..own(error.to_response_in(format), record) }
 }
 
 fn new(
@@ -95,6 +99,9 @@ impl Body for ClientResponseBody {
             Poll::Ready(Some(Ok(_))) if is_keep_alive => {}
             Poll::Ready(Some(Ok(frame))) => {
                 let is_last = self.body.is_end_stream();
+                if let Some(data) = frame.data_ref() {
+                    self.record.keep_tail(data);
+                }
                 let first =
                     self.record.record_chunk(frame.data_ref().map_or(0, SegmentedBytes::len), is_last);
                 self.first_byte = self.first_byte.or(first);

@@ -15,7 +15,7 @@ use crate::wire::shape::Dialect;
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Route {
     /// A pair of servers, through the proxy.
-    Generate(Dialect),
+    Generate(Dialect, Endpoint),
     /// The router itself, from what it knows or what servers say.
     Router(RouterEndpoint, Access),
     /// The API that lists and changes servers, for operators.
@@ -26,9 +26,12 @@ impl Route {
     /// Finds the route of a path. The endpoint is known even if the method is not one of its.
     pub(super) fn find(method: &Method, path: &str) -> (Endpoint, Result<Self, Error>) {
         let (route, allow) = match path {
-            "/generate" => (Self::Generate(Dialect::Generate), "POST, PUT"),
-            "/v1/chat/completions" => (Self::Generate(Dialect::Chat), "POST"),
-            "/v1/completions" => (Self::Generate(Dialect::Completions), "POST"),
+            "/generate" => (Self::Generate(Dialect::Generate, Endpoint::Generate), "POST, PUT"),
+            "/v1/chat/completions" => (Self::Generate(Dialect::Chat, Endpoint::Chat), "POST"),
+            "/v1/completions" => (Self::Generate(Dialect::Completions, Endpoint::Completions), "POST"),
+            "/v1/responses" => (Self::Generate(Dialect::Responses, Endpoint::Responses), "POST"),
+            "/v1/messages" => (Self::Generate(Dialect::Messages, Endpoint::Messages), "POST"),
+            "/invocations" => (Self::Generate(Dialect::Chat, Endpoint::Invocations), "POST"),
             // After the generation routes, which are nearly all requests.
             _ => return Self::find_other(method, path),
         };
@@ -47,7 +50,7 @@ impl Route {
             RouteAction::ByWorkersApi => (Endpoint::Workers, Ok(Self::Workers)),
             RouteAction::NotPossible(reason) => (Endpoint::NotPossible, Err(Error::NotPossible(reason))),
             RouteAction::NotServed(instead) => (Endpoint::Other, Err(Error::NotServed(instead))),
-            // Those that this router dispatches were found before.
+            // All of them were found before.
             RouteAction::OnPair => (Endpoint::Other, Err(Error::NotFound)),
         };
         let allow = entry.allow;
@@ -57,7 +60,7 @@ impl Route {
     /// The endpoint as metrics and logs name it.
     fn endpoint(self) -> Endpoint {
         match self {
-            Self::Generate(dialect) => dialect.into(),
+            Self::Generate(_, endpoint) => endpoint,
             Self::Router(endpoint, _) => match endpoint {
                 RouterEndpoint::Root | RouterEndpoint::Version => Endpoint::Other,
                 RouterEndpoint::Health => Endpoint::Health,
@@ -137,8 +140,14 @@ mod tests {
 
     #[test]
     fn routes_that_generate_have_the_methods_of_the_table() {
-        let paths = ["/generate", "/v1/chat/completions", "/v1/completions"];
-        for path in paths {
+        for path in [
+            "/generate",
+            "/v1/chat/completions",
+            "/v1/completions",
+            "/v1/responses",
+            "/v1/messages",
+            "/invocations",
+        ] {
             let entry = RouteEntry::find(path).expect("a row");
             assert_eq!(entry.action, RouteAction::OnPair, "{path}");
             let (_, refused) = Route::find(&Method::TRACE, path);

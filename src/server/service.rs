@@ -131,7 +131,7 @@ impl Service {
         // A reason to reject is found while parsing, but answered here: the request has an id and a log line
         // by now.
         match self.authorize(&mut exchange, auth) {
-            Ok(Route::Generate(dialect)) => self.generate(dialect, exchange).await,
+            Ok(Route::Generate(dialect, _)) => self.generate(dialect, exchange).await,
             // Boxed: these are few, and would make the future of a generation request larger.
             Ok(Route::Router(endpoint, _)) => Box::pin(self.ask(endpoint, exchange)).await,
             Ok(Route::Workers) => Box::pin(self.change_workers(exchange)).await,

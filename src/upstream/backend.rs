@@ -6,11 +6,13 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use hyper::header::HeaderValue;
 use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
+use super::completed_prefill::{CompletedPrefill, Expectation, ToldTokens};
 use super::connection_counts::{ConnectionCounts, Connections};
 use super::health::{HealthState, HealthTracker, Signal, hastens_probe, health_signal};
 use super::load_table::Slot;
@@ -18,6 +20,7 @@ use super::outcome::OutcomeCounts;
 use super::{Address, Outcome, Role};
 use crate::wire::bootstrap::BootstrapFields;
 use crate::wire::shape::key_hash;
+use crate::wire::usage::Usage;
 
 /// A prefill server and how decode servers reach its bootstrap server.
 #[derive(Debug, Clone)]
@@ -68,6 +71,7 @@ pub struct Backend {
     url_hash: u64,
     cache_tokens: AtomicU64,
     cache_epoch: AtomicU64,
+    told: ToldTokens,
     outcomes: OutcomeCounts,
     /// Shared with the pools, which outlive the backend while they close its connections.
     connections: Arc<ConnectionCounts>,
@@ -115,6 +119,7 @@ impl Backend {
             slot,
             cache_tokens: AtomicU64::new(UNKNOWN),
             cache_epoch: AtomicU64::new(NEXT_EPOCH.fetch_add(1, Ordering::Relaxed)),
+            told: ToldTokens::default(),
             outcomes: OutcomeCounts::default(),
             connections: Arc::default(),
             health,
@@ -270,6 +275,38 @@ impl Backend {
     /// Notes that the server's cache is empty, or may be.
     pub(crate) fn forget_cache(&self) {
         self.cache_epoch.store(NEXT_EPOCH.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// How many tokens the prompts had that a prefill server has computed, as far as its responses say it.
+    pub fn told_prompt_tokens(&self) -> u64 {
+        self.told.prompt_tokens()
+    }
+
+    /// The bytes of the same prompts.
+    pub fn told_prompt_bytes(&self) -> u64 {
+        self.told.prompt_bytes()
+    }
+
+    /// How many of those tokens were in its cache. On the OpenAI endpoints servers say it only with
+    /// `--enable-cache-report`.
+    pub fn told_cached_tokens(&self) -> u64 {
+        self.told.cached_tokens()
+    }
+
+    /// A prefill leg has ended well: counts what its response says, and tells the policy.
+    pub(super) fn prefill_completed(
+        self: &Arc<Self>,
+        expected: Expectation,
+        usage: Option<Usage>,
+        time: Option<Duration>,
+    ) {
+        let told = usage.map(|usage| self.told.count(usage, expected.prompt_bytes));
+        let (prompt_tokens, cached_tokens) = told.unwrap_or_default();
+        let completed = CompletedPrefill { server: self, expected, prompt_tokens, cached_tokens, time };
+        if let Some(time) = time {
+            self.slot.add_sample(expected.work_before, completed.new_bytes(), time);
+        }
+        self.slot.tell_policy(&completed);
     }
 
     /// How many requests have ended with this outcome on this server.

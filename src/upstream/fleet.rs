@@ -14,12 +14,13 @@ use std::time::Instant;
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
 
+use super::completed_prefill::Expectation;
 use super::health::{HealthTracker, SharedHealthOptions};
 use super::load_table::LoadTable;
 use super::policy::Candidates;
 use super::{
     Address, Backend, CacheAware, Choice, Demand, HealthOptions, InFlight, IndexUsage, Needs, Policy,
-    PrefillSpec, Random, Role, SelectedBy, Selection, SelectionReason, ServerPair,
+    PrefillSpec, Random, Role, RunningRequests, SelectedBy, Selection, SelectionReason, ServerPair,
 };
 pub(crate) use permits::PairPermits;
 
@@ -70,12 +71,13 @@ pub(crate) struct LiveFleet {
     /// Serializes changes: each is computed from the fleet that it replaces.
     changing: Mutex<()>,
     changes: watch::Sender<()>,
+    running: Arc<RunningRequests>,
 }
 
 impl LiveFleet {
     pub(crate) fn new(spec: FleetSpec) -> Self {
         let current = ArcSwap::from_pointee(Fleet::empty(spec.health.clone()).updated(spec));
-        Self { current, changing: Mutex::default(), changes: watch::channel(()).0 }
+        Self { current, changing: Mutex::default(), changes: watch::channel(()).0, running: Arc::default() }
     }
 
     /// The current fleet, borrowed for a moment: cheaper than [`snapshot`](Self::snapshot), but a guard that
@@ -109,6 +111,11 @@ impl LiveFleet {
         let fleet = self.now();
         fleet.prefill.tell_policy();
         fleet.decode.tell_policy();
+    }
+
+    /// The requests in progress that clients can name.
+    pub(crate) fn running(&self) -> &Arc<RunningRequests> {
+        &self.running
     }
 
     /// The health check options in force.
@@ -274,6 +281,7 @@ impl Stopwatch {
 struct Picked {
     server: Arc<Backend>,
     by: SelectedBy,
+    expected: Expectation,
 }
 
 fn pair_of(prefill: Picked, decode: Picked) -> ServerPair {
@@ -284,6 +292,7 @@ fn enter(prefill: Picked, decode: Picked) -> (ServerPair, InFlight, InFlight) {
     let [on_prefill, on_decode] = [&prefill, &decode].map(|picked| {
         let mut in_flight = InFlight::enter(Arc::clone(&picked.server));
         in_flight.add_work(picked.by.work());
+        in_flight.set_expectation(picked.expected);
         in_flight
     });
     (pair_of(prefill, decode), on_prefill, on_decode)
@@ -346,6 +355,7 @@ impl RoleGroup {
             policy,
             excluded: Arc::clone(&self.excluded),
         };
+        updated.loads.set_policy(&updated.policy);
         updated.tell_policy();
         updated
     }
@@ -394,9 +404,15 @@ impl RoleGroup {
             return None;
         }
         let choice = Choice::new(self.role, candidates, &self.loads, demand);
-        let Selection { server, cached, reason } = self.policy.choose(&choice);
+        let Selection { server, cached, reason, memo } = self.policy.choose(&choice);
         let by = self.selected_by(demand, cached, reason, candidates.servers.len());
-        Some(Picked { server: Arc::clone(server), by })
+        let expected = Expectation {
+            prompt_bytes: by.prompt_bytes,
+            cached_bytes: cached,
+            work_before: server.work(),
+            memo,
+        };
+        Some(Picked { server: Arc::clone(server), by, expected })
     }
 
     fn selected_by(

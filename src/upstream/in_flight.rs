@@ -1,9 +1,12 @@
 //! Requests in flight on a backend: counted while they run, with their work, and limited where a cap is set.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::completed_prefill::Expectation;
 use super::{Backend, Outcome};
 use crate::admission::{AdmissionHandle, WakeOnDrop};
+use crate::wire::usage::Usage;
 
 /// One leg of a request: counted on its backend until it is dropped, and its outcome recorded then.
 #[derive(Debug)]
@@ -38,6 +41,15 @@ impl InFlight {
         self.permit.add_work(bytes);
     }
 
+    pub(super) fn set_expectation(&mut self, expected: Expectation) {
+        self.permit.expected = expected;
+    }
+
+    /// The whole response of a prefill server has arrived, this long after the request was written.
+    pub(crate) fn prefill_completed(&self, usage: Option<Usage>, time: Option<Duration>) {
+        self.permit.backend.prefill_completed(self.permit.expected, usage, time);
+    }
+
     /// Sets the leg's outcome, which is recorded when this is dropped.
     pub(crate) fn set_outcome(&mut self, outcome: Outcome) {
         self.outcome = outcome;
@@ -56,6 +68,7 @@ impl Drop for InFlight {
 pub(crate) struct BackendPermit {
     backend: Arc<Backend>,
     work: u64,
+    pub(super) expected: Expectation,
     /// Wakes the admission queue, if requests in flight are capped. Fields are dropped after `Drop::drop`, so
     /// the slot is released by then.
     _wake: Option<WakeOnDrop>,
@@ -65,13 +78,15 @@ impl BackendPermit {
     /// Acquires a slot, above any cap.
     pub(super) fn acquire(backend: Arc<Backend>) -> Self {
         backend.load_slot().enter();
-        Self { backend, work: 0, _wake: None }
+        Self { backend, work: 0, expected: Expectation::default(), _wake: None }
     }
 
     /// Acquires a slot if fewer than `cap` requests are in flight.
     pub(super) fn try_acquire(backend: &Arc<Backend>, cap: usize) -> Option<Self> {
         let is_acquired = backend.load_slot().try_enter(cap);
-        is_acquired.then(|| Self { backend: Arc::clone(backend), work: 0, _wake: None })
+        let new =
+            || Self { backend: Arc::clone(backend), work: 0, expected: Expectation::default(), _wake: None };
+        is_acquired.then(new)
     }
 
     pub(super) fn backend(&self) -> &Arc<Backend> {

@@ -3,8 +3,14 @@
 //! Both are one number, so that a policy compares a thousand servers by reading a few kilobytes, and none of
 //! their [`Backend`](super::Backend)s. Who counts, and for how long, is for `in_flight`.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+
+use super::speed::{EVEN, Samples, slowness};
+use super::{CompletedPrefill, Policy};
 
 /// Most servers of one role that have a load of their own: four times as many as there may be, since one that
 /// was removed keeps its place until its last request has ended. Beyond that they share the last place.
@@ -44,6 +50,13 @@ impl Load {
 #[derive(Debug)]
 pub(crate) struct LoadTable {
     loads: Box<[AtomicU64; MAX_SLOTS]>,
+    /// How much slower than the mean each server is, in 256ths.
+    slowness: Box<[AtomicU16; MAX_SLOTS]>,
+    /// How many are not [`EVEN`]: while it is 0, nobody reads the others.
+    uneven: AtomicUsize,
+    samples: Samples,
+    /// Who compares the loads, and learns from the legs that have ended.
+    policy: ArcSwapOption<Arc<dyn Policy>>,
     slots: Mutex<SlotAllocator>,
 }
 
@@ -57,7 +70,14 @@ struct SlotAllocator {
 impl Default for LoadTable {
     fn default() -> Self {
         let loads = Box::new([const { AtomicU64::new(0) }; MAX_SLOTS]);
-        Self { loads, slots: Mutex::default() }
+        Self {
+            loads,
+            slowness: Box::new([const { AtomicU16::new(EVEN) }; MAX_SLOTS]),
+            uneven: AtomicUsize::new(0),
+            samples: Samples::default(),
+            policy: ArcSwapOption::empty(),
+            slots: Mutex::default(),
+        }
     }
 }
 
@@ -66,6 +86,30 @@ impl LoadTable {
     pub(crate) fn get(&self, slot: u16) -> Load {
         // The remainder, which changes nothing, tells the compiler that it need not check the index.
         Load(self.loads[usize::from(slot) % MAX_SLOTS].load(Ordering::Relaxed))
+    }
+
+    /// Whether servers differ in speed.
+    pub(super) fn is_uneven(&self) -> bool {
+        self.uneven.load(Ordering::Relaxed) != 0
+    }
+
+    /// This many bytes, as many more as the server is slower than the mean.
+    pub(super) fn weighted(&self, slot: u16, bytes: u64) -> u64 {
+        let slowness = self.slowness[usize::from(slot) % MAX_SLOTS].load(Ordering::Relaxed);
+        bytes.saturating_mul(u64::from(slowness)) / u64::from(EVEN)
+    }
+
+    fn set_slowness(&self, slot: u16, slowness: u16) {
+        let before = self.slowness[usize::from(slot)].swap(slowness, Ordering::Relaxed);
+        match (before == EVEN, slowness == EVEN) {
+            (true, false) => _ = self.uneven.fetch_add(1, Ordering::Relaxed),
+            (false, true) => _ = self.uneven.fetch_sub(1, Ordering::Relaxed),
+            _ => {}
+        }
+    }
+
+    pub(super) fn set_policy(&self, policy: &Arc<dyn Policy>) {
+        self.policy.store(Some(Arc::new(Arc::clone(policy))));
     }
 
     /// Gives a server its place.
@@ -77,7 +121,12 @@ impl LoadTable {
             slots.taken += usize::from(number < MAX_SLOTS - 1);
             (number < MAX_SLOTS - 1).then(|| place(number) as u16)
         });
-        Slot { table: Arc::clone(self), index: index.unwrap_or(SHARED), is_shared: index.is_none() }
+        Slot {
+            table: Arc::clone(self),
+            index: index.unwrap_or(SHARED),
+            is_shared: index.is_none(),
+            samples: Samples::default(),
+        }
     }
 }
 
@@ -98,11 +147,28 @@ pub(super) struct Slot {
     table: Arc<LoadTable>,
     index: u16,
     is_shared: bool,
+    /// Of its server's speed.
+    samples: Samples,
 }
 
 impl Slot {
     pub(super) fn index(&self) -> u16 {
         self.index
+    }
+
+    /// It has computed the `new` bytes of a request, after others, in this time.
+    pub(super) fn add_sample(&self, before: u64, new: u64, time: Duration) {
+        let slowness = slowness(&self.samples, &self.table.samples, (before, new), time);
+        if let Some(slowness) = slowness.filter(|_| !self.is_shared) {
+            self.table.set_slowness(self.index, slowness);
+        }
+    }
+
+    /// Tells the policy of the server's role.
+    pub(super) fn tell_policy(&self, completed: &CompletedPrefill<'_>) {
+        if let Some(policy) = &*self.table.policy.load() {
+            policy.prefill_completed(completed);
+        }
     }
 
     fn cell(&self) -> &AtomicU64 {
@@ -144,6 +210,7 @@ impl Drop for Slot {
         if self.is_shared {
             return;
         }
+        self.table.set_slowness(self.index, EVEN);
         let mut slots = self.table.slots.lock().unwrap_or_else(PoisonError::into_inner);
         slots.returned.push(self.index);
     }

@@ -6,6 +6,7 @@
 
 mod address;
 mod backend;
+mod completed_prefill;
 mod connection_counts;
 mod desired_fleet;
 mod dial;
@@ -18,13 +19,16 @@ mod outcome;
 mod policy;
 mod pool;
 mod role;
+mod running_requests;
 mod selection;
 mod server_spec;
+mod speed;
 
 pub use crate::wire::shape::Prompt;
 pub(crate) use address::{Address, checked_host};
 pub use backend::Backend;
 pub(crate) use backend::{Description, PrefillSpec, ProbeFailure};
+pub use completed_prefill::CompletedPrefill;
 pub(crate) use connection_counts::Connections;
 pub(crate) use desired_fleet::{DesiredFleet, MAX_SERVERS_PER_ROLE, NotChanged};
 pub(crate) use dial::{DialError, Dialer, SocketOptions};
@@ -39,6 +43,7 @@ pub use policy::{
 pub(crate) use policy::{DEFAULT_INDEX_BYTES, Demand, IndexUsage};
 pub(crate) use pool::{Lease, Pools};
 pub use role::Role;
+pub(crate) use running_requests::{Registration, RunningRequests};
 pub(crate) use selection::SelectedBy;
 pub use selection::{Selection, SelectionReason, SelectionSummary, ServerPair};
 pub(crate) use server_spec::{DnsName, ServerSpec};

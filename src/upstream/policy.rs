@@ -1,10 +1,11 @@
 //! Load-balancing policies: which server of a role gets a request.
 //!
-//! A policy sees the eligible servers of one role, their load, and what is known of the request's prompt. It
-//! opens no connection, tracks no health and is not told how the request ended. The policies here use nothing
-//! that one of a library's user cannot use.
+//! A policy sees the eligible servers of one role, their load, and what is known of the request's prompt, and
+//! it is told what prefill servers say of it afterwards. It opens no connection and tracks no health. The
+//! policies here use nothing that one of a library's user cannot use.
 
 mod cache_aware;
+mod cache_clock;
 mod consistent_hash;
 mod least_load;
 mod prefix_index;
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::load_table::{Load, LoadTable};
-use super::{Backend, Role, Selection, SelectionReason};
+use super::{Backend, CompletedPrefill, Role, Selection, SelectionReason};
 use crate::wire::shape::Prompt;
 
 pub use cache_aware::CacheAware;
@@ -71,6 +72,13 @@ pub trait Policy: Any + Send + Sync {
     /// outside of requests, so that memory can be allocated here.
     fn servers_changed(&self, servers: &[Arc<Backend>]) {
         let _ = servers;
+    }
+
+    /// A prefill leg of the role has ended well, and its server may have said how much of the prompt it had
+    /// in its cache. Called between two requests of others, so it must be quick. By default nothing is
+    /// learned.
+    fn prefill_completed(&self, completed: &CompletedPrefill<'_>) {
+        let _ = completed;
     }
 
     /// Whether a reload that brings the policy `next` keeps this one, with its state, instead. By default it
@@ -175,8 +183,9 @@ impl<'a> Choice<'a> {
         self.role
     }
 
-    /// The request's prompt. `None` if no policy in use [needs](Policy::needs) it, if the request was not
-    /// read yet (as in [`select_pair`](crate::MiniLoadBalancer::select_pair)), and just after a reload.
+    /// The request's prompt. `None` if no policy in use [needs](Policy::needs) it and no
+    /// [trace](crate::MiniLbConfig::trace_log) is written, if the request was not read yet (as in
+    /// [`select_pair`](crate::MiniLoadBalancer::select_pair)), and just after a reload.
     pub fn prompt(&self) -> Option<&'a Prompt> {
         self.demand.prompt
     }
@@ -197,6 +206,13 @@ impl<'a> Choice<'a> {
     /// the server in [`servers`](Self::servers), here and below.
     pub fn work(&self, index: usize) -> u64 {
         self.load(index).work()
+    }
+
+    /// The [work](Self::work) of a server and these bytes, as many more as the server is slower than the mean
+    /// of its role: what waiting for it costs. Servers that are about as fast as the mean, and decode
+    /// servers, count as equal.
+    pub fn weighted_work(&self, index: usize, more: u64) -> u64 {
+        self.loads.weighted(self.candidates.slots[index], self.work(index).saturating_add(more))
     }
 
     /// The requests in flight on a server, as [`Backend::in_flight`] without reading the backend's memory.
@@ -231,9 +247,19 @@ impl<'a> Choice<'a> {
         self.candidates.url_hashes[index]
     }
 
-    /// The index of the server with the smallest value of its load. Among equals it is the first from a
-    /// random one on.
-    fn least_by(&self, value: impl Fn(Load) -> u64) -> usize {
+    /// The index of the prefill server that would be through with these bytes first.
+    fn first_through(&self, bytes: u64) -> usize {
+        // Apart, so that a fleet of equal servers reads their loads only.
+        if self.loads.is_uneven() {
+            self.least_by(|slot, load| self.loads.weighted(slot, load.work() + bytes))
+        } else {
+            self.least_by(|_, load| load.work())
+        }
+    }
+
+    /// The index of the server with the smallest value of its slot and load. Among equals it is the first
+    /// from a random one on.
+    fn least_by(&self, value: impl Fn(u16, Load) -> u64) -> usize {
         let slots = &self.candidates.slots[..];
         // Otherwise the first of several idle servers would receive all requests.
         let start = fastrand::usize(..slots.len());
@@ -241,7 +267,7 @@ impl<'a> Choice<'a> {
         let mut best = (u64::MAX, start);
         for (first, slots) in [(start, from_start), (0, before)] {
             for (place, slot) in slots.iter().enumerate() {
-                let value = value(self.loads.get(*slot));
+                let value = value(*slot, self.loads.get(*slot));
                 // Chosen without a branch, which could not be predicted.
                 let is_less = value < best.0;
                 best = (if is_less { value } else { best.0 }, if is_less { first + place } else { best.1 });

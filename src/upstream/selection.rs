@@ -57,12 +57,13 @@ pub struct Selection<'a> {
     pub(super) server: &'a Arc<Backend>,
     pub(super) cached: u64,
     pub(super) reason: SelectionReason,
+    pub(super) memo: u128,
 }
 
 impl<'a> Selection<'a> {
     /// This server, which is not believed to have any of the prompt.
     pub fn new(server: &'a Arc<Backend>) -> Self {
-        Self { server, cached: 0, reason: SelectionReason::Unknown }
+        Self { server, cached: 0, reason: SelectionReason::Unknown, memo: 0 }
     }
 
     /// The server is believed to have this many bytes of the prompt in its cache.
@@ -75,6 +76,13 @@ impl<'a> Selection<'a> {
     #[must_use]
     pub fn because(self, reason: SelectionReason) -> Self {
         Self { reason, ..self }
+    }
+
+    /// A number that comes back in [`CompletedPrefill::memo`](super::CompletedPrefill::memo): whatever the
+    /// policy wants to remember until then.
+    #[must_use]
+    pub fn with_memo(self, memo: u128) -> Self {
+        Self { memo, ..self }
     }
 
     /// The server.

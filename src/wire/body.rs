@@ -102,9 +102,9 @@ mod tests {
 
     fn leg_of(client: &ClientBody, shape: &BodyShape, port: Option<u16>, room: u64) -> OutgoingBody {
         let plan = RequestPlan::sglang(&shape.fields, OwnIds::default());
-        let [prefill, decode] = plan.bodies(client, &BootstrapFields::new("h".into(), port), room);
-        assert_eq!(prefill.pieces(), decode.pieces());
-        prefill
+        let bodies = plan.bodies(client, &BootstrapFields::new("h".into(), port), room);
+        assert_eq!(bodies.prefill().pieces(), bodies.decode().pieces());
+        bodies.decode().clone()
     }
 
     /// The rewritten body, of a body that was read in chunks of `size` bytes.

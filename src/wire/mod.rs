@@ -16,3 +16,4 @@ pub(crate) mod shape;
 pub(crate) mod sse;
 pub(crate) mod stream_error;
 pub(crate) mod upstream_request;
+pub(crate) mod usage;

@@ -37,7 +37,7 @@ pub(crate) struct RequestPlan {
     decode: Option<LegPlan>,
 }
 
-/// Fields that the router adds for itself if the client has not set them.
+/// Ids that the router sets, of plain ASCII, because the client has none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct OwnIds<'a> {
     /// The id by which servers can be asked to abort the request.
@@ -49,15 +49,19 @@ pub(crate) struct OwnIds<'a> {
 impl RequestPlan {
     /// SGLang's protocol: both legs get the same body, without the client's internal fields.
     pub(crate) fn sglang(fields: &BodyFields, ids: OwnIds<'_>) -> Self {
+        let own = |id: Option<&str>| {
+            id.map_or(FieldChange::Keep, |id| FieldChange::Replace(format!("\"{id}\"").into()))
+        };
         let change = |field| match field {
             ChangedField::Internal => FieldChange::Cut,
-            ChangedField::Rid | ChangedField::RequestId => FieldChange::Keep,
+            ChangedField::Rid => own(ids.rid),
+            ChangedField::RequestId => own(ids.request_id),
         };
         let mut added = BytesMut::new();
         for (field, name, id) in
             [(ChangedField::Rid, "rid", ids.rid), (ChangedField::RequestId, "request_id", ids.request_id)]
         {
-            // The client's own stays: two fields of one name are an error on some servers.
+            // Otherwise it is in place of the client's null: some servers refuse two fields of one name.
             if let Some(id) = id.filter(|_| !fields.has(field)) {
                 for part in [",\"", name, "\":\"", id, "\""] {
                     added.put_slice(part.as_bytes());
@@ -74,15 +78,24 @@ impl RequestPlan {
     }
 
     /// The bodies of prefill's and of decode's leg.
-    pub(crate) fn bodies(
-        &self,
-        body: &ClientBody,
-        bootstrap: &BootstrapFields,
-        room: u64,
-    ) -> [OutgoingBody; 2] {
+    pub(crate) fn bodies(&self, body: &ClientBody, bootstrap: &BootstrapFields, room: u64) -> LegBodies {
         let of = |leg: &LegPlan| body.edited(&leg.edit, bootstrap, room, &leg.added);
-        let prefill = of(&self.prefill);
-        let decode = self.decode.as_ref().map_or_else(|| prefill.clone(), of);
-        [prefill, decode]
+        LegBodies { prefill: of(&self.prefill), decode: self.decode.as_ref().map(of) }
+    }
+}
+
+/// The bodies of both legs.
+pub(crate) struct LegBodies {
+    prefill: OutgoingBody,
+    decode: Option<OutgoingBody>,
+}
+
+impl LegBodies {
+    pub(crate) fn prefill(&self) -> &OutgoingBody {
+        &self.prefill
+    }
+
+    pub(crate) fn decode(&self) -> &OutgoingBody {
+        self.decode.as_ref().unwrap_or(&self.prefill)
     }
 }

@@ -76,12 +76,20 @@ impl SegmentedBytes {
         }
     }
 
+    /// The segments, in order.
+    pub(crate) fn slices(&self) -> &[Bytes] {
+        match self {
+            Self::One(bytes) => std::slice::from_ref(bytes),
+            Self::Many(segments) => &segments.slices[segments.consumed..],
+        }
+    }
+
     /// The bytes joined.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn into_bytes(self) -> Bytes {
         match self {
             Self::One(bytes) => bytes,
-            Self::Many(segments) => segments.slices[segments.consumed..].concat().into(),
+            Self::Many(_) => self.slices().concat().into(),
         }
     }
 }

@@ -11,12 +11,14 @@ mod edit;
 mod error;
 mod fields;
 mod inspector;
+mod internal_fields;
 mod prompt;
 mod strict;
 
 pub(crate) use edit::{BodyEdit, BodyFields, ChangedField, FieldChange, RangeChange};
 pub(crate) use error::BodyError;
 pub(crate) use inspector::BodyInspector;
+pub(crate) use internal_fields::{FieldTreatment, InternalFields};
 pub use prompt::Prompt;
 pub(crate) use prompt::{HashKey, key_hash};
 
@@ -31,6 +33,10 @@ pub(crate) enum Dialect {
     Chat,
     /// `/v1/completions`
     Completions,
+    /// `/v1/responses`
+    Responses,
+    /// `/v1/messages`, Anthropic's API
+    Messages,
 }
 
 /// What the router must know of a request body.
@@ -42,9 +48,15 @@ pub(crate) struct BodyShape {
     pub(crate) merge: Option<Merge>,
     /// The client requests more than one sample a prompt (`n` > 1).
     pub(crate) parallel_sampling: bool,
+    /// The client's ids of the request (`rid`), one for each prompt of a batch that lists them.
+    pub(crate) rids: Vec<String>,
+    /// The client has set `request_id`, which is not null.
+    pub(crate) has_request_id: bool,
+    /// The client refers to an earlier response (`previous_response_id`).
+    pub(crate) has_previous_response: bool,
     /// Where the fields lie that the router may change.
     pub(crate) fields: BodyFields,
-    /// The prompt, if a policy wants to know it.
+    /// The prompt, if it was asked for.
     pub(crate) prompt: Option<Prompt>,
 }
 

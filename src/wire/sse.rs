@@ -146,6 +146,16 @@ pub(crate) fn single_data_line(event: &[u8]) -> Option<Range<usize>> {
     event[end..].iter().all(is_line_end).then_some(start..end)
 }
 
+/// The same of an event whose type may stand before the data, as on `/v1/messages` and `/v1/responses`.
+pub(crate) fn data_line_of_type(event: &[u8]) -> Option<Range<usize>> {
+    let line = event.iter().position(|byte| !matches!(byte, b'\n' | b'\r'))?;
+    if !event[line..].starts_with(b"event:") {
+        return single_data_line(event);
+    }
+    let data = line + memchr::memchr2(b'\n', b'\r', &event[line..])?;
+    single_data_line(&event[data..]).map(|range| data + range.start..data + range.end)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

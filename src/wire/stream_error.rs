@@ -1,15 +1,16 @@
 //! Errors within a response that has status 200.
 //!
-//! SGLang sends the head of a `/generate` stream, with status 200, before it does any work. What fails after
-//! that is an event: an error object, or a last chunk whose finish reason is an abort, such as a failed KV
-//! transfer. What follows from an error is decided in `proxy`.
+//! SGLang sends the head of a `/generate` stream, with status 200, before it does any work, and so those of
+//! `/v1/responses` and `/v1/messages`. What fails after that is an event: an error object, a response that
+//! has failed, or a last chunk whose finish reason is an abort, such as a failed KV transfer. What follows
+//! from an error is decided in `proxy`.
 
 use std::ops::Range;
 
 use memchr::memmem;
 
 use super::json::JsonValue;
-use super::sse::single_data_line;
+use super::sse::data_line_of_type;
 
 /// An error that a server reports in an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,7 +26,7 @@ const DEFAULT_STATUS: u16 = 500;
 
 /// The error that an event reports, if it reports one.
 pub(crate) fn in_event(event: &[u8]) -> Option<StreamError> {
-    let json = single_data_line(event)?;
+    let json = data_line_of_type(event)?;
     let text = &event[json.clone()];
     // Nearly every event skips the walk below by these searches: only errors have these names, and text
     // that was generated about them, whose quotes are escaped.
@@ -34,15 +35,31 @@ pub(crate) fn in_event(event: &[u8]) -> Option<StreamError> {
         return None;
     }
     let root = JsonValue::root(text).ok()?;
-    let status = error_status(root).or_else(|| abort_status(root))?;
-    Some(StreamError { status, json })
+    if let Some(status) = error_status(root).or_else(|| abort_status(root)) {
+        return Some(StreamError { status, json });
+    }
+    let failed = failed_response(root)?;
+    let span = failed.span();
+    let json = json.start + span.start..json.start + span.end;
+    Some(StreamError { status: error_status(failed)?, json })
 }
 
-/// `{"error":{"message":…,"code":400}}`, or the error as a string.
+/// `{"type":"response.failed","response":{"error":{"code":"server_error","message":…}}}`, of
+/// `/v1/responses`: the response, whose `error` is null unless it has failed.
+fn failed_response(root: JsonValue<'_>) -> Option<JsonValue<'_>> {
+    let response = root.member("response").ok()??;
+    error_status(response).is_some().then_some(response)
+}
+
+/// `{"error":{"message":…,"code":400}}`, or the error as a string. Anthropic's API has a `type` and no code.
 fn error_status(root: JsonValue<'_>) -> Option<u16> {
     let error = root.member("error").ok()??;
     if error.raw() == b"null" {
         return None;
+    }
+    let kind = error.member("type").ok().flatten().map(JsonValue::raw);
+    if error.member("code").ok().flatten().is_none() && kind == Some(b"\"invalid_request_error\"") {
+        return Some(400);
     }
     Some(status(error, "code"))
 }
@@ -80,6 +97,25 @@ mod tests {
             (r#"{"meta_info":{"finish_reason":{"type":"abort","status_code":400}},"index":1}"#, 400),
         ] {
             assert_eq!(found(&format!("data: {json}\n\n")), Some((status, json)));
+        }
+    }
+
+    #[test]
+    fn errors_of_responses_and_messages_are_found() {
+        let failed = r#"{"id":"resp_1","status":"failed","error":{"code":"server_error","message":"long"}}"#;
+        let event = format!(
+            "event: response.failed\ndata: {{\"type\":\"response.failed\",\"response\":{failed},\"sequence_number\":2}}\n\n"
+        );
+        assert_eq!(found(&event), Some((500, failed)));
+        for (kind, status) in [("invalid_request_error", 400), ("api_error", 500)] {
+            let error = format!(r#"{{"type":"error","error":{{"type":"{kind}","message":"long"}}}}"#);
+            assert_eq!(found(&format!("event: error\ndata: {error}\n\n")), Some((status, &*error)));
+        }
+        for event in [
+            r#"event: response.created"#.to_owned() + "\ndata: {\"response\":{\"error\":null}}\n\n",
+            "event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n".to_owned(),
+        ] {
+            assert_eq!(found(&event), None);
         }
     }
 

@@ -4,6 +4,7 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use super::generate::Generator;
+use super::plot;
 use super::report::{Outcome, Row, table};
 use super::router::{Reference, Router};
 use super::simulation::{Fleet, Scenario, simulate};
@@ -132,6 +133,9 @@ pub struct Experiment {
     /// Write all rows as JSON.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Write plots: TTFT of all rows of a load, and work over time of each.
+    #[arg(long, value_name = "FOLDER")]
+    pub plots: Option<PathBuf>,
 }
 
 impl Experiment {
@@ -153,6 +157,10 @@ impl Experiment {
         if let Some(path) = &self.json {
             let mut file = std::fs::File::create(path)?;
             writeln!(file, "{}", serde_json::to_string_pretty(&rows)?)?;
+        }
+        if let Some(folder) = &self.plots {
+            std::fs::create_dir_all(folder)?;
+            plot::write(&rows.iter().collect::<Vec<_>>(), folder)?;
         }
         Ok(rows)
     }

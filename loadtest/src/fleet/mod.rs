@@ -11,6 +11,7 @@ pub mod generate;
 pub mod live;
 pub mod model;
 mod noise;
+mod plot;
 mod report;
 mod router;
 mod simulation;

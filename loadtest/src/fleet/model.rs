@@ -92,10 +92,14 @@ pub struct PrefillServer {
     pub(super) up: bool,
     /// Restarts so far: what was promised before the last one does not come.
     pub(super) epoch: u32,
+    /// When the last one was.
+    pub(super) stopped_at: f64,
     /// Seconds that it computed.
     pub(super) busy: f64,
     /// Requests that it took.
     pub(super) requests: u64,
+    /// When its queue changed, and when it would have been empty from then on.
+    pub(super) queue: Vec<(f64, f64)>,
 }
 
 impl PrefillServer {
@@ -103,7 +107,18 @@ impl PrefillServer {
     pub fn new(model: Model, speed: f64) -> Self {
         let blocks = usize::try_from(model.cache_tokens / BLOCK_TOKENS).unwrap_or(usize::MAX);
         let cache = PrefixCache::new(blocks);
-        Self { model, cache, speed, free_at: 0.0, up: true, epoch: 0, busy: 0.0, requests: 0 }
+        Self {
+            model,
+            cache,
+            speed,
+            free_at: 0.0,
+            up: true,
+            epoch: 0,
+            stopped_at: 0.0,
+            busy: 0.0,
+            requests: 0,
+            queue: Vec::new(),
+        }
     }
 
     /// Takes a request. `noise` is a factor of its time.
@@ -118,6 +133,7 @@ impl PrefillServer {
         let start = self.free_at.max(now);
         let finish = start + seconds;
         self.free_at = finish;
+        self.queue.push((now, finish));
         self.busy += seconds;
         self.requests += 1;
         Prefilled { start, finish, transferred: finish + self.model.transfer_seconds(new), cached }
@@ -143,7 +159,9 @@ impl PrefillServer {
     pub(super) fn stop(&mut self, now: f64) {
         self.busy -= self.wait(now);
         (self.up, self.free_at) = (false, now);
+        self.queue.push((now, now));
         self.epoch += 1;
+        self.stopped_at = now;
         self.cache.clear();
     }
 }
@@ -214,6 +232,11 @@ impl DecodeServer {
         let Reverse(first) = self.batch.pop()?;
         self.kv_tokens -= first.kv_tokens;
         Some(first.id)
+    }
+
+    /// Tokens of KV cache of all requests in the batch.
+    pub(super) fn kv_tokens(&self) -> f64 {
+        self.kv_tokens
     }
 
     /// Requests in the batch.

@@ -30,6 +30,8 @@ pub struct Outcome {
     pub prefill: Vec<ServerLoad>,
     /// Requests of each decode server.
     pub decode_requests: Vec<u64>,
+    /// By prefill server: when its queue changed, and when it would have been empty from then on.
+    pub queues: Vec<Vec<(f64, f64)>>,
 }
 
 impl Outcome {
@@ -52,9 +54,24 @@ impl Outcome {
     pub fn utilisation(&self) -> Vec<f64> {
         self.prefill.iter().map(|server| server.busy / self.seconds).collect()
     }
+
+    /// By prefill server: the seconds of work that it had at each of [`WORK_POINTS`] + 1 instants.
+    fn work(&self) -> Vec<Vec<f64>> {
+        let at = |point: usize| self.seconds * point as f64 / WORK_POINTS as f64;
+        let work = |queue: &Vec<(f64, f64)>, now: f64| {
+            let changes = queue.partition_point(|(changed, _)| *changed <= now);
+            let last = changes.checked_sub(1).map_or(0.0, |last| queue[last].1 - now);
+            last.max(0.0)
+        };
+        let of = |queue| (0..=WORK_POINTS).map(|point| work(queue, at(point))).collect();
+        self.queues.iter().map(of).collect()
+    }
 }
 
-fn quantile(ascending: &[f64], share: f64) -> f64 {
+/// Steps of a plot of work over time: 50 KB for eight servers, and 2.5 s of ten minutes.
+const WORK_POINTS: usize = 240;
+
+pub(super) fn quantile(ascending: &[f64], share: f64) -> f64 {
     let rank = (share * ascending.len() as f64).ceil() as usize;
     ascending.get(rank.max(1) - 1).copied().unwrap_or(f64::NAN)
 }
@@ -102,6 +119,11 @@ pub struct Row {
     pub decode_max: f64,
     /// The 101 quantiles of the TTFT from 0 to 1.
     pub cdf: Vec<f64>,
+    /// Seconds from the first to the last arrival of the first repeat.
+    pub seconds: f64,
+    /// Its work over time by prefill server, in seconds: for plots.
+    #[serde(skip)]
+    pub work: Vec<Vec<f64>>,
 }
 
 impl Row {
@@ -149,6 +171,8 @@ impl Row {
                 most as f64 * run.decode_requests.len() as f64 / total.max(1) as f64
             }),
             cdf: (0..=100).map(|percent| quantile(&ttft, f64::from(percent) / 100.0)).collect(),
+            seconds: runs.first().map_or(0.0, |run| run.seconds),
+            work: runs.first().map(Outcome::work).unwrap_or_default(),
         }
     }
 }
@@ -199,7 +223,7 @@ const HEAD: &str = "\
 ";
 
 /// Three significant digits.
-fn seconds(value: f64) -> String {
+pub(super) fn seconds(value: f64) -> String {
     match value {
         value if value >= 100.0 => format!("{value:.0}"),
         value if value >= 10.0 => format!("{value:.1}"),

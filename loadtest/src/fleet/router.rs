@@ -47,12 +47,14 @@ pub struct Pair {
 }
 
 /// How a prefill leg ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum PrefillEnd {
     /// It answered, and said how many tokens were cached.
     Answered {
         /// Tokens of the prompt that were in the cache.
         cached: u64,
+        /// Seconds since the request was sent.
+        time: f64,
     },
     /// The server stopped.
     Failed,

@@ -24,16 +24,18 @@ pub enum Scenario {
     Restart,
     /// The first is not there before two fifths of the time.
     Join,
+    /// As `Restart`; on loopback its connections are reset rather than closed.
+    Kill,
 }
 
 /// Seconds from a server's stop to its start.
 pub const OUTAGE: f64 = 20.0;
 /// When a server stops or joins, of the time.
-const CHANGE_AT: f64 = 0.4;
+pub(super) const CHANGE_AT: f64 = 0.4;
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Steady, Self::HalfSpeed, Self::Restart, Self::Join];
+    pub const ALL: [Self; 5] = [Self::Steady, Self::HalfSpeed, Self::Restart, Self::Join, Self::Kill];
 
     /// As on the command line.
     pub fn name(self) -> &'static str {
@@ -42,6 +44,7 @@ impl Scenario {
             Self::HalfSpeed => "half-speed",
             Self::Restart => "restart",
             Self::Join => "join",
+            Self::Kill => "kill",
         }
     }
 }
@@ -175,7 +178,7 @@ impl<'a> Run<'a> {
         let change = duration(requests) * CHANGE_AT;
         match fleet.scenario {
             Scenario::Steady | Scenario::HalfSpeed => {}
-            Scenario::Restart => {
+            Scenario::Restart | Scenario::Kill => {
                 run.at(change, Event::Stop(0));
                 run.at(change + OUTAGE, Event::Start(0));
             }
@@ -248,7 +251,8 @@ impl<'a> Run<'a> {
         }
         self.inside[pair.prefill].remove(&index);
         let request = &self.requests[index];
-        self.router.prefill_done(index, pair, PrefillEnd::Answered { cached: prefilled.cached });
+        let end = PrefillEnd::Answered { cached: prefilled.cached, time: now - request.at };
+        self.router.prefill_done(index, pair, end);
         let first = self.decode[pair.decode].join(now, index, request.input, request.output);
         if index >= self.measured_from {
             self.outcome.ttft.push(first - request.at);
@@ -283,13 +287,14 @@ impl<'a> Run<'a> {
     }
 
     fn outcome(self) -> Outcome {
-        let Self { mut outcome, prefill, decode, requests, .. } = self;
+        let Self { mut outcome, mut prefill, decode, requests, .. } = self;
         outcome.ttft.sort_by(f64::total_cmp);
         outcome.seconds = duration(requests);
         outcome.prefill = prefill
             .iter()
             .map(|server| ServerLoad { requests: server.requests, busy: server.busy })
             .collect();
+        outcome.queues = prefill.iter_mut().map(|server| std::mem::take(&mut server.queue)).collect();
         outcome.decode_requests = decode.iter().map(|server| server.requests).collect();
         outcome
     }

@@ -35,7 +35,8 @@ struct Line {
     hash_ids: Vec<u64>,
 }
 
-/// Reads a trace in Mooncake's format: a JSON object a line, in the order of `timestamp`.
+/// Reads a trace in Mooncake's format: a JSON object a line. They need not be in the order of `timestamp`,
+/// and the first need not be at 0: a router writes the line of a request when it has ended.
 ///
 /// # Errors
 /// If the file cannot be read, or a line is not of this format.

@@ -1,5 +1,5 @@
-//! Endpoints other than generation: health, information, tokens, loads, cache, aborts. Bodies are recorded from a
-//! real server, with this server's values filled in.
+//! Endpoints other than generation: health, information, tokens, loads, cache, aborts. Bodies are recorded
+//! from a real server, with this server's values filled in.
 
 use std::{
     sync::{

@@ -109,6 +109,12 @@ families! {
     IN_FLIGHT gauge "mini_lb_backend_in_flight_requests" "Requests in flight on the backend.";
     LEGS counter "mini_lb_backend_legs_total"
         "Requests that have ended on the backend, by their outcome there.";
+    PROMPT_TOKENS counter "mini_lb_backend_prompt_tokens_total"
+        "Tokens of the prompts that the prefill backend has computed, as its responses say. Streams of the OpenAI \
+         endpoints without include_usage do not.";
+    CACHED_TOKENS counter "mini_lb_backend_cached_tokens_total"
+        "Those of them that were in its cache, as its responses say. Those of the OpenAI endpoints do only with \
+         --enable-cache-report.";
     OPENED counter "mini_lb_backend_connections_opened_total"
         "Connections opened to the backend, including those of health probes.";
     REUSED counter "mini_lb_backend_connections_reused_total"
@@ -337,6 +343,7 @@ fn backends(text: &mut Exposition, fleet: &Fleet, prompts: &IdMap<u64, PromptByt
     each(&REUSED, &|_, connections| connections.reused);
     each(&IDLE, &|_, connections| connections.idle);
     each(&WORK, &|backend, _| backend.work());
+    told_tokens(text, &servers);
     text.family(&LEGS);
     for ((role, url), server) in &servers {
         for outcome in Outcome::ALL {
@@ -354,6 +361,19 @@ fn backends(text: &mut Exposition, fleet: &Fleet, prompts: &IdMap<u64, PromptByt
         for ((role, url), server) in &servers {
             let bytes = prompts.get(&server.id()).map_or(0, part);
             text.value(family, &[("role", *role), ("backend", *url)], bytes);
+        }
+    }
+}
+
+/// What prefill servers say in their responses.
+fn told_tokens(text: &mut Exposition, servers: &BTreeMap<(&str, &str), &Backend>) {
+    type Told = fn(&Backend) -> u64;
+    let families: [(&Family, Told); 2] =
+        [(&PROMPT_TOKENS, Backend::told_prompt_tokens), (&CACHED_TOKENS, Backend::told_cached_tokens)];
+    for (family, value) in families {
+        text.family(family);
+        for ((role, url), server) in servers.iter().filter(|(_, server)| server.role() == Role::Prefill) {
+            text.value(family, &[("role", *role), ("backend", *url)], value(server));
         }
     }
 }

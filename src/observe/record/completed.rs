@@ -1,13 +1,13 @@
 //! The event of a completed request, with everything that is derived from what was recorded.
 
 use std::borrow::Cow;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::Method;
 
 #[cfg(feature = "otel")]
 use super::Trace;
-use super::{Endpoint, Phase, Record, RequestId, RetryReason};
+use super::{Endpoint, Phase, Record, RequestId, RetryReason, TracedRequest};
 use crate::upstream::{Backend, Role, ServerPair};
 
 /// Longest path in a log line or a span, in bytes: clients choose it.
@@ -233,6 +233,16 @@ impl<'a> CompletedRequest<'a> {
     /// Bytes of the response's body, without framing.
     pub(crate) fn bytes_out(&self) -> u64 {
         self.record.bytes_out
+    }
+
+    /// What a load trace says of it, if an observer wants it and its body was read.
+    pub(crate) fn traced(&self) -> Option<&'a TracedRequest> {
+        self.record.traced.as_deref()
+    }
+
+    /// When its head was read.
+    pub(crate) fn started_at(&self) -> Instant {
+        self.record.started_at()
     }
 
     /// Time from the request's head to a phase of the last attempt. `None`: it was not reached.

@@ -1,7 +1,5 @@
 //! The label of a request's path in metrics.
 
-use crate::wire::shape::Dialect;
-
 /// What a client asked for. A fixed set whatever paths are sent, so that a client cannot add series to the
 /// metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,6 +7,10 @@ pub(crate) enum Endpoint {
     Generate,
     Chat,
     Completions,
+    Responses,
+    Messages,
+    /// `/invocations`: chat completions for SageMaker.
+    Invocations,
     Health,
     Ready,
     HealthGenerate,
@@ -31,10 +33,13 @@ pub(crate) enum Endpoint {
 impl Endpoint {
     /// All of them, in the order of their definition, which is the index of their counters. Those that
     /// generate come first, so that arrays for them alone need no gaps.
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 18] = [
         Self::Generate,
         Self::Chat,
         Self::Completions,
+        Self::Responses,
+        Self::Messages,
+        Self::Invocations,
         Self::Health,
         Self::Ready,
         Self::HealthGenerate,
@@ -50,7 +55,7 @@ impl Endpoint {
     ];
 
     /// How many of [`ALL`](Self::ALL) generate tokens.
-    pub(crate) const GENERATING: usize = 3;
+    pub(crate) const GENERATING: usize = 6;
 
     /// The value of the label `endpoint`.
     pub(crate) fn as_str(self) -> &'static str {
@@ -58,6 +63,9 @@ impl Endpoint {
             Self::Generate => "generate",
             Self::Chat => "chat_completions",
             Self::Completions => "completions",
+            Self::Responses => "responses",
+            Self::Messages => "messages",
+            Self::Invocations => "invocations",
             Self::Health => "health",
             Self::Ready => "ready",
             Self::HealthGenerate => "health_generate",
@@ -76,15 +84,5 @@ impl Endpoint {
     /// Whether the request runs on a prefill-decode pair.
     pub(crate) fn generates(self) -> bool {
         (self as usize) < Self::GENERATING
-    }
-}
-
-impl From<Dialect> for Endpoint {
-    fn from(dialect: Dialect) -> Self {
-        match dialect {
-            Dialect::Generate => Self::Generate,
-            Dialect::Chat => Self::Chat,
-            Dialect::Completions => Self::Completions,
-        }
     }
 }

@@ -6,6 +6,7 @@ use super::RequestId;
 use super::timeline::{Phase, SinceHead, Timeline};
 use crate::http1::{BodyProgress, WriteTiming};
 use crate::upstream::{Backend, InFlight, Outcome, Role};
+use crate::wire::usage::Usage;
 
 /// A leg in progress. Dropped without an outcome, it counts as cancelled.
 pub(crate) struct LegRecord {
@@ -75,6 +76,12 @@ impl LegRecord {
         if self.role == Role::Decode && !self.timeline.has_reached(Phase::DecodeByte) {
             self.timeline.mark(Phase::DecodeByte);
         }
+    }
+
+    /// The whole response of prefill has arrived, and says this.
+    pub(crate) fn prefill_completed(&self, usage: Option<Usage>) {
+        let ended = self.ended_with_head.unwrap_or_else(|| self.timeline.now());
+        self.in_flight.prefill_completed(usage, self.timeline.time_between(Phase::PrefillWritten, ended));
     }
 
     /// Sets how the leg ended. Without this call it was cancelled.

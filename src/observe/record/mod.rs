@@ -13,6 +13,7 @@ mod retry_reason;
 mod timeline;
 #[cfg(feature = "otel")]
 mod trace;
+mod traced;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -23,6 +24,8 @@ use hyper::http::uri::PathAndQuery;
 
 use crate::error::Error;
 use crate::upstream::{Backend, InFlight, Role, ServerPair};
+use crate::wire::segments::SegmentedBytes;
+use crate::wire::shape::Prompt;
 
 pub(crate) use completed::{CompletedRequest, RequestEnd, Severity, StatusClass, truncate};
 pub(crate) use endpoint::Endpoint;
@@ -35,6 +38,7 @@ pub(crate) use timeline::Phase;
 use timeline::{SinceHead, Timeline};
 #[cfg(feature = "otel")]
 pub(crate) use trace::{LegSpan, Trace};
+pub(crate) use traced::{ResponseTail, TracedRequest};
 
 /// Reads the event of a completed request. Called by the worker that had the request, between two requests of
 /// others: it must not wait.
@@ -45,17 +49,30 @@ pub(crate) trait Observer: Send + Sync {
     }
 
     fn request_completed(&self, request: &CompletedRequest<'_>);
+
+    /// Whether it wants [`CompletedRequest::traced`] of generation requests.
+    fn wants_prompts(&self) -> bool {
+        false
+    }
+
+    /// A generation request whose prompt it gets has arrived.
+    fn generation_arrived(&self, at: Instant) {
+        let _ = at;
+    }
 }
 
 /// Makes the records of one worker.
 pub(crate) struct Recorder {
     observers: Vec<Arc<dyn Observer>>,
+    /// An observer wants the prompts of generation requests.
+    wants_prompts: bool,
     is_grace_period_over: AtomicBool,
 }
 
 impl Recorder {
     pub(crate) fn new(observers: Vec<Arc<dyn Observer>>) -> Arc<Self> {
-        Arc::new(Self { observers, is_grace_period_over: AtomicBool::new(false) })
+        let wants_prompts = observers.iter().any(|observer| observer.wants_prompts());
+        Arc::new(Self { observers, wants_prompts, is_grace_period_over: AtomicBool::new(false) })
     }
 
     /// Starts the record of a request whose head has been read. Boxed: the record is moved from one future to
@@ -80,6 +97,7 @@ impl Recorder {
             bytes_out: 0,
             has_sent_chunk: false,
             duration: None,
+            traced: None,
             #[cfg(feature = "otel")]
             trace: None,
         })
@@ -126,6 +144,8 @@ pub(crate) struct Record {
     has_sent_chunk: bool,
     /// Set if the request ended with its first chunk, so that the clock is not read a second time.
     duration: Option<Duration>,
+    /// Only while a load trace is written.
+    traced: Option<Box<TracedRequest>>,
     #[cfg(feature = "otel")]
     trace: Option<Box<Trace>>,
 }
@@ -155,6 +175,10 @@ impl Record {
         self.timeline.started_at
     }
 
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        self.endpoint
+    }
+
     pub(crate) fn set_endpoint(&mut self, endpoint: Endpoint) {
         self.endpoint = endpoint;
     }
@@ -166,6 +190,27 @@ impl Record {
         self.streaming = streaming;
         let at = at.map_or(SinceHead::HEAD, |at| self.timeline.since_head(at));
         self.timeline.mark_at(Phase::BodyRead, at);
+    }
+
+    /// Whether the prompt is wanted at the end of this generation request, whose body is about to be read.
+    pub(crate) fn wants_prompt(&self) -> bool {
+        if self.recorder.wants_prompts {
+            self.recorder
+                .observers
+                .iter()
+                .for_each(|observer| observer.generation_arrived(self.started_at()));
+        }
+        self.recorder.wants_prompts
+    }
+
+    /// Keeps the prompt, which is [wanted](Self::wants_prompt), to the end of the request.
+    pub(crate) fn set_prompt(&mut self, prompt: Prompt) {
+        self.traced = Some(Box::new(TracedRequest::new(prompt)));
+    }
+
+    /// The prompt, if it is kept.
+    pub(crate) fn prompt(&self) -> Option<&Prompt> {
+        self.traced.as_ref().map(|traced| &traced.prompt)
     }
 
     /// Records that it is sent to a pair, for the first time or again.
@@ -226,6 +271,13 @@ impl Record {
         }
         // A merged response has waited for prefill, which is no time of the router's.
         self.timeline.instant_of(Phase::DecodeByte).filter(|_| !self.timeline.is_merged())
+    }
+
+    /// Keeps the end of the response, of which this is the next part, for a load trace.
+    pub(crate) fn keep_tail(&mut self, data: &SegmentedBytes) {
+        if let Some(traced) = &mut self.traced {
+            traced.tail.push(data);
+        }
     }
 
     /// Records that the whole response was handed to the client's connection.

@@ -107,6 +107,11 @@ impl Timeline {
         self.nanos_to(phase).map(Duration::from_nanos)
     }
 
+    /// Time from a phase to a moment after it.
+    pub(super) fn time_between(&self, phase: Phase, end: SinceHead) -> Option<Duration> {
+        self.nanos_to(phase).map(|start| Duration::from_nanos(end.0.saturating_sub(start)))
+    }
+
     pub(super) fn instant_of(&self, phase: Phase) -> Option<Instant> {
         self.time_to(phase).map(|after| self.started_at + after)
     }

@@ -2,16 +2,18 @@
 //!
 //! A [`RequestLogger`] reads the event of each completed request ([`CompletedRequest`]). A
 //! request that failed has a log line; one that succeeded has one if an access log is wanted.
-//! Bodies, queries and headers are never logged, except for the request's id.
+//! A load trace has a line of each generation request. Bodies, queries and headers are
+//! never logged, except for the request's id.
 
 mod backend_changes;
 pub(crate) mod log_limit;
 mod request_ids;
 mod request_line;
+mod trace_line;
 #[cfg(feature = "otel")]
 pub(crate) mod traces;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::http1::RequestHead;
 use crate::observe::record::{CompletedRequest, Observer, Record, RequestEnd, RequestIdentity};
@@ -20,6 +22,8 @@ pub(crate) use backend_changes::log_backend_changes;
 pub(crate) use request_ids::{DEFAULT_HEADERS, check_header};
 pub(crate) use request_line::RequestLog;
 pub use request_line::{LineFieldName, RequestFailure, RequestLine, RequestLineVisitor, RequestTimes};
+pub use trace_line::TraceLine;
+pub(crate) use trace_line::TraceLog;
 
 /// How often the counts of suppressed log lines are logged, if there are any.
 const SUPPRESSED_INTERVAL: Duration = Duration::from_secs(1);
@@ -31,6 +35,8 @@ pub(crate) struct ReportOptions {
     pub(crate) access_log: bool,
     /// Receives the lines. `None`: they become tracing events.
     pub(crate) log: Option<RequestLog>,
+    /// Receives a line for each generation request.
+    pub(crate) trace_log: Option<TraceLog>,
     /// The headers in which a client may send an id.
     pub(crate) request_id_headers: Vec<String>,
     /// The URL of the OpenTelemetry collector.
@@ -43,6 +49,7 @@ impl Default for ReportOptions {
         Self {
             access_log: false,
             log: None,
+            trace_log: None,
             request_id_headers: DEFAULT_HEADERS.map(str::to_owned).into(),
             #[cfg(feature = "otel")]
             traces: None,
@@ -54,6 +61,7 @@ impl Default for ReportOptions {
 pub(crate) struct RequestLogger {
     access_log: bool,
     log: Option<RequestLog>,
+    trace_log: Option<TraceLog>,
     id_headers: request_ids::RequestIdHeaders,
     #[cfg(feature = "otel")]
     traces: Option<traces::Exporter>,
@@ -64,6 +72,7 @@ impl RequestLogger {
         Self {
             access_log: options.access_log,
             log: options.log.clone(),
+            trace_log: options.trace_log.clone(),
             id_headers: request_ids::RequestIdHeaders::new(&options.request_id_headers),
             #[cfg(feature = "otel")]
             traces: options
@@ -155,5 +164,18 @@ impl RequestLogger {
 impl Observer for RequestLogger {
     fn request_completed(&self, request: &CompletedRequest<'_>) {
         self.log(request);
+        if let Some(trace_log) = &self.trace_log {
+            trace_log.log(request);
+        }
+    }
+
+    fn wants_prompts(&self) -> bool {
+        self.trace_log.is_some()
+    }
+
+    fn generation_arrived(&self, at: Instant) {
+        if let Some(trace_log) = &self.trace_log {
+            trace_log.request_arrived(at);
+        }
     }
 }

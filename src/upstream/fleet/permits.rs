@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::{Fleet, Picked, Rank, RoleGroup, ServerPair, Stopwatch, rank};
 use crate::admission::{AdmissionHandle, BackendCaps};
+use crate::upstream::completed_prefill::Expectation;
 use crate::upstream::in_flight::BackendPermit;
 use crate::upstream::{Backend, Demand, InFlight, Needs, Role, SelectedBy, SelectionReason};
 
@@ -105,7 +106,8 @@ impl Fleet {
             let is_other = |server: &Arc<Backend>| !Arc::ptr_eq(server, failed) && server.is_healthy();
             let below_cap = group.pick_where(|server| is_other(server) && server.in_flight() < cap, demand);
             let picked = below_cap.or_else(|| group.pick_other(failed, demand)).ok_or(group.role)?;
-            let permit = BackendPermit::acquire(picked.server).waking(handle);
+            let mut permit = BackendPermit::acquire(picked.server).waking(handle);
+            permit.expected = picked.expected;
             Ok(Reserved { permit, by: picked.by }.with_work())
         };
         // Both permits are new: the failed attempt has released its own.
@@ -129,13 +131,14 @@ impl RoleGroup {
     fn try_acquire(&self, cap: usize) -> Option<Reserved> {
         let best = self.best_rank();
         loop {
-            let Picked { server, by } = if self.selects_late() {
+            let (server, by) = if self.selects_late() {
                 // Not by the policy, whose selection counts.
                 let eligible = self.servers().iter().filter(|server| is_eligible(server, best, cap));
                 let server = Arc::clone(eligible.min_by_key(|server| server.in_flight())?);
-                Picked { server, by: self.by_load(Demand::default()) }
+                (server, self.by_load(Demand::default()))
             } else {
-                self.pick_where(|server| is_eligible(server, best, cap), Demand::default())?
+                let picked = self.pick_where(|server| is_eligible(server, best, cap), Demand::default())?;
+                (picked.server, picked.by)
             };
             // Another worker may have taken the last permit since; another server may still have one.
             if let Some(permit) = BackendPermit::try_acquire(&server, cap) {
@@ -157,7 +160,8 @@ impl RoleGroup {
         cap: usize,
         handle: &Arc<AdmissionHandle>,
     ) -> Reserved {
-        let Reserved { permit, by } = reserved;
+        let Reserved { mut permit, by } = reserved;
+        permit.expected = Expectation::of_bytes(demand.prompt_bytes());
         if !self.selects_late() {
             // Selected before the request was read.
             let by = SelectedBy { prompt_bytes: demand.prompt_bytes(), ..by };
@@ -167,11 +171,15 @@ impl RoleGroup {
         let is_reserved = |server: &Arc<Backend>| Arc::ptr_eq(server, permit.backend());
         let picked = self.pick_where(|server| is_reserved(server) || is_eligible(server, best, cap), demand);
         let other = match picked {
-            Some(Picked { server, by }) if is_reserved(&server) => {
+            Some(Picked { server, by, expected }) if is_reserved(&server) => {
+                permit.expected = expected;
                 return Reserved { permit, by }.with_work();
             }
-            Some(Picked { server, by }) => {
-                BackendPermit::try_acquire(&server, cap).map(|permit| Reserved { permit, by }.waking(handle))
+            Some(Picked { server, by, expected }) => {
+                BackendPermit::try_acquire(&server, cap).map(|mut permit| {
+                    permit.expected = expected;
+                    Reserved { permit, by }.waking(handle)
+                })
             }
             // A reload has removed all servers since.
             None => None,

@@ -3,20 +3,21 @@
 //! A request goes where the bytes before it and its own, without those that the server is believed to have
 //! cached, are fewest. Computing again what one conversation alone has is counted four times, because
 //! everybody queues behind that waste; computing again what many prompts begin with is an investment, and
-//! counted once. There is no threshold between "cache" and "load", no clock and no learned model. Where this
-//! comes from, and what was measured, is in `docs/ROUTING.md`.
+//! counted once. There is no threshold between "cache" and "load", and no model of time. Where this comes
+//! from, and what was measured, is in `docs/ROUTING.md`.
 
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use arc_swap::ArcSwapOption;
 
+use super::cache_clock::{Ages, BytesPerToken, CacheClock};
 use super::least_load::least_loaded;
 use super::prefix_index::{HOLDERS, IndexUsage, Note, PrefixIndex};
 use super::{Choice, Needs, Policy, Selection, SelectionReason};
-use crate::upstream::{Backend, Role};
+use crate::upstream::{Backend, CompletedPrefill, Role};
 use crate::wire::shape::Prompt;
 
 /// How many times a private byte that is computed again counts. Between 3 and 6 the results are alike.
@@ -24,19 +25,6 @@ const PRIVATE_COST: u64 = 4;
 /// A block from whose end this many prompts have continued is a beginning that many share. Between 8 and 64
 /// the results are alike.
 const HOT_FAN_OUT: u8 = 16;
-
-/// Bytes of JSON for one token: English text has about 4.
-const BYTES_PER_TOKEN: u64 = 4;
-/// The cache of a server that has not told its size, in bytes of JSON: 4 million tokens. Rather too much than
-/// too little: where a server is believed to have nothing, nobody looks.
-const UNKNOWN_CAPACITY: u64 = 16 << 20;
-/// For which the table is made as long as a server has not told it.
-const UNKNOWN_CAPACITY_OF_TABLE: u64 = 4 << 20;
-
-/// Bytes for which a server's clock advances by one.
-const CLOCK_UNIT: u64 = 16 << 10;
-/// The largest cache, 512 MiB of JSON: half of what a clock of 16 bits can count.
-const MAX_CAPACITY: u64 = CLOCK_UNIT << 15;
 
 /// The most memory of the index unless it is set: enough for 1,000 servers with 800,000 tokens each.
 pub(crate) const DEFAULT_INDEX_BYTES: usize = 64 << 20;
@@ -47,61 +35,14 @@ pub(crate) const DEFAULT_INDEX_BYTES: usize = 64 << 20;
 ///
 /// Which server has what is remembered by hashes of the prompts that were sent to it, in a table of fixed
 /// size. A note is forgotten when the server has computed more since then than its cache can hold
-/// (`max_total_num_tokens` of its `/server_info`), or when it restarts or is flushed.
+/// (`max_total_num_tokens` of its `/server_info`, corrected by the `cached_tokens` of its responses), or when
+/// it restarts or is flushed.
 pub struct CacheAware {
     index: ArcSwapOption<PrefixIndex>,
     max_index_bytes: AtomicUsize,
     /// By slot.
     clocks: Box<[CacheClock]>,
-}
-
-/// Counts the bytes that went into one server's cache, which is what pushes others out.
-#[derive(Debug, Default)]
-struct CacheClock {
-    filled: AtomicU64,
-    /// How many units the cache holds; 0 before the first request.
-    capacity: AtomicU32,
-    /// The [`Backend::cache_epoch`] that the notes are from.
-    epoch: AtomicU64,
-}
-
-impl CacheClock {
-    fn now(&self) -> u16 {
-        (self.filled.load(Relaxed) / CLOCK_UNIT) as u16
-    }
-
-    /// How much of its cache the server has filled since a note, in 256ths. From 256 on the note is dead.
-    fn age(&self, stamp: u16) -> u32 {
-        let capacity = self.capacity.load(Relaxed);
-        if capacity == 0 {
-            return u32::MAX;
-        }
-        (u32::from(self.now().wrapping_sub(stamp)) << 8) / capacity
-    }
-
-    fn is_live(&self, stamp: u16) -> bool {
-        u32::from(self.now().wrapping_sub(stamp)) < self.capacity.load(Relaxed)
-    }
-
-    /// Takes over what is known of a server now. Returns whether its notes are still good: if it has an empty
-    /// cache, they all are too old from now on.
-    fn is_current(&self, server: &Backend) -> bool {
-        let capacity =
-            server.cache_tokens().map_or(UNKNOWN_CAPACITY, |tokens| tokens.saturating_mul(BYTES_PER_TOKEN));
-        let units = capacity.min(MAX_CAPACITY).div_ceil(CLOCK_UNIT) as u32;
-        if self.capacity.load(Relaxed) != units {
-            self.capacity.store(units, Relaxed);
-        }
-        let epoch = server.cache_epoch();
-        if self.epoch.load(Relaxed) == epoch {
-            return true;
-        }
-        // By one thread only, or the clock would come round to old notes sooner.
-        if self.epoch.swap(epoch, Relaxed) != epoch {
-            self.filled.fetch_add((u64::from(units) + 1) * CLOCK_UNIT, Relaxed);
-        }
-        false
-    }
+    bytes_per_token: BytesPerToken,
 }
 
 /// A server that is believed to have the beginning of a prompt.
@@ -136,6 +77,7 @@ impl CacheAware {
             index: ArcSwapOption::empty(),
             max_index_bytes: AtomicUsize::new(DEFAULT_INDEX_BYTES),
             clocks: (0..Choice::MAX_SLOTS).map(|_| CacheClock::default()).collect(),
+            bytes_per_token: BytesPerToken::default(),
         }
     }
 
@@ -190,7 +132,7 @@ impl CacheAware {
         if is_known || found.count == HOLDERS {
             return;
         }
-        if self.clocks[usize::from(note.slot)].is_current(&choice.servers()[index]) {
+        if self.clocks[usize::from(note.slot)].is_current(&choice.servers()[index], &self.bytes_per_token) {
             found.holders[found.count] = Holder { index, blocks };
             found.count += 1;
         }
@@ -207,22 +149,32 @@ impl CacheAware {
                 entry
                     .notes()
                     .any(|note| usize::from(note.slot) == slot && self.clocks[slot].is_live(note.stamp))
-            }) && self.clocks[slot].is_current(&choice.servers()[server])
+            }) && self.clocks[slot].is_current(&choice.servers()[server], &self.bytes_per_token)
         };
         Holder { index: server, blocks: if found.hot > 0 && has_hot() { found.hot } else { 0 } }
     }
 
     /// Notes that a server will have a prompt in its cache, of which many prompts begin with `hot` blocks.
-    fn note(&self, index: &PrefixIndex, slot: usize, prompt: &Prompt, computed: u64, hot: usize) {
+    /// Returns how old its notes were before.
+    fn note(&self, index: &PrefixIndex, slot: usize, prompt: &Prompt, computed: u64, hot: usize) -> Ages {
         let clock = &self.clocks[slot];
-        clock.filled.fetch_add(computed, Relaxed);
+        let before = clock.now();
+        clock.fill(computed);
         let note = Note { slot: slot as u16, stamp: clock.now() };
+        let mut ages = Ages::default();
         for number in 0..prompt.blocks() {
-            index.note(prompt.block(number), note, |note| self.age(note));
+            if let Some(stamp) = index.note(prompt.block(number), note, |note| self.age(note)) {
+                ages.add(number, before.wrapping_sub(stamp));
+            }
         }
         if hot > 0 {
-            index.note(hash_of_server(prompt.block(hot - 1), slot), note, |note| self.age(note));
+            let of_server = hash_of_server(prompt.block(hot - 1), slot);
+            let stamp = index.note(of_server, note, |note| self.age(note));
+            if let Some(stamp) = stamp.filter(|_| ages.is_empty()) {
+                ages.add(hot - 1, before.wrapping_sub(stamp));
+            }
         }
+        ages
     }
 }
 
@@ -237,7 +189,7 @@ fn cheapest(choice: &Choice<'_>, prompt: &Prompt, found: &Match, cold: Holder) -
     let cost = |holder: Holder| {
         let missing = |blocks: usize| prompt.bytes().saturating_sub((blocks * Prompt::BLOCK_BYTES) as u64);
         let private = missing(holder.blocks.max(found.hot));
-        choice.work(holder.index) + missing(holder.blocks) + (PRIVATE_COST - 1) * private
+        choice.weighted_work(holder.index, missing(holder.blocks) + (PRIVATE_COST - 1) * private)
     };
     // Among equals the first: a holder, with more blocks first.
     found.holders().iter().copied().chain([cold]).min_by_key(|holder| cost(*holder)).unwrap_or(cold)
@@ -259,14 +211,14 @@ impl Policy for CacheAware {
         let Holder { index: chosen, blocks } = cheapest(choice, prompt, &found, cold);
         let server = &choice.servers()[chosen];
         let slot = choice.slot(chosen);
-        self.clocks[slot].is_current(server);
+        self.clocks[slot].is_current(server, &self.bytes_per_token);
         let cached = (blocks * Prompt::BLOCK_BYTES) as u64;
-        self.note(index, slot, prompt, prompt.bytes().saturating_sub(cached), found.hot);
+        let ages = self.note(index, slot, prompt, prompt.bytes().saturating_sub(cached), found.hot);
         if let Some(entry) = found.deepest.checked_sub(1).and_then(|last| index.find(prompt.block(last))) {
             entry.continued();
         }
         let reason = if blocks > 0 { SelectionReason::Prefix } else { SelectionReason::Load };
-        Selection::new(server).with_cached(cached).because(reason)
+        Selection::new(server).with_cached(cached).because(reason).with_memo(ages.to_memo())
     }
 
     fn name(&self) -> &'static str {
@@ -282,10 +234,7 @@ impl Policy for CacheAware {
         if servers.first().is_none_or(|server| server.role() == Role::Decode) {
             return;
         }
-        let capacity = |server: &Arc<Backend>| {
-            let bytes = server.cache_tokens().map(|tokens| tokens.saturating_mul(BYTES_PER_TOKEN));
-            bytes.unwrap_or(UNKNOWN_CAPACITY_OF_TABLE).min(MAX_CAPACITY)
-        };
+        let capacity = |server: &Arc<Backend>| self.bytes_per_token.capacity_of_table(server);
         let blocks = servers.iter().map(capacity).sum::<u64>() / Prompt::BLOCK_BYTES as u64;
         let max_bytes = self.max_index_bytes.load(Relaxed);
         let wanted = PrefixIndex::bits_for(blocks, max_bytes);
@@ -301,6 +250,17 @@ impl Policy for CacheAware {
             Some(_) => return,
         };
         self.index.store(Some(Arc::new(new)));
+    }
+
+    fn prefill_completed(&self, completed: &CompletedPrefill<'_>) {
+        let Some(tokens) = completed.prompt_tokens().filter(|tokens| *tokens > 0) else { return };
+        let bytes = completed.prompt_bytes();
+        self.bytes_per_token.learn(bytes, tokens);
+        if let Some(cached) = completed.cached_tokens() {
+            // Its own mean: the prompts of one fleet may be of several scripts.
+            let cached = bytes.saturating_mul(cached) / tokens;
+            self.clocks[completed.slot()].correct(completed, cached, Ages::from_memo(completed.memo()));
+        }
     }
 
     fn continues_as(&self, next: &dyn Policy) -> bool {

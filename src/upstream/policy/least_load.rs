@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Choice, Load, Policy, Selection, SelectionReason};
+use super::{Choice, Policy, Selection, SelectionReason};
 use crate::upstream::{Backend, Role};
 
 /// What a server of a role has to do, to be compared. A prefill server computes one prompt after the other,
@@ -10,7 +10,7 @@ use crate::upstream::{Backend, Role};
 /// the others down.
 pub(super) fn load_of(choice: &Choice<'_>, index: usize) -> (usize, u64) {
     match choice.role() {
-        Role::Prefill => (0, choice.work(index)),
+        Role::Prefill => (0, choice.weighted_work(index, choice.prompt_bytes())),
         Role::Decode => (choice.requests(index), choice.work(index)),
     }
 }
@@ -38,8 +38,8 @@ impl Policy for LeastLoad {
 pub(super) fn least_loaded(choice: &Choice<'_>) -> usize {
     // Apart, so that each loop compares single numbers.
     match choice.role() {
-        Role::Prefill => choice.least_by(Load::work),
-        Role::Decode => choice.least_by(Load::by_requests),
+        Role::Prefill => choice.first_through(choice.prompt_bytes()),
+        Role::Decode => choice.least_by(|_, load| load.by_requests()),
     }
 }
 

@@ -98,11 +98,12 @@ impl PrefixIndex {
         Some(Entry { bucket, number: bucket.number_of(tag)? })
     }
 
-    /// Notes a server for a block. Where something must give way, that which is oldest by `age` does.
-    pub(super) fn note(&self, hash: u64, note: Note, age: impl Fn(Note) -> u32) {
+    /// Notes a server for a block, and returns the stamp of its note before. Where something must give way,
+    /// that which is oldest by `age` does.
+    pub(super) fn note(&self, hash: u64, note: Note, age: impl Fn(Note) -> u32) -> Option<u16> {
         let (bucket, tag) = self.place(hash);
         let number = bucket.number_of(tag).unwrap_or_else(|| bucket.give_up_entry(tag, &age));
-        bucket.note(number, note, age);
+        bucket.note(number, note, age)
     }
 
     fn place(&self, hash: u64) -> (&Bucket, u32) {
@@ -174,17 +175,19 @@ impl Bucket {
         number
     }
 
-    fn note(&self, number: usize, note: Note, age: impl Fn(Note) -> u32) {
+    fn note(&self, number: usize, note: Note, age: impl Fn(Note) -> u32) -> Option<u16> {
         let words = &self.notes[number];
         let of_server = |word: &u32| Note::from_word(*word).is_some_and(|other| other.slot == note.slot);
         let now = [0, 1, 2, 3].map(|place: usize| words[place].load(Relaxed));
-        let place = now.iter().position(of_server).or_else(|| now.iter().position(|word| *word == 0));
+        let own = now.iter().position(of_server);
+        let place = own.or_else(|| now.iter().position(|word| *word == 0));
         let oldest = || (0..HOLDERS).max_by_key(|place| Note::from_word(now[*place]).map(&age)).unwrap_or(0);
         let place = place.unwrap_or_else(oldest);
         // A line that is not written stays in the caches of all cores.
         if now[place] != note.to_word() {
             words[place].store(note.to_word(), Relaxed);
         }
+        own.and_then(|own| Note::from_word(now[own])).map(|note| note.stamp)
     }
 
     fn set_fan_out(&self, number: usize, value: u8) {

@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 
 use super::*;
+use crate::upstream::completed_prefill::Expectation;
 use crate::upstream::selection::REQUEST_WORK;
 use crate::upstream::{FleetSpec, InFlight, LiveFleet, ServerPair};
 use crate::wire::shape::{BodyInspector, Dialect, HashKey, key_hash};
+use crate::wire::usage::{CachedTokens, Usage};
 
 const BLOCK: usize = Prompt::BLOCK_BYTES;
 
@@ -394,4 +396,131 @@ fn a_key_that_went_on_to_another_server_is_told() {
         let _busy = rig.occupy(Role::Prefill, other, 1 << 20);
         assert_eq!(pair().1.reason, SelectionReason::Key);
     }
+}
+
+/// How many tokens a prompt has where a token has four bytes.
+fn tokens(bytes: u64) -> u64 {
+    bytes / 4
+}
+
+/// A fleet of two servers, of which only the first is chosen and remembers what it had.
+struct OneCache {
+    rig: Rig,
+    home: usize,
+    /// The true size of its cache, in bytes, and what is in it: the last prompts, and their new bytes.
+    holds: u64,
+    inside: std::cell::RefCell<Vec<(String, u64)>>,
+}
+
+impl OneCache {
+    fn new(rig: Rig, holds: u64) -> Self {
+        Self { rig, home: 0, holds, inside: Default::default() }
+    }
+
+    /// Sends a prompt, and lets the server say what it had of it. Returns the bytes that were believed
+    /// cached.
+    fn ask(&self, name: &str, blocks: usize) -> u64 {
+        let prompt = prompt(&[(name, blocks)]);
+        let _busy = self.rig.occupy(Role::Prefill, 1 - self.home, 1 << 30);
+        let ([chosen, _], [leg, _]) = self.rig.send(asking(&prompt));
+        assert_eq!(chosen, self.home);
+        let believed = REQUEST_WORK + prompt.bytes() - self.rig.server(Role::Prefill, chosen).work();
+        let mut inside = self.inside.borrow_mut();
+        let since: u64 = inside.iter().rev().take_while(|(other, _)| other != name).map(|(_, new)| new).sum();
+        let is_cached = inside.iter().any(|(other, _)| other == name) && since < self.holds;
+        inside.push((name.to_owned(), if is_cached { 0 } else { prompt.bytes() }));
+        let told = CachedTokens::Told(if is_cached { tokens(prompt.bytes()) - 1 } else { 0 });
+        let usage = Usage { prompt_tokens: tokens(prompt.bytes()), cached: told };
+        leg.prefill_completed(Some(usage), None);
+        believed
+    }
+
+    /// Asks for old prompts again and again, and returns for how many of the last hundred the belief was
+    /// right.
+    fn right_beliefs(&self, distance: usize) -> usize {
+        let mut right = 0;
+        for number in 0..600 {
+            let name = format!("prompt {}", number % distance);
+            let was = self.inside.borrow().len();
+            let believed = self.ask(&name, 32) > 0;
+            let is_cached = self.inside.borrow()[was].1 == 0;
+            right += usize::from(number >= 500 && believed == is_cached);
+        }
+        right
+    }
+}
+
+#[test]
+fn the_size_of_a_cache_is_learned_from_cached_tokens() {
+    // Told 4 MiB or nothing, and each prompt comes again after 2 MiB. The last is as it was told.
+    for (told, holds) in
+        [(Some(1 << 20), 1 << 20), (None, 1 << 20), (Some(1 << 18), 4 << 20), (Some(1 << 20), 4 << 20)]
+    {
+        let rig = Rig::new(2, CacheAware::new);
+        if let Some(tokens) = told {
+            rig.set_cache_tokens(tokens);
+        }
+        let cache = OneCache::new(rig, holds);
+        let right = cache.right_beliefs(32);
+        assert!(right >= 99, "told {told:?}, holds {holds}: {right}");
+    }
+}
+
+#[test]
+fn nothing_is_learned_from_what_was_not_computed_yet_or_differs_by_little() {
+    let rig = Rig::new(2, CacheAware::new);
+    rig.set_cache_tokens(1 << 20);
+    let conversation = prompt(&[("a", 64)]);
+    let home = rig.prefill_for(&conversation);
+    let _busy = rig.occupy(Role::Prefill, 1 - home, 1 << 30);
+    let answer = |cached: u64| {
+        let ([chosen, _], [leg, _]) = rig.send(asking(&conversation));
+        let believed = REQUEST_WORK + conversation.bytes() - rig.server(Role::Prefill, chosen).work();
+        let cached = CachedTokens::Told(tokens(cached));
+        leg.prefill_completed(Some(Usage { prompt_tokens: tokens(conversation.bytes()), cached }), None);
+        (chosen, believed)
+    };
+    for _ in 0..100 {
+        // All of it would be a smaller cache: but the prompt has just been sent.
+        assert_eq!(answer(0), (home, 64 * BLOCK as u64));
+        assert_eq!(answer(58 * BLOCK as u64), (home, 64 * BLOCK as u64));
+    }
+    // Half of the cache later it is still believed there.
+    rig.prefill_for(&prompt(&[("other", 1_000)]));
+    assert_eq!(answer(0), (home, 64 * BLOCK as u64));
+}
+
+/// Lets the servers answer, each so many seconds for 64 KiB.
+fn answer_in(rig: &Rig, seconds: &[f64]) {
+    let prompt = prompt(&[("a", 32)]);
+    for round in 0..60 {
+        for (index, seconds) in seconds.iter().enumerate() {
+            // A tenth more, and a tenth less.
+            let noise = 1.0 + 0.1 * f64::from(round % 3 - 1);
+            let mut leg = rig.occupy(Role::Prefill, index, prompt.bytes());
+            leg.set_expectation(Expectation::of_bytes(prompt.bytes()));
+            leg.prefill_completed(None, Some(std::time::Duration::from_secs_f64(seconds * noise)));
+        }
+    }
+}
+
+#[test]
+fn a_server_at_half_speed_gets_what_it_can_do_in_the_same_time() {
+    fn home<P: Policy>(make: impl Fn() -> P, seconds: &[f64], work_of_fast: u64) -> usize {
+        let rig = Rig::new(2, make);
+        answer_in(&rig, seconds);
+        let _queue = rig.occupy(Role::Prefill, 0, work_of_fast);
+        rig.pair_for(of_size(100_000))[0]
+    }
+    for seconds in [[1.0, 2.5], [1.0, 4.0]] {
+        // The first is fast: it is chosen although 60,000 bytes wait there, and not with 500,000.
+        assert_eq!(home(|| LeastLoad, &seconds, 60_000), 0);
+        assert_eq!(home(|| PowerOfTwo, &seconds, 60_000), 0);
+        assert_eq!(home(CacheAware::new, &seconds, 60_000), 0);
+        assert_eq!(home(|| LeastLoad, &seconds, 500_000), 1);
+        assert_eq!(home(|| PowerOfTwo, &seconds, 500_000), 1);
+        assert_eq!(home(CacheAware::new, &seconds, 500_000), 1);
+    }
+    // About as fast is as fast.
+    assert_eq!(home(|| LeastLoad, &[1.0, 1.2], 1), 1);
 }

@@ -4,8 +4,8 @@ use std::fmt;
 
 /// The deepest nesting that is accepted: the limit of orjson, with which SGLang parses requests.
 pub(super) const MAX_DEPTH: usize = 1_024;
-/// Places of one body with fields that the router may change. Clients send one or two, if any; the bound keeps
-/// a hostile body from costing two slices a field on each leg.
+/// Places of one body with fields that the router may change. Clients send one or two, if any; the bound
+/// keeps a hostile body from costing two slices a field on each leg.
 pub(super) const MAX_CHANGED_PLACES: usize = 64;
 
 /// Why a body is rejected. `at` is an offset in bytes from the body's start.
@@ -13,12 +13,27 @@ pub(super) const MAX_CHANGED_PLACES: usize = 64;
 pub(crate) enum BodyError {
     Empty,
     ByteOrderMark,
-    NotUtf8 { at: usize },
-    NotAnObject { found: &'static str },
-    Syntax { expected: &'static str, at: usize },
-    TooDeep { at: usize },
+    NotUtf8 {
+        at: usize,
+    },
+    NotAnObject {
+        found: &'static str,
+    },
+    Syntax {
+        expected: &'static str,
+        at: usize,
+    },
+    TooDeep {
+        at: usize,
+    },
     TooManyChangedPlaces,
-    Truncated { at: usize },
+    /// A field that clients may not send here.
+    InternalField {
+        name: &'static str,
+    },
+    Truncated {
+        at: usize,
+    },
 }
 
 impl BodyError {
@@ -56,6 +71,9 @@ impl fmt::Display for BodyError {
                 "the body has fields that the router removes or reads, such as bootstrap_* and rid, in over \
                  {MAX_CHANGED_PLACES} places"
             ),
+            Self::InternalField { name } => {
+                write!(f, "the field {name} is for servers only and not accepted here (--internal-fields)")
+            }
             Self::Truncated { at } => {
                 write!(f, "the body is not JSON: it ends at byte {at} inside the object")
             }

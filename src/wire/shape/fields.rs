@@ -15,8 +15,11 @@ pub(super) const MAX_VALUE: usize = 1 << 20;
 pub(super) enum TopLevelField {
     /// Any `bootstrap_*`, not only those that the router sets: SGLang's others are for its own use.
     Bootstrap,
+    /// Another one of SGLang's for its own use, which is removed.
+    Stripped,
     Rid,
     RequestId,
+    PreviousResponseId,
     Stream,
     N,
     SamplingParams,
@@ -43,6 +46,7 @@ impl TopLevelField {
             (b"logprobs", Dialect::Completions) => Self::Logprobs,
             (b"rid", _) => Self::Rid,
             (b"request_id", _) => Self::RequestId,
+            (b"previous_response_id", Dialect::Responses) => Self::PreviousResponseId,
             _ if name.starts_with(b"bootstrap_") => Self::Bootstrap,
             _ => Self::Other,
         }
@@ -51,7 +55,7 @@ impl TopLevelField {
     /// What it is to a plan, which may change it.
     pub(super) fn changed(self) -> Option<ChangedField> {
         match self {
-            Self::Bootstrap => Some(ChangedField::Internal),
+            Self::Bootstrap | Self::Stripped => Some(ChangedField::Internal),
             Self::Rid => Some(ChangedField::Rid),
             Self::RequestId => Some(ChangedField::RequestId),
             _ => None,
@@ -97,7 +101,16 @@ pub(super) struct RequestedFeatures {
     token_ids_logprob: bool,
     echo: bool,
     logprobs: bool,
+    rids: Vec<String>,
+    request_ids: Vec<String>,
+    has_request_id: bool,
+    has_previous_response: bool,
 }
+
+/// Most ids of one request that are known, and the longest of them: a batch with more can be aborted by its
+/// servers only.
+const MAX_RIDS: usize = 64;
+const MAX_RID: usize = 256;
 
 impl RequestedFeatures {
     /// Reads a field's value. Batches have lists: one element that requests something is enough.
@@ -131,10 +144,15 @@ impl RequestedFeatures {
             TopLevelField::Logprobs => {
                 self.logprobs = any(|count| number(count).is_some_and(|count| count > 0.0));
             }
-            TopLevelField::Bootstrap
-            | TopLevelField::Rid
-            | TopLevelField::RequestId
-            | TopLevelField::Other => {}
+            TopLevelField::Rid => self.rids = value.as_ref().map(rids).unwrap_or_default(),
+            TopLevelField::RequestId => {
+                self.has_request_id = any(|id| id.as_null().is_none());
+                self.request_ids = value.as_ref().map(rids).unwrap_or_default();
+            }
+            TopLevelField::PreviousResponseId => {
+                self.has_previous_response = any(|id| id.as_null().is_none());
+            }
+            TopLevelField::Bootstrap | TopLevelField::Stripped | TopLevelField::Other => {}
         }
     }
 
@@ -156,6 +174,10 @@ impl RequestedFeatures {
             stream: self.stream,
             merge,
             parallel_sampling: self.parallel_sampling,
+            // On `/v1/responses` it is what servers know a request by.
+            rids: if dialect == Dialect::Responses { self.request_ids } else { self.rids },
+            has_request_id: self.has_request_id,
+            has_previous_response: self.has_previous_response,
             fields,
             prompt: None,
         }
@@ -171,6 +193,16 @@ fn parse(text: &mut [u8]) -> Option<BorrowedValue<'_>> {
         b"null" => Some(().into()),
         [b'-' | b'0'..=b'9', ..] => str::from_utf8(text).ok()?.parse::<f64>().ok().map(Into::into),
         _ => simd_json::to_borrowed_value(text).ok(),
+    }
+}
+
+/// The ids in a value of `rid`: one, or a list. None if there are too many, or one is too long.
+fn rids(value: &BorrowedValue<'_>) -> Vec<String> {
+    let one = |value: &BorrowedValue<'_>| Some(value.as_str().filter(|rid| rid.len() <= MAX_RID)?.to_owned());
+    match value.as_array() {
+        Some(items) if items.len() > MAX_RIDS => Vec::new(),
+        Some(items) => items.iter().map(one).collect::<Option<_>>().unwrap_or_default(),
+        None => one(value).into_iter().collect(),
     }
 }
 

@@ -4,7 +4,7 @@ use super::edit::FieldFinder;
 use super::fields::{RequestedFeatures, TopLevelField, ValueBuffer};
 use super::prompt::{HashKey, PromptReader};
 use super::strict::{Nesting, Utf8Validator, is_json, unescape};
-use super::{BodyError, BodyShape, Dialect};
+use super::{BodyError, BodyShape, Dialect, FieldTreatment, InternalFields};
 use crate::wire::json::{find_string_special, find_structural, is_whitespace};
 
 /// The most bytes that are kept of a name. None that matters is longer: `bootstrap_pair_key` with all its
@@ -32,6 +32,7 @@ enum ScanState {
 #[derive(Debug)]
 pub(crate) struct BodyInspector {
     dialect: Dialect,
+    internal: InternalFields,
     state: ScanState,
     /// The body's length before the current chunk.
     base: usize,
@@ -52,6 +53,7 @@ impl BodyInspector {
     pub(crate) fn new(dialect: Dialect) -> Self {
         Self {
             dialect,
+            internal: InternalFields::default(),
             state: ScanState::Start,
             base: 0,
             utf8: Utf8Validator::default(),
@@ -63,6 +65,11 @@ impl BodyInspector {
             features: RequestedFeatures::default(),
             prompt: None,
         }
+    }
+
+    /// Treats internal fields like this.
+    pub(crate) fn with_internal_fields(self, internal: InternalFields) -> Self {
+        Self { internal, ..self }
     }
 
     /// Takes the prompt's fingerprint too, with this key.
@@ -181,23 +188,31 @@ impl BodyInspector {
             TopLevelField::Other
         // A fold instead of `all`, which would stop early and so not be vectorised.
         } else if name.iter().fold(true, |plain, byte| plain & is_plain(byte)) {
-            self.named(name)
+            self.named(name)?
         } else {
             let Some(name) = unescape(name) else {
                 let at = self.fields.name_start();
                 return Err(BodyError::Syntax { expected: "a valid string", at });
             };
-            self.named(name.as_bytes())
+            self.named(name.as_bytes())?
         };
         self.fields.name_ended(self.field.changed())
     }
 
     /// The field of this name, without escapes.
-    fn named(&mut self, name: &[u8]) -> TopLevelField {
+    fn named(&mut self, name: &[u8]) -> Result<TopLevelField, BodyError> {
         if let Some(prompt) = &mut self.prompt {
             prompt.field(name, self.dialect);
         }
-        TopLevelField::of(name, self.dialect)
+        let field = TopLevelField::of(name, self.dialect);
+        if field != TopLevelField::Other {
+            return Ok(field);
+        }
+        match self.internal.find(name) {
+            Some((_, FieldTreatment::Strip)) => Ok(TopLevelField::Stripped),
+            Some((name, FieldTreatment::Reject)) => Err(BodyError::InternalField { name }),
+            Some((_, FieldTreatment::Pass)) | None => Ok(TopLevelField::Other),
+        }
     }
 
     fn start_value(&mut self, byte: u8, at: usize) -> Result<usize, BodyError> {

@@ -13,6 +13,7 @@ const STRIPES_PER_BLOCK: usize = Prompt::BLOCK_BYTES / STRIPE;
 
 /// Most blocks of a prompt that are hashed. 2 MiB are about 500,000 tokens, more than a server takes.
 const MAX_BLOCKS: usize = 1_024;
+const MAX_HASHED: u64 = (MAX_BLOCKS * Prompt::BLOCK_BYTES) as u64;
 
 /// Most free lists of hashes that a thread keeps: 8 KiB each at most.
 const MAX_POOLED_LISTS: usize = 64;
@@ -21,7 +22,7 @@ const MAX_POOLED_LISTS: usize = 64;
 const PREFIX_BLOCKS: usize = 2;
 
 /// How many fields there are of [`PromptField::Seed`] and of [`PromptField::Key`].
-const SEEDS: usize = 6;
+const SEEDS: usize = 7;
 const KEYS: usize = 2;
 
 /// The prompt of a request: its size, and hashes of its beginnings.
@@ -33,8 +34,8 @@ const KEYS: usize = 2;
 pub struct Prompt {
     bytes: u64,
     blocks: BlockList,
-    /// Of a prompt shorter than a block.
-    short: u64,
+    /// Of all of it, up to its last byte. 0 of a prompt with more than [`MAX_BLOCKS`] blocks.
+    whole: u64,
     seed: u64,
     key: Option<u64>,
 }
@@ -62,9 +63,21 @@ impl Prompt {
     /// A hash of the prompt's first 4 KiB: two of its blocks, or as much as there is.
     pub fn prefix(&self) -> u64 {
         match self.blocks().min(PREFIX_BLOCKS) {
-            0 => fold(self.short ^ self.seed, LANES[0]),
+            0 => fold(self.whole ^ self.seed, LANES[0]),
             blocks => self.block(blocks - 1),
         }
+    }
+
+    /// The hashes of all that is hashed, block by block: also of the last block, which may be incomplete.
+    pub(crate) fn hashes(&self) -> impl Iterator<Item = u64> + '_ {
+        let has_rest = self.hashed_bytes() > (self.blocks() * Self::BLOCK_BYTES) as u64;
+        let rest = has_rest.then(|| fold(self.whole ^ self.seed, LANES[0]));
+        (0..self.blocks()).map(|number| self.block(number)).chain(rest)
+    }
+
+    /// The bytes that [`hashes`](Self::hashes) cover: of a longer prompt the first [`MAX_BLOCKS`] blocks.
+    pub(crate) fn hashed_bytes(&self) -> u64 {
+        self.bytes.min(MAX_HASHED)
     }
 
     /// The hash of the name that the body gives to its conversation.
@@ -207,7 +220,8 @@ enum PromptField {
 impl PromptField {
     fn of(name: &[u8], dialect: Dialect) -> Option<Self> {
         match (name, dialect) {
-            (b"messages", Dialect::Chat)
+            (b"messages", Dialect::Chat | Dialect::Messages)
+            | (b"input", Dialect::Responses)
             | (b"prompt", Dialect::Completions)
             | (b"text" | b"input_ids", Dialect::Generate) => Some(Self::Text),
             (b"model", _) => Some(Self::Seed(0)),
@@ -216,6 +230,8 @@ impl PromptField {
             (b"extra_key", _) => Some(Self::Seed(3)),
             (b"tools", _) => Some(Self::Seed(4)),
             (b"chat_template_kwargs", _) => Some(Self::Seed(5)),
+            // What the prompt begins with, on APIs where it is no message.
+            (b"system", Dialect::Messages) | (b"instructions", Dialect::Responses) => Some(Self::Seed(6)),
             (b"prompt_cache_key", _) => Some(Self::Key(0)),
             (b"session_id", _) => Some(Self::Key(1)),
             _ => None,
@@ -264,7 +280,7 @@ impl PromptReader {
         match field {
             PromptField::Text => {
                 self.prompt.blocks.0.clear();
-                self.prompt.bytes = 0;
+                (self.prompt.bytes, self.prompt.whole) = (0, 0);
             }
             PromptField::Seed(number) => self.seeds[number] = 0,
             PromptField::Key(number) => self.keys[number] = None,
@@ -294,8 +310,9 @@ impl PromptReader {
         self.read(&chunk[from..end]);
         self.field = None;
         match field {
-            PromptField::Text if self.prompt.blocks() > 0 => {}
-            PromptField::Text => self.prompt.short = self.hasher.digest(),
+            // Not all of it was hashed, and how much depends on the pieces that it came in.
+            PromptField::Text if self.prompt.bytes > MAX_HASHED => {}
+            PromptField::Text => self.prompt.whole = self.hasher.digest(),
             PromptField::Seed(number) => {
                 // Each kind with a number of its own: a model and a salt of the same name differ.
                 self.seeds[number] = fold(self.hasher.digest() ^ number as u64, LANES[1]);

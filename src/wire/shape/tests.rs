@@ -11,7 +11,8 @@ mod generators;
 mod properties;
 
 const FIELDS: &str = r#""bootstrap_host":"h","bootstrap_port":1,"bootstrap_room":2"#;
-const DIALECTS: [Dialect; 3] = [Dialect::Generate, Dialect::Chat, Dialect::Completions];
+const DIALECTS: [Dialect; 5] =
+    [Dialect::Generate, Dialect::Chat, Dialect::Completions, Dialect::Responses, Dialect::Messages];
 
 /// What a body requests: a stream, more than one sample, prompt logprobs.
 type Features = (bool, bool, Option<Merge>);
@@ -40,8 +41,7 @@ fn rewrite(text: &[u8], fields: &BodyFields, lengths: &[usize]) -> Vec<u8> {
 fn planned(text: &[u8], plan: &RequestPlan, lengths: &[usize]) -> Vec<u8> {
     let mut client = ClientBody::default();
     chunks(text, lengths).for_each(|chunk| client.push(Bytes::copy_from_slice(chunk)));
-    let [prefill, _] = plan.bodies(&client, &BootstrapFields::new("h".into(), Some(1)), 2);
-    prefill.pieces().concat()
+    plan.bodies(&client, &BootstrapFields::new("h".into(), Some(1)), 2).prefill().pieces().concat()
 }
 
 /// The shape of a good body. It must be the same in one chunk and in chunks of one byte.

@@ -1,6 +1,7 @@
 //! The socket mode: the model's servers on loopback, and a trace through a real router's program.
 
-mod plot;
+mod outage;
+mod port;
 mod replay;
 mod routers;
 mod servers;
@@ -13,11 +14,14 @@ use std::path::{Path, PathBuf};
 use tokio::runtime::Builder;
 
 use super::experiment::{Load, random_use};
+use super::plot;
 use super::report::{Outcome, Row, table};
 use super::simulation::{Fleet, Scenario};
 use super::trace::{Request, at_rate, duration};
 use crate::process::{Cpu, peak_kib};
 use crate::testbed::Cores;
+use outage::{Change, Fates, play};
+pub use outage::{Outage, Window};
 use replay::{Replayed, replay};
 use routers::Programs;
 pub use routers::RouterPolicy;
@@ -34,24 +38,48 @@ const DEFAULT_ROUTERS: [&str; 6] = [
     "mini-lb:cache_aware",
 ];
 
+/// The rows of `--compare`: the policies of mini-lb that bound the others, and all peers.
+const COMPARED_ROUTERS: [&str; 12] = [
+    "mini-lb:random",
+    "mini-lb:least_load",
+    "mini-lb:cache_aware",
+    "sglang-router:cache_aware",
+    "sglang-router:power_of_two",
+    "sglang-router:round_robin",
+    "smg:cache_aware",
+    // By default it avoids servers on which eight requests wait, which costs it its cache hits under load.
+    "smg:cache_aware --disable-worker-overload-protection",
+    "smg:prefix_hash",
+    "smg:power_of_two",
+    "smg:least_load",
+    "mini_lb.py:random",
+];
+
 /// Replays traces through routers, in front of simulated servers on loopback.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     #[command(flatten)]
     load: Load,
-    /// A router and its policy; may be repeated. Routers: mini-lb, sglang-router, smg, mini_lb.py. [default:
-    /// mini-lb with each policy]
+    /// A router and its policy, and further flags of the router; may be repeated. Routers: mini-lb,
+    /// sglang-router, smg, mini_lb.py. [default: mini-lb with each policy]
     #[arg(long, value_name = "ROUTER:POLICY")]
     router: Vec<RouterPolicy>,
+    /// Rows for mini-lb with `random`, `least_load` and `cache_aware`, and for all peers.
+    #[arg(long, conflicts_with = "router")]
+    compare: bool,
     /// How prompts are written; may be repeated.
     #[arg(long, value_name = "NAME", default_value = "completions")]
     dialect: Vec<Dialect>,
-    /// What is different with the servers; may be repeated. `restart` and `join` are for the simulation only.
+    /// What happens to the prefill servers; may be repeated. `restart` and `kill` are compared with a run in
+    /// which nothing happens.
     #[arg(long, value_name = "NAME", default_value = "steady")]
     scenario: Vec<Scenario>,
     /// Repeats, each with another seed.
     #[arg(long, value_name = "N", default_value_t = 1)]
     repeats: u64,
+    /// The seed of the first repeat.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
     /// How many times as fast as ours the servers' clock goes.
     #[arg(long, value_name = "FACTOR", default_value_t = 10.0)]
     speed: f64,
@@ -82,11 +110,17 @@ struct RouterRow {
     client_late: f64,
     /// Why the first failed request failed.
     error: Option<String>,
+    /// By repeat: what a server's stop and start did.
+    outages: Vec<Outage>,
 }
 
 /// One replay.
 struct Run {
+    fleet: Fleet,
+    speed: f64,
     outcome: Outcome,
+    fates: Fates,
+    change: Option<Change>,
     cpu_ms: f64,
     memory_mib: f64,
     late: f64,
@@ -94,14 +128,11 @@ struct Run {
 }
 
 /// Runs everything, prints the table and writes `table.md`, `results.json` and the plots. Returns whether all
-/// requests were answered.
+/// requests were answered, but for those that a server had that stopped.
 ///
 /// # Errors
 /// If a trace, a router or the folder is not there.
 pub fn run(options: &Options) -> io::Result<bool> {
-    if options.scenario.iter().any(|scenario| matches!(scenario, Scenario::Restart | Scenario::Join)) {
-        return Err(io::Error::other("restart and join are for `loadtest simulate` only"));
-    }
     fs::create_dir_all(&options.out)?;
     let folder = fs::canonicalize(&options.out)?;
     let mut rows = Vec::new();
@@ -124,7 +155,10 @@ pub fn run(options: &Options) -> io::Result<bool> {
         }
     }
     print!("\n{}", text_of(&rows));
-    Ok(rows.iter().all(|row| row.row.failed == 0))
+    Ok(rows.iter().all(|row| match row.outages.as_slice() {
+        [] => row.row.failed == 0,
+        outages => outages.iter().all(|outage| outage.lost_beyond.is_empty()),
+    }))
 }
 
 impl Options {
@@ -138,23 +172,36 @@ impl Options {
         dialect: Dialect,
         folder: &Path,
     ) -> io::Result<Vec<RouterRow>> {
-        let default = || DEFAULT_ROUTERS.iter().filter_map(|router| router.parse().ok()).collect();
-        let routers: Vec<RouterPolicy> = if self.router.is_empty() { default() } else { self.router.clone() };
+        let named = if self.compare { &COMPARED_ROUTERS[..] } else { &DEFAULT_ROUTERS };
+        let named = || named.iter().filter_map(|router| router.parse().ok()).collect();
+        let routers: Vec<RouterPolicy> = if self.router.is_empty() { named() } else { self.router.clone() };
         let mut runs: Vec<Vec<Run>> = routers.iter().map(|_| Vec::new()).collect();
-        for seed in 1..=self.repeats {
-            for (router, runs) in routers.iter().zip(&mut runs) {
+        let mut outages: Vec<Vec<Outage>> = vec![Vec::new(); routers.len()];
+        for seed in self.seed..self.seed + self.repeats {
+            for (number, router) in routers.iter().enumerate() {
                 let fleet = Fleet { seed, ..*fleet };
-                let run = one(router, &self.programs()?, fleet, requests, dialect, self.speed, folder)?;
+                let rig = Rig { programs: self.programs()?, dialect, speed: self.speed, folder };
+                let without = match fleet.scenario {
+                    Scenario::Restart | Scenario::Kill => {
+                        let steady = Fleet { scenario: Scenario::Steady, ..fleet };
+                        Some(rig.play(router, steady, requests)?)
+                    }
+                    _ => None,
+                };
+                let run = rig.play(router, fleet, requests)?;
+                if let Some(outage) = run.outage(requests, without.as_ref()) {
+                    outages[number].push(outage);
+                }
                 let [p50, p99] = [0.5, 0.99].map(|share| run.outcome.quantile(share));
                 let (mean, hit) = (run.outcome.mean(), run.outcome.hit_rate() * 100.0);
                 eprintln!(
                     "{group}, load {:.2}, {router}: p50 {p50:.2} p99 {p99:.1} mean {mean:.2} hit {hit:.1} %",
                     load[2]
                 );
-                runs.push(run);
+                runs[number].push(run);
             }
         }
-        let row = |(router, runs): (&RouterPolicy, Vec<Run>)| {
+        let row = |((router, runs), outages): ((&RouterPolicy, Vec<Run>), Vec<Outage>)| {
             let count = runs.len() as f64;
             let cpu_ms = runs.iter().map(|run| run.cpu_ms).sum::<f64>() / count;
             let memory_mib = runs.iter().map(|run| run.memory_mib).fold(0.0, f64::max);
@@ -162,9 +209,9 @@ impl Options {
             let error = runs.iter().find_map(|run| run.error.clone());
             let outcomes: Vec<_> = runs.into_iter().map(|run| run.outcome).collect();
             let row = Row::new(group, fleet.scenario.name(), load, &router.to_string(), &outcomes);
-            RouterRow { row, cpu_ms, memory_mib, client_late, error }
+            RouterRow { row, cpu_ms, memory_mib, client_late, error, outages }
         };
-        Ok(routers.iter().zip(runs).map(row).collect())
+        Ok(routers.iter().zip(runs).zip(outages).map(row).collect())
     }
 
     fn programs(&self) -> io::Result<Programs> {
@@ -189,53 +236,136 @@ pub fn through_mini_lb(
     speed: f64,
     folder: &Path,
 ) -> io::Result<Outcome> {
-    let router: RouterPolicy = format!("mini-lb:{policy}").parse().map_err(io::Error::other)?;
-    let programs = Programs { mini_lb: program.to_owned(), python: PathBuf::new() };
-    let run = one(&router, &programs, fleet, requests, Dialect::Completions, speed, folder)?;
+    let run = Rig::of_mini_lb(program, speed, folder).play(&mini_lb(policy)?, fleet, requests)?;
     run.error.map_or(Ok(run.outcome), |error| Err(io::Error::other(error)))
 }
 
-fn one(
-    router: &RouterPolicy,
-    programs: &Programs,
+/// The same with the first prefill server killed, and what came of it. A replay in which it is not killed
+/// goes on at the same time, so that both have the same of the machine. Logs are written to the two folders.
+///
+/// # Errors
+/// If the program does not start, or a request of the other replay fails.
+pub fn kill_behind_mini_lb(
+    program: &Path,
+    policy: &str,
     fleet: Fleet,
     requests: &[Request],
+    speed: f64,
+    folders: [&Path; 2],
+) -> io::Result<Outage> {
+    let router = mini_lb(policy)?;
+    let play = |scenario, folder| {
+        Rig::of_mini_lb(program, speed, folder).play(&router, Fleet { scenario, ..fleet }, requests)
+    };
+    let (killed, steady) = std::thread::scope(|scope| {
+        let steady = scope.spawn(|| play(Scenario::Steady, folders[1]));
+        (play(Scenario::Kill, folders[0]), steady.join())
+    });
+    let steady = steady.map_err(|_| io::Error::other("the replay without a kill panicked"))??;
+    if let Some(error) = steady.error {
+        return Err(io::Error::other(error));
+    }
+    killed?.outage(requests, Some(&steady)).ok_or_else(|| io::Error::other("nobody was killed"))
+}
+
+fn mini_lb(policy: &str) -> io::Result<RouterPolicy> {
+    format!("mini-lb:{policy}").parse().map_err(io::Error::other)
+}
+
+/// What a replay needs besides a router and a fleet.
+struct Rig<'a> {
+    programs: Programs,
     dialect: Dialect,
     speed: f64,
-    folder: &Path,
-) -> io::Result<Run> {
-    let cores = Cores::assign(1);
-    let runtime = Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let clock = Clock::new(speed);
-        let servers = Servers::start(fleet, clock).await?;
-        let (child, address) = router.start(programs, &servers, &cores.router, folder).await?;
-        let before = servers.counts();
+    folder: &'a Path,
+}
+
+impl<'a> Rig<'a> {
+    fn of_mini_lb(program: &Path, speed: f64, folder: &'a Path) -> Self {
+        let programs = Programs { mini_lb: program.to_owned(), python: PathBuf::new() };
+        Self { programs, dialect: Dialect::Completions, speed, folder }
+    }
+
+    fn play(&self, router: &RouterPolicy, fleet: Fleet, requests: &[Request]) -> io::Result<Run> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(self.replay(router, fleet, requests))
+    }
+
+    async fn replay(&self, router: &RouterPolicy, fleet: Fleet, requests: &[Request]) -> io::Result<Run> {
+        let cores = Cores::assign(1);
+        let clock = Clock::new(self.speed);
+        let mut servers = Servers::start(fleet, clock).await?;
+        let (child, address) = router.start(&self.programs, &servers, &cores.router, self.folder).await?;
+        // What readiness took.
+        let before = servers.counts(0.0);
         let cpu = Cpu::of(child.pid())?.busy_ns;
-        let Replayed { ttft, failed, error, late } = replay(address, requests, dialect, clock).await;
+        let start = clock.now();
+        let (Replayed { ttft, late }, change) = tokio::join!(
+            replay(address, requests, self.dialect, clock, start),
+            play(fleet.scenario, &mut servers, clock, start, requests, address)
+        );
         let cpu_ms = (Cpu::of(child.pid())?.busy_ns - cpu) as f64 / 1e6 / requests.len() as f64;
         let memory_mib = peak_kib(child.pid())? as f64 / 1024.0;
-        let mut outcome = servers.counts();
-        // What readiness took.
-        outcome.prompt_tokens -= before.prompt_tokens;
+        let mut outcome = servers.counts(start);
         for (server, before) in outcome.prefill.iter_mut().zip(&before.prefill) {
             server.busy -= before.busy;
         }
-        let outcome = Outcome { ttft, failed, seconds: duration(requests), ..outcome };
-        Ok(Run { outcome, cpu_ms, memory_mib, late, error })
-    })
+        let error = ttft.iter().find_map(|ttft| ttft.as_ref().err().cloned());
+        let mut answered: Vec<_> = ttft.iter().filter_map(|ttft| ttft.as_ref().ok().copied()).collect();
+        answered.sort_by(f64::total_cmp);
+        let failed = (ttft.len() - answered.len()) as u64;
+        let outcome = Outcome { ttft: answered, failed, seconds: duration(requests), ..outcome };
+        let fates = Fates::new(ttft, servers.taken(start));
+        let speed = self.speed;
+        Ok(Run { fleet, speed, outcome, fates, change: change?, cpu_ms, memory_mib, late, error })
+    }
+}
+
+impl Run {
+    /// What the server's stop and start did, if there was one, beside the same requests `without`.
+    fn outage(&self, requests: &[Request], without: Option<&Self>) -> Option<Outage> {
+        let change = self.change.as_ref()?;
+        let without = without.map(|run| &run.fates);
+        Some(Outage::new(&self.fleet, requests, self.speed, change, &self.fates, without))
+    }
 }
 
 fn text_of(rows: &[RouterRow]) -> String {
     let plain: Vec<_> = rows.iter().map(|row| row.row.clone()).collect();
     let mut text = table(&plain);
     text += "\n| router | load | CPU ms/request | peak MiB | client late, s |\n|---|---|---|---|---|\n";
-    for RouterRow { row, cpu_ms, memory_mib, client_late, error } in rows {
+    for RouterRow { row, cpu_ms, memory_mib, client_late, .. } in rows {
         let Row { policy, random_use, .. } = row;
         text +=
             &format!("| {policy} | {random_use:.2} | {cpu_ms:.2} | {memory_mib:.1} | {client_late:.2} |\n");
+    }
+    for RouterRow { row, error, .. } in rows {
         if let Some(error) = error {
-            text += &format!("\n{policy}: {error}\n\n");
+            text +=
+                &format!("\n{}, {}: the first of {} errors: {error}\n", row.policy, row.scenario, row.failed);
+        }
+    }
+    text + &text_of_outages(rows)
+}
+
+/// The table of outages, and what has to hold of each.
+fn text_of_outages(rows: &[RouterRow]) -> String {
+    let outages = || rows.iter().flat_map(|row| row.outages.iter().map(move |outage| (&row.row, outage)));
+    if outages().next().is_none() {
+        return String::new();
+    }
+    let mut text = format!(
+        "\n| router | scenario | load | {} |\n|---|---|---|---|---|---|---|---|---|---|---|\n",
+        outage::HEAD
+    );
+    for (Row { policy, random_use, .. }, outage) in outages() {
+        text += &format!("| {policy} | {} | {random_use:.2} | {} |\n", outage.scenario, outage.row());
+    }
+    text.push('\n');
+    for (Row { policy, random_use, .. }, outage) in outages() {
+        for (what, holds) in outage.checks() {
+            let holds = if holds { "PASS" } else { "FAIL" };
+            text += &format!("- {holds} {policy}, {}, load {random_use:.2}: {what}\n", outage.scenario);
         }
     }
     text
@@ -244,17 +374,5 @@ fn text_of(rows: &[RouterRow]) -> String {
 fn write(rows: &[RouterRow], folder: &Path) -> io::Result<()> {
     fs::write(folder.join("table.md"), text_of(rows))?;
     fs::write(folder.join("results.json"), serde_json::to_string_pretty(rows)?)?;
-    let mut rest = rows;
-    while let Some(first) = rest.first() {
-        let of = |row: &RouterRow| (row.row.trace.clone(), row.row.scenario.clone(), row.row.load.to_bits());
-        let count = rest.iter().take_while(|row| of(row) == of(first)).count();
-        let (group, others) = rest.split_at(count);
-        let Row { trace, scenario, random_use, .. } = &first.row;
-        let title = format!("TTFT: {trace}, {scenario}, load {random_use:.2}");
-        let file = format!("cdf {trace} {scenario} {random_use:.2}.svg").replace([' ', ','], "_");
-        let plotted: Vec<_> = group.iter().map(|row| &row.row).collect();
-        fs::write(folder.join(file), plot::cdf(&title, &plotted))?;
-        rest = others;
-    }
-    Ok(())
+    plot::write(&rows.iter().map(|row| &row.row).collect::<Vec<_>>(), folder)
 }

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use memchr::memmem::find;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -19,12 +19,19 @@ use super::text::{Dialect, body};
 /// Real time that a response may take: longer than any queue of a run that is worth looking at.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// Real time after which a connection is not used again: uvicorn, with which `mini_lb.py` listens, closes it
+/// after 5 s, at the moment at which a request may be written.
+const LONGEST_IDLE: Duration = Duration::from_secs(2);
+/// Bytes of an error, and real time for each piece of its body.
+const LONGEST_REFUSAL: usize = 4_096;
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// A router's client.
 #[derive(Clone)]
 pub(super) struct Client {
     router: SocketAddr,
-    /// Connections that wait for their next request.
-    idle: Rc<RefCell<Vec<TcpStream>>>,
+    /// Connections that wait for their next request, and since when.
+    idle: Rc<RefCell<Vec<(Instant, TcpStream)>>>,
 }
 
 impl Client {
@@ -40,8 +47,8 @@ impl Client {
             "POST {path} HTTP/1.1\r\nhost: {router}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
         );
         let idle = self.idle.borrow_mut().pop();
-        let mut stream = match idle {
-            Some(stream) => stream,
+        let mut stream = match idle.filter(|(since, _)| since.elapsed() < LONGEST_IDLE) {
+            Some((_, stream)) => stream,
             None => TcpStream::connect(router).await?,
         };
         stream.set_nodelay(true)?;
@@ -54,8 +61,7 @@ impl Client {
             }
             let Some(head_end) = find(&text, b"\r\n\r\n") else { continue };
             if !text.starts_with(b"HTTP/1.1 200") {
-                let answer = String::from_utf8_lossy(&text[..text.len().min(400)]).into_owned();
-                return Err(io::Error::other(answer));
+                return Err(io::Error::other(refusal(text, stream).await));
             }
             if find(&text[head_end..], b"data:").is_some() {
                 first.get_or_insert_with(|| clock.now());
@@ -64,34 +70,43 @@ impl Client {
                 break;
             }
         }
-        self.idle.borrow_mut().push(stream);
+        self.idle.borrow_mut().push((Instant::now(), stream));
         first.ok_or_else(|| io::Error::other("no event"))
     }
 }
 
+/// The first line and the body of a response that is an error, as far as they come.
+async fn refusal(mut text: Vec<u8>, mut stream: TcpStream) -> String {
+    while !text.ends_with(b"}") && text.len() < LONGEST_REFUSAL {
+        match timeout(REFUSAL_TIMEOUT, stream.read_buf(&mut text)).await {
+            Ok(Ok(1..)) => {}
+            _ => break,
+        }
+    }
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    format!("{}: {body}", head.lines().next().unwrap_or_default())
+}
+
 /// What became of a replay's requests.
-#[derive(Default)]
 pub(super) struct Replayed {
-    /// Seconds of the model from when each was due to its first byte, ascending.
-    pub(super) ttft: Vec<f64>,
-    pub(super) failed: u64,
-    /// Why the first of them failed.
-    pub(super) error: Option<String>,
+    /// By request: seconds of the model from when it was due to its first byte, or why it failed.
+    pub(super) ttft: Vec<Result<f64, String>>,
     /// The greatest delay of the client itself, in seconds of the model.
     pub(super) late: f64,
 }
 
-/// Sends all requests at their time.
+/// Sends all requests at their time. `start` is when the trace starts.
 pub(super) async fn replay(
     router: SocketAddr,
     requests: &[Request],
     dialect: Dialect,
     clock: Clock,
+    start: f64,
 ) -> Replayed {
     let client = Client::new(router);
-    let mut result = Replayed::default();
-    // From here: the clock may have run while the router started.
-    let start = clock.now();
+    let ttft = requests.iter().map(|_| Err("not sent".to_owned())).collect();
+    let mut result = Replayed { ttft, late: 0.0 };
     let local = LocalSet::new();
     let sending = async {
         let mut running = JoinSet::new();
@@ -103,7 +118,7 @@ pub(super) async fn replay(
             let client = client.clone();
             running.spawn_local(async move {
                 let response = timeout(RESPONSE_TIMEOUT, client.send(body, dialect, clock)).await;
-                response.map_err(io::Error::from).flatten().map(|first| first - due)
+                (index, response.map_err(io::Error::from).flatten().map(|first| first - due))
             });
             while let Some(done) = running.try_join_next() {
                 result.add(done);
@@ -114,18 +129,13 @@ pub(super) async fn replay(
         }
     };
     local.run_until(sending).await;
-    result.ttft.sort_by(f64::total_cmp);
     result
 }
 
 impl Replayed {
-    fn add(&mut self, done: Result<io::Result<f64>, tokio::task::JoinError>) {
-        match done.map_err(io::Error::other).flatten() {
-            Ok(ttft) => self.ttft.push(ttft),
-            Err(error) => {
-                self.failed += 1;
-                self.error.get_or_insert_with(|| error.to_string());
-            }
+    fn add(&mut self, done: Result<(usize, io::Result<f64>), tokio::task::JoinError>) {
+        if let Ok((index, response)) = done {
+            self.ttft[index] = response.map_err(|error| error.to_string());
         }
     }
 }

@@ -30,6 +30,7 @@ enum Program {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouterPolicy {
     program: Program,
+    /// With flags that follow it, as in `cache_aware --cache-threshold 0.5`.
     policy: String,
 }
 
@@ -95,18 +96,24 @@ impl RouterPolicy {
     fn command(&self, programs: &Programs, servers: &Servers, port: u16) -> io::Result<Vec<OsString>> {
         let Self { program, policy } = self;
         let (program, module) = match program {
-            Program::MiniLb => (&programs.mini_lb, String::new()),
-            Program::SglangRouter => {
-                (&programs.python, format!("-m sglang_router.launch_router {}", gateway_flags()?))
+            // No admin listener: its port may be another router's.
+            Program::MiniLb => (&programs.mini_lb, "--prometheus-port 0".to_owned()),
+            Program::SglangRouter => (
+                &programs.python,
+                format!("-m sglang_router.launch_router {}", gateway_flags(servers.speed())?),
+            ),
+            Program::Smg => {
+                let poll = scaled(LOAD_POLL, servers.speed());
+                let flags = gateway_flags(servers.speed())?;
+                (&programs.python, format!("-m smg.launch_router --load-monitor-interval {poll} {flags}"))
             }
-            Program::Smg => (&programs.python, format!("-m smg.launch_router {}", gateway_flags()?)),
             Program::PythonMiniLb => {
                 (&programs.python, "-m sglang_router.launch_router --mini-lb --pd-disaggregation".to_owned())
             }
         };
         let log = if self.program == Program::MiniLb { "warn" } else { "error" };
-        let prefill = servers.prefill.iter().map(|server| format!("--prefill http://{server} 8998"));
-        let decode = servers.decode.iter().map(|server| format!("--decode http://{server}"));
+        let prefill = servers.prefill().map(|server| format!("--prefill http://{server} 8998"));
+        let decode = servers.decode().map(|server| format!("--decode http://{server}"));
         let servers = prefill.chain(decode).collect::<Vec<_>>().join(" ");
         let arguments =
             format!("{module} {servers} --host 127.0.0.1 --port {port} --policy {policy} --log-level {log}");
@@ -115,11 +122,22 @@ impl RouterPolicy {
     }
 }
 
-/// Flags that only sglang-router and smg have.
-fn gateway_flags() -> io::Result<String> {
+/// Seconds between smg's polls of loads, and between evictions of both gateways: their defaults.
+const LOAD_POLL: f64 = 10.0;
+const EVICTION: f64 = 60.0;
+
+/// A router's own interval in seconds by the model's clock, as far as its flag can tell.
+fn scaled(interval: f64, speed: f64) -> u64 {
+    (interval / speed).round().max(1.0) as u64
+}
+
+/// Flags that only sglang-router and smg have. What they do by their clock, they do as often in the model's
+/// time as they would in ours.
+fn gateway_flags(speed: f64) -> io::Result<String> {
     let port = free_port()?;
+    let eviction = scaled(EVICTION, speed);
     Ok(format!(
-        "--pd-disaggregation --prometheus-port {port} --max-concurrent-requests 20000 --worker-startup-check-interval 1"
+        "--pd-disaggregation --prometheus-port {port} --max-concurrent-requests 20000 --worker-startup-check-interval 1 --eviction-interval-secs {eviction}"
     ))
 }
 

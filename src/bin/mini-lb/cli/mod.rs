@@ -52,7 +52,10 @@ pub(crate) fn parse(
     let placed = |sentence: String| refusal(layers.placed(&sentence));
     // First, as the level is a part of the library's configuration: less severe lines are not passed on.
     let log = log_options(&layers).map_err(placed)?;
-    let config = config(&layers).map_err(placed)?.request_log(log.level, log::log_request);
+    let mut config = config(&layers).map_err(placed)?.request_log(log.level, log::log_request);
+    if log.trace.is_some() {
+        config = config.trace_log(log::trace_request);
+    }
     Ok(Plan {
         config,
         log,
@@ -101,7 +104,23 @@ fn log_options(layers: &Layers) -> Result<LogOptions, String> {
         Some("json") => Format::Json,
         Some(other) => return wrong("log-format", other, "text or json"),
     };
-    Ok(LogOptions { level, format, folder: value("log-dir").map(PathBuf::from) })
+    let path = |name| value(name).map(PathBuf::from);
+    let (folder, trace) = (path("log-dir"), path("trace-log"));
+    let trace_max_bytes = number(layers, "trace-log-max-bytes")?;
+    Ok(LogOptions { level, format, folder, trace, trace_max_bytes })
+}
+
+/// The value of a number among the program's own options, within its bounds.
+fn number(layers: &Layers, name: &str) -> Result<u64, String> {
+    let spec = options::by_key(name).ok_or_else(|| format!("--{name}: there is no such option"))?;
+    let default = spec.default.to_string();
+    let value = layers.value(name).unwrap_or(&default);
+    let wrong = |why: &str| format!("--{name} {}: {why}", value.escape_debug());
+    let number = value.parse().map_err(|_| wrong("not a whole number"))?;
+    match (spec.bounds.min..=spec.bounds.max).contains(&number) {
+        true => Ok(number),
+        false => Err(wrong(&format!("the value must be {}", spec.bounds))),
+    }
 }
 
 fn program_options(layers: &Layers) -> Vec<(&'static str, String)> {

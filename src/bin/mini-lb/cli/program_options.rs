@@ -11,7 +11,7 @@ pub(crate) const PROGRAM: [(&str, &[OptionSpec]); 2] = [
     (
         "Logging",
         &[
-            // The log is started once, before the router, so all three need a restart.
+            // The log is started once, before the router, so all of these need a restart.
             OptionSpec::new("log-level", Single("debug|info|warn|error"))
                 .default(OptionDefault::Text("info"))
                 .after_restart()
@@ -23,6 +23,16 @@ pub(crate) const PROGRAM: [(&str, &[OptionSpec]); 2] = [
             OptionSpec::new("log-dir", Single("FOLDER")).after_restart().help(
                 "Folder to log to as well, with a file per day: mini-lb.2026-01-31.log (UTC). The newest 30 are kept",
             ),
+            // No FILE, which a reload would read.
+            OptionSpec::new("trace-log", Single("PATH")).after_restart().help(
+                "File for a load trace, to replay it: a line for each generation request in Mooncake's format, \
+                 without any text. A file that is there is renamed to PATH.1 at the start",
+            ),
+            OptionSpec::new("trace-log-max-bytes", Single("BYTES"))
+                .default(OptionDefault::Number(256 << 20))
+                .at_least(64 << 10)
+                .after_restart()
+                .help("Size at which the trace's file is renamed to PATH.1, in place of an older one, and the next begins"),
         ],
     ),
     (

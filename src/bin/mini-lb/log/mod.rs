@@ -3,6 +3,8 @@
 //! A line is queued and written by another thread ([`queue`]), so that neither a slow
 //! disk nor a full pipe blocks a worker. Spans of `tracing` are ignored: a request is
 //! logged in one event.
+//!
+//! The load trace, which goes to a file of its own, is written in the same way.
 
 mod clock;
 mod escape;
@@ -10,12 +12,13 @@ mod files;
 mod format;
 mod queue;
 mod request;
+mod trace_file;
 
 use std::cell::Cell;
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
-use mini_lb::RequestLine;
+use mini_lb::{RequestLine, TraceLine};
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber, dispatcher, error};
@@ -23,7 +26,8 @@ use tracing::{Event, Level, Metadata, Subscriber, dispatcher, error};
 use clock::Clock;
 use files::DailyFiles;
 pub(crate) use format::Format;
-use queue::LogQueue;
+use queue::{Lines, LogQueue};
+use trace_file::TraceFile;
 
 /// What is logged, and where.
 pub(crate) struct LogOptions {
@@ -31,6 +35,10 @@ pub(crate) struct LogOptions {
     pub(crate) format: Format,
     /// The folder of daily files, besides stderr.
     pub(crate) folder: Option<PathBuf>,
+    /// The file of the trace.
+    pub(crate) trace: Option<PathBuf>,
+    /// The size at which the next file of the trace begins.
+    pub(crate) trace_max_bytes: u64,
 }
 
 /// Drop guard: writes what is queued before the program ends, unless that takes too long.
@@ -46,18 +54,29 @@ impl Drop for Log {
 
 /// Starts the log of this process, panics included. The error says why files cannot be written.
 pub(crate) fn start(options: &LogOptions) -> Result<Log, String> {
-    let &LogOptions { level, format, ref folder } = options;
-    let start =
-        |name, sink| LogQueue::start(name, format, sink).map_err(|error| format!("cannot log: {error}"));
+    let &LogOptions { level, format, ref folder, ref trace, trace_max_bytes } = options;
+    let start = |name, lines, sink| {
+        LogQueue::start(name, lines, sink).map_err(|error| format!("cannot log: {error}"))
+    };
     // For people only: a container's log collector would store the escape sequences.
     let colors = io::stderr().is_terminal();
-    let stderr = start("log-stderr", Box::new(io::stderr()))?;
+    let stderr = start("log-stderr", Lines::Log(format), Box::new(io::stderr()))?;
     let files = match folder {
-        Some(folder) => Some(start("log-files", Box::new(DailyFiles::open(folder.clone())?))?),
+        Some(folder) => {
+            Some(start("log-files", Lines::Log(format), Box::new(DailyFiles::open(folder.clone())?))?)
+        }
         None => None,
     };
-    let log = Log([Some(stderr.clone()), files.clone()].into_iter().flatten().collect());
-    tracing::subscriber::set_global_default(LogSubscriber { level, format, colors, stderr, files })
+    let trace = match trace {
+        Some(path) => {
+            let file = TraceFile::open(path.clone(), trace_max_bytes)?;
+            Some(start("trace-log", Lines::Trace, Box::new(file))?)
+        }
+        None => None,
+    };
+    // The trace first, as its last lines may have to be logged as lost.
+    let log = Log([trace.clone(), Some(stderr.clone()), files.clone()].into_iter().flatten().collect());
+    tracing::subscriber::set_global_default(LogSubscriber { level, format, colors, stderr, files, trace })
         .map_err(|error| format!("cannot log: {error}"))?;
     log_panics();
     Ok(log)
@@ -82,6 +101,20 @@ pub(crate) fn log_request(request: &RequestLine<'_>) {
     });
 }
 
+/// Writes the line of a request to the trace that was started.
+pub(crate) fn trace_request(request: &TraceLine<'_>) {
+    // Found as above.
+    dispatcher::get_default(|log| {
+        if let Some(LogSubscriber { trace: Some(trace), .. }) = log.downcast_ref() {
+            let mut scratch = SCRATCH.try_with(Cell::take).unwrap_or_default();
+            scratch.line.clear();
+            trace_file::put(request, &mut scratch.line);
+            trace.push(&scratch.line);
+            let _ = SCRATCH.try_with(|kept| kept.set(scratch));
+        }
+    });
+}
+
 /// Buffers that each thread reuses for every line.
 #[derive(Default)]
 struct Scratch {
@@ -101,6 +134,7 @@ struct LogSubscriber {
     colors: bool,
     stderr: LogQueue,
     files: Option<LogQueue>,
+    trace: Option<LogQueue>,
 }
 
 impl LogSubscriber {
@@ -175,9 +209,11 @@ mod tests {
     #[test]
     fn a_panic_is_logged_with_its_place_and_not_with_its_message() {
         let taken = Taken::default();
-        let stderr = LogQueue::start("test", Format::Text, Box::new(taken.clone())).unwrap();
+        let stderr = LogQueue::start("test", Lines::Log(Format::Text), Box::new(taken.clone())).unwrap();
         let (level, format) = (LevelFilter::ERROR, Format::Text);
-        let lines = LogSubscriber { level, format, colors: false, stderr: stderr.clone(), files: None };
+        let stderr_too = stderr.clone();
+        let lines =
+            LogSubscriber { level, format, colors: false, stderr: stderr_too, files: None, trace: None };
         let before = panic::take_hook();
         log_panics();
         let caught = tracing::subscriber::with_default(lines, || panic::catch_unwind(|| panic!("secret")));

@@ -1,7 +1,8 @@
 //! The queue of lines between the threads that log and a sink that may be slow.
 //!
 //! A thread that logs appends its line to a buffer, and a writer thread empties it. If
-//! the sink is slower than the log, lines are dropped, and the log says how many.
+//! the sink is slower than the log, lines are dropped, and the log says how many. The lines of a trace are
+//! queued in the same way.
 
 use std::io::{self, Write};
 use std::mem;
@@ -18,11 +19,29 @@ pub(super) const MAX_QUEUED: usize = 4 << 20;
 /// How long a line waits for others to be written with it, unless there are [`ENOUGH`] bytes before: waking
 /// the thread for each line costs several times as much as the line.
 const GATHERING: Duration = Duration::from_millis(10);
-const ENOUGH: usize = 256 << 10;
+pub(super) const ENOUGH: usize = 256 << 10;
 /// How long the program waits at its end for queued lines to be written.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause after a write that failed.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// What the lines are, and so how it is said that some were lost.
+#[derive(Clone, Copy)]
+pub(super) enum Lines {
+    /// Of the log in this format, among which a line says it.
+    Log(Format),
+    /// Of a trace, which has no place for it: the log says it.
+    Trace,
+}
+
+impl Lines {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Log(_) => "log lines",
+            Self::Trace => "trace lines",
+        }
+    }
+}
 
 /// The lines for one sink. Clones are the same queue.
 #[derive(Clone)]
@@ -50,7 +69,7 @@ struct State {
 
 impl LogQueue {
     /// Starts the writer thread.
-    pub(super) fn start(name: &str, format: Format, mut sink: Box<dyn Write + Send>) -> io::Result<Self> {
+    pub(super) fn start(name: &str, lines: Lines, mut sink: Box<dyn Write + Send>) -> io::Result<Self> {
         let queue = Self(Arc::default());
         let shared = Arc::clone(&queue.0);
         // Never joined: a sink that takes nothing would block the end of the program. `finish` waits with a
@@ -60,13 +79,13 @@ impl LogQueue {
             loop {
                 shared.take(&mut batch);
                 let written = write(sink.as_mut(), &batch);
-                shared.wrote(&batch, written.is_ok(), format);
+                shared.wrote(&batch, written.is_ok(), lines);
                 // Logged once for consecutive failures: this line goes to the same sink, and would cause the
                 // next one.
                 if let Err(error) = &written
                     && !failing
                 {
-                    warn!("log lines could not be written: {error}");
+                    warn!("{} could not be written: {error}", lines.name());
                 }
                 failing = written.is_err();
             }
@@ -125,16 +144,19 @@ impl Shared {
         state.writing = true;
     }
 
-    fn wrote(&self, batch: &[u8], written: bool, format: Format) {
+    fn wrote(&self, batch: &[u8], written: bool, lines: Lines) {
         let mut state = self.lock();
         state.writing = false;
         if !written {
             // A part may have been written; which one is unknown.
             state.lost += batch.iter().filter(|byte| **byte == b'\n').count() as u64;
         } else if state.lost > 0 {
-            // The queue was just emptied, so this line fits.
             let lost = mem::take(&mut state.lost);
-            state.bytes.extend_from_slice(&format::lost(lost, format));
+            match lines {
+                // The queue was just emptied, so this line fits.
+                Lines::Log(format) => state.bytes.extend_from_slice(&format::lost(lost, format)),
+                Lines::Trace => warn!(lost, "trace lines were lost"),
+            }
         }
         // Lines may have been queued during the write; then the next turn notifies.
         if state.bytes.is_empty() {
@@ -218,7 +240,7 @@ mod tests {
     #[test]
     fn a_place_that_takes_nothing_stops_nobody_and_what_is_lost_is_said() {
         let slow = Slow::default();
-        let queue = LogQueue::start("test", Format::Text, Box::new(slow.clone())).unwrap();
+        let queue = LogQueue::start("test", Lines::Log(Format::Text), Box::new(slow.clone())).unwrap();
         let line = format!("{}\n", "x".repeat(1023));
         let count = 3 * MAX_QUEUED / line.len();
         (0..count).for_each(|_| queue.push(line.as_bytes()));
@@ -235,7 +257,7 @@ mod tests {
     fn lines_that_come_together_are_written_together_and_none_waits_long() {
         let slow = Slow::default();
         slow.open(0);
-        let queue = LogQueue::start("test", Format::Text, Box::new(slow.clone())).unwrap();
+        let queue = LogQueue::start("test", Lines::Log(Format::Text), Box::new(slow.clone())).unwrap();
         for round in 1..=20 {
             (0..10).for_each(|_| queue.push(b"a line\n"));
             let deadline = Instant::now() + 100 * GATHERING;
@@ -263,7 +285,7 @@ mod tests {
     fn what_could_not_be_written_is_counted() {
         let slow = Slow::default();
         slow.open(1);
-        let queue = LogQueue::start("test", Format::Text, Box::new(slow.clone())).unwrap();
+        let queue = LogQueue::start("test", Lines::Log(Format::Text), Box::new(slow.clone())).unwrap();
         queue.push(b"one\n");
         queue.finish();
         queue.push(b"two\n");

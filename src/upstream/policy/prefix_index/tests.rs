@@ -25,7 +25,7 @@ fn what_is_noted_is_found_and_nothing_else() {
     let index = PrefixIndex::new(MIN_BITS);
     // A third of what there is room for: hardly any bucket is full.
     let count = 1_000;
-    (0..count).for_each(|number| index.note(hash(number), note(number as u16, 7), age));
+    (0..count).for_each(|number| _ = index.note(hash(number), note(number as u16, 7), age));
     let found = (0..count).filter(|number| notes(&index, hash(*number)) == [note(*number as u16, 7)]).count();
     assert!(found > 950, "{found} of {count}");
     let strangers = (count..100 * count).filter(|number| index.find(hash(*number)).is_some()).count();
@@ -65,7 +65,7 @@ fn a_full_bucket_gives_up_the_block_that_was_noted_longest_ago() {
 fn continuations_are_counted_for_each_block_up_to_255() {
     let index = PrefixIndex::new(MIN_BITS);
     let same_bucket = |number: u64| hash(1) ^ number << 30;
-    (0..3).for_each(|number| index.note(same_bucket(number), note(1, 1), age));
+    (0..3).for_each(|number| _ = index.note(same_bucket(number), note(1, 1), age));
     (0..300).for_each(|_| index.find(same_bucket(1)).unwrap().continued());
     index.find(same_bucket(2)).unwrap().continued();
     let fan_outs = [0, 1, 2].map(|number| index.find(same_bucket(number)).unwrap().fan_out());
@@ -76,7 +76,7 @@ fn continuations_are_counted_for_each_block_up_to_255() {
 fn a_table_of_another_size_has_the_same_notes() {
     for (from, to) in [(MIN_BITS, MIN_BITS + 5), (14, 15), (14, 12)] {
         let small = PrefixIndex::new(from);
-        (0..500).for_each(|number| small.note(hash(number), note(number as u16, 7), age));
+        (0..500).for_each(|number| _ = small.note(hash(number), note(number as u16, 7), age));
         let large = small.resized(to, age);
         let kept = |number: &u64| notes(&small, hash(*number)) == notes(&large, hash(*number));
         let kept = (0..500).filter(kept).count();
@@ -104,7 +104,9 @@ fn threads_note_at_the_same_time() {
     std::thread::scope(|scope| {
         for slot in 0..4 {
             let index = &index;
-            scope.spawn(move || (0..3_000).for_each(|number| index.note(hash(number), note(slot, 1), age)));
+            scope.spawn(move || {
+                (0..3_000).for_each(|number| _ = index.note(hash(number), note(slot, 1), age))
+            });
         }
     });
     // A lost race is a lost note, and there are few of them; a note of nobody there is none.
@@ -129,7 +131,9 @@ fn usage_counts_entries_with_a_live_note_and_their_youngest_age() {
 fn usage_of_a_large_index_is_estimated_from_a_part_of_it() {
     let index = PrefixIndex::new(18);
     let count = 300_000;
-    (0..count).for_each(|number| index.note(hash(number), note(1, 10), |_| 0));
+    for number in 0..count {
+        index.note(hash(number), note(1, 10), |_| 0);
+    }
     let usage = index.usage(|_| 0.5);
     assert_eq!((usage.capacity, usage.mean_age), (3 << 18, 0.5));
     // Of 300,000 notes 4,096 of 262,144 buckets have 4,700, with a standard deviation of 1 %.

@@ -100,7 +100,8 @@ fn what_else_is_in_the_prompt_changes_it_in_any_order() {
     assert_eq!(blocks(&before), blocks(&after));
     assert_eq!(shared(&plain, &before), 0);
     let names = ["model", "lora_path", "cache_salt", "extra_key", "tools", "chat_template_kwargs"];
-    assert_eq!(names.len(), SEEDS);
+    // The last one is for what other APIs have beside the messages.
+    assert_eq!(names.len() + 1, SEEDS);
     for name in names {
         let one = chat(&format!(r#"{messages},"{name}":"x""#));
         assert_eq!(shared(&plain, &one), 0, "{name}");
@@ -147,6 +148,31 @@ fn a_long_prompt_has_a_bounded_list_of_blocks() {
 }
 
 #[test]
+fn the_last_block_has_a_hash_although_it_is_incomplete() {
+    let all = text(3 * BLOCK);
+    let hashes = |length: usize| {
+        let prompt = generate(&format!(r#"{{"text":"{}"}}"#, &all[..length]));
+        let hashes: Vec<u64> = prompt.hashes().collect();
+        assert_eq!(hashes[..prompt.blocks()], blocks(&prompt));
+        // As many as a trace has for that many tokens, of which a block has 512.
+        assert_eq!(hashes.len(), prompt.hashed_bytes().div_ceil(4).div_ceil(512) as usize, "{length}");
+        hashes
+    };
+    // The closing quote is a byte too.
+    let [short, shorter] = [100, 99].map(hashes);
+    assert!(short.len() == 1 && shorter.len() == 1 && short != shorter);
+    assert_eq!([0, BLOCK - 1, BLOCK].map(|length| hashes(length).len()), [0, 1, 2]);
+    let [long, longer] = [2 * BLOCK + 7, 2 * BLOCK + 8].map(hashes);
+    assert_eq!(long[..2], longer[..2]);
+    assert_ne!(long[2], longer[2]);
+    assert_eq!(long, hashes(2 * BLOCK + 7));
+    let body = format!(r#"{{"text":"{}"}}"#, text((MAX_BLOCKS + 5) * BLOCK + 9));
+    let prompt = read_in(Dialect::Generate, &body, 100_000);
+    assert_eq!(prompt.hashes().count(), MAX_BLOCKS);
+    assert_eq!(prompt.hashed_bytes(), (MAX_BLOCKS * BLOCK) as u64);
+}
+
+#[test]
 fn hashes_spread_and_their_key_is_in_them() {
     let mut seen = std::collections::HashSet::new();
     for number in 0..20_000u64 {
@@ -172,4 +198,19 @@ fn lists_of_blocks_are_used_again() {
     let memory = list(&first);
     drop(first);
     assert_eq!(list(&read_in(Dialect::Generate, &body, body.len())), memory);
+}
+
+#[test]
+fn responses_and_messages_have_a_prompt_with_what_stands_beside_it() {
+    for (dialect, prompt, beside) in
+        [(Dialect::Responses, "input", "instructions"), (Dialect::Messages, "messages", "system")]
+    {
+        let text = text(3 * BLOCK);
+        let of = |beside: &str| read(dialect, &format!(r#"{{"{prompt}":"{text}"{beside}}}"#));
+        let (plain, one, other) =
+            (of(""), of(&format!(r#","{beside}":"x""#)), of(&format!(r#","{beside}":"y""#)));
+        assert_eq!(plain.blocks(), 3);
+        assert_eq!((shared(&plain, &one), shared(&one, &other)), (0, 0));
+        assert_eq!(blocks(&one), blocks(&of(&format!(r#","{beside}":"x""#))));
+    }
 }
