@@ -70,12 +70,16 @@ mod response_encodings;
 mod retries;
 #[path = "rolling_restart.rs"]
 mod rolling_restart;
+#[path = "routed_experts.rs"]
+mod routed_experts;
 #[path = "routes.rs"]
 mod routes;
 #[path = "shutdown.rs"]
 mod shutdown;
 #[path = "simulated_load.rs"]
 mod simulated_load;
+#[path = "simulated_merges.rs"]
+mod simulated_merges;
 #[path = "streams.rs"]
 mod streams;
 #[path = "trace_log.rs"]

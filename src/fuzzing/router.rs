@@ -216,10 +216,15 @@ impl Scenario {
         let decode = decode.expect("a complete response was made of a complete one");
         let prefill = self.prefill.success_read_by_hyper().await;
         // What a raw request asks for is not known here.
-        let any = || vec![None, Some(Merge::Generate), Some(Merge::Echo)];
+        let merges = [Merge::Generate, Merge::GenerateExperts, Merge::Echo, Merge::Experts];
+        let any = || merges.into_iter().map(Some).chain([None]).collect();
         let merges = self.valid.as_ref().map_or_else(any, |shape| vec![shape.merge]);
         let expected = |merge: Option<Merge>| match merge {
             None => vec![decode.clone()],
+            // Decode's stream need not have what a late merge changes.
+            Some(merge) if merge.is_late() => {
+                [merged(merge, prefill.as_ref(), &decode), vec![decode.clone()]].concat()
+            }
             Some(merge) => merged(merge, prefill.as_ref(), &decode),
         };
         let is_expected = merges.into_iter().flat_map(expected).any(|expected| expected == body);

@@ -21,7 +21,7 @@ use super::leg_pair::{AttemptContext, Deadline, LegPair, MergeOptions, Wait};
 use super::merge;
 use super::relay::{MAX_REFUSAL_PAUSE, Relay, TimeLimit};
 use crate::admission::{AdmissionHandle, Reservation};
-use crate::error::{Error, OwnResponse};
+use crate::error::{Cause, Error, OwnResponse};
 use crate::http1::{BodyTimeouts, OutgoingRequest, RawHeaders, RequestHead};
 use crate::observe::record::{Attempt, Record, RequestId};
 use crate::timer::Timer;
@@ -31,6 +31,7 @@ use crate::wire::body::ClientBody;
 use crate::wire::bootstrap::MAX_BOOTSTRAP_ROOM;
 use crate::wire::client_response::ClientResponseHead;
 use crate::wire::headers;
+use crate::wire::logprobs::StreamSplicer;
 use crate::wire::plan::{OwnIds, RequestPlan};
 use crate::wire::shape::{BodyShape, Dialect, HashKey, InternalFields, key_hash};
 use crate::wire::upstream_request::UpstreamHead;
@@ -306,7 +307,10 @@ impl Exchange<'_> {
         let ReadRequest { limits, shape, deadline, .. } = self.request;
         let (on_prefill, on_decode) = (attempt.begin_leg(on_prefill), attempt.begin_leg(on_decode));
         let (max_held, admission) = (limits.max_merge_size, self.admission);
-        let merge = shape.merge.map(|merge| MergeOptions { merge, max_held, admission });
+        let merge = shape.merge.map(|merge| {
+            let is_late = shape.stream && merge.is_late();
+            MergeOptions { merge, is_late, max_held, admission }
+        });
         let mut pair = LegPair::new(self.pools, on_prefill, on_decode, merge);
         if !shape.rids.is_empty() {
             let abort = self.request.abort.as_ref();
@@ -375,6 +379,11 @@ impl Exchange<'_> {
     fn relay(&self, mut pair: Box<LegPair>, source: Role) -> AttemptResult {
         let (head, held) = pair.take_response(source);
         let (is_success, is_stream) = (head.status.is_success(), head.is_event_stream);
+        let is_late = is_success && is_stream && pair.has_late_merge();
+        if is_late && headers::unreadable_encoding(&head.headers).is_some() {
+            let cause = Cause::Unmergeable("the response is compressed");
+            return AttemptResult::Failed(pair.fail(source, cause));
+        }
         // Plain text would be garbage in an encoded body.
         let is_readable = !headers::is_encoded(&head.headers);
         let time_limit = if is_success {
@@ -382,10 +391,16 @@ impl Exchange<'_> {
         } else {
             TimeLimit::new(Deadline::from_now(MAX_REFUSAL_PAUSE), Some(MAX_REFUSAL_PAUSE))
         };
-        let relay = Relay::pass_through(pair, source, held, time_limit);
+        let late = is_late.then(|| StreamSplicer::late(self.request.limits.max_merge_size));
+        let relay = Relay::pass_through(pair, source, held, late, time_limit);
         let format = self.request.dialect.into();
         let body = relay.with_event_stream(is_success && is_stream && is_readable, format).into();
-        let response = UpstreamResponse { head: head.into(), body };
+        let mut head = ClientResponseHead::from(head);
+        if is_late {
+            // An event grows, by how much is not known before it comes.
+            head.remove(&CONTENT_LENGTH);
+        }
+        let response = UpstreamResponse { head, body };
         if is_success {
             AttemptResult::Response(response)
         } else {

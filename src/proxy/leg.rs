@@ -387,6 +387,14 @@ impl Leg {
         }
     }
 
+    /// Drops what is held of the body, and discards the rest.
+    pub(super) fn discard_held(&mut self) {
+        self.body = match std::mem::replace(&mut self.body, Reading::Peek) {
+            Reading::Hold(held) => Reading::Discard(held.errors),
+            other => other,
+        };
+    }
+
     /// Bytes of the body that are held.
     pub(super) fn held_length(&self) -> usize {
         match &self.body {

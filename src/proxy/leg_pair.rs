@@ -65,6 +65,8 @@ pub(super) struct AttemptContext<'a, R> {
 /// A merge of both responses.
 pub(super) struct MergeOptions<'a> {
     pub(super) merge: Merge,
+    /// Decode's response is a stream that starts without prefill's, which only late events need.
+    pub(super) is_late: bool,
     /// Most bytes of each response that are held.
     pub(super) max_held: usize,
     /// Where their memory is counted.
@@ -103,20 +105,22 @@ pub(super) struct LegPair {
 }
 
 impl LegPair {
-    /// Starts both legs. With `merge` both responses are held until they can be merged.
+    /// Starts both legs. With `merge` both responses are held until they can be merged; with a late one,
+    /// prefill's.
     pub(super) fn new(
         pools: &Arc<Pools>,
         prefill: LegRecord,
         decode: LegRecord,
         merge: Option<MergeOptions<'_>>,
     ) -> Box<Self> {
+        let is_held = merge.as_ref().is_some_and(|merge| !merge.is_late);
         let reading = |otherwise| match &merge {
             Some(merge) => Reading::Hold(HeldBody::new(merge.max_held)),
             None => otherwise,
         };
         let prefill = Leg::new(pools, prefill, reading(Reading::Discard(ErrorSearch::Pending)));
-        let decode = Leg::new(pools, decode, reading(Reading::Peek));
-        let mut decision = Decision::new(merge.is_some());
+        let decode = Leg::new(pools, decode, if is_held { reading(Reading::Peek) } else { Reading::Peek });
+        let mut decision = Decision::new(is_held);
         let mut first_action = Action::Wait;
         for (role, leg) in [(Role::Prefill, &prefill), (Role::Decode, &decode)] {
             if leg.is_connected() {
@@ -129,7 +133,7 @@ impl LegPair {
             prefill,
             decode,
             first_action,
-            lists: merge.as_ref().map(|merge| Box::new(PrefillLists::new(merge.merge))),
+            lists: merge.as_ref().map(|merge| Box::new(PrefillLists::new(merge.merge, merge.is_late))),
             memory: merge.as_ref().map(|merge| Reservation::empty(merge.admission)),
             grace: None,
             has_waited: false,
@@ -349,16 +353,35 @@ impl LegPair {
         self.lists.take().and_then(|lists| lists.into_lists())
     }
 
+    /// Whether late events of decode's stream need prefill's lists.
+    pub(super) fn has_late_merge(&self) -> bool {
+        self.lists.as_ref().is_some_and(|lists| lists.is_late())
+    }
+
+    /// Takes prefill's lists for a late merge, or why there are none. `None` while they are awaited.
+    pub(super) fn take_late_lists(&mut self) -> Option<Result<PromptLogprobs, Error>> {
+        let taken = self.lists.as_mut().and_then(|lists| lists.take());
+        // After an error event of its own, prefill's response was not read to its end.
+        taken.or_else(|| (!self.decision.drains_prefill()).then(|| Err(self.take_error(Role::Prefill))))
+    }
+
+    /// Prefill has failed, and so far decode's response has not needed it.
+    fn record_late_failure(&mut self) {
+        let Some(mut lists) = self.lists.take() else { return log_late_failure(&mut self.prefill) };
+        lists.fail(self.take_error(Role::Prefill));
+        self.prefill.close();
+        self.lists = Some(lists);
+    }
+
     /// Polls prefill beside decode's response. Returns why the response fails, if it depends on prefill.
     pub(super) fn poll_beside(&mut self, cx: &mut Context<'_>) -> Option<Error> {
         while self.decision.drains_prefill() {
-            let Poll::Ready(event) = self.prefill.poll_event(cx) else { return None };
-            if event == LegEvent::Ended {
-                self.prefill.park();
-            }
+            let polled = self.poll_prefill(cx);
+            self.charge_memory();
+            let Poll::Ready(event) = polled else { return None };
             match self.decision.on(Role::Prefill, event) {
                 Action::Fail(_) => return Some(self.take_error(Role::Prefill)),
-                Action::LogLateFailure => log_late_failure(&mut self.prefill),
+                Action::LogLateFailure => self.record_late_failure(),
                 _ => {}
             }
         }
@@ -388,6 +411,12 @@ impl LegPair {
         self.decision.on(source, LegEvent::Ended);
         self.abort.iter_mut().for_each(|abort| abort.disarm());
         self.leg_mut(source).park();
+        if let Some(lists) = self.lists.take() {
+            self.prefill.discard_held();
+            if let Some(error) = lists.into_failure() {
+                log_late_error(&self.prefill, Some(error));
+            }
+        }
         // The request's record ends now, and prefill's head may come later.
         self.prefill.record_write_time();
         self.decision.drains_prefill().then_some(self.prefill)
@@ -408,6 +437,11 @@ impl LegPair {
 /// Logs a failure of prefill that the client does not notice, because decode's response has started.
 pub(super) fn log_late_failure(prefill: &mut Leg) {
     let error = prefill.take_failure();
+    log_late_error(prefill, error);
+    prefill.close();
+}
+
+fn log_late_error(prefill: &Leg, error: Option<Error>) {
     let (url, request_id) = (prefill.backend().url(), prefill.request_id().unwrap_or("-"));
     match (error, prefill.status()) {
         _ if !log_limit::allow("late_prefill") => {}
@@ -424,5 +458,4 @@ pub(super) fn log_late_failure(prefill: &mut Leg) {
              decode's response",
         ),
     }
-    prefill.close();
 }

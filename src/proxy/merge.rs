@@ -1,4 +1,5 @@
-//! What a merge needs besides the legs: prefill's lists, read from its whole response.
+//! What a merge needs besides the legs: what prefill alone knows, called its lists here, read from its whole
+//! response.
 //!
 //! How lists are found and spliced is for [`wire`](crate::wire); which response is merged with which, for
 //! [`leg_pair`](super::leg_pair).
@@ -9,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use tokio::task::JoinHandle;
 
+use crate::error::Error;
 use crate::wire::logprobs::{Merge, PromptLogprobs};
 use crate::wire::segments::SegmentedBytes;
 
@@ -19,6 +21,8 @@ const MAX_INLINE: usize = 256 << 10;
 /// Prefill's part of a merged response.
 pub(super) struct PrefillLists {
     merge: Merge,
+    /// Only late events of decode's stream need them.
+    is_late: bool,
     state: State,
 }
 
@@ -27,13 +31,21 @@ enum State {
     Parsing(JoinHandle<Parsed>),
     /// Or the reason why the response has none.
     Parsed(Parsed),
+    /// Prefill has failed beside decode's response, which may not need the lists.
+    Failed(Error),
+    /// They are in use.
+    Taken,
 }
 
 type Parsed = Result<PromptLogprobs, &'static str>;
 
 impl PrefillLists {
-    pub(super) fn new(merge: Merge) -> Self {
-        Self { merge, state: State::Awaited }
+    pub(super) fn new(merge: Merge, is_late: bool) -> Self {
+        Self { merge, is_late, state: State::Awaited }
+    }
+
+    pub(super) fn is_late(&self) -> bool {
+        self.is_late
     }
 
     pub(super) fn is_awaited(&self) -> bool {
@@ -56,7 +68,7 @@ impl PrefillLists {
         }
         match &self.state {
             State::Parsed(parsed) => Poll::Ready(parsed.as_ref().map(|_| ()).map_err(|reason| *reason)),
-            State::Awaited | State::Parsing(_) => Poll::Pending,
+            State::Awaited | State::Parsing(_) | State::Failed(_) | State::Taken => Poll::Pending,
         }
     }
 
@@ -64,7 +76,32 @@ impl PrefillLists {
     pub(super) fn into_lists(self) -> Option<PromptLogprobs> {
         match self.state {
             State::Parsed(parsed) => parsed.ok(),
-            State::Awaited | State::Parsing(_) => None,
+            State::Awaited | State::Parsing(_) | State::Failed(_) | State::Taken => None,
+        }
+    }
+
+    /// Keeps why there will be no lists, until decode's response needs them.
+    pub(super) fn fail(&mut self, error: Error) {
+        self.state = State::Failed(error);
+    }
+
+    /// Takes the lists, or why there are none. `None` while they are awaited.
+    pub(super) fn take(&mut self) -> Option<Result<PromptLogprobs, Error>> {
+        match std::mem::replace(&mut self.state, State::Taken) {
+            State::Parsed(Ok(lists)) => Some(Ok(lists)),
+            State::Failed(error) => Some(Err(error)),
+            other => {
+                self.state = other;
+                None
+            }
+        }
+    }
+
+    /// Why there are no lists, if decode's response did without them.
+    pub(super) fn into_failure(self) -> Option<Error> {
+        match self.state {
+            State::Failed(error) => Some(error),
+            _ => None,
         }
     }
 }

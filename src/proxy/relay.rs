@@ -70,7 +70,7 @@ struct Relayed {
     source: Role,
     /// What was read before the response started.
     held: VecDeque<Bytes>,
-    /// Inserts prefill's logprobs into decode's events.
+    /// Inserts what is prefill's into decode's events.
     splicer: Option<Box<StreamSplicer>>,
 }
 
@@ -176,14 +176,16 @@ impl Relay {
         }
     }
 
-    /// Passes on the body of one leg, behind what was held of it. Beside decode's body prefill's is drained.
+    /// Passes on the body of one leg, behind what was held of it. Beside decode's body prefill's is
+    /// drained, or with `late` read for late events.
     pub(super) fn pass_through(
         pair: Box<LegPair>,
         source: Role,
         held: Vec<Bytes>,
+        late: Option<StreamSplicer>,
         time_limit: TimeLimit,
     ) -> Self {
-        let relayed = Relayed { pair, source, held: held.into(), splicer: None };
+        let relayed = Relayed { pair, source, held: held.into(), splicer: late.map(Box::new) };
         Self::new(Source::Legs(relayed), Some(time_limit))
     }
 
@@ -283,7 +285,7 @@ impl Relay {
         let Source::Legs(relayed) = &mut self.source else { return Poll::Pending };
         let Some(limit) = &mut self.time_limit else { return Poll::Pending };
         ready!(limit.poll(cx));
-        Poll::Ready(relayed.pair.fail(relayed.source, Cause::Timeout(limit.deadline.timeout)))
+        Poll::Ready(relayed.pair.fail(relayed.awaited(), Cause::Timeout(limit.deadline.timeout)))
     }
 
     fn record_chunk(&mut self, data: &SegmentedBytes) {
@@ -343,9 +345,12 @@ impl Undecided {
             let cause = Cause::BadResponse(MalformedMessage("it is no stream of events"));
             return Err(self.pair.fail(role, cause));
         }
-        let lists = (action == Action::RelayMerged).then(|| self.pair.take_lists()).flatten();
-        let splicer = lists.map(|lists| Box::new(lists.into_splicer(self.max_event)));
-        Ok(Relayed { pair: self.pair, source: role, held: held.into(), splicer })
+        let splicer = if action == Action::RelayMerged {
+            self.pair.take_lists().map(|lists| lists.into_splicer(self.max_event))
+        } else {
+            self.pair.has_late_merge().then(|| StreamSplicer::late(self.max_event))
+        };
+        Ok(Relayed { pair: self.pair, source: role, held: held.into(), splicer: splicer.map(Box::new) })
     }
 }
 
@@ -365,11 +370,18 @@ impl Relayed {
             return self.poll_piece(cx).map_ok(SegmentedBytes::One);
         }
         loop {
-            if let Some(splicer) = &mut self.splicer
-                && let Some(events) = splicer.next()
-            {
-                let mut too_large = |limit| self.pair.fail(Role::Decode, Cause::TooLarge { limit });
-                return Poll::Ready(Some(events.map_err(|error| too_large(error.limit))));
+            if let Some(splicer) = &mut self.splicer {
+                if let Some(events) = splicer.next() {
+                    let mut too_large = |limit| self.pair.fail(Role::Decode, Cause::TooLarge { limit });
+                    return Poll::Ready(Some(events.map_err(|error| too_large(error.limit))));
+                }
+                if splicer.needs_lists() {
+                    // Prefill is polled before decode, and wakes this task.
+                    return match self.pair.take_late_lists() {
+                        Some(lists) => Poll::Ready(Some(lists.map(|lists| splicer.supply(lists)))),
+                        None => Poll::Pending,
+                    };
+                }
             }
             let piece = ready!(self.poll_piece(cx));
             let Some(splicer) = &mut self.splicer else { return Poll::Ready(None) };
@@ -380,6 +392,12 @@ impl Relayed {
                 None => return Poll::Ready(splicer.finish().map(|rest| Ok(rest.into()))),
             }
         }
+    }
+
+    /// The leg that the response waits for.
+    fn awaited(&self) -> Role {
+        let is_prefill = self.splicer.as_ref().is_some_and(|splicer| splicer.needs_lists());
+        if is_prefill { Role::Prefill } else { self.source }
     }
 
     /// The next bytes of the leg.

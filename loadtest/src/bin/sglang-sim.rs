@@ -65,6 +65,9 @@ struct Flags {
     /// Stream only new tokens on /generate, instead of all tokens so far.
     #[arg(long)]
     incremental_streaming_output: bool,
+    /// Leave out the prompt's empty lists of logprobs, as SGLang's Rust front end does.
+    #[arg(long)]
+    rust_front_end: bool,
     /// Bearer token that requests must have.
     #[arg(long)]
     api_key: Option<String>,
@@ -102,6 +105,7 @@ impl Flags {
             keep_alive: Duration::from_secs_f64(self.keep_alive_secs),
             context_length: self.context_length,
             incremental_output: self.incremental_streaming_output,
+            rust_front_end: self.rust_front_end,
             api_key: self.api_key.clone(),
             record: false,
         }

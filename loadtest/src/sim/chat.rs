@@ -37,7 +37,7 @@ pub(crate) fn whole(envelope: &Envelope<'_>, request: &Request, role: Role, outp
             }
         }
     }
-    close(&mut out, request, outputs);
+    close(&mut out, request, role, outputs);
     out
 }
 

@@ -110,7 +110,7 @@ pub(crate) fn whole(envelope: &Envelope<'_>, request: &Request, role: Role, outp
         out.push(b',');
         finish(&mut out, output.finish.as_ref());
     }
-    close(&mut out, request, outputs);
+    close(&mut out, request, role, outputs);
     out
 }
 

@@ -79,6 +79,9 @@ pub struct SimConfig {
     pub context_length: usize,
     /// `/generate` streams carry only what is new, as with `--incremental-streaming-output`.
     pub incremental_output: bool,
+    /// The prompt's empty lists of logprobs are left out but for the first, as by SGLang's Rust front end. On
+    /// decode that is all others.
+    pub rust_front_end: bool,
     /// Bearer token that requests must have, if any.
     pub api_key: Option<String>,
     /// Whether requests are kept for [`Sim::recorded_requests`](super::Sim::recorded_requests).
@@ -100,6 +103,7 @@ impl Default for SimConfig {
             keep_alive: Duration::from_secs(5),
             context_length: 1 << 20,
             incremental_output: false,
+            rust_front_end: false,
             api_key: None,
             record: true,
         }

@@ -4,6 +4,7 @@
 
 use super::{
     config::Role,
+    experts,
     json::{self, put, seconds},
     output::{Finish, Output, PromptLogprobs},
     request::{Item, Request, unix_time},
@@ -41,6 +42,8 @@ impl Times {
 pub(crate) struct Object<'a> {
     pub role: Role,
     pub item: &'a Item,
+    /// The prompt's empty lists are left out.
+    pub omits_lists: bool,
     pub prompt: &'a PromptLogprobs,
     pub times: Times,
     /// The item's index in a batch, which is the last key in a stream.
@@ -98,12 +101,18 @@ impl Object<'_> {
         list(out, "output_token_logprobs", &output.logprobs);
         put(out, format_args!(",\"output_token_logprobs_length\":{}", output.produced));
         if wanted.top > 0 {
-            list(out, "input_top_logprobs", &self.prompt.top);
+            self.input_list(out, "input_top_logprobs", &self.prompt.top);
             list(out, "output_top_logprobs", &output.top);
         }
         if wanted.ids.is_some() {
-            list(out, "input_token_ids_logprobs", &self.prompt.listed);
+            self.input_list(out, "input_token_ids_logprobs", &self.prompt.listed);
             list(out, "output_token_ids_logprobs", &output.listed);
+        }
+    }
+
+    fn input_list(&self, out: &mut Vec<u8>, key: &str, inside: &[u8]) {
+        if !(self.omits_lists && inside.is_empty()) {
+            list(out, key, inside);
         }
     }
 
@@ -119,6 +128,12 @@ impl Object<'_> {
             );
         }
         out.extend_from_slice(b",\"cached_tokens_details\":null,\"dp_rank\":null");
+        if matches!(part, Part::Whole | Part::Last)
+            && tokens > 0
+            && let Some(rows) = experts::rows(self.item, self.role, output)
+        {
+            put(out, format_args!(",\"routed_experts\":\"{rows}\""));
+        }
     }
 
     fn write_times(&self, out: &mut Vec<u8>, output: &Output, part: Part) {

@@ -19,6 +19,7 @@ use tokio::{
 use super::{
     chat, completions,
     config::{DISCONNECT_POLL, Role, STREAM_DISCONNECT_POLL},
+    experts,
     generate::{self, Object, Part, Times},
     openai::Envelope,
     output::{Finish, Output, PromptLogprobs, prompt_logprobs},
@@ -204,7 +205,14 @@ impl Run {
         }
         for (item, (output, times)) in self.request.items.iter().zip(produced) {
             let prompt = prompt_logprobs(item, self.role());
-            let object = Object { role: self.role(), item, prompt: &prompt, times: *times, index: None };
+            let object = Object {
+                role: self.role(),
+                item,
+                omits_lists: self.state.config.rust_front_end,
+                prompt: &prompt,
+                times: *times,
+                index: None,
+            };
             for _ in 0..self.request.n {
                 if out.len() > 1 {
                     out.push(b',');
@@ -256,9 +264,18 @@ impl Run {
 
     async fn streamed(self: &Arc<Self>) -> Result<StreamItem, Failure> {
         let produced = self.for_items(|run, at| async move { run.stream_item(at).await }).await?;
+        // One for the whole response.
+        if self.request.endpoint != Endpoint::Generate
+            && let Some((_, Some(rows))) = produced.first()
+        {
+            self.send_event(self.envelope().experts_event(rows)).await;
+        }
         if self.request.usage && self.request.endpoint != Endpoint::Generate {
             let prompt = self.request.items.iter().map(|item| item.prompt.tokens).sum();
-            self.send_event(self.envelope().usage_event(prompt, produced.iter().sum())).await;
+            self.send_event(
+                self.envelope().usage_event(prompt, produced.iter().map(|(tokens, _)| tokens).sum()),
+            )
+            .await;
         }
         let _ = self.out.send(StreamItem::Frame(DONE.into())).await;
         Ok(StreamItem::End)
@@ -270,12 +287,12 @@ impl Run {
         let _ = self.out.send(StreamItem::Frame(response::event(&payload))).await;
     }
 
-    /// Streams one item; returns the number of tokens.
-    async fn stream_item(&self, at: usize) -> Result<usize, Failure> {
+    /// Streams one item; returns the number of tokens, and its rows of experts.
+    async fn stream_item(&self, at: usize) -> Result<(usize, Option<String>), Failure> {
         let item = &self.request.items[at];
         let hash = match transfer(&self.state, item, self.request.n).await {
             Ok(hash) => hash,
-            Err(failure) => return self.stream_failure(at, failure).await,
+            Err(failure) => return self.stream_failure(at, failure).await.map(|tokens| (tokens, None)),
         };
         let times = Times::now(&self.request);
         let _phase = Phase::enter(&self.state.gauges.running);
@@ -298,7 +315,8 @@ impl Run {
                 done = output.finish.is_some();
             }
         }
-        Ok(samples.iter().map(|output| output.produced).sum())
+        let rows = samples.first().and_then(|output| experts::rows(item, self.role(), output));
+        Ok((samples.iter().map(|output| output.produced).sum(), rows))
     }
 
     async fn stream_failure(&self, at: usize, failure: Failure) -> Result<usize, Failure> {
@@ -313,6 +331,7 @@ impl Run {
         let object = Object {
             role: self.role(),
             item: &self.request.items[at],
+            omits_lists: false,
             prompt: &PromptLogprobs::default(),
             times: Times::now(&self.request),
             index: self.request.batch.then_some(at),

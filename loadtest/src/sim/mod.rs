@@ -15,6 +15,7 @@ mod bootstrap_fields;
 mod chat;
 mod completions;
 mod config;
+mod experts;
 mod generate;
 mod generation;
 mod info;

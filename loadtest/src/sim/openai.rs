@@ -2,6 +2,8 @@
 //! `chat` and `completions`.
 
 use super::{
+    config::Role,
+    experts,
     json::{self, put},
     output::{Finish, Output},
     request::{Item, Request},
@@ -27,6 +29,14 @@ impl Envelope<'_> {
         out.extend_from_slice(b",\"choices\":[");
     }
 
+    /// The event with the routed experts of a stream.
+    pub(crate) fn experts_event(&self, rows: &str) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.open(&mut out);
+        put(&mut out, format_args!("],\"usage\":null,\"sglext\":{{\"routed_experts\":\"{rows}\"}}}}"));
+        out
+    }
+
     /// The event with the usage of a stream and without choices.
     pub(crate) fn usage_event(&self, prompt: usize, completion: usize) -> Vec<u8> {
         let mut out = Vec::new();
@@ -39,7 +49,7 @@ impl Envelope<'_> {
 }
 
 /// Appends the end of a complete response, from the closing bracket of its choices on.
-pub(crate) fn close(out: &mut Vec<u8>, request: &Request, outputs: &[Output]) {
+pub(crate) fn close(out: &mut Vec<u8>, request: &Request, role: Role, outputs: &[Output]) {
     let prompt: usize = request.items.iter().map(|item| item.prompt.tokens).sum();
     let completion: usize = outputs.iter().map(|output| output.produced).sum();
     let last = outputs.last().map_or(0, |output| output.produced);
@@ -49,9 +59,15 @@ pub(crate) fn close(out: &mut Vec<u8>, request: &Request, outputs: &[Output]) {
         out,
         format_args!(
             ",\"metadata\":{{\"weight_version\":\"default\",\"weight_versions\":[{{\"version\":\"default\",\
-             \"start\":0,\"end\":{last}}}]}}}}"
+             \"start\":0,\"end\":{last}}}]}}"
         ),
     );
+    if let (Some(item), Some(output)) = (request.items.first(), outputs.first())
+        && let Some(rows) = experts::rows(item, role, output)
+    {
+        put(out, format_args!(",\"sglext\":{{\"routed_experts\":\"{rows}\"}}"));
+    }
+    out.push(b'}');
 }
 
 pub(crate) fn usage(out: &mut Vec<u8>, prompt: usize, completion: usize) {

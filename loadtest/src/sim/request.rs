@@ -52,6 +52,8 @@ pub(crate) struct Item {
     pub prompt: Prompt,
     pub sampling: Sampling,
     pub logprobs: Option<Logprobs>,
+    /// The first token whose routed experts are listed; `None` lists none.
+    pub experts: Option<usize>,
     pub bootstrap: BootstrapTarget,
     pub rid: String,
     /// Set to true to cancel the item.
@@ -114,6 +116,7 @@ impl Request {
         let items: Vec<Item> = parts
             .map(|(at, (((prompt, sampling), bootstrap), rid))| Item {
                 logprobs: logprobs(endpoint, &fields, at),
+                experts: experts(&fields),
                 cancel: watch::Sender::new(false),
                 prompt,
                 sampling,
@@ -265,7 +268,10 @@ fn logprobs(endpoint: Endpoint, fields: &Fields, at: usize) -> Option<Logprobs> 
     let count = |number: Option<i64>| usize::try_from(number.unwrap_or(0)).unwrap_or(0);
     match endpoint {
         Endpoint::Generate => flag("return_logprob").then(|| Logprobs {
-            start: number("logprob_start_len").and_then(|start| usize::try_from(start).ok()),
+            // Below -1, the default, a negative number counts as 0.
+            start: number("logprob_start_len")
+                .filter(|&start| start != -1)
+                .map(|start| usize::try_from(start).unwrap_or(0)),
             top: count(number("top_logprobs_num")),
             ids: listed_ids(fields.get("token_ids_logprob"), at),
             text: flag("return_text_in_logprobs"),
@@ -279,6 +285,12 @@ fn logprobs(endpoint: Endpoint, fields: &Fields, at: usize) -> Option<Logprobs> 
             ..Logprobs::default()
         }),
     }
+}
+
+fn experts(fields: &Fields) -> Option<usize> {
+    let start = fields.get("routed_experts_start_len").and_then(Value::as_u64).unwrap_or(0);
+    let is_wanted = fields.get("return_routed_experts").and_then(Value::as_bool).unwrap_or(false);
+    is_wanted.then_some(usize::try_from(start).unwrap_or(usize::MAX))
 }
 
 /// One list for all items, or a list of lists.

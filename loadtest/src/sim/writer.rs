@@ -113,6 +113,7 @@ impl Writer<'_> {
         let object = Object {
             role: self.run.role(),
             item: self.item,
+            omits_lists: self.run.state.config.rust_front_end,
             prompt: &self.prompt,
             times: self.times,
             index: many.then_some(index),

@@ -1,66 +1,100 @@
-//! `/generate`: the response is one item per prompt, and each item's `meta_info` has the lists.
+//! `/generate`: the response is one item per prompt, and each item's `meta_info` has what is merged.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::LazyLock;
 
 use bytes::Bytes;
-use memchr::memmem;
+use memchr::memchr;
 
+use super::experts::PromptRows;
 use super::splicer::Insertion;
 use crate::wire::json::{
     JsonValue, MalformedJson, end_of_value, is_whitespace, skip_whitespace, trim_end, walk_elements,
     walk_members,
 };
 
-/// The common prefix of all names below, so that one search finds any of them.
-const NAME_PREFIX: &[u8] = b"\"input_to";
-/// Built once: building it costs more than searching a small event.
-static NAME_FINDER: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(NAME_PREFIX));
-
-/// The lists' names in an item's `meta_info`, and which of decode's values they replace.
-const LISTS: [(&str, Replaces); 9] = [
-    ("input_token_logprobs", Replaces::EmptyList),
-    ("input_top_logprobs", Replaces::EmptyList),
-    ("input_token_ids_logprobs", Replaces::EmptyList),
-    // The flat form of `input_top_logprobs` (`return_flat_raw_top_logprobs`). Without logprobs these are `[]`
-    // or `""`, `[0,k]` and `0`; the latter two also occur with logprobs, so there is no empty value to test.
-    ("input_top_logprobs_val_flat", Replaces::AnyValue),
-    ("input_top_logprobs_idx_flat", Replaces::AnyValue),
-    ("input_top_logprobs_val_flat_b64", Replaces::AnyValue),
-    ("input_top_logprobs_idx_flat_b64", Replaces::AnyValue),
-    ("input_top_logprobs_shape", Replaces::AnyValue),
-    ("input_top_logprobs_null_prefix", Replaces::AnyValue),
-];
-
-/// Decode's list is empty today. Should SGLang transfer prefill's lists to decode one day, decode's would
-/// be complete, and must not be replaced.
-#[derive(Clone, Copy, PartialEq)]
-enum Replaces {
-    EmptyList,
-    AnyValue,
+/// A member of an item's `meta_info` that is merged.
+struct Field {
+    name: &'static str,
+    /// A comma, the quoted name and a colon, to insert the member where decode has none.
+    key: &'static str,
+    takes: Takes,
 }
 
-/// Prefill's raw value for each of [`LISTS`].
-type ItemLists = [Option<Bytes>; LISTS.len()];
+/// What is taken from prefill, and for which of decode's values.
+#[derive(Clone, Copy, PartialEq)]
+enum Takes {
+    /// A list of the prompt's logprobs, for decode's empty one. Should SGLang transfer prefill's lists to
+    /// decode one day, decode's would be complete, and must not be replaced.
+    List,
+    /// A flat form of a list, for any value.
+    AnyValue,
+    /// The first element of a list, for decode's null: the first token's logprobs are lost in the transfer.
+    FirstElement,
+    /// Rows of the prompt's tokens, for those of decode's.
+    Rows,
+    /// A measurement, for decode's null or none.
+    Measurement,
+}
+
+macro_rules! field {
+    ($name:literal, $takes:ident) => {
+        Field { name: $name, key: concat!(",\"", $name, "\":"), takes: Takes::$takes }
+    };
+}
+
+/// The fields by the offset of their slot in [`ItemValues`].
+const FIELDS: [Field; 14] = [
+    field!("input_token_logprobs", List),
+    field!("input_top_logprobs", List),
+    field!("input_token_ids_logprobs", List),
+    // The flat form of `input_top_logprobs` (`return_flat_raw_top_logprobs`). Without logprobs these are `[]`
+    // or `""`, `[0,k]` and `0`; the latter two also occur with logprobs, so there is no empty value to test.
+    field!("input_top_logprobs_val_flat", AnyValue),
+    field!("input_top_logprobs_idx_flat", AnyValue),
+    field!("input_top_logprobs_val_flat_b64", AnyValue),
+    field!("input_top_logprobs_idx_flat_b64", AnyValue),
+    field!("input_top_logprobs_shape", AnyValue),
+    field!("input_top_logprobs_null_prefix", AnyValue),
+    field!("output_token_ids_logprobs", FirstElement),
+    field!("routed_experts", Rows),
+    field!("prefill_finished_time", Measurement),
+    field!("storage_prefetch_wait", Measurement),
+    field!("storage_staging_wait", Measurement),
+];
+
+/// The list that every item with logprobs has, also where decode leaves out the other empty ones (SGLang's
+/// Rust front end does). Those are inserted behind it.
+const ANCHOR: usize = 0;
+/// The slot of `routed_experts`.
+const ROWS: usize = 10;
+
+/// Prefill's raw value for each of [`FIELDS`].
+#[derive(Default)]
+struct ItemValues {
+    values: [Option<Bytes>; FIELDS.len()],
+    rows: Option<PromptRows>,
+}
 
 /// Prefill's lists, by item.
 #[derive(Default)]
 pub(super) struct ListsByItem {
-    by_index: BTreeMap<u64, ItemLists>,
+    by_index: BTreeMap<u64, ItemValues>,
+    /// Whether there is more than measurements, for which alone decode's response is not read.
+    has_lists: bool,
     /// Whether items have an index: their position in an array, or `"index"` in a stream.
     is_batch: bool,
 }
 
 impl ListsByItem {
     pub(super) fn is_empty(&self) -> bool {
-        self.by_index.is_empty()
+        !self.has_lists
     }
 
-    /// All lists of all items.
+    /// All values of all items.
     #[cfg(test)]
     pub(super) fn iter(&self) -> impl Iterator<Item = &Bytes> {
-        self.by_index.values().flatten().flatten()
+        self.by_index.values().flat_map(|item| item.values.iter().flatten())
     }
 
     /// Adds the lists of a response body or of one event. Every event repeats the complete lists (seen with
@@ -98,13 +132,13 @@ impl ListsByItem {
         start: usize,
         position: Option<u64>,
     ) -> Result<usize, MalformedJson> {
-        let (mut index, mut lists) = (position, ItemLists::default());
+        let (mut index, mut read) = (position, ItemValues::default());
         let end = walk_members(json, start, |name, value| {
             if name.is("meta_info") {
                 // The last of duplicate names counts, as in the parsers of Python.
-                lists = ItemLists::default();
+                read = ItemValues::default();
                 if json.get(value) == Some(&b'{') {
-                    return read_lists(json, value, &mut lists);
+                    return read_meta_info(json, value, &mut read);
                 }
             } else if position.is_none() && name.is("index") {
                 let value = JsonValue::at(json, value)?;
@@ -114,10 +148,20 @@ impl ListsByItem {
             }
             end_of_value(json, value)
         })?;
-        for (list, slot) in lists.into_iter().zip(0..).filter(|(list, _)| list.is_some()) {
-            self.by_index.entry(index.unwrap_or(0)).or_default()[slot] = list;
-        }
+        self.add(index.unwrap_or(0), read);
         Ok(end)
+    }
+
+    fn add(&mut self, index: u64, read: ItemValues) {
+        for (slot, value) in read.values.into_iter().enumerate() {
+            let Some(value) = value else { continue };
+            self.has_lists |= FIELDS[slot].takes != Takes::Measurement;
+            self.by_index.entry(index).or_default().values[slot] = Some(value);
+        }
+        if read.rows.is_some() {
+            self.has_lists = true;
+            self.by_index.entry(index).or_default().rows = read.rows;
+        }
     }
 
     /// What to insert into decode's response body: an item, or an array of items in the prompts' order.
@@ -145,85 +189,187 @@ impl ListsByItem {
         insertions
     }
 
-    /// Finds the values that an item's lists replace by searching for their names instead of walking the
-    /// item: a cumulative stream repeats all output in every event, which makes 9 MB for 1,500 tokens.
+    /// Finds the values that an item's lists replace by the quotes around names instead of walking the
+    /// item: a cumulative stream repeats all output in every event, which makes 9 MB for 1,500 tokens, and
+    /// lists of numbers have no quotes.
     ///
-    /// A hit is a member of `meta_info` and nothing else, for two reasons. The quote that opens a name has
-    /// no backslash before it, and a quote within a string always has one (see [`list_at`]), so generated
-    /// text is never hit. And of an item's objects only `meta_info` has these names: the other objects
-    /// (`finish_reason`, `weight_versions`, `cached_tokens_details`) have fixed names, and lists of logprobs
-    /// contain no objects.
+    /// A name behind `"meta_info":{` is a member of it and nothing else: strings are skipped as a whole, so
+    /// generated text is never hit. And of an item's objects only `meta_info` has these names: the other
+    /// objects (`finish_reason`, `weight_versions`, `cached_tokens_details`) have fixed names, and lists
+    /// of logprobs contain no objects.
     fn find_insertions(&self, index: u64, text: &[u8], item: Range<usize>, insertions: &mut Vec<Insertion>) {
-        let Some(lists) = self.by_index.get(&index) else {
+        let Some(prefill) = self.by_index.get(&index).filter(|_| self.has_lists) else {
             return;
         };
-        let mut missing = lists.iter().flatten().count();
-        for hit in NAME_FINDER.find_iter(&text[item.clone()]) {
-            let Some((slot, value)) = list_at(text, item.start + hit) else {
-                continue;
-            };
-            let Some(list) = &lists[slot] else {
-                continue;
-            };
-            if let Some(end) = end_of_replaced(text, value, LISTS[slot].1) {
-                insertions.push(Insertion { replaced: value..end, list: list.clone() });
+        let mut names = MemberNames { text: &text[..item.end], at: item.start };
+        let is_meta_info =
+            |(name, value): &(&[u8], usize)| name == b"meta_info" && text[*value..].starts_with(b"{");
+        let Some((_, start)) = names.find(is_meta_info) else { return };
+        let mut merged = MergedItem::new(text, start, prefill, insertions);
+        for (name, value) in names {
+            if let Some(slot) = FIELDS.iter().position(|field| field.name.as_bytes() == name) {
+                merged.splice(slot, value);
+                // SGLang writes most of these before the output's lists, which are most of the event.
+                if merged.missing == 0 {
+                    return;
+                }
             }
-            missing -= 1;
-            // SGLang writes these before the output's lists, which are most of the event.
-            if missing == 0 {
-                return;
+        }
+        merged.insert_missing();
+    }
+}
+
+/// One item of decode's, in which prefill's values are put.
+struct MergedItem<'a> {
+    text: &'a [u8],
+    prefill: &'a ItemValues,
+    insertions: &'a mut Vec<Insertion>,
+    /// How many of prefill's values have no counterpart of decode's yet.
+    missing: usize,
+    has: [bool; FIELDS.len()],
+    /// Where measurements can be inserted, and logprobs.
+    front: Place,
+    behind_anchor: Option<Place>,
+}
+
+/// An offset in decode's text, and how many insertions are before it.
+#[derive(Clone, Copy)]
+struct Place {
+    offset: usize,
+    before: usize,
+}
+
+impl<'a> MergedItem<'a> {
+    /// The item's `meta_info` starts at `start`.
+    fn new(
+        text: &'a [u8],
+        start: usize,
+        prefill: &'a ItemValues,
+        insertions: &'a mut Vec<Insertion>,
+    ) -> Self {
+        let missing = prefill.values.iter().flatten().count() + usize::from(prefill.rows.is_some());
+        let front = Place { offset: start + 1, before: insertions.len() };
+        Self { text, prefill, insertions, missing, has: [false; _], front, behind_anchor: None }
+    }
+
+    /// Merges a field whose value in decode's item starts at `start`.
+    fn splice(&mut self, slot: usize, start: usize) {
+        if slot == ROWS {
+            let Some(rows) = &self.prefill.rows else { return };
+            rows.insert(self.text, start, self.insertions);
+        } else {
+            let replaced = replaced(self.text, start, FIELDS[slot].takes);
+            let Some(value) = &self.prefill.values[slot] else { return };
+            if let Some(replaced) = replaced {
+                let end = replaced.end;
+                self.insertions.push(Insertion { replaced, list: value.clone() });
+                if slot == ANCHOR {
+                    self.behind_anchor = Some(Place { offset: end, before: self.insertions.len() });
+                }
             }
+        }
+        self.missing -= usize::from(!std::mem::replace(&mut self.has[slot], true));
+    }
+
+    /// Inserts the members that decode leaves out.
+    fn insert_missing(&mut self) {
+        // From the back, so that the places before stay where they are.
+        if let Some(place) = self.behind_anchor {
+            self.insert(place, |takes| matches!(takes, Takes::List | Takes::AnyValue), false);
+        }
+        let is_empty = self.text.get(skip_whitespace(self.text, self.front.offset)) == Some(&b'}');
+        if !is_empty {
+            self.insert(self.front, |takes| takes == Takes::Measurement, true);
+        }
+    }
+
+    /// Inserts members at one place: at the front with a comma behind each, else with one before each.
+    fn insert(&mut self, place: Place, is_inserted: fn(Takes) -> bool, is_front: bool) {
+        let (at, mut inserted) = (place.offset..place.offset, Vec::new());
+        for (slot, field) in FIELDS.iter().enumerate().filter(|(_, field)| is_inserted(field.takes)) {
+            if let Some(value) = self.prefill.values[slot].as_ref().filter(|_| !self.has[slot]) {
+                let key = Bytes::from_static(&field.key.as_bytes()[usize::from(is_front)..]);
+                let comma = is_front.then(|| Bytes::from_static(b","));
+                let parts = [Some(key), Some(value.clone()), comma].into_iter().flatten();
+                inserted.extend(parts.map(|list| Insertion { replaced: at.clone(), list }));
+            }
+        }
+        self.insertions.splice(place.before..place.before, inserted);
+    }
+}
+
+/// The names of members in a text at any depth, without their quotes, and where their values start.
+struct MemberNames<'a> {
+    text: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Iterator for MemberNames<'a> {
+    type Item = (&'a [u8], usize);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let start = self.at + memchr(b'"', self.text.get(self.at..)?)?;
+            let end = end_of_value(self.text, start).ok()?;
+            let colon = skip_whitespace(self.text, end);
+            // Without a colon it is a string, in a list or as a value.
+            if self.text.get(colon) == Some(&b':') {
+                self.at = skip_whitespace(self.text, colon + 1);
+                return Some((&self.text[start + 1..end - 1], self.at));
+            }
+            self.at = end;
         }
     }
 }
 
-/// Reads the lists of the `meta_info` that starts at `start` and returns its end.
-fn read_lists(json: &Bytes, start: usize, lists: &mut ItemLists) -> Result<usize, MalformedJson> {
+/// Reads what is merged of the `meta_info` that starts at `start` and returns its end.
+fn read_meta_info(json: &Bytes, start: usize, read: &mut ItemValues) -> Result<usize, MalformedJson> {
     walk_members(json, start, |name, start| {
         let value = JsonValue::at(json, start)?;
-        let span = value.span();
-        if let Some(slot) = LISTS.iter().position(|(list, _)| name.is(list))
-            && (LISTS[slot].1 == Replaces::AnyValue || is_filled_list(value))
-        {
-            lists[slot] = Some(json.slice(span.clone()));
+        if let Some(slot) = FIELDS.iter().position(|field| name.is(field.name)) {
+            if slot == ROWS {
+                read.rows = PromptRows::read(json, start);
+            } else if let Some(taken) = taken(value, FIELDS[slot].takes)? {
+                read.values[slot] = Some(json.slice(taken));
+            }
         }
-        Ok(span.end)
+        Ok(value.span().end)
     })
 }
 
-/// Prefill's lists are empty, too, if no prompt logprobs were requested: then there is nothing to splice.
-fn is_filled_list(value: JsonValue<'_>) -> bool {
-    value.is_array() && value.elements().next().is_some()
-}
-
-/// The list whose name starts with the quote at `quote`, as a position in [`LISTS`], and the start of its
-/// value.
-fn list_at(text: &[u8], quote: usize) -> Option<(usize, usize)> {
-    // Only these bytes precede a member's name; a quote within a string is preceded by a backslash.
-    let before = *text.get(quote.checked_sub(1)?)?;
-    if !(is_whitespace(before) || matches!(before, b'{' | b',')) {
-        return None;
-    }
-    let rest = &text[quote + 1..];
-    // With the closing quote: one name can be another's prefix.
-    let is_name = |(name, _): &(&str, Replaces)| {
-        rest.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.starts_with(b"\""))
-    };
-    let slot = LISTS.iter().position(is_name)?;
-    let colon = skip_whitespace(text, quote + LISTS[slot].0.len() + 2);
-    // Without a colon it is a string in a list.
-    (text.get(colon) == Some(&b':')).then(|| (slot, skip_whitespace(text, colon + 1)))
-}
-
-/// The end of decode's value at `start`, if it is to be replaced.
-fn end_of_replaced(text: &[u8], start: usize, replaces: Replaces) -> Option<usize> {
-    match replaces {
-        Replaces::AnyValue => JsonValue::at(text, start).ok().map(|value| value.span().end),
-        Replaces::EmptyList => {
-            let inside = text.get(start..)?.strip_prefix(b"[")?;
-            let end = skip_whitespace(inside, 0);
-            (inside.get(end) == Some(&b']')).then_some(start + 1 + end + 1)
+/// Which part of prefill's value is taken.
+fn taken(value: JsonValue<'_>, takes: Takes) -> Result<Option<Range<usize>>, MalformedJson> {
+    let is_null = |value: &JsonValue<'_>| value.raw() == b"null";
+    Ok(match takes {
+        Takes::AnyValue => Some(value.span()),
+        // Empty if no prompt logprobs were requested: then there is nothing to splice.
+        Takes::List => (value.is_array() && value.elements().next().is_some()).then(|| value.span()),
+        Takes::FirstElement if value.is_array() => {
+            let first = value.elements().next().transpose()?;
+            first.filter(|first| !is_null(first)).map(JsonValue::span)
         }
+        Takes::Measurement => (!is_null(&value)).then(|| value.span()),
+        Takes::FirstElement | Takes::Rows => None,
+    })
+}
+
+/// Which part of decode's value at `start` is replaced.
+fn replaced(text: &[u8], start: usize, takes: Takes) -> Option<Range<usize>> {
+    let rest = |at: usize| text.get(at..).unwrap_or_default();
+    match takes {
+        Takes::AnyValue => JsonValue::at(text, start).ok().map(JsonValue::span),
+        Takes::List => {
+            rest(start).starts_with(b"[").then_some(())?;
+            let end = skip_whitespace(text, start + 1);
+            rest(end).starts_with(b"]").then_some(start..end + 1)
+        }
+        Takes::FirstElement => {
+            rest(start).starts_with(b"[").then_some(())?;
+            let first = skip_whitespace(text, start + 1);
+            rest(first).starts_with(b"null").then_some(first..first + b"null".len())
+        }
+        Takes::Measurement => rest(start).starts_with(b"null").then_some(start..start + b"null".len()),
+        Takes::Rows => None,
     }
 }
 
@@ -233,8 +379,8 @@ fn index_of(data: &[u8]) -> Option<u64> {
 }
 
 /// The index, if it is the last member: SGLang's servers append it to each item of a batch. The event's last
-/// `}` closes the item, so the member before it is the item's own; that its name starts there is checked as
-/// in [`list_at`].
+/// `}` closes the item, so the member before it is the item's own. That its name starts there is seen from
+/// the byte before: a quote within a string has a backslash there.
 fn index_at_end(data: &[u8]) -> Option<u64> {
     let member = trim_end(data.strip_suffix(b"}")?);
     let digits = member.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();

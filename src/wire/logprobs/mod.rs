@@ -1,23 +1,26 @@
-//! Prompt logprobs: read from prefill's response, spliced into decode's.
+//! What only prefill knows of a request, such as the prompt's logprobs: read from its response, spliced into
+//! decode's.
 //!
-//! Only prefill computes logprobs of the prompt (`input_*`, or the echoed tokens of a completion). Decode's
-//! response has the same lists, empty; with prefill's lists in their place a client gets what a server that
-//! is not disaggregated sends. The lists are moved as raw text: every number keeps its digits, and every
-//! other byte of decode's response stays as it was.
+//! Only prefill computes logprobs of the prompt (`input_*`, or the echoed tokens of a completion) and the
+//! experts that its tokens were routed to. Decode's response has them empty, in part, or not at all; with
+//! prefill's in their place a client gets what a server that is not disaggregated sends. Values are moved as
+//! raw text: every number keeps its digits, and every other byte of decode's response stays as it was.
 //!
 //! Whether a request needs a merge is decided in `shape`; how much of a response may be held in memory is
 //! the caller's limit.
 
 mod echo;
+mod experts;
 mod generate;
+mod sglext;
 mod splicer;
 
 use std::ops::Range;
 
 use bytes::Bytes;
 
-use self::splicer::SplicedText;
 pub(crate) use self::splicer::StreamSplicer;
+use self::splicer::{Insertion, SplicedText};
 use super::json::{MalformedJson, skip_whitespace, trim_end};
 use super::segments::{SegmentedBytes, Segments};
 use super::sse::{EventSplitter, single_data_line};
@@ -25,11 +28,22 @@ use super::sse::{EventSplitter, single_data_line};
 /// Where the lists are, and how the two servers' lists are merged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Merge {
-    /// `/generate`: prefill's `meta_info.input_*` replace decode's.
+    /// `/generate`: prefill's values in `meta_info`.
     Generate,
+    /// The same of a request for nothing but `routed_experts`, which a stream has in late events only.
+    GenerateExperts,
     /// `/v1/completions` with `echo` and `logprobs`: prefill's lists, without the token that prefill itself
-    /// generates, go before decode's.
+    /// generates, go before decode's. Also its `sglext.routed_experts`.
     Echo,
+    /// Chat and completions: nothing but `sglext.routed_experts`, which a stream has in a late event only.
+    Experts,
+}
+
+impl Merge {
+    /// Whether a stream needs prefill's response for late events only.
+    pub(crate) fn is_late(self) -> bool {
+        matches!(self, Self::GenerateExperts | Self::Experts)
+    }
 }
 
 /// Prefill's lists, as slices of its response.
@@ -39,15 +53,17 @@ pub(crate) struct PromptLogprobs {
 
 enum Lists {
     Generate(generate::ListsByItem),
-    Echo(echo::PromptsByChoice),
+    Echo(echo::PromptsByChoice, sglext::ResponseRows),
+    Experts(sglext::ResponseRows),
 }
 
 impl PromptLogprobs {
     /// Reads prefill's whole response body: one JSON text, or the events of a stream. Nothing is copied.
     pub(crate) fn read(merge: Merge, body: &Bytes) -> Result<Self, MalformedJson> {
         let mut lists = match merge {
-            Merge::Generate => Lists::Generate(generate::ListsByItem::default()),
-            Merge::Echo => Lists::Echo(echo::PromptsByChoice::default()),
+            Merge::Generate | Merge::GenerateExperts => Lists::Generate(generate::ListsByItem::default()),
+            Merge::Echo => Lists::Echo(echo::PromptsByChoice::default(), sglext::ResponseRows::default()),
+            Merge::Experts => Lists::Experts(sglext::ResponseRows::default()),
         };
         // By the first byte, not by the content type: no field name of an event starts with a bracket.
         match body.get(skip_whitespace(body, 0)) {
@@ -61,7 +77,8 @@ impl PromptLogprobs {
     pub(crate) fn is_empty(&self) -> bool {
         match &self.lists {
             Lists::Generate(items) => items.is_empty(),
-            Lists::Echo(choices) => choices.is_empty(),
+            Lists::Echo(choices, rows) => choices.is_empty() && rows.is_empty(),
+            Lists::Experts(rows) => rows.is_empty(),
         }
     }
 
@@ -70,7 +87,10 @@ impl PromptLogprobs {
     pub(crate) fn splice_body(&self, body: &Bytes) -> SegmentedBytes {
         let insertions = match &self.lists {
             Lists::Generate(items) => items.insertions_in_body(body),
-            Lists::Echo(choices) => choices.insertions(body).map(|found| found.insertions),
+            Lists::Echo(choices, rows) => choices
+                .insertions(body)
+                .and_then(|found| Ok(in_order(found.insertions, rows.insertions(body)?))),
+            Lists::Experts(rows) => rows.insertions(body),
         };
         let mut segments = Segments::default();
         let mut spliced = SplicedText::new(body, &mut segments);
@@ -91,7 +111,11 @@ impl PromptLogprobs {
         let text = &event[object.clone()];
         let insertions = match &mut self.lists {
             Lists::Generate(items) => items.insertions_in_event(text),
-            Lists::Echo(choices) => choices.take_insertions(text).unwrap_or_default(),
+            Lists::Echo(choices, rows) => in_order(
+                choices.take_insertions(text).unwrap_or_default(),
+                rows.take_insertions(text).unwrap_or_default(),
+            ),
+            Lists::Experts(rows) => rows.take_insertions(text).unwrap_or_default(),
         };
         spliced.apply(insertions, start + object.start);
     }
@@ -101,7 +125,11 @@ impl Lists {
     fn read(&mut self, json: &Bytes) -> Result<(), MalformedJson> {
         match self {
             Self::Generate(items) => items.read(json),
-            Self::Echo(choices) => choices.read(json),
+            Self::Echo(choices, rows) => {
+                choices.read(json)?;
+                rows.read(json)
+            }
+            Self::Experts(rows) => rows.read(json),
         }
     }
 
@@ -117,6 +145,9 @@ impl Lists {
         if let Some(unfinished) = events.take_remaining() {
             has_data |= self.read_event(&unfinished)?;
         }
+        if let Self::Echo(_, rows) | Self::Experts(rows) = self {
+            rows.end_stream();
+        }
         if has_data { Ok(()) } else { Err(MalformedJson::new("neither JSON nor events with data")) }
     }
 
@@ -131,6 +162,14 @@ impl Lists {
         }
         Ok(true)
     }
+}
+
+/// Both insertions in the order of their places, as a text is spliced.
+fn in_order(mut insertions: Vec<Insertion>, more: Vec<Insertion>) -> Vec<Insertion> {
+    insertions.extend(more);
+    // Stable: several at one place stay in their order.
+    insertions.sort_by_key(|insertion| insertion.replaced.start);
+    insertions
 }
 
 /// The JSON object in an event, if its data is one. Only the object's ends are checked: data with `{` first

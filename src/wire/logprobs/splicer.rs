@@ -1,22 +1,58 @@
 //! Splicing lists into text without copying either.
 
 use std::ops::Range;
+use std::sync::LazyLock;
 
 use bytes::Bytes;
+use memchr::memmem;
 
 use super::PromptLogprobs;
 use crate::wire::segments::{SegmentedBytes, Segments};
 use crate::wire::sse::{EventSplitter, EventTooLarge};
 
+/// The name of what late events are held for. Within a string its quotes would have backslashes before them.
+const LATE_NAME: &[u8] = b"\"routed_experts\"";
+static LATE_NAME_FINDER: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(LATE_NAME));
+
 /// Splices lists into decode's stream, event by event, as its frames arrive.
 pub(crate) struct StreamSplicer {
     events: EventSplitter,
-    lists: PromptLogprobs,
+    state: State,
+}
+
+enum State {
+    /// Events pass until there is one that the lists are needed for.
+    NotNeeded,
+    /// The lists are needed for this event.
+    Needed(Bytes),
+    Splicing(PromptLogprobs),
 }
 
 impl StreamSplicer {
     pub(super) fn new(lists: PromptLogprobs, event_limit: usize) -> Self {
-        Self { events: EventSplitter::new(event_limit), lists }
+        Self { events: EventSplitter::new(event_limit), state: State::Splicing(lists) }
+    }
+
+    /// A splicer for a [late merge](super::Merge::is_late), which gets its lists when they are needed.
+    pub(crate) fn late(event_limit: usize) -> Self {
+        Self { events: EventSplitter::new(event_limit), state: State::NotNeeded }
+    }
+
+    /// Whether the lists are needed now, and nothing can be passed on without them.
+    pub(crate) fn needs_lists(&self) -> bool {
+        matches!(self.state, State::Needed(_))
+    }
+
+    /// Supplies the lists. Returns the event that has waited for them.
+    pub(crate) fn supply(&mut self, mut lists: PromptLogprobs) -> SegmentedBytes {
+        let mut segments = Segments::default();
+        if let State::Needed(event) = &self.state {
+            let mut spliced = SplicedText::new(event, &mut segments);
+            lists.splice_event(event, 0, &mut spliced);
+            spliced.finish(event.len());
+        }
+        self.state = State::Splicing(lists);
+        segments.into()
     }
 
     /// Appends the next bytes of decode's stream. [`Self::next`] returns the events that they complete.
@@ -29,7 +65,12 @@ impl StreamSplicer {
     ///
     /// Events of one frame are returned together, so that they leave in one write.
     pub(crate) fn next(&mut self) -> Option<Result<SegmentedBytes, EventTooLarge>> {
-        if self.lists.is_empty() {
+        let lists = match &mut self.state {
+            State::Splicing(lists) => lists,
+            State::NotNeeded => return self.next_before_late(),
+            State::Needed(_) => return None,
+        };
+        if lists.is_empty() {
             return self.events.take_remaining().map(|rest| Ok(rest.into()));
         }
         let mut segments = Segments::default();
@@ -40,7 +81,7 @@ impl StreamSplicer {
                 Err(error) => return Some(Err(error)),
             };
             let mut spliced = SplicedText::new(&event, &mut segments);
-            self.lists.splice_event(&event, 0, &mut spliced);
+            lists.splice_event(&event, 0, &mut spliced);
             spliced.finish(event.len());
         }
         // The frame's other events are spliced as one text: what lies between two lists is one segment,
@@ -48,10 +89,10 @@ impl StreamSplicer {
         let frame = self.events.unread_frame().clone();
         let mut spliced = SplicedText::new(&frame, &mut segments);
         let mut end = 0;
-        while !self.lists.is_empty() {
+        while !lists.is_empty() {
             match self.events.next() {
                 Some(Ok(event)) => {
-                    self.lists.splice_event(&event, end, &mut spliced);
+                    lists.splice_event(&event, end, &mut spliced);
                     end += event.len();
                 }
                 // First the complete events; the next call returns the error again.
@@ -61,6 +102,28 @@ impl StreamSplicer {
             }
         }
         spliced.finish(end);
+        (!segments.is_empty()).then(|| Ok(segments.into()))
+    }
+
+    /// The events of a frame up to the first that the lists are needed for.
+    fn next_before_late(&mut self) -> Option<Result<SegmentedBytes, EventTooLarge>> {
+        let mut segments = Segments::default();
+        loop {
+            match self.events.next() {
+                Some(Ok(event)) if LATE_NAME_FINDER.find(&event).is_some() => {
+                    self.state = State::Needed(event);
+                    break;
+                }
+                // The usual frame is one event, which is passed on as it is.
+                Some(Ok(event)) if segments.is_empty() && self.events.unread_frame().is_empty() => {
+                    return Some(Ok(event.into()));
+                }
+                Some(Ok(event)) => segments.push(event),
+                // First the complete events; the next call returns the error again.
+                Some(Err(error)) if segments.is_empty() => return Some(Err(error)),
+                Some(Err(_)) | None => break,
+            }
+        }
         (!segments.is_empty()).then(|| Ok(segments.into()))
     }
 

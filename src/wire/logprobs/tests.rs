@@ -1,3 +1,5 @@
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::{Buf, Bytes};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -6,6 +8,7 @@ use super::*;
 use crate::wire::sse::EventTooLarge;
 
 const INPUT_LISTS: [&str; 3] = ["input_token_logprobs", "input_top_logprobs", "input_token_ids_logprobs"];
+const MEASUREMENTS: [&str; 3] = ["prefill_finished_time", "storage_prefetch_wait", "storage_staging_wait"];
 const ECHO_LISTS: [&str; 4] = ["text_offset", "token_logprobs", "tokens", "top_logprobs"];
 
 /// A recorded response's body as the frames it arrived in: its chunks, or all of it.
@@ -79,23 +82,58 @@ fn items(response: &mut Value) -> Vec<&mut Value> {
     }
 }
 
-/// The expected merge, computed on parsed values: `decode`, each `meta_info` with prefill's lists.
-fn merged(mut prefill: Value, mut decode: Value) -> Value {
-    for (prefill, decode) in items(&mut prefill).into_iter().zip(items(&mut decode)) {
-        for list in INPUT_LISTS {
-            let (Some(full), Some(empty)) =
-                (prefill["meta_info"].get(list).cloned(), decode["meta_info"].get_mut(list))
-            else {
-                continue;
-            };
-            assert_eq!(*empty, json!([]));
-            *empty = full;
+/// The expected merge, computed on parsed values.
+fn merged(prefill: Value, decode: Value) -> Value {
+    let has_lists = has_lists(&prefill);
+    merged_if(has_lists, prefill, decode)
+}
+
+/// Whether prefill's response has more than measurements.
+fn has_lists(prefill: &Value) -> bool {
+    let has_list = |item: &mut Value| {
+        let info = &item["meta_info"];
+        let is_filled = |name| info[name].as_array().is_some_and(|list| !list.is_empty());
+        INPUT_LISTS.into_iter().any(is_filled)
+            || info["routed_experts"].is_string()
+            || info["output_token_ids_logprobs"].get(0).is_some_and(|first| !first.is_null())
+    };
+    items(&mut prefill.clone()).into_iter().any(has_list)
+}
+
+/// `decode`, each `meta_info` with what only prefill has.
+fn merged_if(has_lists: bool, mut prefill: Value, mut decode: Value) -> Value {
+    for (prefill, decode) in items(&mut prefill).into_iter().zip(items(&mut decode)).filter(|_| has_lists) {
+        let (prefill, decode) = (&prefill["meta_info"], &mut decode["meta_info"]);
+        let is_filled = |list: &str| prefill[list].as_array().is_some_and(|list| !list.is_empty());
+        // What decode leaves out is inserted behind the list that it never leaves out.
+        let anchor = INPUT_LISTS[0];
+        let inserts = decode.get(anchor) == Some(&json!([])) && is_filled(anchor);
+        for list in INPUT_LISTS.into_iter().filter(|list| is_filled(list)) {
+            match decode.get(list) {
+                Some(empty) => assert_eq!(*empty, json!([])),
+                None if inserts => {}
+                None => continue,
+            }
+            decode[list] = prefill[list].clone();
+        }
+        if let Some(first) = prefill["output_token_ids_logprobs"].get(0)
+            && let Some(list) = decode.get_mut("output_token_ids_logprobs")
+            && list.get(0) == Some(&Value::Null)
+        {
+            list[0] = first.clone();
+        }
+        for name in MEASUREMENTS {
+            if let Some(measured) = prefill.get(name).filter(|measured| !measured.is_null())
+                && decode.get(name).is_none_or(Value::is_null)
+            {
+                decode[name] = measured.clone();
+            }
         }
     }
     decode
 }
 
-/// The text with the prompt's lists emptied. SGLang writes an `output_` list after each of them.
+/// The text with what is merged removed again. SGLang writes an `output_` list after each of the prompt's.
 fn emptied(response: &str) -> String {
     let mut response = response.to_owned();
     for name in INPUT_LISTS {
@@ -104,6 +142,19 @@ fn emptied(response: &str) -> String {
             let start = at + key + name.len() + 3;
             let end = start + response[start..].find(",\"output_").unwrap();
             response.replace_range(start..end, "[]");
+            at = start;
+        }
+    }
+    for (key, end, empty) in
+        [("\"output_token_ids_logprobs\":[", "]]", "null"), ("\"meta_info\":{", "\"id\":", "\"id\":")]
+    {
+        let mut at = 0;
+        while let Some(found) = response[at..].find(key) {
+            let start = at + found + key.len();
+            if !response[start..].starts_with(empty) {
+                let end = start + response[start..].find(end).unwrap() + end.len();
+                response.replace_range(start..end, empty);
+            }
             at = start;
         }
     }
@@ -152,6 +203,130 @@ fn spliced_lists_equal_those_of_a_server_without_disaggregation() {
     assert_eq!(spliced["meta_info"][list], regular["meta_info"][list]);
 }
 
+/// The items of a response or of a stream's events, by their index in a batch.
+fn items_by_index(response: &str) -> Vec<(u64, Value)> {
+    if response.starts_with("data: ") {
+        let index = |item: Value| (item["index"].as_u64().unwrap_or(0), item);
+        return parse_events(response).into_iter().map(index).collect();
+    }
+    let mut response = parse(response);
+    (0..).zip(items(&mut response).into_iter().map(|item| item.take())).collect()
+}
+
+/// Checks that every item has the lists, and if `measured` the measurements, of a server without
+/// disaggregation.
+fn assert_as_regular(name: &str, spliced: &str, regular: &str, measured: bool) {
+    let (spliced, regular) = (items_by_index(spliced), items_by_index(regular));
+    assert!(!spliced.is_empty(), "{name}");
+    for (index, item) in spliced {
+        let got = &item["meta_info"];
+        let mut same = regular.iter().filter(|(other, _)| *other == index);
+        // The last event has the most output; where the output is cut into events is up to the servers.
+        let wanted = &same.next_back().unwrap_or_else(|| panic!("{name}: {index}")).1["meta_info"];
+        for list in INPUT_LISTS {
+            let is_empty = |info: &Value| info.get(list).is_none_or(|list| *list == json!([]));
+            assert!(
+                got.get(list) == wanted.get(list) || is_empty(got) && is_empty(wanted),
+                "{name} {index} {list}"
+            );
+        }
+        for list in ["output_token_logprobs", "output_token_ids_logprobs"] {
+            let elements = |info: &Value| info.get(list).map(|list| list.as_array().unwrap().clone());
+            let (got, wanted) = (elements(got), elements(wanted));
+            assert_eq!(got.is_some(), wanted.is_some(), "{name} {index} {list}");
+            let (got, wanted) = (got.unwrap_or_default(), wanted.unwrap_or_default());
+            assert!(wanted.starts_with(&got), "{name} {index} {list}");
+        }
+        for name in MEASUREMENTS.into_iter().filter(|_| measured) {
+            assert_eq!(got[name].is_number(), wanted[name].is_number(), "{name}");
+        }
+    }
+}
+
+fn splice_recordings(merge: Merge, folder: &str, name: &str) -> String {
+    let (prefill, decode) =
+        (body(&format!("{folder}/{name}.prefill")), body(&format!("{folder}/{name}.decode")));
+    if decode.starts_with(b"data: ") {
+        splice_stream(merge, &prefill, [&decode[..]])
+    } else {
+        splice(merge, &prefill, &decode)
+    }
+}
+
+#[test]
+fn recordings_of_a_pair_merge_into_those_of_a_regular_server() {
+    for name in [
+        "gen_batch_scalar_logprob",
+        "gen_batch_stream_logprob",
+        "gen_batch_uneven_stream_logprob",
+        "gen_err_logprob_start_neg",
+        "gen_logprob",
+        "gen_logprob_lists",
+        "gen_logprob_lists_stream",
+        "gen_logprob_start2",
+        "gen_logprob_start_last",
+        "gen_logprob_text",
+        "gen_max1_logprob",
+        "gen_max1_stream_logprob",
+        "gen_token_ids_logprob",
+        "gen_token_ids_logprob_nostart",
+    ] {
+        let spliced = splice_recordings(Merge::Generate, "pd", name);
+        assert_as_regular(name, &spliced, &text(body(&format!("reg/{name}"))), true);
+    }
+}
+
+#[test]
+fn recordings_of_a_pair_with_the_rust_front_end_merge_into_those_of_a_regular_server() {
+    for (name, regular) in [
+        ("gen_batch_logprob", "reg/gen_batch_scalar_logprob"),
+        ("gen_batch_stream_logprob", "reg/gen_batch_stream_logprob"),
+        ("gen_logprob", "reg/gen_logprob"),
+        ("gen_logprob_lists", "reg/gen_logprob_lists"),
+        ("gen_logprob_start2", "reg/gen_logprob_start2"),
+        ("gen_logprob_stream", "rust_server/gen_stream_logprob"),
+        ("gen_logprob_text", "reg/gen_logprob_text"),
+        ("gen_max1_logprob", "reg/gen_max1_logprob"),
+        ("gen_token_ids_logprob", "reg/gen_token_ids_logprob"),
+    ] {
+        let spliced = splice_recordings(Merge::Generate, "rust_pd", name);
+        assert_as_regular(name, &spliced, &text(body(regular)), false);
+    }
+}
+
+#[test]
+fn recorded_echoes_merge_into_those_of_a_regular_server() {
+    let logprobs = |response: &str| {
+        let responses =
+            if response.starts_with("data: ") { parse_events(response) } else { vec![parse(response)] };
+        // All events of a choice together: where the output is cut into events is up to the servers.
+        let mut lists: Vec<(u64, [Vec<Value>; 4])> = Vec::new();
+        for choice in responses.iter().flat_map(|response| response["choices"].as_array().unwrap()) {
+            let index = choice["index"].as_u64().unwrap();
+            if lists.iter().all(|(other, _)| *other != index) {
+                lists.push((index, Default::default()));
+            }
+            let (_, lists) = lists.iter_mut().find(|(other, _)| *other == index).unwrap();
+            for (name, list) in ECHO_LISTS.iter().zip(lists) {
+                list.extend(choice["logprobs"][name].as_array().into_iter().flatten().cloned());
+            }
+        }
+        lists.sort_by_key(|(index, _)| *index);
+        lists
+    };
+    for (folder, regular, name) in [
+        ("pd", "reg", "cmpl_logprobs_echo"),
+        ("pd", "reg", "cmpl_logprobs_echo_batch"),
+        ("pd", "reg", "cmpl_logprobs_echo_batch_stream"),
+        ("pd", "reg", "cmpl_logprobs_echo_stream"),
+        ("rust_pd", "rust_server", "cmpl_logprobs_echo"),
+        ("rust_pd", "rust_server", "cmpl_logprobs_echo_stream"),
+    ] {
+        let regular = logprobs(&text(body(&format!("{regular}/{name}"))));
+        assert_eq!(logprobs(&splice_recordings(Merge::Echo, folder, name)), regular, "{folder}/{name}");
+    }
+}
+
 #[test]
 fn a_response_with_complete_lists_is_not_changed() {
     // A decode server would send this if SGLang transferred prefill's lists to it.
@@ -181,6 +356,11 @@ fn frame_boundaries_do_not_change_a_spliced_stream() {
     let echo = echo_stream_of_decode();
     let cases = [
         (Merge::Generate, body("pd/gen_logprob_stream.prefill"), body("pd/gen_logprob_stream.decode")),
+        (
+            Merge::Generate,
+            body("rust_pd/gen_logprob_stream.prefill"),
+            body("rust_pd/gen_logprob_stream.decode"),
+        ),
         (Merge::Echo, body("pd/cmpl_logprobs_echo.prefill"), Bytes::from(echo)),
     ];
     for (merge, prefill, decode) in cases {
@@ -247,6 +427,67 @@ fn a_list_on_one_side_only_changes_nothing() {
     assert_eq!(splice(Merge::Generate, without.as_bytes(), with.as_bytes()), with);
     let top_only = item("p", r#""input_top_logprobs":[null],"#, "");
     assert_eq!(splice(Merge::Generate, top_only.as_bytes(), with.as_bytes()), with);
+}
+
+#[test]
+fn lists_that_decode_leaves_out_are_inserted_behind_the_empty_one() {
+    let prefill = item(
+        "p",
+        r#""input_token_logprobs":[[1]],"input_top_logprobs":[[2]],"input_token_ids_logprobs":[[3]],"#,
+        "",
+    );
+    let decode =
+        |token: &str, more: &str| item("d", &format!(r#""input_token_logprobs":{token}{more},"#), "");
+    for (before, after) in [
+        ("", r#","input_top_logprobs":[[2]],"input_token_ids_logprobs":[[3]]"#),
+        (r#","input_top_logprobs":[]"#, r#","input_token_ids_logprobs":[[3]],"input_top_logprobs":[[2]]"#),
+        (
+            r#","input_token_ids_logprobs":[[9]]"#,
+            r#","input_top_logprobs":[[2]],"input_token_ids_logprobs":[[9]]"#,
+        ),
+    ] {
+        let spliced = splice(Merge::Generate, prefill.as_bytes(), decode("[]", before).as_bytes());
+        assert_eq!(spliced, decode("[[1]]", after));
+    }
+    // Were decode's list complete, its response would be that of a regular server.
+    let complete = decode("[[9]]", "");
+    assert_eq!(splice(Merge::Generate, prefill.as_bytes(), complete.as_bytes()), complete);
+}
+
+#[test]
+fn the_first_tokens_listed_logprobs_are_prefills() {
+    let list = |elements: &str| item("x", &format!(r#""output_token_ids_logprobs":{elements},"#), "");
+    let prefill = list("[[[-1.5,10,null]]]");
+    for (before, after) in [
+        ("[null]", "[[[-1.5,10,null]]]"),
+        ("[ null , [[-2,10,null]],null]", "[ [[-1.5,10,null]] , [[-2,10,null]],null]"),
+        ("[[[-3,10,null]],null]", "[[[-3,10,null]],null]"),
+        ("[]", "[]"),
+        ("null", "null"),
+    ] {
+        let (before, after) = (list(before), list(after));
+        assert_eq!(splice(Merge::Generate, prefill.as_bytes(), before.as_bytes()), after);
+        let stream = splice_stream(Merge::Generate, prefill.as_bytes(), [event(&before).as_bytes()]);
+        assert_eq!(stream, event(&after));
+    }
+    assert!(read(Merge::Generate, list("[null]").as_bytes()).is_empty());
+}
+
+#[test]
+fn measurements_of_prefill_are_merged_with_lists_only() {
+    let measured = r#""prefill_finished_time":1.50,"storage_prefetch_wait":0.0,"#;
+    let prefill = item("p", &format!("{measured}{}", list("[[1]]")), "");
+    let decode = |start: &str, of: &str| format!(r#"{{"meta_info":{{{start}"id":"d",{}"z":0}}}}"#, list(of));
+    let splice = |decode: String| splice(Merge::Generate, prefill.as_bytes(), decode.as_bytes());
+    assert_eq!(splice(decode("", "[]")), decode(measured, "[[1]]"));
+    let own = r#""prefill_finished_time":2,"storage_prefetch_wait":null,"#;
+    let kept = own.replace("null", "0.0");
+    assert_eq!(splice(decode(own, "[]")), decode(&kept, "[[1]]"));
+    assert_eq!(splice(r#"{"meta_info":{}}"#.into()), r#"{"meta_info":{}}"#);
+    assert!(read(Merge::Generate, item("p", measured, "").as_bytes()).is_empty());
+    let null = format!(r#"{{"meta_info":{{"prefill_finished_time":null,{}"z":0}}}}"#, list("[[1]]"));
+    let spliced = super::tests::splice(Merge::Generate, null.as_bytes(), decode("", "[]").as_bytes());
+    assert_eq!(spliced, decode("", "[[1]]"));
 }
 
 #[test]
@@ -522,13 +763,14 @@ fn prefills_lists_are_slices_of_its_response() {
     };
     let range = response.as_ptr_range();
     let lists: Vec<_> = items.iter().collect();
-    assert_eq!(lists.len(), 3);
+    assert_eq!(lists.len(), INPUT_LISTS.len() + 1 + MEASUREMENTS.len());
     assert!(lists.iter().all(|list| range.contains(&list.as_ptr())));
 }
 
 #[test]
 fn unchanged_events_are_not_copied() {
-    let mut splicer = read(Merge::Generate, &body("pd/gen_logprob.prefill")).into_splicer(usize::MAX);
+    let mut splicer =
+        read(Merge::Generate, item("p", &list("[[1]]"), "").as_bytes()).into_splicer(usize::MAX);
     let frame = Bytes::from(event(item("d", "", "")) + &event("[DONE]"));
     splicer.push(frame.clone());
     let sent = splicer.next().unwrap().unwrap().into_bytes();
@@ -747,6 +989,131 @@ fn a_list_of_another_type_on_either_side_changes_nothing() {
     );
 }
 
+// `routed_experts`.
+
+fn base64(bytes: &[u8]) -> String {
+    STANDARD.encode(bytes)
+}
+
+/// A response of chat or completions with rows.
+fn sglext(choices: &str, rows: &str) -> String {
+    format!(
+        r#"{{"id":"x","choices":{choices},"usage":null,"sglext":{{"input_ids":[1],"routed_experts":{rows}}}}}"#
+    )
+}
+
+fn rows_item(rows: &str, index: &str) -> String {
+    item("x", &format!(r#""routed_experts":{rows},"#), index)
+}
+
+fn quoted(text: impl AsRef<str>) -> String {
+    format!("\"{}\"", text.as_ref())
+}
+
+#[test]
+fn rows_of_the_prompt_are_prefills_and_the_others_decodes() {
+    let decode = b"..........output rows";
+    // With 0, 1 and 2 bytes in the last group, and more rows than decode has.
+    for prompt in [&b"abcdefghi"[..], b"abcdefghij", b"abcdefghijk", b"a", b"abcdefghijklmnopqrstuvwxyz"] {
+        let expected = [prompt, decode.get(prompt.len()..).unwrap_or_default()].concat();
+        let [prefill, decode, expected] = [prompt, &decode[..], &expected].map(|rows| quoted(base64(rows)));
+        for merge in [Merge::Generate, Merge::GenerateExperts] {
+            let [prefill, decode, expected] = [&prefill, &decode, &expected].map(|rows| rows_item(rows, ""));
+            assert_eq!(splice(merge, prefill.as_bytes(), decode.as_bytes()), expected);
+            let batch = |item: &str| format!("[{},{item}]", item_without_rows());
+            let spliced = splice(merge, batch(&prefill).as_bytes(), batch(&decode).as_bytes());
+            assert_eq!(spliced, batch(&expected));
+        }
+        for merge in [Merge::Echo, Merge::Experts] {
+            let choices = r#"[{"index":0,"text":"\"routed_experts\":\"\""}]"#;
+            let [prefill, decode, expected] =
+                [&prefill, &decode, &expected].map(|rows| sglext(choices, rows));
+            assert_eq!(splice(merge, prefill.as_bytes(), decode.as_bytes()), expected);
+        }
+    }
+}
+
+fn item_without_rows() -> String {
+    item("other", "", "")
+}
+
+#[test]
+fn rows_come_in_late_events_of_a_stream() {
+    let [prefill, decode, expected] = [&b"pppp"[..], b"....oo", b"ppppoo"].map(|rows| quoted(base64(rows)));
+    let token = event(choices(&[(0, "null")]));
+    let stream = |rows: &str| token.repeat(2) + &event(sglext("[]", rows)) + &event("[DONE]");
+    for merge in [Merge::Echo, Merge::Experts] {
+        let spliced = splice_stream(merge, stream(&prefill).as_bytes(), [stream(&decode).as_bytes()]);
+        assert_eq!(spliced, stream(&expected));
+        for cut in 0..stream(&decode).len() {
+            let decode = stream(&decode);
+            let (first, second) = decode.as_bytes().split_at(cut);
+            assert_eq!(splice_stream(merge, stream(&prefill).as_bytes(), [first, second]), spliced);
+        }
+    }
+    let stream = |rows: &str| {
+        let others = [1, 0].map(|index| event(item("x", "", &format!(r#","index":{index}"#)))).concat();
+        others + &event(rows_item(rows, r#","index":1"#)) + &event("[DONE]")
+    };
+    let spliced =
+        splice_stream(Merge::GenerateExperts, stream(&prefill).as_bytes(), [stream(&decode).as_bytes()]);
+    assert_eq!(spliced, stream(&expected));
+}
+
+#[test]
+fn rows_of_a_streamed_batch_of_completions_are_decodes() {
+    // Each server sends those of the prompt that came first.
+    let stream = |rows: &str| {
+        event(choices(&[(1, "null")])) + &event(choices(&[(0, "null")])) + &event(sglext("[]", rows))
+    };
+    let (prefill, decode) = (stream(r#""AAAA""#), stream(r#""BBBBBBBB""#));
+    assert!(read(Merge::Experts, prefill.as_bytes()).is_empty());
+    assert_eq!(splice_stream(Merge::Experts, prefill.as_bytes(), [decode.as_bytes()]), decode);
+}
+
+#[test]
+fn rows_that_are_no_base64_change_nothing() {
+    for rows in [
+        r#""""#,
+        "null",
+        "1",
+        r#""AAA""#,
+        r#""A===""#,
+        r#""AA=AAAAA""#,
+        r#""A-_A""#,
+        r#""\/AAA""#,
+        r#""AB==""#,
+    ] {
+        assert!(read(Merge::Experts, sglext("[]", rows).as_bytes()).is_empty(), "{rows}");
+        assert!(read(Merge::Generate, rows_item(rows, "").as_bytes()).is_empty(), "{rows}");
+    }
+    for rows in ["null", "1", r#""AAAAA""#, r#""\/AAA\/AA""#, r#""AA--AAAA""#, r#""AA==AAAA""#] {
+        let (prefill, decode) = (sglext("[]", r#""AA==""#), sglext("[]", rows));
+        assert_eq!(splice(Merge::Experts, prefill.as_bytes(), decode.as_bytes()), decode);
+    }
+    // Nothing is inserted where decode has none.
+    let decode = item_without_rows();
+    let prefill = rows_item(r#""AAAA""#, "");
+    assert_eq!(splice(Merge::Generate, prefill.as_bytes(), decode.as_bytes()), decode);
+}
+
+#[test]
+fn an_echo_and_rows_are_merged_together() {
+    let merged = |tokens: &str, rows: &str| {
+        let lists = format!(r#"{{"tokens":{tokens}}}"#);
+        sglext(&format!(r#"[{{"index":0,"logprobs":{lists}}}]"#), rows)
+    };
+    let (prefill, decode) = (merged(r#"["a","o"]"#, r#""AAAA""#), merged(r#"["x"]"#, r#""BBBBCCCC""#));
+    let expected = merged(r#"["a","x"]"#, r#""AAAACCCC""#);
+    assert_eq!(splice(Merge::Echo, prefill.as_bytes(), decode.as_bytes()), expected);
+    // Members in another order.
+    let [prefill, decode, expected] = [prefill, decode, expected].map(|response| {
+        let at = response.find(r#""sglext""#).unwrap();
+        format!("{{{},{}}}", &response[at..response.len() - 1], &response[1..at - 1])
+    });
+    assert_eq!(splice(Merge::Echo, prefill.as_bytes(), decode.as_bytes()), expected);
+}
+
 // Generated inputs.
 
 /// A token's text, often one that resembles something else.
@@ -771,7 +1138,9 @@ fn any_list() -> impl Strategy<Value = Value> {
 fn any_item() -> impl Strategy<Value = (Value, Value)> {
     let lists = || prop::array::uniform3(prop::option::of(any_list()));
     let decodes = prop::array::uniform3(any::<bool>());
-    (lists(), decodes, lists(), any_text(), any_text()).prop_map(|(full, empty, output, id, text)| {
+    let times = prop::array::uniform2(prop::option::of(prop::option::of(any::<u16>())));
+    let drawn = (lists(), decodes, lists(), any_text(), any_text(), times, prop::option::of(any_list()));
+    drawn.prop_map(|(full, empty, output, id, text, times, first)| {
         let mut prefill = json!({"text": text, "output_ids": [1], "meta_info": {"id": id}});
         let mut decode =
             json!({"text": format!("{text}{id}"), "output_ids": [1, 2], "meta_info": {"id": text}});
@@ -783,6 +1152,10 @@ fn any_item() -> impl Strategy<Value = (Value, Value)> {
         }
         for (name, list) in INPUT_LISTS.iter().zip(output) {
             list.into_iter().for_each(|list| decode["meta_info"][name.replace("input", "output")] = list);
+        }
+        first.into_iter().for_each(|list| prefill["meta_info"]["output_token_ids_logprobs"] = list);
+        for (side, time) in [&mut prefill, &mut decode].into_iter().zip(times) {
+            time.into_iter().for_each(|time| side["meta_info"][MEASUREMENTS[0]] = json!(time));
         }
         (prefill, decode)
     })
@@ -824,6 +1197,17 @@ fn split_into<'a>(mut bytes: &'a [u8], sizes: &[usize]) -> Vec<&'a [u8]> {
 
 proptest! {
     #[test]
+    fn merged_rows_are_prefills_bytes_and_the_rest_of_decodes(
+        prefill in prop::collection::vec(any::<u8>(), 1..40),
+        decode in prop::collection::vec(any::<u8>(), 0..60),
+    ) {
+        let expected = [&prefill[..], decode.get(prefill.len()..).unwrap_or_default()].concat();
+        let [prefill, decode, expected] =
+            [prefill, decode, expected].map(|rows| sglext("[]", &quoted(base64(&rows))));
+        prop_assert_eq!(splice(Merge::Experts, prefill.as_bytes(), decode.as_bytes()), expected);
+    }
+
+    #[test]
     fn frames_of_any_sizes_do_not_change_a_spliced_stream(sizes in prop::collection::vec(1_usize..3000, 1..20)) {
         let (prefill, decode) = (body("pd/gen_logprob_stream.prefill"), body("pd/gen_logprob_stream.decode"));
         let whole = splice_stream(Merge::Generate, &prefill, [&decode[..]]);
@@ -864,10 +1248,11 @@ proptest! {
         let prefill: String = items.iter().rev().map(|(prefill, _)| write_event(prefill)).collect();
         let order: Vec<_> = order.iter().map(|at| &items[at.index(count)]).collect();
         let decode: String = order.iter().map(|(_, decode)| write_event(decode)).collect();
-        let merged = |(prefill, decode): &&(Value, Value)| merged(prefill.clone(), decode.clone());
-        let expected: String = order.iter().map(merged).map(|event| write_event(&event)).collect();
+        let has_lists = items.iter().any(|(prefill, _)| has_lists(prefill));
+        let merged = |(prefill, decode): &&(Value, Value)| merged_if(has_lists, prefill.clone(), decode.clone());
+        let expected: Vec<Value> = order.iter().map(merged).collect();
         let frames = split_into(decode.as_bytes(), &sizes);
-        prop_assert_eq!(splice_stream(Merge::Generate, prefill.as_bytes(), frames), expected);
+        prop_assert_eq!(parse_events(&splice_stream(Merge::Generate, prefill.as_bytes(), frames)), expected);
     }
 
     #[test]
@@ -908,7 +1293,7 @@ proptest! {
             }
             corrupted
         };
-        for merge in [Merge::Generate, Merge::Echo] {
+        for merge in [Merge::Generate, Merge::Echo, Merge::Experts] {
             for decode in [corrupt(&decode), noise.clone()] {
                 for prefill in [prefill.to_vec(), corrupt(&prefill), noise.clone()] {
                     let Ok(lists) = PromptLogprobs::read(merge, &prefill.into()) else {

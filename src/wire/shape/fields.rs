@@ -28,6 +28,7 @@ pub(super) enum TopLevelField {
     TokenIdsLogprob,
     Echo,
     Logprobs,
+    ReturnRoutedExperts,
     Other,
 }
 
@@ -47,6 +48,9 @@ impl TopLevelField {
             (b"rid", _) => Self::Rid,
             (b"request_id", _) => Self::RequestId,
             (b"previous_response_id", Dialect::Responses) => Self::PreviousResponseId,
+            (b"return_routed_experts", Dialect::Generate | Dialect::Chat | Dialect::Completions) => {
+                Self::ReturnRoutedExperts
+            }
             _ if name.starts_with(b"bootstrap_") => Self::Bootstrap,
             _ => Self::Other,
         }
@@ -105,6 +109,7 @@ pub(super) struct RequestedFeatures {
     request_ids: Vec<String>,
     has_request_id: bool,
     has_previous_response: bool,
+    routed_experts: bool,
 }
 
 /// Most ids of one request that are known, and the longest of them: a batch with more can be aborted by its
@@ -133,9 +138,10 @@ impl RequestedFeatures {
             }
             TopLevelField::ReturnLogprob => self.return_logprob = is_too_long || any(is_true),
             TopLevelField::LogprobStartLen => {
-                // Negative is the default: no prompt logprobs.
+                // -1 is the default: no prompt logprobs. Any other negative number counts as 0 (seen with
+                // sglang 0.5.23).
                 self.has_logprob_start =
-                    is_too_long || any(|start| number(start).is_some_and(|start| start >= 0.0));
+                    is_too_long || any(|start| number(start).is_some_and(|start| start != -1.0));
             }
             TopLevelField::TokenIdsLogprob => {
                 self.token_ids_logprob = is_too_long || any(|ids| ids.as_null().is_none());
@@ -152,6 +158,7 @@ impl RequestedFeatures {
             TopLevelField::PreviousResponseId => {
                 self.has_previous_response = any(|id| id.as_null().is_none());
             }
+            TopLevelField::ReturnRoutedExperts => self.routed_experts = is_too_long || any(is_true),
             TopLevelField::Bootstrap | TopLevelField::Stripped | TopLevelField::Other => {}
         }
     }
@@ -165,10 +172,11 @@ impl RequestedFeatures {
             {
                 Some(Merge::Generate)
             }
+            Dialect::Generate => self.routed_experts.then_some(Merge::GenerateExperts),
             // The only request for prompt logprobs on this route.
             Dialect::Completions if self.echo && self.logprobs => Some(Merge::Echo),
             // SGLang never computes prompt logprobs for chat: it sets the start to -1.
-            _ => None,
+            _ => self.routed_experts.then_some(Merge::Experts),
         };
         BodyShape {
             stream: self.stream,

@@ -484,11 +484,12 @@ fn an_n_over_one_requests_parallel_sampling() {
 }
 
 #[test]
-fn a_merge_is_needed_for_prompt_logprobs_only() {
+fn a_merge_is_needed_for_prompt_logprobs_and_routed_experts_only() {
     for (dialect, text, merge) in [
         (Dialect::Generate, r#"{"return_logprob":true}"#, None),
         (Dialect::Generate, r#"{"return_logprob":true,"logprob_start_len":-1}"#, None),
         (Dialect::Generate, r#"{"return_logprob":true,"logprob_start_len":0}"#, Some(Merge::Generate)),
+        (Dialect::Generate, r#"{"return_logprob":true,"logprob_start_len":-5}"#, Some(Merge::Generate)),
         (
             Dialect::Generate,
             r#"{"logprob_start_len":0,"return_logprob":[false,true]}"#,
@@ -511,6 +512,17 @@ fn a_merge_is_needed_for_prompt_logprobs_only() {
         (Dialect::Completions, r#"{"echo":false,"logprobs":1}"#, None),
         (Dialect::Completions, r#"{"return_logprob":true,"logprob_start_len":0}"#, None),
         (Dialect::Chat, r#"{"echo":true,"logprobs":true,"return_logprob":true,"logprob_start_len":0}"#, None),
+        (Dialect::Generate, r#"{"return_routed_experts":true}"#, Some(Merge::GenerateExperts)),
+        (
+            Dialect::Generate,
+            r#"{"return_routed_experts":true,"return_logprob":true,"logprob_start_len":0}"#,
+            Some(Merge::Generate),
+        ),
+        (Dialect::Generate, r#"{"return_routed_experts":false}"#, None),
+        (Dialect::Chat, r#"{"return_routed_experts":true}"#, Some(Merge::Experts)),
+        (Dialect::Completions, r#"{"return_routed_experts":1}"#, Some(Merge::Experts)),
+        (Dialect::Completions, r#"{"return_routed_experts":1,"echo":true,"logprobs":1}"#, Some(Merge::Echo)),
+        (Dialect::Completions, r#"{"routed_experts_start_len":1}"#, None),
     ] {
         assert_eq!(accepted(dialect, text).merge, merge, "{text}");
     }

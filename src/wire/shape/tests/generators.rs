@@ -9,12 +9,13 @@ use proptest::sample::select;
 use crate::wire::shape::FieldChange;
 
 /// Names that steer the router on one API or another.
-const STEERING: [&str; 8] = [
+const STEERING: [&str; 9] = [
     "stream",
     "n",
     "sampling_params",
     "return_logprob",
     "logprob_start_len",
+    "return_routed_experts",
     "token_ids_logprob",
     "echo",
     "logprobs",

@@ -66,23 +66,28 @@ fn expected_features(fields: &BTreeMap<String, String>, dialect: Dialect) -> Opt
         Some(value.as_array().map_or_else(|| test(&value), |items| items.iter().any(test)))
     };
     let stream = any("stream", is_true)?;
+    let experts = any("return_routed_experts", is_true)?;
     Some(match dialect {
         Dialect::Generate => {
-            let start = any("logprob_start_len", |from| number(from) >= Some(0.0))?;
+            let start = any("logprob_start_len", |from| number(from).is_some_and(|from| from != -1.0))?;
             let ids = any("token_ids_logprob", |ids| !ids.is_null())?;
             let merge = any("return_logprob", is_true)? && (start || ids);
             (
                 stream,
                 any("sampling_params", |params| is_over_one(&params["n"]))?,
-                merge.then_some(Merge::Generate),
+                merge.then_some(Merge::Generate).or(experts.then_some(Merge::GenerateExperts)),
             )
         }
-        Dialect::Chat => (stream, any("n", is_over_one)?, None),
+        Dialect::Chat => (stream, any("n", is_over_one)?, experts.then_some(Merge::Experts)),
         // `n` is ignored on these.
         Dialect::Responses | Dialect::Messages => (stream, false, None),
         Dialect::Completions => {
             let merge = any("echo", is_true)? & any("logprobs", |count| number(count) > Some(0.0))?;
-            (stream, any("n", is_over_one)?, merge.then_some(Merge::Echo))
+            (
+                stream,
+                any("n", is_over_one)?,
+                merge.then_some(Merge::Echo).or(experts.then_some(Merge::Experts)),
+            )
         }
     })
 }
