@@ -50,7 +50,7 @@ impl Route {
             RouteAction::ByWorkersApi => (Endpoint::Workers, Ok(Self::Workers)),
             RouteAction::NotPossible(reason) => (Endpoint::NotPossible, Err(Error::NotPossible(reason))),
             RouteAction::NotServed(instead) => (Endpoint::Other, Err(Error::NotServed(instead))),
-            // Those that this router dispatches were found before.
+            // All of them were found before.
             RouteAction::OnPair => (Endpoint::Other, Err(Error::NotFound)),
         };
         let allow = entry.allow;
@@ -140,8 +140,14 @@ mod tests {
 
     #[test]
     fn routes_that_generate_have_the_methods_of_the_table() {
-        let paths = ["/generate", "/v1/chat/completions", "/v1/completions"];
-        for path in paths {
+        for path in [
+            "/generate",
+            "/v1/chat/completions",
+            "/v1/completions",
+            "/v1/responses",
+            "/v1/messages",
+            "/invocations",
+        ] {
             let entry = RouteEntry::find(path).expect("a row");
             assert_eq!(entry.action, RouteAction::OnPair, "{path}");
             let (_, refused) = Route::find(&Method::TRACE, path);
