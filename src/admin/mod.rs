@@ -9,6 +9,7 @@ mod descriptions;
 mod discovery;
 mod endpoints;
 mod failures;
+mod load_polls;
 mod operators;
 mod probes;
 mod query;

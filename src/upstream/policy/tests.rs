@@ -524,3 +524,43 @@ fn a_server_at_half_speed_gets_what_it_can_do_in_the_same_time() {
     // About as fast is as fast.
     assert_eq!(home(|| LeastLoad, &[1.0, 1.2], 1), 1);
 }
+
+#[test]
+fn what_waits_on_a_server_beyond_the_routers_own_work_is_others() {
+    let rig = Rig::new(2, || LeastLoad);
+    let server = rig.server(Role::Prefill, 0);
+    let own = rig.occupy(Role::Prefill, 0, 3_000);
+    server.record_waiting_tokens(1_000, server.work());
+    assert_eq!(server.foreign_work(), 1_000, "4,000 bytes wait, and 3,000 of them are its own");
+    server.record_waiting_tokens(500, server.work());
+    assert_eq!(server.foreign_work(), 0, "it computes some of its own work already");
+    server.record_waiting_tokens(1_000, server.work());
+    drop(own);
+    assert_eq!(
+        (server.work(), server.foreign_work()),
+        (0, 1_000),
+        "others' work is that until the next poll"
+    );
+    server.forget_foreign_work();
+    assert_eq!(server.foreign_work(), 0);
+}
+
+#[test]
+fn a_server_with_others_work_is_as_busy_as_with_ones_own() {
+    fn chosen<P: Policy>(make: impl Fn() -> P) -> Vec<usize> {
+        let rig = Rig::new(2, make);
+        let _own = rig.occupy(Role::Prefill, 1, 10_000);
+        let server = rig.server(Role::Prefill, 0);
+        [0, 2_000, 3_000, 0]
+            .into_iter()
+            .flat_map(|tokens| {
+                server.record_waiting_tokens(tokens, 0);
+                [(); 9].map(|()| rig.pair_for(of_size(1_000))[0])
+            })
+            .collect()
+    }
+    let expected = [[0; 9], [0; 9], [1; 9], [0; 9]].concat();
+    assert_eq!(chosen(|| LeastLoad), expected);
+    assert_eq!(chosen(|| PowerOfTwo), expected);
+    assert_eq!(chosen(CacheAware::new), expected);
+}
