@@ -3,6 +3,8 @@
 
 mod kit;
 
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -225,4 +227,39 @@ async fn server_without_the_route_is_logged_once() {
     let told: Vec<_> = lines.iter().filter(|line| line.contains("/v1/loads")).collect();
     assert_eq!(told.len(), 1, "{lines:?}");
     assert!(told[0].contains(&old.server.url()) && told[0].contains("404"), "{told:?}");
+}
+
+#[tokio::test]
+async fn routers_that_share_nothing_send_a_conversation_to_the_same_servers() {
+    let mut prefill = Vec::new();
+    for _ in 0..8 {
+        prefill.push(Polled::start(load(0)).await.server);
+    }
+    let (all, decode) = (prefill.iter().collect::<Vec<_>>(), ok_server().await);
+    let mut routers = Vec::new();
+    for _ in 0..3 {
+        let with_polls =
+            |config: MiniLbConfig| config.policy(CacheAware::new).load_poll_interval(Duration::from_secs(1));
+        routers.push(Router::start_with(&all, &[&decode], with_polls).await);
+    }
+    let number = AtomicU64::new(0);
+    let mut used = HashSet::new();
+    for conversation in 0..12 {
+        let before: Vec<_> = all.iter().map(|server| requests(server)).collect();
+        // All of them are idle, so each router takes the first of the two homes, at each turn.
+        for turn in 1..4 {
+            for router in &routers {
+                let text = format!("conversation {conversation} {}", "x".repeat(5_000 * turn));
+                let body = format!(r#"{{"text":"{text}","rid":"{}"}}"#, number.fetch_add(1, Relaxed));
+                assert_eq!(router.client().await.post("/generate", body).await.status(), 200);
+                router.wait_idle().await;
+            }
+        }
+        let changed =
+            |(place, server): (usize, &&ScriptedServer)| (requests(server) > before[place]).then_some(place);
+        let at: Vec<_> = all.iter().enumerate().filter_map(changed).collect();
+        assert_eq!(at.len(), 1, "conversation {conversation} was sent to {at:?}");
+        used.extend(at);
+    }
+    assert!(used.len() > 2, "{used:?}");
 }

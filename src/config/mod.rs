@@ -312,7 +312,8 @@ impl MiniLbConfig {
 
     /// Asks each prefill server this often with `GET /v1/loads` how many tokens wait there, so that policies
     /// count the work that other routers give to it ([`Backend::foreign_work`](crate::Backend::foreign_work)).
-    /// What a server has told counts for three intervals. Also without health checks. Zero is off, the
+    /// What a server has told counts for three intervals. With it [`CacheAware`](crate::CacheAware) limits
+    /// itself to servers upon which other routers come, too. Also without health checks. Zero is off, the
     /// default.
     #[must_use]
     pub fn load_poll_interval(mut self, interval: Duration) -> Self {

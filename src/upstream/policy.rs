@@ -7,6 +7,7 @@
 mod cache_aware;
 mod cache_clock;
 mod consistent_hash;
+mod homes;
 mod least_load;
 mod prefix_index;
 
@@ -92,10 +93,9 @@ pub trait Policy: Any + Send + Sync {
 /// What a policy wants to know of requests.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Needs {
-    /// [`Choice::prompt`]: its hashes are keyed at random.
+    /// [`Choice::prompt`]: the hashes of its blocks are keyed at random.
     pub prompt: bool,
-    /// [`Choice::key`], and the prompt as well. Without [`prompt`](Self::prompt) its hashes are the same in
-    /// every process.
+    /// [`Choice::key`], and the prompt as well, with a [`Prompt::prefix`] that is the same in every process.
     pub key: bool,
 }
 
