@@ -12,7 +12,7 @@ use hyper::header::HeaderValue;
 
 use crate::balancer::MiniLoadBalancer;
 use crate::http1::{OutgoingBody, read_request_head, read_response_head};
-use crate::upstream::{Demand, Description, InFlight, Outcome, ServerPair};
+use crate::upstream::{Backend, Demand, Description, InFlight, Outcome, ServerPair};
 use crate::wire::body::ClientBody;
 use crate::wire::bootstrap::BootstrapFields;
 use crate::wire::client_response::ClientResponseHead;
@@ -109,6 +109,13 @@ pub fn set_cache_tokens(router: &MiniLoadBalancer, tokens: u64) {
         server.record_description(Description { cache_tokens: Some(tokens), ..Description::default() });
     }
     router.live_fleet().capacity_changed();
+}
+
+/// Each prefill server has told that so many tokens wait on it.
+pub fn tell_waiting_tokens(router: &MiniLoadBalancer, tokens: impl Fn(&Backend) -> u64) {
+    for server in router.live_fleet().now().prefill() {
+        server.record_waiting_tokens(tokens(server), server.work());
+    }
 }
 
 /// Reads a request's head and writes those of both legs. Returns their length.

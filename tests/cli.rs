@@ -99,6 +99,7 @@ const SUPPORTED: &[(&str, &str)] = &[
     ("--health-check-timeout-secs <SECONDS>", "[default: 5]"),
     ("--health-failure-threshold <COUNT>", "[default: 3]"),
     ("--health-success-threshold <COUNT>", "[default: 2]"),
+    ("--load-poll-secs <SECONDS>", "[default: 0]"),
     ("--disable-health-check", ""),
     ("--worker-threads <COUNT>", "[default: one per core]"),
     ("--backend-idle-timeout-secs <SECONDS>", "[default: 4]"),

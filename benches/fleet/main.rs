@@ -6,7 +6,8 @@
 //!
 //! By name there are also `mini-lb:cache_aware:unknown`, `:half` and `:double`, whose servers do not tell the
 //! size of their caches, or one that is not so, and those with `:silent` behind it, whose servers do not say
-//! how much of a prompt was cached.
+//! how much of a prompt was cached; and `mini-lb:cache_aware:1`, `:2`, `:4` and `:8` are as many routers that
+//! share nothing, with `:polls` behind it those that ask servers for their load.
 
 mod own_router;
 
@@ -22,9 +23,8 @@ fn main() -> io::Result<()> {
     let experiment = Experiment::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let mut candidates = own_router::candidates();
     // Only by name: they would double the time of a run.
-    candidates.extend(
-        own_router::misinformed().into_iter().filter(|candidate| experiment.policy.contains(&candidate.name)),
-    );
+    let others = own_router::misinformed().into_iter().chain(own_router::several());
+    candidates.extend(others.filter(|candidate| experiment.policy.contains(&candidate.name)));
     experiment.run(candidates)?;
     Ok(())
 }

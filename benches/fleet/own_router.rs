@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use loadtest::fleet::trace::{BLOCK_TOKENS, Request, prompt_bytes};
 use loadtest::fleet::{Arrival, Candidate, Fleet, Pair, PrefillEnd, Router, View};
-use mini_lb::internals::{Legs, ToldPrefill, enter_pair, inspect, set_cache_tokens};
+use mini_lb::internals::{Legs, ToldPrefill, enter_pair, inspect, set_cache_tokens, tell_waiting_tokens};
 use mini_lb::{
     Backend, CacheAware, ConsistentHash, LeastLoad, MiniLbConfig, MiniLoadBalancer, PowerOfTwo, Prompt,
     Random, RoundRobin,
@@ -74,6 +74,74 @@ pub(crate) fn misinformed() -> Vec<Candidate> {
         }
     }
     candidates.split_off(1)
+}
+
+/// `cache_aware` in several routers that share nothing and take turns, and with `:polls` behind it those that
+/// ask servers for their load.
+#[allow(dead_code, reason = "for the bench alone")]
+pub(crate) fn several() -> Vec<Candidate> {
+    let prompts = Prompts::default();
+    let mut candidates = Vec::new();
+    for count in [1, 2, 4, 8] {
+        for (polls, has_polls) in [("", false), (":polls", true)] {
+            let prompts = prompts.clone();
+            candidates.push(Candidate::new(&format!("mini-lb:cache_aware:{count}{polls}"), move |fleet| {
+                let with_policy: WithPolicy = match has_polls {
+                    true => |config| config.policy(CacheAware::new).load_poll_interval(POLL_INTERVAL),
+                    false => |config| config.policy(CacheAware::new),
+                };
+                let router = || OwnRouter::new(fleet, with_policy, TRUTH, prompts.clone());
+                let routers = (0..count).map(|_| router()).collect();
+                Box::new(Routers { routers, next_poll: has_polls.then_some(0.0) })
+            }));
+        }
+    }
+    candidates
+}
+
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Routers that take turns.
+struct Routers {
+    routers: Vec<OwnRouter>,
+    /// In seconds since the start. `None`: servers are not asked.
+    next_poll: Option<f64>,
+}
+
+impl Routers {
+    fn of(&mut self, index: usize) -> &mut OwnRouter {
+        let count = self.routers.len();
+        &mut self.routers[index % count]
+    }
+
+    /// What waits on a server is what all routers have given to it, with four bytes a token.
+    fn poll(&self) {
+        let mut waiting: HashMap<String, u64> = HashMap::new();
+        for server in self.routers.iter().flat_map(|own| own.router.servers()) {
+            *waiting.entry(server.url().to_owned()).or_default() += server.work() / 4;
+        }
+        for own in &self.routers {
+            tell_waiting_tokens(&own.router, |server| waiting[server.url()]);
+        }
+    }
+}
+
+impl Router for Routers {
+    fn choose(&mut self, arrival: &Arrival<'_>, fleet: &View<'_>) -> Pair {
+        if self.next_poll.is_some_and(|next| next <= arrival.now) {
+            self.poll();
+            self.next_poll = Some(arrival.now + POLL_INTERVAL.as_secs_f64());
+        }
+        self.of(arrival.index).choose(arrival, fleet)
+    }
+
+    fn prefill_done(&mut self, index: usize, pair: Pair, end: PrefillEnd) {
+        self.of(index).prefill_done(index, pair, end);
+    }
+
+    fn done(&mut self, index: usize, pair: Pair) {
+        self.of(index).done(index, pair);
+    }
 }
 
 fn candidate(name: &str, with_policy: WithPolicy, telling: Telling, prompts: &Prompts) -> Candidate {

@@ -106,6 +106,7 @@ mod tests {
             success_threshold: 1,
             startup_interval: second,
             startup_timeout: second,
+            load_poll_interval: Duration::ZERO,
         };
         let policy = Arc::new(Random);
         FleetSpec {

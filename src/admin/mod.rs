@@ -10,6 +10,7 @@ mod discovery;
 mod endpoints;
 mod failures;
 mod fan_out;
+mod load_polls;
 mod loads;
 mod operators;
 mod probes;

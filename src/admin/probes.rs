@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::error;
 
 use super::descriptions::DescriptionCache;
+use super::load_polls::{is_polled, poll_load};
 use super::query::{QueryResponse, ServerQuery, query};
 use crate::admission::AccessControl;
 use crate::error::Error;
@@ -54,7 +55,7 @@ pub(crate) async fn probe_all(
         let servers = fleet.snapshot();
         let previous = std::mem::replace(&mut options, fleet.health_options());
         // Tasks hold the options that they started with: after a change all are started again.
-        let is_unchanged = options.enabled && previous == options;
+        let is_unchanged = previous == options;
         probed.retain(|id, task| {
             let stays = is_unchanged && servers.all().any(|server| server.id() == *id);
             if !stays {
@@ -62,11 +63,11 @@ pub(crate) async fn probe_all(
             }
             stays
         });
-        for server in servers.all().filter(|_| options.enabled) {
+        for server in servers.all().filter(|server| options.enabled || is_polled(server, &options)) {
             probed.entry(server.id()).or_insert_with(|| {
                 let (server, desired) = (Arc::clone(server), Arc::clone(desired));
                 let client = ProbeClient { pools: Arc::clone(&pools), access: Arc::clone(access) };
-                tasks.spawn(probe_server(server, client, desired, Arc::clone(&options)))
+                tasks.spawn(watch_server(server, client, desired, Arc::clone(&options)))
             });
         }
         drop(servers);
@@ -97,14 +98,30 @@ impl ProbeClient {
     }
 }
 
-/// Probes one server for as long as it is polled.
-async fn probe_server(
+/// Sends one server all that the options want, for as long as it is polled.
+async fn watch_server(
     server: Arc<Backend>,
     client: ProbeClient,
     desired: Arc<DesiredFleet>,
     options: Arc<HealthOptions>,
 ) {
-    let mut probe = Probe { server: &server, client: &client, timeout: options.timeout, path: READY };
+    let probes = async {
+        if options.enabled {
+            probe_server(&server, &client, &desired, &options).await;
+        }
+    };
+    // Beside each other: neither waits for a response to the other.
+    tokio::join!(probes, poll_load(&server, &client, &options));
+}
+
+/// Probes one server for as long as it is polled.
+async fn probe_server(
+    server: &Arc<Backend>,
+    client: &ProbeClient,
+    desired: &Arc<DesiredFleet>,
+    options: &HealthOptions,
+) {
+    let mut probe = Probe { server, client, timeout: options.timeout, path: READY };
     let mut description = DescriptionCache::default();
     let mut startup = StartupWatch { since: Instant::now(), is_late: false };
     loop {
@@ -114,7 +131,7 @@ async fn probe_server(
             // bootstrap port.
             if result.is_err() {
                 description.clear();
-            } else if let Some(reported) = description.refresh(&server, &client, options.timeout).await {
+            } else if let Some(reported) = description.refresh(server, client, options.timeout).await {
                 let capacity = server.cache_tokens();
                 if server.record_description(reported) {
                     desired.replace_stale();
@@ -126,11 +143,11 @@ async fn probe_server(
         }
         match server.health() {
             HealthState::Unknown | HealthState::Starting => {
-                sleep_until(start + startup.interval(&server, &options)).await;
+                sleep_until(start + startup.interval(server, options)).await;
             }
             _ => {
                 let regular = probe.regular_interval(options.interval);
-                wait_for_next_probe(start, &server, regular, probe.shortest_interval(regular)).await;
+                wait_for_next_probe(start, server, regular, probe.shortest_interval(regular)).await;
             }
         }
     }

@@ -310,6 +310,16 @@ impl MiniLbConfig {
         self
     }
 
+    /// Asks each prefill server this often with `GET /v1/loads` how many tokens wait there, so that policies
+    /// count the work that others give to it ([`foreign_work`](crate::Backend::foreign_work)). What a server
+    /// has told counts for three intervals. With it [`CacheAware`](crate::CacheAware) limits itself to
+    /// servers upon which other routers come, too. Also without health checks. Zero is off, the default.
+    #[must_use]
+    pub fn load_poll_interval(mut self, interval: Duration) -> Self {
+        self.options.health.load_poll_interval = interval.min(LONGEST_TIMEOUT);
+        self
+    }
+
     /// Fails to connect to a server if the connection is not open after this long. Default:
     /// [`DEFAULT_CONNECT_TIMEOUT`].
     #[must_use]

@@ -43,7 +43,8 @@ impl MiniLbConfig {
         // Before the snapshot too: --disable-retries and --enable-trace are reported as the options that they
         // set.
         options.apply_switches();
-        options.policies.set_index_bytes(options.prefix_index_bytes);
+        let has_peers = !options.health.load_poll_interval.is_zero();
+        options.policies.configure_cache_aware(options.prefix_index_bytes, has_peers);
         let fleet_spec = FleetSpec {
             prefill,
             decode,

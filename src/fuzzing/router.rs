@@ -139,6 +139,7 @@ impl Scenario {
             success_threshold: 1,
             startup_interval: Duration::from_secs(1),
             startup_timeout: Duration::from_secs(1),
+            load_poll_interval: Duration::ZERO,
         };
         let decode = vec![address("http://decode:2")];
         let fleet = LiveFleet::new(FleetSpec {

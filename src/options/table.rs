@@ -501,6 +501,16 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                 field: |options| &mut options.health.success_threshold,
             },
             Entry {
+                spec: OptionSpec::new("load-poll-secs", Single("SECONDS"))
+                    .default(Seconds(Duration::ZERO))
+                    .help(
+                        "Asks each prefill server this often with GET /v1/loads how much waits on it, so that \
+                         policies count the work that others give to it. For several routers, or clients that \
+                         use none; with one router it costs time to first token. 0 is off",
+                    ),
+                field: |options| &mut options.health.load_poll_interval,
+            },
+            Entry {
                 spec: OptionSpec::new("disable-health-check", Switch)
                     .help("Run no health checks, and treat every server as healthy"),
                 field: |options| &mut options.disable_health_check,

@@ -78,12 +78,13 @@ impl Options {
 }
 
 impl Policies {
-    /// Gives the policy that has a prefix index its bound.
-    pub(crate) fn set_index_bytes(&self, bytes: usize) {
+    /// Gives the policy that has a prefix index its bound, and tells it whether there are other routers.
+    pub(crate) fn configure_cache_aware(&self, index_bytes: usize, has_peers: bool) {
         for NamedPolicy { policy, .. } in [&self.prefill, &self.decode] {
             let policy: &dyn Any = &**policy;
             if let Some(cache_aware) = policy.downcast_ref::<CacheAware>() {
-                cache_aware.set_index_bytes(bytes);
+                cache_aware.set_index_bytes(index_bytes);
+                cache_aware.set_peers(has_peers);
             }
         }
     }

@@ -142,6 +142,8 @@ impl Proxy {
             timeouts,
             admission: &self.admission,
             hash_key: hash_key(needs, is_traced),
+            // With the key alone all hashes are the same in every process.
+            stable_prefix: needs.prompt && needs.key,
             internal_fields: limits.internal_fields,
         };
         let read = intake::read(&head.headers, request, dialect, reading, timer).await?;

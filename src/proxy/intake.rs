@@ -33,6 +33,8 @@ pub(super) struct IntakeLimits<'a> {
     pub(super) admission: &'a Arc<AdmissionHandle>,
     /// The prompt is hashed with it, if a policy looks at prompts or a load trace is written.
     pub(super) hash_key: Option<HashKey>,
+    /// Its beginning is hashed with a key that is the same in every process besides.
+    pub(super) stable_prefix: bool,
     pub(super) internal_fields: InternalFields,
 }
 
@@ -63,6 +65,9 @@ pub(super) async fn read(
     let mut inspector = BodyInspector::new(dialect).with_internal_fields(limits.internal_fields);
     if let Some(key) = limits.hash_key {
         inspector = inspector.with_prompt(key);
+    }
+    if limits.stable_prefix {
+        inspector = inspector.with_stable_prefix();
     }
     let mut scan = Scan { inspector, ahead: 0 };
     let (mut body, mut chunks_cost) = (ClientBody::default(), 0);

@@ -248,6 +248,23 @@ impl Backend {
         self.slot.load().work()
     }
 
+    /// The bytes of prompt that wait on a prefill server and that this router has not given to it, as far as
+    /// the server tells (`--load-poll-secs`).
+    pub fn foreign_work(&self) -> u64 {
+        self.slot.foreign_work()
+    }
+
+    /// A prefill server has told that so many tokens wait on it, while this router's own work there was `own`
+    /// bytes.
+    pub(crate) fn record_waiting_tokens(&self, tokens: u64, own: u64) {
+        self.slot.set_foreign_work(self.told.bytes_of(tokens).saturating_sub(own));
+    }
+
+    /// What the server has told of others' work is too old.
+    pub(crate) fn forget_foreign_work(&self) {
+        self.slot.set_foreign_work(0);
+    }
+
     pub(super) fn load_slot(&self) -> &Slot {
         &self.slot
     }

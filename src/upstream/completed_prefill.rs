@@ -14,6 +14,13 @@ use crate::wire::usage::{CachedTokens, Usage};
 /// are in no text.
 const MAX_ADDED_TOKENS: u64 = 1 << 16;
 
+/// Bytes of JSON a token: English text has about 4.
+const BYTES_PER_TOKEN: u64 = 4;
+const MIN_BYTES_PER_TOKEN: u64 = 1;
+const MAX_BYTES_PER_TOKEN: u64 = 64;
+/// From how many tokens of a server on their own mean is used.
+const ENOUGH_TOKENS: u64 = 100_000;
+
 /// What was known of a request when its prefill server was chosen.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Expectation {
@@ -141,6 +148,17 @@ impl ToldTokens {
         (Some(prompt_tokens), cached)
     }
 
+    /// How many bytes of prompts so many tokens are, by the mean of those that were told.
+    pub(super) fn bytes_of(&self, tokens: u64) -> u64 {
+        let (all, bytes) = (self.prompt_tokens(), self.prompt_bytes());
+        if all < ENOUGH_TOKENS {
+            return tokens.saturating_mul(BYTES_PER_TOKEN);
+        }
+        let bytes = u128::from(tokens) * u128::from(bytes) / u128::from(all);
+        let least = tokens.saturating_mul(MIN_BYTES_PER_TOKEN);
+        u64::try_from(bytes).unwrap_or(u64::MAX).clamp(least, tokens.saturating_mul(MAX_BYTES_PER_TOKEN))
+    }
+
     pub(super) fn prompt_tokens(&self) -> u64 {
         self.prompt_tokens.load(Relaxed)
     }
@@ -168,6 +186,20 @@ mod tests {
         assert_eq!(count(CachedTokens::Reported(5)), (Some(10), Some(5)));
         assert_eq!(count(CachedTokens::NoneOrUnreported), (Some(10), Some(0)));
         assert_eq!((told.prompt_tokens(), told.cached_tokens(), told.prompt_bytes()), (50, 9, 200));
+    }
+
+    #[test]
+    fn tokens_are_as_many_bytes_as_those_of_the_prompts_before() {
+        let told = |prompt_tokens, bytes| {
+            let told = ToldTokens::default();
+            told.count(Usage { prompt_tokens, cached: CachedTokens::Untold }, bytes);
+            told.bytes_of(1_000)
+        };
+        assert_eq!(told(99_999, 300_000), 4_000, "not enough yet");
+        assert_eq!(told(100_000, 300_000), 3_000);
+        assert_eq!(told(100_000, 100_000_000), 64_000);
+        assert_eq!(told(100_000, 50_000), 1_000);
+        assert_eq!(ToldTokens::default().bytes_of(u64::MAX), u64::MAX);
     }
 
     #[test]

@@ -60,6 +60,7 @@ impl FleetSpec {
                 success_threshold: 1,
                 startup_interval: Duration::from_secs(1),
                 startup_timeout: Duration::from_secs(1),
+                load_poll_interval: Duration::ZERO,
             },
         }
     }
@@ -409,7 +410,8 @@ impl RoleGroup {
         let expected = Expectation {
             prompt_bytes: by.prompt_bytes,
             cached_bytes: cached,
-            work_before: server.work(),
+            // What others have given to it is computed before this request, too.
+            work_before: server.work() + server.foreign_work(),
             memo,
         };
         Some(Picked { server: Arc::clone(server), by, expected })

@@ -29,6 +29,8 @@ pub(crate) struct HealthOptions {
     pub(crate) startup_interval: Duration,
     /// How long a server is probed at `startup_interval` before it is probed at `interval`.
     pub(crate) startup_timeout: Duration,
+    /// Time between two polls of a prefill server's load. Zero: off.
+    pub(crate) load_poll_interval: Duration,
 }
 
 /// The options in force, shared by all servers and replaced on reload.

@@ -22,6 +22,9 @@ const REQUEST: u64 = 1 << 44;
 /// Most bytes that one request counts for: as many as can be summed over 1,000 requests.
 const MAX_WORK: u64 = 1 << 34;
 
+/// Most bytes of others that a server counts for: 16 TiB, as many as its own work may have.
+const MAX_FOREIGN_WORK: u64 = REQUEST - 1;
+
 /// Places in one 64-byte line of a CPU's cache.
 const PER_LINE: usize = 8;
 /// Lines that are used before a second place is taken in one.
@@ -54,6 +57,10 @@ pub(crate) struct LoadTable {
     slowness: Box<[AtomicU16; MAX_SLOTS]>,
     /// How many are not [`EVEN`]: while it is 0, nobody reads the others.
     uneven: AtomicUsize,
+    /// How many servers have foreign work: while it is 0, nobody reads of which.
+    with_foreign: AtomicUsize,
+    /// The bytes of prompt that each server has been given by others than this router.
+    foreign: Box<[AtomicU64; MAX_SLOTS]>,
     samples: Samples,
     /// Who compares the loads, and learns from the legs that have ended.
     policy: ArcSwapOption<Arc<dyn Policy>>,
@@ -74,6 +81,8 @@ impl Default for LoadTable {
             loads,
             slowness: Box::new([const { AtomicU16::new(EVEN) }; MAX_SLOTS]),
             uneven: AtomicUsize::new(0),
+            with_foreign: AtomicUsize::new(0),
+            foreign: Box::new([const { AtomicU64::new(0) }; MAX_SLOTS]),
             samples: Samples::default(),
             policy: ArcSwapOption::empty(),
             slots: Mutex::default(),
@@ -91,6 +100,29 @@ impl LoadTable {
     /// Whether servers differ in speed.
     pub(super) fn is_uneven(&self) -> bool {
         self.uneven.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether a server has work that this router has not given to it.
+    pub(super) fn has_foreign_work(&self) -> bool {
+        self.with_foreign.load(Ordering::Relaxed) != 0
+    }
+
+    /// How much of it the server of this slot has.
+    pub(super) fn foreign_work(&self, slot: u16) -> u64 {
+        if self.has_foreign_work() {
+            self.foreign[usize::from(slot) % MAX_SLOTS].load(Ordering::Relaxed)
+        } else {
+            0
+        }
+    }
+
+    fn set_foreign_work(&self, slot: u16, bytes: u64) {
+        let before = self.foreign[usize::from(slot)].swap(bytes, Ordering::Relaxed);
+        match (before == 0, bytes == 0) {
+            (true, false) => _ = self.with_foreign.fetch_add(1, Ordering::Relaxed),
+            (false, true) => _ = self.with_foreign.fetch_sub(1, Ordering::Relaxed),
+            _ => {}
+        }
     }
 
     /// This many bytes, as many more as the server is slower than the mean.
@@ -171,6 +203,18 @@ impl Slot {
         }
     }
 
+    /// The work that others have given to the server.
+    pub(super) fn foreign_work(&self) -> u64 {
+        self.table.foreign_work(self.index)
+    }
+
+    pub(super) fn set_foreign_work(&self, bytes: u64) {
+        // Those that share a place would overwrite each other's.
+        if !self.is_shared {
+            self.table.set_foreign_work(self.index, bytes.min(MAX_FOREIGN_WORK));
+        }
+    }
+
     fn cell(&self) -> &AtomicU64 {
         &self.table.loads[usize::from(self.index)]
     }
@@ -211,6 +255,7 @@ impl Drop for Slot {
             return;
         }
         self.table.set_slowness(self.index, EVEN);
+        self.table.set_foreign_work(self.index, 0);
         let mut slots = self.table.slots.lock().unwrap_or_else(PoisonError::into_inner);
         slots.returned.push(self.index);
     }
@@ -245,6 +290,22 @@ mod tests {
         assert!(all[MAX_SLOTS - 1..].iter().all(|slot| slot.index() == SHARED));
         drop(all);
         assert_eq!(table.slots.lock().unwrap().returned.len(), MAX_SLOTS - 1);
+    }
+
+    #[test]
+    fn foreign_work_is_that_of_one_server_until_it_goes() {
+        let table = Arc::new(LoadTable::default());
+        let (one, two) = (table.take_slot(), table.take_slot());
+        assert!(!table.has_foreign_work());
+        one.set_foreign_work(7);
+        one.set_foreign_work(u64::MAX);
+        two.set_foreign_work(5);
+        assert_eq!((one.foreign_work(), two.foreign_work()), (MAX_FOREIGN_WORK, 5));
+        two.set_foreign_work(0);
+        assert!(table.has_foreign_work());
+        drop(one);
+        assert!(!table.has_foreign_work());
+        assert_eq!(table.take_slot().foreign_work(), 0, "of another server");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod cache_aware;
 mod cache_clock;
 mod consistent_hash;
+mod homes;
 mod least_load;
 mod prefix_index;
 
@@ -92,10 +93,9 @@ pub trait Policy: Any + Send + Sync {
 /// What a policy wants to know of requests.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Needs {
-    /// [`Choice::prompt`]: its hashes are keyed at random.
+    /// [`Choice::prompt`]: the hashes of its blocks are keyed at random.
     pub prompt: bool,
-    /// [`Choice::key`], and the prompt as well. Without [`prompt`](Self::prompt) its hashes are the same in
-    /// every process.
+    /// [`Choice::key`], and the prompt as well, with a [`Prompt::prefix`] that is the same in every process.
     pub key: bool,
 }
 
@@ -202,10 +202,11 @@ impl<'a> Choice<'a> {
     }
 
     /// The bytes of prompt that a prefill server has been given and has not computed yet, without those that
-    /// it was believed to have cached; of a decode server, the prompts of its requests. `index` is that of
-    /// the server in [`servers`](Self::servers), here and below.
+    /// it was believed to have cached; of a decode server, the prompts of its requests. What a prefill server
+    /// has told of others' work (`--load-poll-secs`) is in it. `index` is that of the server in
+    /// [`servers`](Self::servers), here and below.
     pub fn work(&self, index: usize) -> u64 {
-        self.load(index).work()
+        self.load(index).work() + self.loads.foreign_work(self.candidates.slots[index])
     }
 
     /// The [work](Self::work) of a server and these bytes, as many more as the server is slower than the mean
@@ -250,8 +251,9 @@ impl<'a> Choice<'a> {
     /// The index of the prefill server that would be through with these bytes first.
     fn first_through(&self, bytes: u64) -> usize {
         // Apart, so that a fleet of equal servers reads their loads only.
-        if self.loads.is_uneven() {
-            self.least_by(|slot, load| self.loads.weighted(slot, load.work() + bytes))
+        if self.loads.is_uneven() || self.loads.has_foreign_work() {
+            let work = |slot, load: Load| load.work() + self.loads.foreign_work(slot);
+            self.least_by(|slot, load| self.loads.weighted(slot, work(slot, load).saturating_add(bytes)))
         } else {
             self.least_by(|_, load| load.work())
         }

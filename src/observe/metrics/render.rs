@@ -55,6 +55,9 @@ families! {
     WORK gauge "mini_lb_backend_work_bytes"
         "Bytes of prompt that the prefill backend was given and has not computed yet, without those believed \
          to be in its cache, and 1 KiB for each request; of a decode backend, the prompts of its requests.";
+    FOREIGN_WORK gauge "mini_lb_backend_foreign_work_bytes"
+        "Bytes of prompt that wait on the prefill backend and that this router has not given to it, as the backend \
+         tells; 0 without --load-poll-secs.";
     INDEX_ENTRIES gauge "mini_lb_prefix_index_entries"
         "Entries of the prefix index that tell of a live block of a prompt. Estimated from a sample of the index.";
     INDEX_CAPACITY gauge "mini_lb_prefix_index_capacity_entries" "How many entries the prefix index can hold.";
@@ -353,6 +356,10 @@ fn backends(text: &mut Exposition, fleet: &Fleet, prompts: &IdMap<u64, PromptByt
     }
     // Decode has none: it gets the whole KV cache in any case.
     servers.retain(|_, server| server.role() == Role::Prefill);
+    text.family(&FOREIGN_WORK);
+    for ((role, url), server) in &servers {
+        text.value(&FOREIGN_WORK, &[("role", *role), ("backend", *url)], server.foreign_work());
+    }
     type Part = fn(&PromptBytes) -> u64;
     let families: [(&Family, Part); 2] =
         [(&PROMPT_BYTES, |prompts| prompts.total), (&MATCHED_BYTES, |prompts| prompts.matched)];

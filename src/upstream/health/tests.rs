@@ -10,6 +10,7 @@ fn options(enabled: bool) -> HealthOptions {
         success_threshold: 2,
         startup_interval: Duration::from_secs(1),
         startup_timeout: Duration::from_secs(1_800),
+        load_poll_interval: Duration::ZERO,
     }
 }
 

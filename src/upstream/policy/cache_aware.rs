@@ -9,11 +9,12 @@
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use arc_swap::ArcSwapOption;
 
 use super::cache_clock::{Ages, BytesPerToken, CacheClock};
+use super::homes::{HOMES, homes_of};
 use super::least_load::least_loaded;
 use super::prefix_index::{HOLDERS, IndexUsage, Note, PrefixIndex};
 use super::{Choice, Needs, Policy, Selection, SelectionReason};
@@ -37,9 +38,15 @@ pub(crate) const DEFAULT_INDEX_BYTES: usize = 64 << 20;
 /// size. A note is forgotten when the server has computed more since then than its cache can hold
 /// (`max_total_num_tokens` of its `/server_info`, corrected by the `cached_tokens` of its responses), or when
 /// it restarts or is flushed.
+///
+/// With [polls](crate::MiniLbConfig::load_poll_interval) of servers' loads, which are for several routers, it
+/// selects one of the servers that have at least half of the prompt, or one of two that every router finds by
+/// the hash of the prompt's beginning. What many prompts begin with may go anywhere, as without.
 pub struct CacheAware {
     index: ArcSwapOption<PrefixIndex>,
     max_index_bytes: AtomicUsize,
+    /// Other routers choose among the same servers.
+    has_peers: AtomicBool,
     /// By slot.
     clocks: Box<[CacheClock]>,
     bytes_per_token: BytesPerToken,
@@ -68,6 +75,12 @@ impl Match {
     fn holders(&self) -> &[Holder] {
         &self.holders[..self.count]
     }
+
+    /// Whether the whole beginning by which homes are found is one of many prompts, or there is none to be
+    /// cached. Two servers could not take the load of all of them.
+    fn is_head_hot(&self, prompt: &Prompt) -> bool {
+        self.hot >= prompt.prefix_blocks()
+    }
 }
 
 impl CacheAware {
@@ -76,6 +89,7 @@ impl CacheAware {
         Self {
             index: ArcSwapOption::empty(),
             max_index_bytes: AtomicUsize::new(DEFAULT_INDEX_BYTES),
+            has_peers: AtomicBool::new(false),
             clocks: (0..Choice::MAX_SLOTS).map(|_| CacheClock::default()).collect(),
             bytes_per_token: BytesPerToken::default(),
         }
@@ -90,6 +104,11 @@ impl CacheAware {
 
     pub(crate) fn set_index_bytes(&self, bytes: usize) {
         self.max_index_bytes.store(bytes, Relaxed);
+    }
+
+    /// Whether other routers choose among the same servers.
+    pub(crate) fn set_peers(&self, has_peers: bool) {
+        self.has_peers.store(has_peers, Relaxed);
     }
 
     fn age(&self, note: Note) -> u32 {
@@ -138,10 +157,39 @@ impl CacheAware {
         }
     }
 
-    /// The cheapest of the servers that are not among the holders, which is the one with the least work. What
-    /// many prompts begin with, more servers have than an entry notes: each of them has a note of its own.
-    fn cold(&self, index: &PrefixIndex, choice: &Choice<'_>, prompt: &Prompt, found: &Match) -> Holder {
-        let server = least_loaded(choice);
+    /// The servers to choose from besides those that were found.
+    fn others(
+        &self,
+        index: &PrefixIndex,
+        choice: &Choice<'_>,
+        prompt: &Prompt,
+        found: &mut Match,
+    ) -> [Holder; HOMES] {
+        if !self.has_peers.load(Relaxed) || found.is_head_hot(prompt) {
+            // Of the servers that are not among the holders the one with the least work is the cheapest.
+            return [self.unlisted(index, choice, prompt, found, least_loaded(choice)); HOMES];
+        }
+        let homes = homes_of(choice, prompt.prefix()).map(|server| {
+            let listed = found.holders().iter().find(|holder| holder.index == server).copied();
+            listed.unwrap_or_else(|| self.unlisted(index, choice, prompt, found, server))
+        });
+        // A prompt that goes on from less is computed at its home, where the other routers look for it.
+        let has_half = |holder: &&Holder| 2 * holder.blocks >= prompt.blocks();
+        // Those with more blocks come first.
+        found.count = found.holders().iter().take_while(has_half).count();
+        homes
+    }
+
+    /// What a server has that is not among the holders. What many prompts begin with, more servers have than
+    /// an entry notes: each of them has a note of its own.
+    fn unlisted(
+        &self,
+        index: &PrefixIndex,
+        choice: &Choice<'_>,
+        prompt: &Prompt,
+        found: &Match,
+        server: usize,
+    ) -> Holder {
         let slot = choice.slot(server);
         let has_hot = || {
             let entry = index.find(hash_of_server(prompt.block(found.hot - 1), slot));
@@ -185,14 +233,15 @@ fn hash_of_server(block: u64, slot: usize) -> u64 {
 }
 
 /// The server with the fewest bytes to wait for, and how many blocks it has.
-fn cheapest(choice: &Choice<'_>, prompt: &Prompt, found: &Match, cold: Holder) -> Holder {
+fn cheapest(choice: &Choice<'_>, prompt: &Prompt, found: &Match, others: [Holder; HOMES]) -> Holder {
     let cost = |holder: Holder| {
         let missing = |blocks: usize| prompt.bytes().saturating_sub((blocks * Prompt::BLOCK_BYTES) as u64);
         let private = missing(holder.blocks.max(found.hot));
         choice.weighted_work(holder.index, missing(holder.blocks) + (PRIVATE_COST - 1) * private)
     };
     // Among equals the first: a holder, with more blocks first.
-    found.holders().iter().copied().chain([cold]).min_by_key(|holder| cost(*holder)).unwrap_or(cold)
+    let all = found.holders().iter().copied().chain(others);
+    all.min_by_key(|holder| cost(*holder)).unwrap_or(others[0])
 }
 
 impl Policy for CacheAware {
@@ -206,9 +255,9 @@ impl Policy for CacheAware {
         else {
             return Selection::new(&choice.servers()[least_loaded(choice)]).because(SelectionReason::Load);
         };
-        let found = self.look_up(index, choice, prompt);
-        let cold = self.cold(index, choice, prompt, &found);
-        let Holder { index: chosen, blocks } = cheapest(choice, prompt, &found, cold);
+        let mut found = self.look_up(index, choice, prompt);
+        let others = self.others(index, choice, prompt, &mut found);
+        let Holder { index: chosen, blocks } = cheapest(choice, prompt, &found, others);
         let server = &choice.servers()[chosen];
         let slot = choice.slot(chosen);
         self.clocks[slot].is_current(server, &self.bytes_per_token);
@@ -226,7 +275,8 @@ impl Policy for CacheAware {
     }
 
     fn needs(&self, role: Role) -> Needs {
-        Needs { prompt: role == Role::Prefill, ..Needs::default() }
+        let is_prefill = role == Role::Prefill;
+        Needs { prompt: is_prefill, key: is_prefill && self.has_peers.load(Relaxed) }
     }
 
     fn servers_changed(&self, servers: &[Arc<Backend>]) {
@@ -266,6 +316,7 @@ impl Policy for CacheAware {
     fn continues_as(&self, next: &dyn Policy) -> bool {
         let Some(next) = (next as &dyn Any).downcast_ref::<Self>() else { return false };
         self.set_index_bytes(next.max_index_bytes.load(Relaxed));
+        self.set_peers(next.has_peers.load(Relaxed));
         true
     }
 }

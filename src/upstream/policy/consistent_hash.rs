@@ -80,7 +80,7 @@ fn first_below(
 }
 
 /// A server's rank for a key: each pair of them has its own.
-fn weight(key: u64, server: u64) -> u64 {
+pub(super) fn weight(key: u64, server: u64) -> u64 {
     let product = u128::from(key ^ 0x9e37_79b9_7f4a_7c15) * u128::from(server | 1);
     // One half alone would rank by the high or the low bits of both.
     product as u64 ^ (product >> 64) as u64

@@ -85,7 +85,8 @@ fn prompt(parts: &[(&str, usize)]) -> Prompt {
     let block = |name: &str, number: usize| format!("{:BLOCK$}", format!("{name} {number} "));
     let text: String =
         parts.iter().flat_map(|(name, blocks)| (0..*blocks).map(move |number| block(name, number))).collect();
-    let mut inspector = BodyInspector::new(Dialect::Generate).with_prompt(HashKey::from_random(1));
+    let mut inspector =
+        BodyInspector::new(Dialect::Generate).with_prompt(HashKey::from_random(1)).with_stable_prefix();
     inspector.feed(format!(r#"{{"text":"{text}"}}"#).as_bytes()).unwrap();
     inspector.finish().unwrap().prompt.unwrap()
 }
@@ -523,4 +524,104 @@ fn a_server_at_half_speed_gets_what_it_can_do_in_the_same_time() {
     }
     // About as fast is as fast.
     assert_eq!(home(|| LeastLoad, &[1.0, 1.2], 1), 1);
+}
+
+#[test]
+fn what_waits_on_a_server_beyond_the_routers_own_work_is_others() {
+    let rig = Rig::new(2, || LeastLoad);
+    let server = rig.server(Role::Prefill, 0);
+    let own = rig.occupy(Role::Prefill, 0, 3_000);
+    server.record_waiting_tokens(1_000, server.work());
+    assert_eq!(server.foreign_work(), 1_000, "4,000 bytes wait, and 3,000 of them are its own");
+    server.record_waiting_tokens(500, server.work());
+    assert_eq!(server.foreign_work(), 0, "it computes some of its own work already");
+    server.record_waiting_tokens(1_000, server.work());
+    drop(own);
+    assert_eq!(
+        (server.work(), server.foreign_work()),
+        (0, 1_000),
+        "others' work is that until the next poll"
+    );
+    server.forget_foreign_work();
+    assert_eq!(server.foreign_work(), 0);
+}
+
+#[test]
+fn a_server_with_others_work_is_as_busy_as_with_ones_own() {
+    fn chosen<P: Policy>(make: impl Fn() -> P) -> Vec<usize> {
+        let rig = Rig::new(2, make);
+        let _own = rig.occupy(Role::Prefill, 1, 10_000);
+        let server = rig.server(Role::Prefill, 0);
+        [0, 2_000, 3_000, 0]
+            .into_iter()
+            .flat_map(|tokens| {
+                server.record_waiting_tokens(tokens, 0);
+                [(); 9].map(|()| rig.pair_for(of_size(1_000))[0])
+            })
+            .collect()
+    }
+    let expected = [[0; 9], [0; 9], [1; 9], [0; 9]].concat();
+    assert_eq!(chosen(|| LeastLoad), expected);
+    assert_eq!(chosen(|| PowerOfTwo), expected);
+    assert_eq!(chosen(CacheAware::new), expected);
+}
+
+fn cache_aware_with_peers() -> CacheAware {
+    let policy = CacheAware::new();
+    policy.set_peers(true);
+    policy
+}
+
+#[test]
+fn with_other_routers_a_prompt_goes_to_one_of_two_homes_of_its_beginning() {
+    let rigs = [(); 4].map(|()| Rig::new(8, cache_aware_with_peers));
+    assert_eq!(rigs[0].fleet.now().needs(), Needs { prompt: true, key: true });
+    let mut used = [0; 8];
+    for number in 0..40 {
+        let name = format!("conversation {number}");
+        let turns = [4, 6].map(|blocks| prompt(&[(&name, blocks)]));
+        let first = rigs[number % 4].prefill_for(&turns[0]);
+        used[first] += 1;
+        for rig in &rigs {
+            assert_eq!(rig.prefill_for(&turns[1]), first, "an idle fleet needs one of them only");
+        }
+        // The same other one in each router.
+        let seconds = rigs.each_ref().map(|rig| {
+            let _busy = rig.occupy(Role::Prefill, first, 1 << 30);
+            rig.prefill_for(&turns[1])
+        });
+        assert!(seconds[0] != first && seconds == [seconds[0]; 4], "{seconds:?}");
+    }
+    assert!(used.iter().all(|count| *count > 0), "{used:?}");
+}
+
+#[test]
+fn with_other_routers_servers_that_have_half_of_a_prompt_are_chosen_too() {
+    let rig = Rig::new(8, cache_aware_with_peers);
+    let conversation = prompt(&[("a", 8)]);
+    let home = rig.prefill_for(&conversation);
+    let busy = rig.occupy(Role::Prefill, home, 1 << 30);
+    let second = rig.prefill_for(&conversation);
+    let _both = [busy, rig.occupy(Role::Prefill, second, 1 << 30)];
+    // Without the homes the third of them would have been chosen before.
+    assert!([home, second].contains(&rig.prefill_for(&conversation)));
+    // Another conversation with its beginning is no reason to leave the homes.
+    let longer = prompt(&[("a", 8), ("b", 40)]);
+    assert!([home, second].contains(&rig.prefill_for(&longer)));
+}
+
+#[test]
+fn with_other_routers_what_many_prompts_begin_with_may_go_anywhere() {
+    let rig = Rig::new(8, cache_aware_with_peers);
+    let mut used = [0; 8];
+    let mut running = Vec::new();
+    for number in 0..200 {
+        let own = format!("question {number}");
+        let ([prefill, _], legs) = rig.send(asking(&prompt(&[("instructions", 4), (&own, 1)])));
+        used[prefill] += 1;
+        running.push(legs);
+    }
+    assert!(used.iter().all(|count| *count > 5), "two servers cannot take all: {used:?}");
+    let short = [(); 64].map(|()| rig.send(asking(&prompt(&[]))).0[0]);
+    assert!((0..8).filter(|server| short.contains(server)).count() > 2, "nothing of them is cached");
 }

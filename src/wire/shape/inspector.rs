@@ -78,6 +78,13 @@ impl BodyInspector {
         self
     }
 
+    /// Takes the fingerprint of the prompt's beginning with the key that is the same in every process, if the
+    /// prompt's is taken.
+    pub(crate) fn with_stable_prefix(mut self) -> Self {
+        self.prompt = self.prompt.map(PromptReader::with_stable_prefix);
+        self
+    }
+
     /// Reads the body's next chunk. An error is final.
     pub(crate) fn feed(&mut self, chunk: &[u8]) -> Result<(), BodyError> {
         // Named instead of reported as a syntax error: no editor shows it. One or two bytes of it will do,

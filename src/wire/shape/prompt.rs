@@ -28,14 +28,17 @@ const KEYS: usize = 2;
 /// The prompt of a request: its size, and hashes of its beginnings.
 ///
 /// Two prompts with the same [`block`](Self::block) have the same bytes up to the end of that block, the same
-/// model and the same tools. Hashes are keyed at random in each process. Of a batch they are those of its
-/// first prompt and what follows it.
+/// model and the same tools. Hashes are keyed at random in each process, but for that of the
+/// [beginning](Self::prefix) if it was asked for. Of a batch they are those of its first prompt and what
+/// follows it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Prompt {
     bytes: u64,
     blocks: BlockList,
     /// Of all of it, up to its last byte. 0 of a prompt with more than [`MAX_BLOCKS`] blocks.
     whole: u64,
+    /// Of its beginning, with a key that is the same in every process.
+    stable_prefix: Option<u64>,
     seed: u64,
     key: Option<u64>,
 }
@@ -60,12 +63,21 @@ impl Prompt {
         fold(self.blocks.0[number] ^ self.seed, LANES[0])
     }
 
-    /// A hash of the prompt's first 4 KiB: two of its blocks, or as much as there is.
+    /// A hash of the prompt's first 4 KiB: two of its blocks, or as much as there is. It is the same in every
+    /// process if a policy [needs](crate::Needs) keys.
     pub fn prefix(&self) -> u64 {
-        match self.blocks().min(PREFIX_BLOCKS) {
+        if let Some(hash) = self.stable_prefix {
+            return fold(hash ^ self.seed, LANES[0]);
+        }
+        match self.prefix_blocks() {
             0 => fold(self.whole ^ self.seed, LANES[0]),
             blocks => self.block(blocks - 1),
         }
+    }
+
+    /// How many whole blocks [`prefix`](Self::prefix) covers.
+    pub(crate) fn prefix_blocks(&self) -> usize {
+        self.blocks().min(PREFIX_BLOCKS)
     }
 
     /// The hashes of all that is hashed, block by block: also of the last block, which may be incomplete.
@@ -250,6 +262,8 @@ pub(super) struct PromptReader {
     /// Nothing of the value was hashed yet.
     is_leading: bool,
     hasher: StreamHasher,
+    /// Hashes the beginning once more, where blocks are hashed with another key.
+    prefix: Option<Box<PrefixHasher>>,
     prompt: Prompt,
     seeds: [u64; SEEDS],
     keys: [Option<u64>; KEYS],
@@ -263,10 +277,17 @@ impl PromptReader {
             from: None,
             is_leading: true,
             hasher: StreamHasher::new(key),
+            prefix: None,
             prompt: Prompt::default(),
             seeds: [0; SEEDS],
             keys: [None; KEYS],
         }
+    }
+
+    /// Hashes the prompt's beginning with the key that is the same in every process.
+    pub(super) fn with_stable_prefix(mut self) -> Self {
+        self.prefix = Some(Box::default());
+        self
     }
 
     /// A field of the top level begins. Its name has no escapes.
@@ -281,6 +302,9 @@ impl PromptReader {
             PromptField::Text => {
                 self.prompt.blocks.0.clear();
                 (self.prompt.bytes, self.prompt.whole) = (0, 0);
+                if let Some(prefix) = &mut self.prefix {
+                    **prefix = PrefixHasher::default();
+                }
             }
             PromptField::Seed(number) => self.seeds[number] = 0,
             PromptField::Key(number) => self.keys[number] = None,
@@ -290,9 +314,14 @@ impl PromptReader {
             self.field = None;
             return;
         }
-        // Of keys the hash is to be that of a header's value.
-        let is_name = matches!(field, PromptField::Key(_));
-        self.hasher.restart(if is_name { HashKey::STABLE } else { self.key });
+        let is_stable = match field {
+            PromptField::Text => false,
+            // They are a part of the prefix.
+            PromptField::Seed(_) => self.prefix.is_some(),
+            // The hash is to be that of a header's value.
+            PromptField::Key(_) => true,
+        };
+        self.hasher.restart(if is_stable { HashKey::STABLE } else { self.key });
         (self.from, self.is_leading) = (Some(at), true);
     }
 
@@ -333,6 +362,9 @@ impl PromptReader {
             return;
         }
         self.prompt.bytes += bytes.len() as u64;
+        if let Some(prefix) = &mut self.prefix {
+            prefix.feed(bytes);
+        }
         if self.prompt.blocks() < MAX_BLOCKS {
             let blocks = &mut self.prompt.blocks;
             self.hasher.feed(bytes, |hash| blocks.push(hash));
@@ -343,7 +375,39 @@ impl PromptReader {
         // In any order: fields come as the client likes.
         self.prompt.seed = self.seeds.iter().fold(0, |seed, of_field| seed ^ of_field);
         self.prompt.key = self.keys.iter().find_map(|key| *key);
+        self.prompt.stable_prefix = self.prefix.map(|prefix| prefix.finish());
         self.prompt
+    }
+}
+
+/// Hashes the beginning of a prompt, as [`Prompt::prefix`] covers it.
+#[derive(Debug)]
+struct PrefixHasher {
+    hasher: StreamHasher,
+    /// At the end of the last block.
+    block: Option<u64>,
+}
+
+impl Default for PrefixHasher {
+    fn default() -> Self {
+        Self { hasher: StreamHasher::new(HashKey::STABLE), block: None }
+    }
+}
+
+impl PrefixHasher {
+    fn feed(&mut self, bytes: &[u8]) {
+        let left = PREFIX_BLOCKS * Prompt::BLOCK_BYTES - self.hasher.length as usize;
+        let bytes = &bytes[..bytes.len().min(left)];
+        self.hasher.feed(bytes, |hash| self.block = Some(hash));
+    }
+
+    fn finish(mut self) -> u64 {
+        match self.block {
+            Some(hash) => hash,
+            // 0 where there is no prompt, as for the whole of it.
+            None if self.hasher.length == 0 => 0,
+            None => self.hasher.digest(),
+        }
     }
 }
 

@@ -191,6 +191,28 @@ fn hashes_spread_and_their_key_is_in_them() {
 }
 
 #[test]
+fn a_stable_prefix_is_that_of_a_process_in_which_all_hashes_are_stable() {
+    for length in [1, 63, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK - 1, 2 * BLOCK, 2 * BLOCK + 9, 90 * BLOCK] {
+        let body = format!(r#"{{"text":"x","model":"m","text":"{}","cache_salt":"s"}}"#, text(length));
+        let read = |key: HashKey, is_stable: bool, size: usize| {
+            let mut inspector = BodyInspector::new(Dialect::Generate).with_prompt(key);
+            if is_stable {
+                inspector = inspector.with_stable_prefix();
+            }
+            body.as_bytes().chunks(size).for_each(|chunk| inspector.feed(chunk).unwrap());
+            inspector.finish().unwrap().prompt.unwrap()
+        };
+        let stable = read(HashKey::STABLE, false, body.len());
+        for size in [7, 64, 3 * BLOCK, body.len()] {
+            let random = read(key(), true, size);
+            assert_eq!(random.prefix(), stable.prefix(), "{length} bytes in chunks of {size}");
+            assert_ne!(random.prefix(), read(key(), false, size).prefix());
+            assert!((0..random.blocks()).all(|number| random.block(number) != stable.block(number)));
+        }
+    }
+}
+
+#[test]
 fn lists_of_blocks_are_used_again() {
     let body = format!(r#"{{"text":"{}"}}"#, text(40 * BLOCK));
     let list = |prompt: &Prompt| prompt.blocks.0.as_ptr();
