@@ -299,7 +299,6 @@ fn every_flag_in_the_documents_exists() {
         "--router",
         "--compare",
         "--plots",
-        "--disable-worker-overload-protection",
     ];
     let unsupported = flags(&source("unsupported.rs"));
     let mut known = flags(&help);

@@ -7,10 +7,11 @@ use std::path::Path;
 
 use super::report::Row;
 
-const WIDTH: f64 = 900.0;
-const HEIGHT: f64 = 460.0;
+/// With room for the name of a router and its flags beside the plot.
+const WIDTH: f64 = 1_020.0;
+const HEIGHT: f64 = 476.0;
 /// Of the plotted area: left, top, right, bottom.
-const FRAME: [f64; 4] = [60.0, 40.0, 640.0, 410.0];
+const FRAME: [f64; 4] = [60.0, 56.0, 640.0, 426.0];
 const COLOURS: [&str; 11] = [
     "#1b6ca8", "#d1495b", "#2e8b57", "#edae49", "#7b4fa3", "#00798c", "#8d6b4b", "#d67bb0", "#5b6770",
     "#a3b32b", "#202020",
@@ -25,11 +26,10 @@ pub(super) fn write(rows: &[&Row], folder: &Path) -> io::Result<()> {
     for group in rows.chunk_by(|one, other| load_of(one) == load_of(other)) {
         let Row { trace, scenario, random_use, .. } = group[0];
         let what = format!("{trace}, {scenario}, load {random_use:.2}");
-        fs::write(folder.join(file_name(&format!("cdf {what}"))), cdf(&format!("TTFT: {what}"), group))?;
+        fs::write(folder.join(file_name(&format!("cdf {what}"))), cdf(&what, group))?;
         for row in group {
-            let what = format!("{}, {what}", row.policy);
-            let plot = work(&format!("Seconds of prefill that wait: {what}"), row);
-            fs::write(folder.join(file_name(&format!("work {what}"))), plot)?;
+            let name = file_name(&format!("work {}, {what}", row.policy));
+            fs::write(folder.join(name), work(&what, row))?;
         }
     }
     Ok(())
@@ -43,10 +43,10 @@ fn file_name(words: &str) -> String {
 struct Svg(String);
 
 impl Svg {
-    fn new(title: &str) -> Self {
+    fn new(title: &str, of: &str) -> Self {
         let left = FRAME[0];
         Self(format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{HEIGHT}\" font-family=\"sans-serif\" font-size=\"13\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n<text x=\"{left}\" y=\"24\" font-size=\"16\">{title}</text>\n"
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{HEIGHT}\" font-family=\"sans-serif\" font-size=\"13\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n<text x=\"{left}\" y=\"24\" font-size=\"16\">{title}</text>\n<text x=\"{left}\" y=\"44\">{of}</text>\n"
         ))
     }
 
@@ -91,7 +91,7 @@ impl Svg {
 }
 
 /// The TTFT of these rows, of one load: a line for each, time on a logarithmic axis.
-fn cdf(title: &str, rows: &[&Row]) -> String {
+fn cdf(of: &str, rows: &[&Row]) -> String {
     let ends = rows.iter().flat_map(|row| [row.cdf[1], row.cdf[100]]);
     let ends = ends.filter(|end| end.is_finite() && *end > 0.0);
     let least = ends.clone().fold(f64::INFINITY, f64::min).log10().floor();
@@ -99,7 +99,7 @@ fn cdf(title: &str, rows: &[&Row]) -> String {
     let [left, top, right, bottom] = FRAME;
     let x = |seconds: f64| left + (seconds.log10() - least) / (most - least) * (right - left);
     let y = |share: f64| bottom - share * (bottom - top);
-    let mut svg = Svg::new(title);
+    let mut svg = Svg::new("Time to first token: share of requests", of);
     for percent in [0, 25, 50, 75, 90, 99] {
         svg.row(y(f64::from(percent) / 100.0), &format!("{percent} %"));
     }
@@ -118,14 +118,14 @@ fn cdf(title: &str, rows: &[&Row]) -> String {
 }
 
 /// The work of each prefill server of a row over the time of arrivals: a line for each server.
-fn work(title: &str, row: &Row) -> String {
+fn work(of: &str, row: &Row) -> String {
     let most = row.work.iter().flatten().fold(0.0, |most: f64, work| most.max(*work));
     let (step_y, step_x) = (step(most), step(row.seconds));
     let most = (most / step_y).ceil().max(1.0) * step_y;
     let [left, top, right, bottom] = FRAME;
     let y = |work: f64| bottom - work / most * (bottom - top);
     let x = |at: f64| left + at / row.seconds * (right - left);
-    let mut svg = Svg::new(title);
+    let mut svg = Svg::new(&format!("Work that waits at each prefill server: {}", row.policy), of);
     for line in 0..=(most / step_y) as u32 {
         let work = f64::from(line) * step_y;
         svg.row(y(work), &format!("{work} s"));

@@ -39,7 +39,7 @@ const DEFAULT_ROUTERS: [&str; 6] = [
 ];
 
 /// The rows of `--compare`: the policies of mini-lb that bound the others, and all peers.
-const COMPARED_ROUTERS: [&str; 12] = [
+const COMPARED_ROUTERS: [&str; 11] = [
     "mini-lb:random",
     "mini-lb:least_load",
     "mini-lb:cache_aware",
@@ -47,8 +47,6 @@ const COMPARED_ROUTERS: [&str; 12] = [
     "sglang-router:power_of_two",
     "sglang-router:round_robin",
     "smg:cache_aware",
-    // By default it avoids servers on which eight requests wait, which costs it its cache hits under load.
-    "smg:cache_aware --disable-worker-overload-protection",
     "smg:prefix_hash",
     "smg:power_of_two",
     "smg:least_load",
@@ -83,6 +81,10 @@ pub struct Options {
     /// How many times as fast as ours the servers' clock goes.
     #[arg(long, value_name = "FACTOR", default_value_t = 10.0)]
     speed: f64,
+    /// Servers answer `/v1/loads`, as SGLang does since 0.5.21. Without, routers have their own counts only,
+    /// which serves smg better.
+    #[arg(long)]
+    loads: bool,
     /// Use no more than these first seconds of a trace, before its rate is changed.
     #[arg(long, value_name = "SECONDS")]
     seconds: Option<f64>,
@@ -180,7 +182,8 @@ impl Options {
         for seed in self.seed..self.seed + self.repeats {
             for (number, router) in routers.iter().enumerate() {
                 let fleet = Fleet { seed, ..*fleet };
-                let rig = Rig { programs: self.programs()?, dialect, speed: self.speed, folder };
+                let (programs, speed, loads) = (self.programs()?, self.speed, self.loads);
+                let rig = Rig { programs, dialect, speed, loads, folder };
                 let without = match fleet.scenario {
                     Scenario::Restart | Scenario::Kill => {
                         let steady = Fleet { scenario: Scenario::Steady, ..fleet };
@@ -277,13 +280,15 @@ struct Rig<'a> {
     programs: Programs,
     dialect: Dialect,
     speed: f64,
+    /// Whether servers answer `/v1/loads`.
+    loads: bool,
     folder: &'a Path,
 }
 
 impl<'a> Rig<'a> {
     fn of_mini_lb(program: &Path, speed: f64, folder: &'a Path) -> Self {
         let programs = Programs { mini_lb: program.to_owned(), python: PathBuf::new() };
-        Self { programs, dialect: Dialect::Completions, speed, folder }
+        Self { programs, dialect: Dialect::Completions, speed, loads: false, folder }
     }
 
     fn play(&self, router: &RouterPolicy, fleet: Fleet, requests: &[Request]) -> io::Result<Run> {
@@ -294,7 +299,7 @@ impl<'a> Rig<'a> {
     async fn replay(&self, router: &RouterPolicy, fleet: Fleet, requests: &[Request]) -> io::Result<Run> {
         let cores = Cores::assign(1);
         let clock = Clock::new(self.speed);
-        let mut servers = Servers::start(fleet, clock).await?;
+        let mut servers = Servers::start(fleet, clock, self.loads).await?;
         let (child, address) = router.start(&self.programs, &servers, &cores.router, self.folder).await?;
         // What readiness took.
         let before = servers.counts(0.0);

@@ -115,6 +115,8 @@ struct Decode {
 pub(super) struct Shared {
     fleet: Fleet,
     clock: Clock,
+    /// Whether `/v1/loads` is answered.
+    loads: bool,
     prefill: Vec<Mutex<PrefillServer>>,
     decode: Vec<Decode>,
     rooms: Mutex<HashMap<u64, Waiting>>,
@@ -133,12 +135,13 @@ pub(super) struct Servers {
 
 impl Servers {
     /// Listens on free ports of loopback.
-    pub(super) async fn start(fleet: Fleet, clock: Clock) -> io::Result<Self> {
+    pub(super) async fn start(fleet: Fleet, clock: Clock, loads: bool) -> io::Result<Self> {
         let batch = || Batch { server: DecodeServer::new(fleet.model), ends: HashMap::new(), next: 0 };
         let decode = || Decode { batch: Mutex::new(batch()), changed: Notify::new() };
         let shared = Arc::new(Shared {
             fleet,
             clock,
+            loads,
             prefill: fleet.prefill_servers().into_iter().map(Mutex::new).collect(),
             decode: (0..fleet.decode).map(|_| decode()).collect(),
             rooms: Mutex::default(),
@@ -489,7 +492,7 @@ fn information(shared: &Shared, role: Role, index: usize, path: &str) -> Option<
         "/get_server_info" | "/server_info" | "/get_model_info" | "/model_info" => format!(
             r#"{{"model_path":"lab","tokenizer_path":"lab","served_model_name":"lab","is_generation":true,"disaggregation_mode":"{name}","dp_size":1,"tp_size":1,"version":"0.5.10","disable_radix_cache":false,"enable_cache_report":true,"page_size":1,"max_total_num_tokens":{tokens}}}"#
         ),
-        "/v1/loads" => loads(shared, role, index),
+        "/v1/loads" if shared.loads => loads(shared, role, index),
         // `/get_load` among them, as of SGLang 0.5.21.
         _ => return None,
     })
