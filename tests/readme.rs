@@ -415,7 +415,9 @@ fn every_endpoint_of_the_source_is_documented() {
     let in_source: BTreeSet<String> =
         modules.flat_map(|path| paths(&fs::read_to_string(path).unwrap())).collect();
     assert!(in_source.len() > 15, "{in_source:?}");
-    for path in &in_source {
+    // What the router only asks servers for.
+    let asked = |path: &&String| *path == "/v1/loads";
+    for path in in_source.iter().filter(|path| !asked(path)) {
         assert!(documented.contains(path.as_str()), "{path} is not in docs/API.md");
     }
     for path in documented {
