@@ -1,5 +1,5 @@
-//! `/v1/responses`, `/v1/messages` and `/invocations` beyond what the recordings show: tool calls that end, as
-//! in the source of SGLang 0.5.23, failures of the transfer, and ids.
+//! `/v1/responses`, `/v1/messages` and `/invocations` beyond what the recordings show: tool calls that end,
+//! as in the source of SGLang 0.5.23, failures of the transfer, and ids.
 
 mod common;
 

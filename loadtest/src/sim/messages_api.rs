@@ -1,5 +1,5 @@
-//! Responses of `/v1/messages`, Anthropic's API, complete and streamed. Events have names, and the stream ends
-//! with `message_stop` instead of `[DONE]`. Errors of requests that are not streamed are in `errors`.
+//! Responses of `/v1/messages`, Anthropic's API, complete and streamed. Events have names, and the stream
+//! ends with `message_stop` instead of `[DONE]`. Errors of requests that are not streamed are in `errors`.
 
 use bytes::Bytes;
 
