@@ -438,3 +438,19 @@ fn every_term_of_the_glossary_has_one_meaning() {
     }
     assert!(terms.len() > 150, "{}", terms.len());
 }
+
+#[test]
+fn tested_clients_are_listed_with_their_versions() {
+    let api = file("docs/API.md");
+    let python = file("tests/real_clients/requirements.txt");
+    let harness = file("tests/real_clients/requirements-lm-eval.txt");
+    let harness = harness.lines().filter(|line| line.starts_with("lm_eval"));
+    let node: serde_json::Value =
+        serde_json::from_str(&file("tests/real_clients/package.json")).expect("JSON");
+    let node = format!("openai=={}", node["dependencies"]["openai"].as_str().expect("a version"));
+    for pin in python.lines().chain(harness).chain([node.as_str()]) {
+        let (name, version) = pin.split_once("==").expect("a pin");
+        let listed = |line: &str| line.starts_with(&format!("| `{name}`")) && line.contains(version);
+        assert!(api.lines().any(listed), "docs/API.md does not list {pin}");
+    }
+}

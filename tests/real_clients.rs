@@ -1,10 +1,11 @@
 //! The built router between real clients and simulated servers: the official `openai` packages of Python and
-//! Node, and `requests`. What each client checks is in tests/real_clients/; what the servers saw of it is
-//! checked here.
+//! Node, `anthropic`, `litellm`, `langchain-openai`, `lm_eval` and `requests`. What each client checks is in
+//! tests/real_clients/; what the servers saw of it is checked here.
 
 mod kit;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::time::Duration;
 
 use kit::processes::{BuiltRouter, ChildProcess, Servers, command, node, python, wait_until};
@@ -43,6 +44,14 @@ fn compare(servers: &Servers, router: &BuiltRouter, program: &str, args: &[&str]
     client
 }
 
+/// The same for a Python script, of which no test may be left out.
+fn compare_in_python(servers: &Servers, router: &BuiltRouter, python: &Path, name: &str) {
+    // The packages warn of their own types, at length.
+    let args = ["-X", "utf8", "-W", "ignore", &script(name)];
+    let report = compare(servers, router, &python.to_string_lossy(), &args).stderr.text();
+    assert!(report.trim_end().ends_with("\nOK"), "tests were left out:\n{report}");
+}
+
 fn has_key(seen: &RecordedRequest) -> bool {
     seen.header("authorization") == Some(&format!("Bearer {KEY}"))
 }
@@ -62,7 +71,9 @@ fn by_room(server: &Sim) -> HashMap<i64, RecordedRequest> {
 /// sent.
 fn is_wrong(seen: &RecordedRequest) -> bool {
     let body = String::from_utf8_lossy(&seen.body);
-    body.contains(r#""temperature":-1"#) || body.starts_with(r#"{"bootstrap_"#)
+    body.contains(r#""temperature":-1"#)
+        || body.contains(r#""model":"huge""#)
+        || body.starts_with(r#"{"bootstrap_"#)
 }
 
 /// Checks that both legs of every request are equal but for host and accepted codings, and returns the number
@@ -109,12 +120,9 @@ fn python_clients_get_the_responses_of_a_single_server() {
     let Some(python) = python() else { return };
     let servers = servers();
     let router = BuiltRouter::start(&servers);
-    let client =
-        compare(&servers, &router, &python.to_string_lossy(), &["-X", "utf8", &script("test_openai.py")]);
-    let report = client.stderr.text();
-    assert!(report.trim_end().ends_with("\nOK"), "tests were left out:\n{report}");
+    compare_in_python(&servers, &router, python, "test_openai.py");
     let count = check_legs(&servers);
-    assert!(count >= 50, "{count} requests");
+    assert!(count >= 70, "{count} requests");
 
     let bootstrap = servers.pair.prefill.bootstrap_port().expect("a bootstrap port");
     for server in [&servers.pair.prefill, &servers.pair.decode] {
@@ -136,6 +144,36 @@ fn python_clients_get_the_responses_of_a_single_server() {
     }
 }
 
+/// What a client of another package gets is what a single server says, and both legs are equal.
+fn gets_the_responses_of_a_single_server(name: &str, requests: usize) {
+    let Some(python) = python() else { return };
+    let servers = servers();
+    let router = BuiltRouter::start(&servers);
+    compare_in_python(&servers, &router, python, name);
+    let count = check_legs(&servers);
+    assert!(count >= requests, "{count} requests");
+}
+
+#[test]
+fn anthropic_client_gets_the_responses_of_a_single_server() {
+    gets_the_responses_of_a_single_server("test_anthropic.py", 8);
+}
+
+#[test]
+fn litellm_gets_the_responses_of_a_single_server() {
+    gets_the_responses_of_a_single_server("test_litellm.py", 10);
+}
+
+#[test]
+fn langchain_gets_the_responses_of_a_single_server() {
+    gets_the_responses_of_a_single_server("test_langchain.py", 15);
+}
+
+#[test]
+fn lm_evaluation_harness_gets_the_numbers_of_a_single_server() {
+    gets_the_responses_of_a_single_server("test_lm_eval.py", 100);
+}
+
 #[test]
 fn node_client_gets_the_responses_of_a_single_server() {
     let Some(folder) = node() else { return };
@@ -145,7 +183,7 @@ fn node_client_gets_the_responses_of_a_single_server() {
     let client =
         compare(&servers, &router, "node", &["--test", "--test-reporter=tap", &tests.to_string_lossy()]);
     let report = client.stdout.text();
-    for line in ["# pass 12", "# fail 0", "# skipped 0"] {
+    for line in ["# pass 15", "# fail 0", "# skipped 0"] {
         assert!(report.lines().any(|own| own == line), "{line}:\n{report}");
     }
     let count = check_legs(&servers);
@@ -161,10 +199,10 @@ fn begin(router: &BuiltRouter, program: &str, args: &[&str]) -> ChildProcess {
 }
 
 /// A stream of minutes, of which prefill has completed its part, ends on decode when the client closes it.
-fn closed_stream_ends_decode(program: &str, script: &str) {
+fn closed_stream_ends_decode(program: &str, script: &str, name: &str) {
     let servers = Servers::start(|config| SimConfig { inter_token: Duration::from_millis(5), ..config });
     let router = BuiltRouter::start(&servers);
-    let mut client = begin(&router, program, &[script, "stream"]);
+    let mut client = begin(&router, program, &[script, "stream", name]);
     let (prefill, decode) = (&servers.pair.prefill, &servers.pair.decode);
     wait_until("prefill has done its part", || prefill.stats().completed == 1);
     assert_eq!(decode.stats().in_flight, 1);
@@ -179,10 +217,10 @@ fn closed_stream_ends_decode(program: &str, script: &str) {
 }
 
 /// A request that prefill has not completed ends on both servers when the client cancels it.
-fn given_up_request_ends_both_legs(program: &str, script: &str) {
+fn given_up_request_ends_both_legs(program: &str, script: &str, name: &str) {
     let servers = Servers::start(|config| SimConfig { prefill_time: Duration::from_secs(3_600), ..config });
     let router = BuiltRouter::start(&servers);
-    let mut client = begin(&router, program, &[script, "wait"]);
+    let mut client = begin(&router, program, &[script, "wait", name]);
     let both = [&servers.pair.prefill, &servers.pair.decode];
     wait_until("both legs run", || both.iter().all(|server| server.stats().in_flight == 1));
     client.send_newline();
@@ -198,26 +236,39 @@ fn given_up_request_ends_both_legs(program: &str, script: &str) {
     client.expect_success();
 }
 
+/// Every client of cancel.py.
+const PYTHON_CLIENTS: [&str; 5] = ["openai-chat", "openai-responses", "anthropic", "litellm", "langchain"];
+/// Every API of cancel.mjs.
+const NODE_APIS: [&str; 2] = ["chat", "responses"];
+
 #[test]
 fn closing_a_stream_in_python_ends_it_on_decode() {
     let Some(python) = python() else { return };
-    closed_stream_ends_decode(&python.to_string_lossy(), &script("cancel.py"));
+    for client in PYTHON_CLIENTS {
+        closed_stream_ends_decode(&python.to_string_lossy(), &script("cancel.py"), client);
+    }
 }
 
 #[test]
 fn cancelling_a_request_in_python_ends_both_legs() {
     let Some(python) = python() else { return };
-    given_up_request_ends_both_legs(&python.to_string_lossy(), &script("cancel.py"));
+    for client in PYTHON_CLIENTS {
+        given_up_request_ends_both_legs(&python.to_string_lossy(), &script("cancel.py"), client);
+    }
 }
 
 #[test]
 fn aborting_a_stream_in_node_ends_it_on_decode() {
     let Some(folder) = node() else { return };
-    closed_stream_ends_decode("node", &folder.join("cancel.mjs").to_string_lossy());
+    for api in NODE_APIS {
+        closed_stream_ends_decode("node", &folder.join("cancel.mjs").to_string_lossy(), api);
+    }
 }
 
 #[test]
 fn aborting_a_request_in_node_ends_both_legs() {
     let Some(folder) = node() else { return };
-    given_up_request_ends_both_legs("node", &folder.join("cancel.mjs").to_string_lossy());
+    for api in NODE_APIS {
+        given_up_request_ends_both_legs("node", &folder.join("cancel.mjs").to_string_lossy(), api);
+    }
 }

@@ -15,8 +15,14 @@ use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
 use common::{Exchange, Framing, Response};
 use loadtest::sim::{Sim, SimConfig, SimPair};
 
-/// Endpoints that the simulator does not implement.
-const OTHER_ENDPOINTS: [&str; 2] = ["messages_basic", "responses_basic"];
+/// Recordings whose decode server reached `max_tokens` inside of a tool call, which made text of it. Calls of
+/// the simulator always end; `apis.rs` has their shape. Prefill's leg is compared.
+const CUT_OFF_CALLS: [&str; 4] = [
+    "messages_tools",
+    "messages_tools_stream",
+    "responses_tools_required",
+    "responses_tools_required_stream",
+];
 /// How long a server that is recorded as hanging is watched.
 const HANG: Duration = Duration::from_millis(300);
 
@@ -173,14 +179,14 @@ fn compare(name: &str, real: &Response, simulated: &Response) {
     match (&real.framing, &simulated.framing) {
         (Framing::Chunked(_), Framing::Chunked(chunks)) => {
             for chunk in chunks {
-                assert!(
-                    chunk.starts_with(b"data: ") && chunk.ends_with(b"\n\n"),
-                    "{name}: one event per chunk"
-                );
+                let begins = chunk.starts_with(b"data: ") || chunk.starts_with(b"event: ");
+                assert!(begins && chunk.ends_with(b"\n\n"), "{name}: one event per chunk");
                 let events = String::from_utf8_lossy(chunk).matches("\n\n").count();
                 assert_eq!(events, 1, "{name}: one event per chunk");
             }
-            assert_eq!(simulated.events().last().map(String::as_str), Some("[DONE]"), "{name}");
+            let named = chunks.iter().all(|chunk| chunk.starts_with(b"event: "));
+            let done = simulated.events().last().is_some_and(|last| last == "[DONE]");
+            assert!(done != named, "{name}: [DONE] is the last event, or events have names");
             assert_eq!(event_shapes(real), event_shapes(simulated), "{name}");
         }
         (Framing::Length, Framing::Length) if real.header("content-type") == Some("application/json") => {
@@ -199,10 +205,14 @@ async fn pair() -> SimPair {
     SimPair::start(config(SimConfig::prefill()), config(SimConfig::decode())).await.unwrap()
 }
 
+async fn send_recorded(folder: &str, name: &str, sim: &Sim, port: u16) -> Exchange {
+    Exchange::open(sim.addr(), &aimed(&load(folder, &format!("{name}.req")), port)).await
+}
+
 /// Sends a recorded request and compares the response, or watches a server that is recorded as hanging.
 async fn replay(folder: &str, name: &str, sim: &Sim, port: u16) {
     let recorded = load(folder, &format!("{name}.resp"));
-    let mut exchange = Exchange::open(sim.addr(), &aimed(&load(folder, &format!("{name}.req")), port)).await;
+    let mut exchange = send_recorded(folder, name, sim, port).await;
     if recorded.is_empty() {
         let outcome = exchange.wait(HANG).await;
         assert!(
@@ -225,15 +235,20 @@ async fn every_recorded_exchange_of_a_pair_gets_a_response_of_the_recorded_shape
             names.insert(name.to_owned());
         }
     }
-    for skipped in OTHER_ENDPOINTS {
-        assert!(names.remove(skipped), "{skipped} is recorded");
-    }
+    assert!(CUT_OFF_CALLS.iter().all(|name| names.contains(*name)));
     assert!(names.len() >= 33, "{names:?}");
     for name in names {
         let pair = pair().await;
         let port = pair.prefill.bootstrap_port().unwrap();
         let (prefill, decode) = (format!("{name}.prefill"), format!("{name}.decode"));
-        tokio::join!(replay("pd", &prefill, &pair.prefill, port), replay("pd", &decode, &pair.decode, port));
+        let on_decode = async {
+            if CUT_OFF_CALLS.contains(&name.as_str()) {
+                send_recorded("pd", &decode, &pair.decode, port).await.response().await;
+            } else {
+                replay("pd", &decode, &pair.decode, port).await;
+            }
+        };
+        tokio::join!(replay("pd", &prefill, &pair.prefill, port), on_decode);
         assert_eq!(pair.decode.stats().mismatches, 0, "{name}");
         pair.shutdown().await;
     }
@@ -308,8 +323,18 @@ async fn a_regular_server_responds_in_the_recorded_shapes() {
         "get_v1_models",
         "get_v1_models_tiny",
         "get_v1_models_unknown",
+        "messages_err_temp",
+        "messages_n2",
+        "messages_stream",
+        "messages_system_stop",
         "post_abort_unknown",
         "post_flush_cache",
+        "responses_cancel",
+        "responses_err_prev",
+        "responses_get",
+        "responses_logprobs",
+        "responses_n2",
+        "responses_stream",
         "cmpl_logprobs_echo_stream",
     ];
     for name in names {

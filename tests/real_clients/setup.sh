@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the clients that tests/real_clients.rs and tests/examples.rs run, and prints where they are:
 #
-#   setup.sh python DIR   the path of a Python that has what requirements.txt lists
+#   setup.sh python DIR   the path of a Python that has what requirements*.txt list
 #   setup.sh node DIR     a folder with the *.mjs files and the packages that they import
 #
 # DIR is where the installations are kept. Once made, one is found again at once; another one is made when the list
@@ -37,8 +37,12 @@ fi
 install_python() {
     local new=$1
     python3 -m venv "$new" >&2 || unavailable "python3 cannot make a virtual environment (python3-venv?)"
-    "$new/bin/python" -m pip install --quiet --disable-pip-version-check --timeout 20 --retries 2 \
-        -r "$here/requirements.txt" >&2 || unavailable "pip cannot install requirements.txt"
+    # Byte code is made of what is imported: all of it would be another 200 MB.
+    local pip=("$new/bin/python" -m pip install --quiet --disable-pip-version-check --timeout 20 --retries 2
+        --no-compile --only-binary :all:)
+    "${pip[@]}" -r "$here/requirements.txt" >&2 || unavailable "pip cannot install requirements.txt"
+    "${pip[@]}" --no-deps -r "$here/requirements-lm-eval.txt" >&2 ||
+        unavailable "pip cannot install requirements-lm-eval.txt"
 }
 
 install_node() {
@@ -53,7 +57,7 @@ case $what in
 python)
     have python3
     interpreter=$(python3 -c 'import sys; print(sys.version, sys.base_prefix)')
-    final=$dir/venv-$({ echo "$interpreter"; cat "$here/requirements.txt"; } | name)
+    final=$dir/venv-$({ echo "$interpreter"; cat "$here"/requirements*.txt; } | name)
     rename=(python3 -c 'import os, sys; os.rename(sys.argv[1], sys.argv[2])')
     ;;
 node)

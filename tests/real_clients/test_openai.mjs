@@ -1,5 +1,5 @@
 // Asks a router and a single SGLang server the same with the official `openai` package: the answers must be the
-// same. Run by tests/clients.rs, which says in the environment where both are.
+// same. Run by tests/real_clients.rs, which says in the environment where both are.
 //
 //     ROUTER=http://host:port ALONE=http://host:port API_KEY=key node --test test_openai.mjs
 
@@ -18,8 +18,10 @@ const chat = { model: "tiny", messages, max_tokens: 12 };
 const completion = { model: "tiny", prompt: "The capital of France", max_tokens: 12 };
 
 /** What two answers to the same question have in common: all but random ids and times. */
+const own = ["id", "created", "created_at", "item_id", "call_id"];
+
 function shared(value) {
-  return JSON.parse(JSON.stringify(value, (key, item) => (["id", "created"].includes(key) ? undefined : item)));
+  return JSON.parse(JSON.stringify(value, (key, item) => (own.includes(key) ? undefined : item)));
 }
 
 /** What `ask` returns with a client of the router, after a look at what a single server returns. */
@@ -87,6 +89,44 @@ test("a completion stream with the prompt's logprobs has them in its first chunk
   const chunks = await same((client) => all(client.completions.create(asked)));
   assert.deepEqual(chunks[0].choices[0].logprobs.tokens.slice(0, 4), ["The", " capital", " of", " France"]);
   assert.equal(chunks.length, 12);
+});
+
+// SGLang keeps two tokens of these for itself.
+const response = { model: "tiny", input: messages, max_output_tokens: 14 };
+
+test("a response is given, with logprobs if they are asked for", async () => {
+  const asked = { ...response, include: ["message.output_text.logprobs"], top_logprobs: 2 };
+  const answer = await same((client) => client.responses.create(asked));
+  assert.equal(answer.usage.output_tokens, 12);
+  const tokens = answer.output[0].content[0].logprobs;
+  assert.equal(tokens.map((token) => token.token).join(""), answer.output_text);
+});
+
+test("a stream of events has the response's text token by token", async () => {
+  const events = await same((client) => all(client.responses.create({ ...response, stream: true })));
+  const deltas = events.filter((event) => event.type === "response.output_text.delta");
+  const whole = await router.responses.create(response);
+  assert.equal(deltas.length, 12);
+  assert.equal(deltas.map((event) => event.delta).join(""), whole.output_text);
+  assert.equal(events.at(-1).type, "response.incomplete");
+});
+
+test("tools are called in chat and in a response, whole and as a stream", async () => {
+  const parameters = { type: "object", properties: { city: { type: "string" } } };
+  const named = { name: "weather", parameters };
+  const inChat = { ...chat, tools: [{ type: "function", function: named }], tool_choice: "required" };
+  const answer = await same((client) => client.chat.completions.create(inChat));
+  const call = answer.choices[0].message.tool_calls[0].function;
+  assert.deepEqual(Object.keys(JSON.parse(call.arguments)), ["city"]);
+  const chunks = await same((client) => all(client.chat.completions.create({ ...inChat, stream: true })));
+  const parts = chunks.flatMap((chunk) => chunk.choices[0].delta.tool_calls ?? []);
+  assert.equal(parts.map((part) => part.function.arguments ?? "").join(""), call.arguments);
+
+  const tools = { ...response, tools: [{ type: "function", ...named }], tool_choice: "required" };
+  const item = (await same((client) => client.responses.create(tools))).output[0];
+  assert.deepEqual([item.type, item.name, item.arguments], ["function_call", "weather", call.arguments]);
+  const events = await same((client) => all(client.responses.create({ ...tools, stream: true })));
+  assert.equal(events.at(-1).response.output[0].arguments, call.arguments);
 });
 
 test("a wrong value is the server's 400", async () => {

@@ -1,9 +1,5 @@
 """Asks a router and a single SGLang server the same with the official `openai` package and with `requests`: the
-answers must be the same. Run by tests/clients.rs, which says in the environment where both are.
-
-    ROUTER=http://host:port ALONE=http://host:port API_KEY=key python test_openai.py [TEST...]
-
-What a router answers by itself is written out here.
+answers must be the same. What a router answers by itself is written out here.
 """
 
 import asyncio
@@ -14,65 +10,23 @@ import unittest
 import openai
 import requests
 
-ROUTER, ALONE, API_KEY = os.environ["ROUTER"], os.environ["ALONE"], os.environ["API_KEY"]
-MESSAGES = [
-    {"role": "system", "content": "Answer in one word."},
-    {"role": "user", "content": "What is the capital of France? 🙂"},
-]
-PROMPT = "The capital of France"
+import same
+from same import ALONE, API_KEY, MESSAGES, PROMPT, ROUTER, SCHEMA, TOOL
+
 CHAT = {"model": "tiny", "messages": MESSAGES, "max_tokens": 12}
 COMPLETION = {"model": "tiny", "prompt": PROMPT, "max_tokens": 12}
+# SGLang keeps two tokens of these for itself.
+RESPONSE = {"model": "tiny", "input": MESSAGES, "max_output_tokens": 14}
 GENERATE = {"text": PROMPT, "sampling_params": {"max_new_tokens": 12, "temperature": 0}}
 LOGPROBS = {"return_logprob": True, "logprob_start_len": 0, "top_logprobs_num": 2, "token_ids_logprob": [1, 2]}
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
-        },
-    },
-}
 
-# Retries would hide failures.
-OPTIONS = {"api_key": API_KEY, "max_retries": 0, "timeout": 30}
+OPTIONS = {"api_key": API_KEY, **same.NO_RETRIES}
 router = openai.OpenAI(base_url=f"{ROUTER}/v1", **OPTIONS)
 alone = openai.OpenAI(base_url=f"{ALONE}/v1", **OPTIONS)
 
-# What no two answers have in common: random ids and times.
-OWN = {"id", "created", "queue_time", "forward_entry_time", "e2e_latency", "decode_throughput"}
 
-
-def shared(value):
-    """What two answers to the same question have in common."""
-    if isinstance(value, list):
-        return [shared(item) for item in value]
-    if isinstance(value, dict):
-        return {key: shared(item) for key, item in value.items() if key not in OWN}
-    if hasattr(value, "model_dump"):
-        return shared(value.model_dump())
-    return value
-
-
-class Same(unittest.TestCase):
-    maxDiff = None
-
-    def same(self, ask):
-        """What `ask` returns with a client of the router, after a look at what a single server returns."""
-        ours, theirs = ask(router), ask(alone)
-        self.assertEqual(shared(ours), shared(theirs))
-        return ours
-
-    def same_error(self, kind, ask):
-        """The error that `ask` raises with a client of the router, after a look at a single server's."""
-        with self.assertRaises(kind) as theirs:
-            ask(alone)
-        with self.assertRaises(kind) as ours:
-            ask(router)
-        self.assertEqual(ours.exception.body, theirs.exception.body)
-        self.assertEqual(ours.exception.response.text, theirs.exception.response.text)
-        return ours.exception
+class Same(same.Same):
+    pair = (router, alone)
 
 
 class Models(Same):
@@ -216,6 +170,80 @@ class Completions(Same):
         self.assertEqual([len(choice.logprobs.tokens) for choice in batch.choices], [3 + 12, 2 + 12])
 
 
+class Responses(Same):
+    TOOL = {"type": "function", "name": "weather", "parameters": SCHEMA}
+
+    def test_a_response_is_given(self):
+        answer = self.same(lambda client: client.responses.create(**RESPONSE))
+        self.assertEqual((answer.status, answer.incomplete_details.reason), ("incomplete", "max_output_tokens"))
+        self.assertEqual((answer.usage.output_tokens, answer.output[0].role), (12, "assistant"))
+        self.assertGreater(len(answer.output_text), 12)
+        self.assertTrue(answer.id.startswith("resp_"))
+
+    def test_a_response_to_a_text_with_instructions_is_that_to_a_list(self):
+        system, user = (message["content"] for message in MESSAGES)
+        options = {"instructions": system, "input": user, "max_output_tokens": 14, "metadata": {"a": "b"}}
+        answer = self.same(lambda client: client.responses.create(model="tiny", **options))
+        self.assertEqual(answer.output_text, router.responses.create(**RESPONSE).output_text)
+        self.assertEqual((answer.instructions, answer.metadata), (system, {"a": "b"}))
+
+    def test_a_stream_of_events_has_the_same_text_token_by_token(self):
+        events = self.same(lambda client: list(client.responses.create(**RESPONSE, stream=True)))
+        self.assertEqual([event.sequence_number for event in events], list(range(len(events))))
+        deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+        whole = router.responses.create(**RESPONSE)
+        self.assertEqual((len(deltas), "".join(deltas)), (12, whole.output_text))
+        self.assertEqual((events[0].type, events[-1].type), ("response.created", "response.incomplete"))
+        self.assertEqual(shared_output(events[-1].response), shared_output(whole))
+
+    def test_the_stream_helper_puts_the_response_together(self):
+        def ask(client):
+            with client.responses.stream(**RESPONSE) as events:
+                return [event.type for event in events]
+
+        self.assertEqual(self.same(ask).count("response.output_text.delta"), 12)
+
+    def test_logprobs_are_those_of_every_token(self):
+        options = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+        answer = self.same(lambda client: client.responses.create(**RESPONSE, **options))
+        tokens = answer.output[0].content[0].logprobs
+        self.assertEqual("".join(token.token for token in tokens), answer.output_text)
+        self.assertEqual([len(token.top_logprobs) for token in tokens], [2] * 12)
+        # SGLang's streams have none, asked for or not.
+        self.same(lambda client: list(client.responses.create(**RESPONSE, **options, stream=True)))
+
+    def test_a_tool_is_called(self):
+        options = {"tools": [self.TOOL], "tool_choice": "required"}
+        answer = self.same(lambda client: client.responses.create(**RESPONSE, **options))
+        call = answer.output[0]
+        self.assertEqual((answer.status, call.type, call.name), ("completed", "function_call", "weather"))
+        self.assertEqual(sorted(json.loads(call.arguments)), ["city", "days"])
+
+    def test_a_tool_call_is_streamed(self):
+        options = {"tools": [self.TOOL], "tool_choice": {"type": "function", "name": "weather"}, "stream": True}
+        events = self.same(lambda client: list(client.responses.create(**RESPONSE, **options)))
+        deltas = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
+        self.assertEqual(sorted(json.loads("".join(deltas))), ["city", "days"])
+        self.assertEqual(events[-1].type, "response.completed")
+
+    def test_a_wrong_value_and_an_unknown_model_are_the_servers_errors(self):
+        ask = lambda client: client.responses.create(**RESPONSE, temperature=-1)
+        error = self.same_error(openai.BadRequestError, ask)
+        self.assertEqual(error.type, "invalid_request_error")
+        ask = lambda client: client.responses.create(**RESPONSE | {"model": "huge"})
+        self.assertEqual(self.same_error(openai.NotFoundError, ask).param, "model")
+
+    def test_an_earlier_response_is_refused(self):
+        for client in self.pair:
+            with self.assertRaises(openai.BadRequestError) as caught:
+                client.responses.create(**RESPONSE, previous_response_id="resp_1")
+            self.assertEqual(caught.exception.type, "invalid_request_error")
+
+
+def shared_output(response):
+    return same.shared(response.output), same.shared(response.usage)
+
+
 class Errors(Same):
     def test_a_wrong_value_is_the_servers_400(self):
         for options in [{}, {"stream": True}]:
@@ -293,7 +321,7 @@ class Transport(Same):
         self.assertEqual((last, len(events)), ("data: [DONE]", 12))
 
     def test_what_the_package_does_not_know_reaches_the_servers(self):
-        # tests/clients.rs looks at both legs.
+        # tests/real_clients.rs looks at both legs.
         router.chat.completions.create(
             **CHAT,
             extra_headers={"x-test": "extra"},
@@ -413,7 +441,7 @@ class Requests(Same):
         self.assertEqual([len(answer["input_token_logprobs"]) for answer in answers], [4])
 
     def test_bytes_of_a_body_are_not_rewritten(self):
-        # tests/clients.rs looks at both legs.
+        # tests/real_clients.rs looks at both legs.
         body = os.environ["ODD_BODY"].encode()
         headers = {"x-test": "odd", "Content-Type": "application/json"}
         answer = self.post(ROUTER, "/generate", data=body, headers=headers)

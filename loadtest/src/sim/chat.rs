@@ -59,7 +59,14 @@ fn whole_logprobs(out: &mut Vec<u8>, item: &Item, output: &Output) {
     if item.logprobs.is_none() {
         return out.extend_from_slice(b"null");
     }
-    out.extend_from_slice(b"{\"content\":[");
+    out.extend_from_slice(b"{\"content\":");
+    token_logprobs(out, item, output);
+    out.push(b'}');
+}
+
+/// Appends the list of every token's log-probabilities.
+pub(crate) fn token_logprobs(out: &mut Vec<u8>, item: &Item, output: &Output) {
+    out.push(b'[');
     for index in 0..output.produced {
         if index > 0 {
             out.push(b',');
@@ -67,7 +74,7 @@ fn whole_logprobs(out: &mut Vec<u8>, item: &Item, output: &Output) {
         let id = text::token_id(output.hash, index);
         token_logprob(out, output.hash, Token { id, text: text::token_text(id), index }, tops(item));
     }
-    out.extend_from_slice(b"]}");
+    out.push(b']');
 }
 
 fn token_logprob(out: &mut Vec<u8>, hash: u64, token: Token, tops: usize) {

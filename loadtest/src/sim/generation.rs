@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use hyper::Response;
 use tokio::{
     sync::mpsc,
@@ -19,12 +20,14 @@ use tokio::{
 use super::{
     chat, completions,
     config::{DISCONNECT_POLL, Role, STREAM_DISCONNECT_POLL},
-    experts,
+    errors, experts,
     generate::{self, Object, Part, Times},
+    messages_api,
     openai::Envelope,
     output::{Finish, Output, PromptLogprobs, prompt_logprobs},
     request::{Endpoint, Item, Request, new_id},
     response::{self, DONE, ResponseBody, SimResponse, StreamItem},
+    responses_api::{self, Settings},
     state::{Phase, State, bump},
     transfer::{Failure, cancelled, pause, transfer},
     writer::{Pace, Writer},
@@ -41,7 +44,7 @@ pub(crate) struct ClosedWithoutResponse;
 pub(crate) struct Run {
     pub state: Arc<State>,
     pub request: Request,
-    id: String,
+    pub id: String,
     /// Whether the head of a stream has been sent.
     started: AtomicBool,
     pub out: mpsc::Sender<StreamItem>,
@@ -58,8 +61,8 @@ pub(crate) async fn respond(
         Err(rid) => return Ok(refuse(&request, &format!("Duplicate request ID detected: {rid}"))),
     };
     let (out, mut items) = mpsc::channel(QUEUED_EVENTS);
-    // `/generate` sends the head of a stream before it validates anything.
-    let at_once = request.stream && request.endpoint == Endpoint::Generate;
+    let endpoint = request.endpoint;
+    let at_once = request.stream && endpoint.streams_at_once();
     let run = Arc::new(Run {
         state: Arc::clone(state),
         id: new_id(),
@@ -76,33 +79,46 @@ pub(crate) async fn respond(
     });
     drop((out, run));
     if at_once {
-        return Ok(response::stream(None, items));
+        return Ok(response::stream(endpoint, None, items));
     }
     match items.recv().await {
         Some(StreamItem::Whole(response)) => Ok(response.into_response()),
-        Some(StreamItem::Frame(first)) => Ok(response::stream(Some(first), items)),
+        Some(StreamItem::Frame(first)) => Ok(response::stream(endpoint, Some(first), items)),
         Some(StreamItem::End) | None => Err(ClosedWithoutResponse),
     }
 }
 
 /// The response to an invalid value that is found before anything runs.
 pub(crate) fn refuse(request: &Request, message: &str) -> Response<ResponseBody> {
-    match request.endpoint {
-        Endpoint::Generate if request.stream => refused_stream(message),
-        Endpoint::Generate => SimResponse::value_error(message).into_response(),
-        Endpoint::Chat | Endpoint::Completions => {
-            SimResponse::object_error(400, "BadRequestError", message).into_response()
-        }
+    let endpoint = request.endpoint;
+    if request.stream && endpoint.streams_at_once() {
+        return refused_stream(endpoint, request.settings.as_deref(), &request.model, message);
     }
+    errors::value(endpoint, message).into_response()
 }
 
-/// A `/generate` stream that consists of one error.
-pub(crate) fn refused_stream(message: &str) -> Response<ResponseBody> {
-    let (out, events) = mpsc::channel(2);
-    // The channel is new and has capacity for both.
-    let _ = out.try_send(StreamItem::Frame(DONE.into()));
-    let _ = out.try_send(StreamItem::End);
-    response::stream(Some(response::event(&generate::error_event(message))), events)
+/// The stream of a request with an invalid value, on the APIs that begin a stream before they look at it.
+pub(crate) fn refused_stream(
+    endpoint: Endpoint,
+    settings: Option<&Settings>,
+    model: &str,
+    message: &str,
+) -> Response<ResponseBody> {
+    let mut frames = match (endpoint, settings) {
+        (Endpoint::Messages, _) => messages_api::failed_stream(model, 400, message).to_vec(),
+        (_, Some(settings)) => {
+            let [created, in_progress] = settings.first_events();
+            vec![created, in_progress, settings.failed_event(message)]
+        }
+        _ => vec![response::event(&generate::error_event(message)), DONE.into()],
+    };
+    let first = frames.remove(0);
+    let (out, events) = mpsc::channel(frames.len() + 1);
+    // The channel is new and has capacity for all.
+    for item in frames.into_iter().map(StreamItem::Frame).chain([StreamItem::End]) {
+        let _ = out.try_send(item);
+    }
+    response::stream(endpoint, Some(first), events)
 }
 
 impl Run {
@@ -136,11 +152,7 @@ impl Run {
     }
 
     fn failure_response(&self, failure: &Failure) -> SimResponse {
-        match (failure.status, self.request.endpoint) {
-            (400, Endpoint::Generate) => SimResponse::value_error(&failure.message),
-            (400, _) => SimResponse::object_error(400, "BadRequestError", &failure.message),
-            (status, _) => SimResponse::object_error(status, &status.to_string(), &failure.message),
-        }
+        errors::failure(self.request.endpoint, failure.status, &failure.message)
     }
 
     pub(crate) fn role(&self) -> Role {
@@ -190,11 +202,19 @@ impl Run {
                 let n = self.request.n;
                 let outputs: Vec<Output> =
                     produced.into_iter().flat_map(|(output, _)| std::iter::repeat_n(output, n)).collect();
-                let whole = if endpoint == Endpoint::Chat { chat::whole } else { completions::whole };
-                whole(&self.envelope(), &self.request, self.role(), &outputs)
+                self.whole_openai(endpoint, &outputs)
             }
         };
         Ok(StreamItem::Whole(SimResponse::json(body)))
+    }
+
+    fn whole_openai(&self, endpoint: Endpoint, outputs: &[Output]) -> Vec<u8> {
+        match (endpoint, &self.request.settings) {
+            (Endpoint::Messages, _) => messages_api::whole(self, &outputs[0]),
+            (_, Some(settings)) => responses_api::whole(self, settings, &outputs[0]),
+            (Endpoint::Chat, _) => chat::whole(&self.envelope(), &self.request, self.role(), outputs),
+            _ => completions::whole(&self.envelope(), &self.request, self.role(), outputs),
+        }
     }
 
     fn whole_generate(&self, produced: &[(Output, Times)]) -> Vec<u8> {
@@ -263,7 +283,13 @@ impl Run {
     }
 
     async fn streamed(self: &Arc<Self>) -> Result<StreamItem, Failure> {
+        if let Some(settings) = &self.request.settings {
+            self.send_frames(settings.first_events()).await;
+        }
         let produced = self.for_items(|run, at| async move { run.stream_item(at).await }).await?;
+        if self.request.endpoint.names_events() {
+            return Ok(StreamItem::End);
+        }
         // One for the whole response.
         if self.request.endpoint != Endpoint::Generate
             && let Some((_, Some(rows))) = produced.first()
@@ -287,6 +313,13 @@ impl Run {
         let _ = self.out.send(StreamItem::Frame(response::event(&payload))).await;
     }
 
+    /// Sends events that are complete, with their names.
+    pub(crate) async fn send_frames(&self, frames: impl IntoIterator<Item = Bytes>) {
+        for frame in frames {
+            let _ = self.out.send(StreamItem::Frame(frame)).await;
+        }
+    }
+
     /// Streams one item; returns the number of tokens, and its rows of experts.
     async fn stream_item(&self, at: usize) -> Result<(usize, Option<String>), Failure> {
         let item = &self.request.items[at];
@@ -301,7 +334,7 @@ impl Run {
         }
         let mut samples = Vec::new();
         samples.resize_with(self.request.n, || Output::new(hash));
-        let mut writer = Writer { run: self, at, item, times, prompt: prompt_logprobs(item, self.role()) };
+        let mut writer = Writer::new(self, at, item, times);
         writer.begin().await;
         let mut pace = Pace::new(self);
         let mut done = self.role() != Role::Prefill && item.sampling.max_new == 0;
@@ -319,7 +352,27 @@ impl Run {
         Ok((samples.iter().map(|output| output.produced).sum(), rows))
     }
 
+    /// The end of a stream with names that fails before its first token.
+    fn failed_frames(&self, failure: &Failure) -> Vec<Bytes> {
+        match &self.request.settings {
+            Some(settings) if failure.status == 400 => vec![settings.failed_event(&failure.message)],
+            // The text of the web framework's exception.
+            Some(settings) => {
+                vec![settings.failed_event(&format!("{}: {}", failure.status, failure.message))]
+            }
+            None => {
+                let model = &self.request.model;
+                messages_api::failed_stream(model, failure.status, &failure.message).to_vec()
+            }
+        }
+    }
+
     async fn stream_failure(&self, at: usize, failure: Failure) -> Result<usize, Failure> {
+        if self.request.endpoint.names_events() {
+            self.send_frames(self.failed_frames(&failure)).await;
+            bump(&self.state.counters.failed);
+            return Ok(0);
+        }
         if self.request.endpoint != Endpoint::Generate {
             if !self.started.load(Ordering::Relaxed) {
                 return Err(failure);

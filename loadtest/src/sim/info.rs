@@ -207,14 +207,6 @@ pub(crate) fn count_tokens(body: &[u8]) -> SimResponse {
     SimResponse::json(format!("{{\"input_tokens\":{}}}", Prompt::messages(messages).tokens))
 }
 
-/// `/v1/responses/{id}` and its `/cancel`: there is no store of responses under PD.
-pub(crate) fn response_store() -> SimResponse {
-    let body = "{\"error\":{\"message\":\"Response store is disabled. Stateful Responses require \
-                --enable-response-store on a standalone server; response storage is unavailable in PD mode.\",\
-                \"type\":\"invalid_request_error\",\"param\":\"response_id\",\"code\":400}}";
-    SimResponse::json(body).with_status(400)
-}
-
 /// `/metrics`: the few series that clients read.
 pub(crate) fn metrics(state: &State) -> SimResponse {
     let running = state.gauges.running.load(Ordering::Relaxed);

@@ -1,7 +1,7 @@
 //! Parses request bodies: prompts, limits, bootstrap targets. Checks are SGLang's, in its order as far as a
 //! client can observe it.
 
-use std::time::SystemTime;
+use std::{sync::Arc, time::SystemTime};
 
 use serde_json::{Map, Value};
 use tokio::sync::watch;
@@ -10,6 +10,7 @@ use super::{
     bootstrap_fields::{self, BootstrapTarget},
     config::{Role, SimConfig},
     prompt::Prompt,
+    responses_api::Settings,
     sampling::{self, Sampling},
 };
 
@@ -19,6 +20,20 @@ pub(crate) enum Endpoint {
     Generate,
     Chat,
     Completions,
+    Responses,
+    Messages,
+}
+
+impl Endpoint {
+    /// Whether its streams have names of events, and no `[DONE]`.
+    pub(crate) fn names_events(self) -> bool {
+        matches!(self, Self::Responses | Self::Messages)
+    }
+
+    /// Whether it sends the head of a stream before it validates any value.
+    pub(crate) fn streams_at_once(self) -> bool {
+        self == Self::Generate || self.names_events()
+    }
 }
 
 /// Why a request is rejected.
@@ -30,6 +45,10 @@ pub(crate) enum Reject {
     Field(String),
     /// The body violates the endpoint's schema.
     Validation(String),
+    /// A model that the server does not have.
+    Model(String),
+    /// A field that names an earlier response.
+    Stored(&'static str),
     /// The real server's process crashes.
     Crash,
     /// The real server's handler raises an exception: a 500 without a JSON body.
@@ -82,6 +101,8 @@ pub(crate) struct Request {
     pub continuous_usage: bool,
     pub echo: bool,
     pub tool: Option<Tool>,
+    /// Of `/v1/responses`.
+    pub settings: Option<Arc<Settings>>,
     pub arrived_at: f64,
 }
 
@@ -102,7 +123,15 @@ pub(crate) fn wants_stream(fields: &Fields) -> bool {
 }
 
 impl Request {
-    pub(crate) fn parse(endpoint: Endpoint, mut fields: Fields, config: &SimConfig) -> Result<Self, Reject> {
+    pub(crate) fn parse(
+        endpoint: Endpoint,
+        mut fields: Fields,
+        settings: Option<Arc<Settings>>,
+        config: &SimConfig,
+    ) -> Result<Self, Reject> {
+        if endpoint == Endpoint::Responses {
+            check_response(&fields, config)?;
+        }
         let prompts = Prompts::take(endpoint, &mut fields)?;
         let count = prompts.list.len();
         let samplings = sampling::all(endpoint, &fields, count)?;
@@ -110,7 +139,10 @@ impl Request {
             Role::Regular => (0..count).map(|_| BootstrapTarget::Missing).collect(),
             _ => bootstrap_fields::targets(&fields, count, prompts.batch)?,
         };
-        let rids = rids(&fields, count, prompts.batch);
+        let rids = match &settings {
+            Some(settings) => vec![settings.id.clone()],
+            None => rids(&fields, count, prompts.batch),
+        };
         let n = samplings.iter().map(|sampling| sampling.n).max().unwrap_or(1);
         let parts = prompts.list.into_iter().zip(samplings).zip(targets).zip(rids).enumerate();
         let items: Vec<Item> = parts
@@ -135,6 +167,7 @@ impl Request {
             continuous_usage: stream_option(&fields, "continuous_usage_stats"),
             echo: fields.get("echo").and_then(Value::as_bool).unwrap_or(false),
             tool: forced_tool(&fields),
+            settings,
             endpoint,
             arrived_at: unix_time(),
         })
@@ -157,6 +190,12 @@ impl Prompts {
                 Some(Value::Array(_)) => Err(Reject::Value("Messages cannot be empty.".to_owned())),
                 _ => Err(missing("messages")),
             },
+            Endpoint::Messages => Self::of_messages(fields),
+            Endpoint::Responses => {
+                let input = fields.get("input").filter(|input| !input.is_null());
+                let own = input.ok_or_else(|| missing("input"))?;
+                Ok(Self::of_turns(fields.get("instructions"), own))
+            }
             Endpoint::Completions => match fields.remove("prompt") {
                 Some(Value::String(text)) => Ok(Self { list: vec![Prompt::text(text)], batch: false }),
                 Some(Value::Array(list)) if list.first().is_some_and(|first| !first.is_string()) => {
@@ -166,6 +205,31 @@ impl Prompts {
                 _ => Err(missing("prompt")),
             },
         }
+    }
+
+    fn of_messages(fields: &Fields) -> Result<Self, Reject> {
+        let required = |name: &str| match fields.get(name) {
+            None | Some(Value::Null) => Err(Reject::Validation(format!("{name}: Field required"))),
+            Some(value) => Ok(value),
+        };
+        let messages = required("messages")?;
+        required("max_tokens")?;
+        Ok(Self::of_turns(fields.get("system"), messages))
+    }
+
+    /// The prompt of a system text and the turns that follow it, each of which may be a plain text.
+    fn of_turns(system: Option<&Value>, turns: &Value) -> Self {
+        let turn = |role: &str, content: &Value| {
+            let fields = [("role", Value::from(role)), ("content", content.clone())];
+            Value::Object(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+        };
+        let system = system.filter(|system| !system.is_null()).map(|text| turn("system", text));
+        let turns = match turns {
+            Value::Array(list) => list.clone(),
+            text => vec![turn("user", text)],
+        };
+        let messages = Value::Array(system.into_iter().chain(turns).collect());
+        Self { list: vec![Prompt::messages(&messages)], batch: false }
     }
 
     fn of_generate(fields: &mut Fields) -> Result<Self, Reject> {
@@ -227,6 +291,18 @@ fn ids(list: &[Value]) -> Result<Vec<u32>, Reject> {
     list.iter().map(|value| id(value).ok_or_else(|| missing("input_ids"))).collect()
 }
 
+/// The checks of `/v1/responses` that come before all others.
+fn check_response(fields: &Fields, config: &SimConfig) -> Result<(), Reject> {
+    match fields.get("model").and_then(Value::as_str) {
+        Some(model) if model != config.model => return Err(Reject::Model(model.to_owned())),
+        _ => {}
+    }
+    match fields.get("previous_response_id") {
+        None | Some(Value::Null) => Ok(()),
+        Some(_) => Err(Reject::Stored("previous_response_id")),
+    }
+}
+
 fn missing(field: &str) -> Reject {
     Reject::Validation(format!("{{'type': 'missing', 'loc': ('body', '{field}'), 'msg': 'Field required'}}"))
 }
@@ -262,6 +338,9 @@ fn stream_option(fields: &Fields, name: &str) -> bool {
         .unwrap_or(false)
 }
 
+/// The entry of `include` that asks `/v1/responses` for log-probabilities.
+const RESPONSE_LOGPROBS: &str = "message.output_text.logprobs";
+
 fn logprobs(endpoint: Endpoint, fields: &Fields, at: usize) -> Option<Logprobs> {
     let number = |name| per_item(fields.get(name), at).and_then(Value::as_i64);
     let flag = |name| per_item(fields.get(name), at).and_then(Value::as_bool).unwrap_or(false);
@@ -279,6 +358,12 @@ fn logprobs(endpoint: Endpoint, fields: &Fields, at: usize) -> Option<Logprobs> 
         Endpoint::Chat => {
             flag("logprobs").then(|| Logprobs { top: count(number("top_logprobs")), ..Logprobs::default() })
         }
+        Endpoint::Responses => {
+            let included = fields.get("include").and_then(Value::as_array);
+            let wanted = included.is_some_and(|list| list.iter().any(|name| name == RESPONSE_LOGPROBS));
+            wanted.then(|| Logprobs { top: count(number("top_logprobs")), ..Logprobs::default() })
+        }
+        Endpoint::Messages => None,
         Endpoint::Completions => number("logprobs").map(|top| Logprobs {
             start: (flag("echo") && top > 0).then_some(0),
             top: count(Some(top)),
@@ -325,14 +410,17 @@ fn forced_tool(fields: &Fields) -> Option<Tool> {
     let tools = fields.get("tools")?.as_array()?;
     let named = match fields.get("tool_choice")? {
         Value::String(choice) if choice == "required" => None,
-        choice => Some(choice.get("function")?.get("name")?.as_str()?),
+        // Anthropic's for `required`.
+        choice if choice.get("type")? == "any" => None,
+        choice => Some(choice.get("function").unwrap_or(choice).get("name")?.as_str()?),
     };
-    let function = |tool: &Value| tool.get("function").cloned();
+    // In chat a function is a field of its tool; elsewhere it is the tool.
+    let function = |tool: &Value| Some(tool.get("function").unwrap_or(tool).clone());
     let matches = |function: &Value| named.is_none() || function.get("name").and_then(Value::as_str) == named;
     let function = tools.iter().filter_map(function).find(matches)?;
     Some(Tool {
         name: function.get("name")?.as_str()?.to_owned(),
-        arguments: arguments(function.get("parameters")),
+        arguments: arguments(function.get("parameters").or_else(|| function.get("input_schema"))),
     })
 }
 

@@ -12,11 +12,11 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::{Response, StatusCode, header};
 use tokio::sync::mpsc;
 
-use super::json;
+use super::{json, request::Endpoint};
 
 pub(crate) const JSON: &str = "application/json";
 const EVENTS: &str = "text/event-stream; charset=utf-8";
-/// The last event of every stream.
+/// The last event of the streams whose events have no names.
 pub(crate) const DONE: &[u8] = b"data: [DONE]\n\n";
 
 /// Items that a generation sends to its connection.
@@ -129,6 +129,28 @@ impl SimResponse {
         Self::json(body).with_status(status)
     }
 
+    /// `{"error":{…}}` of `/v1/responses`.
+    pub(crate) fn nested_error(status: u16, kind: &str, param: Option<&str>, message: &str) -> Self {
+        let mut body = b"{\"error\":{\"message\":".to_vec();
+        json::string(&mut body, message);
+        body.extend_from_slice(b",\"type\":");
+        json::string(&mut body, kind);
+        body.extend_from_slice(b",\"param\":");
+        json::optional(&mut body, param);
+        json::put(&mut body, format_args!(",\"code\":{status}}}}}"));
+        Self::json(body).with_status(status)
+    }
+
+    /// `{"type":"error","error":{…}}` of `/v1/messages`.
+    pub(crate) fn anthropic_error(status: u16, kind: &str, message: &str) -> Self {
+        let mut body = b"{\"type\":\"error\",\"error\":{\"type\":".to_vec();
+        json::string(&mut body, kind);
+        body.extend_from_slice(b",\"message\":");
+        json::string(&mut body, message);
+        body.extend_from_slice(b"}}");
+        Self::json(body).with_status(status)
+    }
+
     pub(crate) fn into_response(self) -> Response<ResponseBody> {
         let mut builder = Response::builder()
             .status(StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR))
@@ -145,8 +167,16 @@ impl SimResponse {
 }
 
 /// The head of a stream, and the events that follow.
-pub(crate) fn stream(first: Option<Bytes>, rest: mpsc::Receiver<StreamItem>) -> Response<ResponseBody> {
-    let builder = Response::builder().header(header::SERVER, "uvicorn").header(header::CONTENT_TYPE, EVENTS);
+pub(crate) fn stream(
+    endpoint: Endpoint,
+    first: Option<Bytes>,
+    rest: mpsc::Receiver<StreamItem>,
+) -> Response<ResponseBody> {
+    let mut builder = Response::builder().header(header::SERVER, "uvicorn");
+    if endpoint == Endpoint::Responses {
+        builder = builder.header(header::CACHE_CONTROL, "no-cache").header(header::CONNECTION, "keep-alive");
+    }
+    let builder = builder.header(header::CONTENT_TYPE, EVENTS);
     finish(builder, ResponseBody::Stream { first, rest })
 }
 
@@ -163,4 +193,9 @@ pub(crate) fn event(payload: &[u8]) -> Bytes {
     frame.extend_from_slice(payload);
     frame.extend_from_slice(b"\n\n");
     frame.into()
+}
+
+/// One event with a name.
+pub(crate) fn named_event(name: &str, payload: &[u8]) -> Bytes {
+    [b"event: ", name.as_bytes(), b"\ndata: ", payload, b"\n\n"].concat().into()
 }

@@ -9,6 +9,8 @@ use super::request::{Endpoint, Fields, Reject, per_item};
 const DEFAULT_MAX_NEW: usize = 128;
 /// The same on `/v1/completions`.
 const DEFAULT_MAX_NEW_COMPLETIONS: usize = 16;
+/// Tokens of `max_output_tokens` that `/v1/responses` keeps for begin and end of a text.
+const RESPONSES_RESERVED_TOKENS: usize = 2;
 
 /// Fields of `sampling_params` on `/generate`, in the order of its error message.
 const FIELDS: [&str; 28] = [
@@ -75,7 +77,7 @@ fn of_generate(fields: &Fields) -> Result<Sampling, Reject> {
     Ok(Sampling {
         max_new: wanted.unwrap_or(DEFAULT_MAX_NEW),
         explicit: wanted.is_some(),
-        stop: stops(fields),
+        stop: stops(fields.get("stop")),
         n: natural(fields.get("n")).unwrap_or(1).max(1),
     })
 }
@@ -83,7 +85,11 @@ fn of_generate(fields: &Fields) -> Result<Sampling, Reject> {
 fn of_openai(endpoint: Endpoint, fields: &Fields) -> Result<Sampling, Reject> {
     // The real schema converts it to a float before the error message is formatted.
     check_temperature(fields, |value| format!("{:?}", value.as_f64().unwrap_or(0.0)))?;
-    let wanted = natural(fields.get("max_completion_tokens")).or_else(|| natural(fields.get("max_tokens")));
+    let wanted = match endpoint {
+        Endpoint::Responses => natural(fields.get("max_output_tokens"))
+            .map(|tokens| tokens.saturating_sub(RESPONSES_RESERVED_TOKENS)),
+        _ => natural(fields.get("max_completion_tokens")).or_else(|| natural(fields.get("max_tokens"))),
+    };
     let default = match endpoint {
         Endpoint::Completions => DEFAULT_MAX_NEW_COMPLETIONS,
         _ => DEFAULT_MAX_NEW,
@@ -91,8 +97,8 @@ fn of_openai(endpoint: Endpoint, fields: &Fields) -> Result<Sampling, Reject> {
     Ok(Sampling {
         max_new: wanted.unwrap_or(default),
         explicit: wanted.is_some(),
-        stop: stops(fields),
-        n: natural(fields.get("n")).unwrap_or(1).max(1),
+        stop: stops(fields.get(if endpoint == Endpoint::Messages { "stop_sequences" } else { "stop" })),
+        n: if endpoint.names_events() { 1 } else { natural(fields.get("n")).unwrap_or(1).max(1) },
     })
 }
 
@@ -110,8 +116,8 @@ fn check_temperature(fields: &Fields, print: impl Fn(&Value) -> String) -> Resul
     }
 }
 
-fn stops(fields: &Fields) -> Vec<String> {
-    match fields.get("stop") {
+fn stops(wanted: Option<&Value>) -> Vec<String> {
+    match wanted {
         Some(Value::String(stop)) => vec![stop.clone()],
         Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
         _ => Vec::new(),

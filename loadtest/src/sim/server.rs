@@ -27,10 +27,12 @@ use tokio::{
 
 use super::{
     config::{BODY_LIMIT, CRASH_DELAY},
+    errors,
     generation::{self, ClosedWithoutResponse},
     info,
     request::{Endpoint, Fields, Reject, Request, per_item, wants_stream},
     response::{ResponseBody, SimResponse},
+    responses_api::Settings,
     state::{RecordedRequest, State, bump, stopped},
 };
 
@@ -180,8 +182,10 @@ impl Call<'_> {
         let (method, path) = (&self.head.method, self.head.uri.path());
         let generating = match path {
             "/generate" if method == Method::POST || method == Method::PUT => Some(Endpoint::Generate),
-            "/v1/chat/completions" if method == Method::POST => Some(Endpoint::Chat),
+            "/v1/chat/completions" | "/invocations" if method == Method::POST => Some(Endpoint::Chat),
             "/v1/completions" if method == Method::POST => Some(Endpoint::Completions),
+            "/v1/responses" if method == Method::POST => Some(Endpoint::Responses),
+            "/v1/messages" if method == Method::POST => Some(Endpoint::Messages),
             _ => None,
         };
         if let Some(endpoint) = generating {
@@ -213,9 +217,9 @@ impl Call<'_> {
             "/abort_request" => info::abort(state, &self.body),
             "/tokenize" | "/v1/tokenize" => info::tokenize(state, &self.body),
             "/v1/messages/count_tokens" => info::count_tokens(&self.body),
-            path if path.starts_with("/v1/responses/") => info::response_store(),
             "/start_profile" => SimResponse::bare(200, "Start profiling.\n"),
             "/stop_profile" => SimResponse::bare(200, "Stop profiling. This will take some time.\n"),
+            other if other.starts_with("/v1/responses/") => errors::no_store("response_id"),
             other => info::model(state, other.strip_prefix("/v1/models/").unwrap_or(other)),
         }
     }
@@ -229,11 +233,18 @@ impl Call<'_> {
             }
         };
         self.remember(per_item(fields.get("bootstrap_room"), 0).and_then(Value::as_i64));
+        let config = &self.state.config;
+        let settings =
+            (endpoint == Endpoint::Responses).then(|| Arc::new(Settings::of(&self.body, &fields, config)));
         let stream = wants_stream(&fields);
-        match Request::parse(endpoint, fields, &self.state.config) {
+        let model = fields.get("model").and_then(Value::as_str).unwrap_or(&config.model).to_owned();
+        match Request::parse(endpoint, fields, settings.clone(), config) {
             Ok(request) if request.items.is_empty() => Ok(SimResponse::json("[]").into_response()),
             Ok(request) => generation::respond(self.state, request).await,
-            Err(reject) => self.reject(endpoint, stream, reject).await,
+            Err(Reject::Value(message)) if stream && endpoint.streams_at_once() => {
+                Ok(generation::refused_stream(endpoint, settings.as_deref(), &model, &message))
+            }
+            Err(reject) => self.reject(endpoint, reject).await,
         }
     }
 
@@ -241,18 +252,18 @@ impl Call<'_> {
     fn fields(&self, endpoint: Endpoint) -> Result<Fields, SimResponse> {
         let kind = self.head.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
         if kind.is_none_or(|kind| !kind.trim_start().to_ascii_lowercase().starts_with("application/json")) {
-            return Err(wrong_content_type(endpoint));
+            return Err(errors::content_type(endpoint));
         }
         match serde_json::from_slice(&self.body) {
             Ok(Value::Object(fields)) => Ok(fields),
-            Ok(_) => Err(validation(endpoint, "{'type': 'dataclass_type', 'loc': ('body',)}")),
+            Ok(_) => Err(errors::validation(endpoint, "{'type': 'dataclass_type', 'loc': ('body',)}")),
             Err(error) => {
                 let at = error.column().saturating_sub(1);
                 let text = format!(
                     "{{'type': 'json_invalid', 'loc': ('body', {at}), 'msg': 'JSON decode error', 'input': {{}}, \
                      'ctx': {{'error': 'unexpected end of data'}}}}"
                 );
-                Err(validation(endpoint, &text))
+                Err(errors::validation(endpoint, &text))
             }
         }
     }
@@ -260,23 +271,20 @@ impl Call<'_> {
     async fn reject(
         &self,
         endpoint: Endpoint,
-        stream: bool,
         reject: Reject,
     ) -> Result<Response<ResponseBody>, ClosedWithoutResponse> {
-        let response = match (reject, endpoint) {
-            (Reject::Crash, _) => {
+        let response = match reject {
+            Reject::Crash => {
                 bump(&self.state.counters.crashes);
                 time::sleep(self.state.config.scaled(CRASH_DELAY)).await;
                 return Err(ClosedWithoutResponse);
             }
-            (Reject::Value(message), Endpoint::Generate) if stream => {
-                return Ok(generation::refused_stream(&message));
-            }
-            (Reject::Value(message), Endpoint::Generate) => SimResponse::value_error(&message),
-            (Reject::Value(message), _) => SimResponse::object_error(400, "BadRequestError", &message),
-            (Reject::Field(message), _) => SimResponse::field_error(&message),
-            (Reject::Validation(text), endpoint) => validation(endpoint, &text),
-            (Reject::Internal, _) => {
+            Reject::Value(message) => errors::value(endpoint, &message),
+            Reject::Field(message) => SimResponse::field_error(&message),
+            Reject::Validation(text) => errors::validation(endpoint, &text),
+            Reject::Model(name) => errors::unknown_model(&name),
+            Reject::Stored(field) => errors::no_store(field),
+            Reject::Internal => {
                 let mut response = SimResponse::bare(500, "Internal Server Error");
                 response.content_type = Some("text/plain; charset=utf-8");
                 response
@@ -292,44 +300,28 @@ fn allowed(path: &str) -> Option<&'static str> {
         "/generate" => "PUT, POST",
         "/v1/chat/completions"
         | "/v1/completions"
+        | "/v1/responses"
+        | "/v1/messages"
+        | "/invocations"
         | "/abort_request"
         | "/tokenize"
         | "/v1/tokenize"
         | "/v1/messages/count_tokens" => "POST",
+        other if other.starts_with("/v1/responses/") => {
+            if other.ends_with("/cancel") {
+                "POST"
+            } else {
+                "GET"
+            }
+        }
         "/flush_cache" | "/start_profile" | "/stop_profile" => "GET, POST",
         "/" => "GET, HEAD",
         "/health" | "/health_generate" | "/ready" | "/ping" | "/model_info" | "/get_model_info"
         | "/server_info" | "/get_server_info" | "/v1/models" | "/v1/loads" => "GET",
         "/metrics" | "/metrics/" => "GET, HEAD",
-        other if other.starts_with("/v1/responses/") && other.ends_with("/cancel") => "POST",
-        other if other.starts_with("/v1/responses/") => "GET",
         other if other.strip_prefix("/v1/models/").is_some_and(|name| !name.is_empty()) => "GET",
         _ => return None,
     })
-}
-
-fn validation(endpoint: Endpoint, text: &str) -> SimResponse {
-    let path = match endpoint {
-        Endpoint::Generate => "/generate",
-        Endpoint::Chat => "/v1/chat/completions",
-        Endpoint::Completions => "/v1/completions",
-    };
-    SimResponse::object_error(
-        400,
-        "Bad Request",
-        &format!("1 validation error:\n  {text}\n\n  POST {path} [{text}]"),
-    )
-}
-
-fn wrong_content_type(endpoint: Endpoint) -> SimResponse {
-    if endpoint == Endpoint::Generate {
-        let text = "{'type': 'dataclass_type', 'loc': ('body',), 'msg': 'Input should be a dictionary or an \
-                    instance of GenerateReqInput'}";
-        return validation(endpoint, text);
-    }
-    let text = "{'loc': ['header', 'content-type'], 'msg': \"Unsupported Media Type: Only 'application/json' is \
-                allowed\", 'type': 'value_error'}";
-    SimResponse::object_error(400, "Bad Request", &format!("1 validation error:\n  {text} [{text}]"))
 }
 
 fn owned(headers: &HeaderMap) -> Vec<(String, String)> {

@@ -9,8 +9,10 @@ use super::{
     config::Role,
     generate::{Object, Part, Times},
     generation::{Run, aborted},
-    output::{Finish, Output, PromptLogprobs, Token},
+    messages_api,
+    output::{Finish, Output, PromptLogprobs, Token, prompt_logprobs},
     request::{Endpoint, Item, unix_time},
+    responses_api,
     transfer::cancelled,
 };
 
@@ -46,9 +48,23 @@ pub(crate) struct Writer<'a> {
     pub item: &'a Item,
     pub times: Times,
     pub prompt: PromptLogprobs,
+    messages: messages_api::Stream,
+    responses: Option<responses_api::Stream>,
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    pub(crate) fn new(run: &'a Run, at: usize, item: &'a Item, times: Times) -> Self {
+        Self {
+            run,
+            at,
+            item,
+            times,
+            prompt: prompt_logprobs(item, run.role()),
+            messages: messages_api::Stream::default(),
+            responses: run.request.settings.as_deref().map(responses_api::Stream::new),
+        }
+    }
+
     fn index(&self, sample: usize) -> usize {
         self.at * self.run.request.n + sample
     }
@@ -88,7 +104,7 @@ impl Writer<'_> {
         }
     }
 
-    async fn write(&self, sample: usize, output: &Output, before: usize, token: Option<Token>) {
+    async fn write(&mut self, sample: usize, output: &Output, before: usize, token: Option<Token>) {
         let (run, index) = (self.run, self.index(sample));
         match run.request.endpoint {
             Endpoint::Generate => run.send_event(self.object(index, output, before)).await,
@@ -99,6 +115,12 @@ impl Writer<'_> {
                     .await;
             }
             Endpoint::Chat => self.write_chat(index, output, token).await,
+            Endpoint::Messages => run.send_frames(self.messages.step(run, output)).await,
+            Endpoint::Responses => {
+                if let (Some(stream), Some(settings)) = (&mut self.responses, &run.request.settings) {
+                    run.send_frames(stream.step(run, settings, output)).await;
+                }
+            }
         }
     }
 

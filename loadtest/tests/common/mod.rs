@@ -70,12 +70,20 @@ impl Response {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The payloads of a stream's events.
+    /// The payloads of a stream's events. One with a name has it as its type.
     pub(crate) fn events(&self) -> Vec<String> {
         let text = self.text();
         let (events, rest) = text.rsplit_once("\n\n").expect("events end in an empty line");
         assert_eq!(rest, "");
-        events.split("\n\n").map(|event| event.strip_prefix("data: ").expect("an event").to_owned()).collect()
+        let payload = |event: &str| {
+            let Some(named) = event.strip_prefix("event: ") else {
+                return event.strip_prefix("data: ").expect("an event").to_owned();
+            };
+            let (name, data) = named.split_once("\ndata: ").expect("an event");
+            assert!(data.contains(&format!("\"type\":\"{name}\"")), "{event}");
+            data.to_owned()
+        };
+        events.split("\n\n").map(payload).collect()
     }
 }
 
