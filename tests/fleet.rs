@@ -8,6 +8,7 @@
 mod own_router;
 
 use std::path::Path;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use loadtest::fleet::live::{kill_behind_mini_lb, through_mini_lb};
 use loadtest::fleet::trace::{Request, at_rate, conversation};
@@ -20,6 +21,17 @@ const REPEATS: u64 = 2;
 const WARM_UP: f64 = 0.1;
 /// How much worse is the same, as a factor and in seconds: a step of decode.
 const SAME: (f64, f64) = (1.05, 0.02);
+
+/// Simulations, each of which keeps a core busy for long, and programs, which need one when the clock says.
+static MACHINE: RwLock<()> = RwLock::new(());
+
+fn simulates() -> RwLockReadGuard<'static, ()> {
+    MACHINE.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn has_the_machine() -> RwLockWriteGuard<'static, ()> {
+    MACHINE.write().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A quantile of TTFT, by its name.
 type Quantile = (&'static str, fn(&Row) -> f64);
@@ -74,6 +86,7 @@ fn losses(
 
 #[test]
 fn cache_aware_is_never_worse_than_simpler_policies() {
+    let _machine = simulates();
     let generated = [Generator::Agents, Generator::Chats, Generator::OneOff, Generator::Hot]
         .map(|generator| (generator.name(), generator.requests(REQUESTS, 1)));
     let trace = ("conversation", conversation().expect("the trace"));
@@ -93,6 +106,7 @@ const SAME_IF_ALIKE: (f64, f64) = (1.05, 0.08);
 
 #[test]
 fn requests_that_are_all_alike_are_spread_as_by_least_load() {
+    let _machine = simulates();
     let requests = Generator::Alike.requests(4 * REQUESTS, 1);
     let found = losses("alike", &requests, Scenario::Steady, &[0.5, 0.85, 1.0, 1.5], SAME_IF_ALIKE);
     assert!(found.is_empty(), "{found:#?}");
@@ -100,6 +114,7 @@ fn requests_that_are_all_alike_are_spread_as_by_least_load() {
 
 #[test]
 fn cache_aware_finds_nearly_as_much_in_caches_as_an_oracle() {
+    let _machine = simulates();
     let requests = conversation().expect("the trace");
     let candidates = own_router::candidates();
     let ours = candidates.last().expect("policies");
@@ -122,6 +137,7 @@ fn cache_aware_finds_nearly_as_much_in_caches_as_an_oracle() {
 /// With `round_robin`, whose choice does not depend on what else the machine does.
 #[test]
 fn the_simulation_and_the_program_in_front_of_servers_on_loopback_agree() {
+    let _machine = has_the_machine();
     // Of the model's clock: 40 s are 8 s of ours.
     const SPEED: f64 = 5.0;
     let fleet = Fleet { prefill: 4, decode: 4, ..Fleet::default() };
@@ -151,6 +167,7 @@ fn the_simulation_and_the_program_in_front_of_servers_on_loopback_agree() {
 /// At a rate at which the others have the time for what the killed one would have done.
 #[test]
 fn a_prefill_server_that_is_killed_takes_with_it_what_it_had_and_nothing_else() {
+    let _machine = has_the_machine();
     // Of the model's clock: its 20 s of absence are 2 s of ours, in which health checks have to notice.
     const SPEED: f64 = 10.0;
     let fleet = Fleet::default();
