@@ -85,7 +85,7 @@ impl Route {
 pub(super) fn merge_slashes(head: &mut RequestHead) {
     let path = head.path();
     let is_clean =
-        !path.as_bytes().windows(2).any(|pair| pair == b"//") && (path.len() == 1 || !path.ends_with('/'));
+        memchr::memmem::find(path.as_bytes(), b"//").is_none() && (path.len() == 1 || !path.ends_with('/'));
     // A server's URL may be written out in the path of the workers API.
     if is_clean || path.strip_prefix("/workers/").is_some_and(|id| id.contains("://")) {
         return;

@@ -156,10 +156,10 @@ test("a wrong key is the server's 401", async () => {
   assert.ok(error instanceof OpenAI.AuthenticationError);
 });
 
-test("an endpoint that the router has not is a 404 of its own", async () => {
+test("an endpoint that pairs cannot serve is a 501 of its own", async () => {
   const error = await errorOf(() => router.embeddings.create({ model: "tiny", input: "text" }));
-  assert.ok(error instanceof OpenAI.NotFoundError);
-  assert.equal(error.code, "not_found");
+  assert.equal(error.status, 501);
+  assert.equal(error.code, "not_possible_with_pd");
 });
 
 test("headers of an answer are the server's", async () => {

@@ -271,10 +271,10 @@ class Errors(Same):
             self.assertEqual(caught.exception.type, "invalid_request_error")
             self.assertIn("n > 1", caught.exception.message)
 
-    def test_an_endpoint_that_the_router_has_not_is_a_404_of_its_own(self):
-        with self.assertRaises(openai.NotFoundError) as caught:
+    def test_an_endpoint_that_pairs_cannot_serve_is_a_501_of_its_own(self):
+        with self.assertRaises(openai.InternalServerError) as caught:
             router.embeddings.create(model="tiny", input="text")
-        self.assertEqual(caught.exception.code, "not_found")
+        self.assertEqual((caught.exception.status_code, caught.exception.code), (501, "not_possible_with_pd"))
 
     def test_a_wrong_key_is_the_servers_401(self):
         def ask(client):

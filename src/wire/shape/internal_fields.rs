@@ -29,27 +29,73 @@ impl Default for InternalFields {
     }
 }
 
+/// Which of the two kinds a field is.
+#[derive(Clone, Copy)]
+enum Kind {
+    Orchestration,
+    DpRank,
+}
+
 /// From SGLang 0.5.23, `managers/io_struct.py`: where outputs go inside the server, URLs of encoders that the
 /// scheduler connects to, and what else it takes from an orchestrator that it trusts.
-const ORCHESTRATION: [&str; 8] = [
-    "http_worker_ipc",
-    "need_wait_for_mm_inputs",
-    "num_items_assigned",
-    "encoder_urls",
-    "kv_hints",
-    "external_trace_header",
-    "received_time",
-    "decode_tp_size",
-];
-const DP_RANK: [&str; 3] = ["routed_dp_rank", "data_parallel_rank", "disagg_prefill_dp_rank"];
+fn kind(name: &[u8]) -> Option<(&'static str, Kind)> {
+    use Kind::{DpRank, Orchestration};
+    // By length first: the names of most fields have another one, and are compared with nothing.
+    let candidates: &[(&str, Kind)] = match name.len() {
+        8 => &[("kv_hints", Orchestration)],
+        12 => &[("encoder_urls", Orchestration)],
+        13 => &[("received_time", Orchestration)],
+        14 => &[("decode_tp_size", Orchestration), ("routed_dp_rank", DpRank)],
+        15 => &[("http_worker_ipc", Orchestration)],
+        18 => &[("num_items_assigned", Orchestration), ("data_parallel_rank", DpRank)],
+        21 => &[("external_trace_header", Orchestration)],
+        22 => &[("disagg_prefill_dp_rank", DpRank)],
+        23 => &[("need_wait_for_mm_inputs", Orchestration)],
+        _ => return None,
+    };
+    candidates.iter().copied().find(|(known, _)| known.as_bytes() == name)
+}
 
 impl InternalFields {
     /// What is done with the field of this name, if it is an internal one.
     pub(super) fn find(self, name: &[u8]) -> Option<(&'static str, FieldTreatment)> {
-        // Nearly all names of clients are shorter than 8 bytes or found by the match before.
-        let among =
-            |names: &'static [&'static str]| names.iter().copied().find(|known| known.as_bytes() == name);
-        let orchestration = || Some((among(&ORCHESTRATION)?, self.orchestration));
-        orchestration().or_else(|| Some((among(&DP_RANK)?, self.dp_rank)))
+        let (known, kind) = kind(name)?;
+        let treatment = match kind {
+            Kind::Orchestration => self.orchestration,
+            Kind::DpRank => self.dp_rank,
+        };
+        Some((known, treatment))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_internal_field_is_found_and_nothing_like_it() {
+        let fields = InternalFields { orchestration: FieldTreatment::Reject, dp_rank: FieldTreatment::Strip };
+        for (names, treatment) in [
+            (
+                &[
+                    "http_worker_ipc",
+                    "need_wait_for_mm_inputs",
+                    "num_items_assigned",
+                    "encoder_urls",
+                    "kv_hints",
+                    "external_trace_header",
+                    "received_time",
+                    "decode_tp_size",
+                ][..],
+                FieldTreatment::Reject,
+            ),
+            (&["routed_dp_rank", "data_parallel_rank", "disagg_prefill_dp_rank"][..], FieldTreatment::Strip),
+        ] {
+            for name in names {
+                assert_eq!(fields.find(name.as_bytes()), Some((*name, treatment)));
+                assert_eq!(fields.find(format!("{name}s").as_bytes()), None);
+                assert_eq!(fields.find(name.to_uppercase().as_bytes()), None);
+            }
+        }
     }
 }
