@@ -23,6 +23,8 @@ const BACK_WITHIN: f64 = 5.0;
 const UNDER_LOAD: f64 = 0.5;
 /// A pause is at least half as long as the longest between so many arrivals.
 const PAUSE_AMONG: usize = 50;
+/// With fewer requests the p99 is that of the slowest one, which depends on luck.
+const ENOUGH_REQUESTS: usize = 100;
 /// How much worse the p99 of all others may become, as a factor.
 const WORSE: f64 = 2.0;
 /// The share of what it had cached, of what is asked for again and again, that others have to have.
@@ -158,7 +160,7 @@ impl Fates {
 /// The requests that were due in a part of the time, without those that were lost.
 #[derive(Clone, Debug, Serialize)]
 pub struct Window {
-    /// `before`, `while` or `after`.
+    /// `before`, `while`, `after`, and `since` for the last two together.
     pub name: &'static str,
     /// How many.
     pub requests: usize,
@@ -194,7 +196,7 @@ pub struct Outage {
     pub asked_again: u64,
     /// Those of them that were cached, on whatever server.
     pub found_again: u64,
-    /// Before, while and after.
+    /// Before, while, after and since.
     pub windows: Vec<Window>,
 }
 
@@ -223,6 +225,7 @@ impl Outage {
             ("before", 0.0..stopped),
             ("while", stopped..change.back),
             ("after", change.back..f64::INFINITY),
+            ("since", stopped..f64::INFINITY),
         ];
         let windows = spans.into_iter().filter(|(_, span)| span.start < span.end).map(|(name, span)| {
             let is_in = |index: &usize| span.contains(&requests[*index].at) && fates.ttft[*index].is_ok();
@@ -266,7 +269,8 @@ impl Outage {
             ),
             (format!("its first request came {back:.2} s after it was back"), back <= BACK_WITHIN),
         ];
-        for window in self.windows.iter().filter(|window| window.name != "before") {
+        let counts = |window: &&Window| window.name != "before" && window.requests >= ENOUGH_REQUESTS;
+        for window in self.windows.iter().filter(counts) {
             let Window { name, p99, p99_without, .. } = window;
             if let Some(without) = p99_without {
                 let text = format!("p99 {name}: {}, and {} without", seconds(*p99), seconds(*without));
