@@ -302,7 +302,7 @@ mod tests {
                 }
                 HealthGenerate => "all servers: 200 if each answers with 2xx, otherwise 503 `unhealthy`",
                 FlushCache => "all servers flush their caches",
-                AbortRequest => "aborts the request with this `rid` at its two servers, or at all servers if it is not known here; or all requests (operators only)",
+                AbortRequest => "all servers: aborts the request with this `rid`, at its two servers alone if they are known, or all requests (operators only)",
                 Session => "all servers, with the `session_id` of the request",
                 AllServers { .. } => "all servers",
                 ServerInfo => "all servers: their descriptions",
