@@ -299,6 +299,7 @@ fn every_flag_in_the_documents_exists() {
         "--router",
         "--compare",
         "--plots",
+        "--loads",
     ];
     let unsupported = flags(&source("unsupported.rs"));
     let mut known = flags(&help);
