@@ -204,6 +204,22 @@ async fn a_client_that_leaves_has_its_request_aborted_on_both_servers() {
     gate.open();
 }
 
+/// Lists of more than 64, and whatever is no list of texts, are for the servers to understand.
+#[tokio::test]
+async fn an_id_that_is_not_understood_stays_the_clients() {
+    let (prefill, decode) = (ok_server().await, ok_server().await);
+    let router = Router::start_with(&[&prefill], &[&decode], |config| config.abort_on_disconnect(true)).await;
+    let many: Vec<_> = (0..100).map(|number| format!("r{number}")).collect();
+    for (number, rid) in
+        [value!(many), value!([]), value!(7), value!("x".repeat(300))].into_iter().enumerate()
+    {
+        let body = value!({"text": "a", "rid": rid}).to_string();
+        assert_eq!(router.client().await.post("/generate", body).await.status(), 200);
+        decode.wait_for_requests(number + 1).await;
+        assert_eq!(decode.requests()[number].json()["rid"], rid);
+    }
+}
+
 #[tokio::test]
 async fn nothing_is_aborted_that_ends_by_itself_or_without_the_flag() {
     let gate = Gate::new();

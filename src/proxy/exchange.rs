@@ -237,7 +237,7 @@ fn plan(
     // Each of the two servers would draw another id for the response.
     let response_id =
         (is_response && !shape.has_request_id).then(|| format!("resp_{:032x}", fastrand::u128(..)));
-    let needs_rid = limits.abort_on_disconnect && !is_response && shape.rids.is_empty();
+    let needs_rid = limits.abort_on_disconnect && !is_response && !shape.has_rid;
     let rid = if needs_rid { new_rid() } else { None };
     let ids = OwnIds { rid: rid.as_deref(), request_id: response_id.as_deref() };
     let plan = RequestPlan::sglang(&shape.fields, ids);

@@ -48,8 +48,11 @@ pub(crate) struct BodyShape {
     pub(crate) merge: Option<Merge>,
     /// The client requests more than one sample a prompt (`n` > 1).
     pub(crate) parallel_sampling: bool,
-    /// The client's ids of the request (`rid`), one for each prompt of a batch that lists them.
+    /// The client's ids of the request (`rid`), one for each prompt of a batch that lists them; none of too
+    /// many, or too long ones.
     pub(crate) rids: Vec<String>,
+    /// The client has set `rid`, which is not null, whatever it is.
+    pub(crate) has_rid: bool,
     /// The client has set `request_id`, which is not null.
     pub(crate) has_request_id: bool,
     /// The client refers to an earlier response (`previous_response_id`).

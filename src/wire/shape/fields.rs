@@ -106,6 +106,7 @@ pub(super) struct RequestedFeatures {
     echo: bool,
     logprobs: bool,
     rids: Vec<String>,
+    has_rid: bool,
     request_ids: Vec<String>,
     has_request_id: bool,
     has_previous_response: bool,
@@ -150,9 +151,12 @@ impl RequestedFeatures {
             TopLevelField::Logprobs => {
                 self.logprobs = any(|count| number(count).is_some_and(|count| count > 0.0));
             }
-            TopLevelField::Rid => self.rids = value.as_ref().map(rids).unwrap_or_default(),
+            TopLevelField::Rid => {
+                self.has_rid = is_too_long || value.as_ref().is_some_and(is_not_null);
+                self.rids = value.as_ref().map(rids).unwrap_or_default();
+            }
             TopLevelField::RequestId => {
-                self.has_request_id = any(|id| id.as_null().is_none());
+                self.has_request_id = is_too_long || value.as_ref().is_some_and(is_not_null);
                 self.request_ids = value.as_ref().map(rids).unwrap_or_default();
             }
             TopLevelField::PreviousResponseId => {
@@ -184,6 +188,7 @@ impl RequestedFeatures {
             parallel_sampling: self.parallel_sampling,
             // On `/v1/responses` it is what servers know a request by.
             rids: if dialect == Dialect::Responses { self.request_ids } else { self.rids },
+            has_rid: self.has_rid,
             has_request_id: self.has_request_id,
             has_previous_response: self.has_previous_response,
             fields,
@@ -212,6 +217,10 @@ fn rids(value: &BorrowedValue<'_>) -> Vec<String> {
         Some(items) => items.iter().map(one).collect::<Option<_>>().unwrap_or_default(),
         None => one(value).into_iter().collect(),
     }
+}
+
+fn is_not_null(value: &BorrowedValue<'_>) -> bool {
+    value.as_null().is_none()
 }
 
 /// SGLang reads its flags with pydantic, which accepts more than `true`.
