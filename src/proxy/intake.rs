@@ -17,10 +17,10 @@ use crate::wire::shape::{BodyInspector, BodyShape, Dialect, HashKey, InternalFie
 
 /// A body of at most this size is read without waiting for memory, above the bound if need be: most come with
 /// their head, and are in memory already.
-const SMALL_BODY: usize = 16 << 10;
+pub(crate) const SMALL_BODY: usize = 16 << 10;
 /// What a chunk costs besides its bytes: its handle (32 bytes), in a list that doubles when it is full. A
 /// client that sends a byte at a time makes as many chunks.
-const CHUNK_COST: usize = 64;
+pub(crate) const CHUNK_COST: usize = 64;
 /// One part in this many of a body is reserved for the cost of its chunks, which is enough for 1 KiB each.
 const CHUNK_COST_SHARE: usize = 16;
 
@@ -91,18 +91,25 @@ pub(super) async fn read(
 }
 
 impl IntakeLimits<'_> {
-    /// Rejects a body that is too large for this router, also if it were alone.
     fn check(&self, length: u64) -> Result<usize, Error> {
-        let most = self.admission.controller().memory().limit();
-        let (limit, option) = match self.max <= most {
-            true => (self.max, "--max-payload-size"),
-            false => (most, "--max-buffered-bytes"),
-        };
-        usize::try_from(length)
-            .ok()
-            .filter(|length| *length <= limit)
-            .ok_or(Error::BodyTooLarge { limit, option })
+        check_length(length, self.max, self.admission.controller().memory().limit())
     }
+}
+
+/// Rejects a body that is too large for this router, also if it were alone.
+pub(crate) fn check_length(
+    length: u64,
+    max_payload_size: usize,
+    max_buffered: usize,
+) -> Result<usize, Error> {
+    let (limit, option) = match max_payload_size <= max_buffered {
+        true => (max_payload_size, "--max-payload-size"),
+        false => (max_buffered, "--max-buffered-bytes"),
+    };
+    usize::try_from(length)
+        .ok()
+        .filter(|length| *length <= limit)
+        .ok_or(Error::BodyTooLarge { limit, option })
 }
 
 /// Reserves memory for a body of known length, all of it: of many bodies that are read in part, each might
@@ -136,7 +143,7 @@ async fn hold(bytes: usize, request: &mut impl RequestBody, memory: &mut Reserva
 }
 
 /// Waits for memory, unless the client closes the connection.
-async fn wait_for_memory(
+pub(crate) async fn wait_for_memory(
     bytes: usize,
     request: &mut impl RequestBody,
     memory: &mut Reservation,

@@ -9,7 +9,7 @@
 mod abort;
 mod decision;
 mod exchange;
-mod intake;
+pub(crate) mod intake;
 mod leg;
 mod leg_pair;
 mod merge;

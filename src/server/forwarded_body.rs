@@ -1,22 +1,18 @@
 //! Reads the body of a request that servers get as it is, at an endpoint that does not generate: bounded in
 //! size, time and memory.
 //!
-//! Nobody looks into it. Generation requests are read by `proxy`.
+//! Nobody looks into it. Generation requests are read by `proxy`, whose bounds these are, too.
 
 use std::future::poll_fn;
 use std::sync::Arc;
 
 use crate::admission::{AdmissionHandle, Reservation};
 use crate::error::Error;
-use crate::http1::{BodyReadError, OutgoingBody};
+use crate::http1::OutgoingBody;
 use crate::proxy::RequestLimits;
+use crate::proxy::intake::{CHUNK_COST, SMALL_BODY, check_length, wait_for_memory};
 use crate::timer::Timer;
-use crate::transport::{BodyReader, RequestBody, RequestBodyError};
-
-/// A body of at most this size is read without waiting for memory, as one of a generation request.
-const SMALL_BODY: usize = 16 << 10;
-/// What a chunk costs besides its bytes: its handle, in a list that doubles when it is full.
-const CHUNK_COST: usize = 64;
+use crate::transport::{BodyReader, RequestBody};
 
 /// Reads the whole body. Its memory is reserved until the reservation is dropped.
 pub(super) async fn read(
@@ -27,12 +23,12 @@ pub(super) async fn read(
 ) -> Result<(OutgoingBody, Reservation), Error> {
     let mut memory = Reservation::empty(admission);
     let most = limits.max_payload_size;
-    let announced = check(request.content_length_hint(), most, memory.limit())?;
+    let announced = check_length(request.content_length_hint(), most, memory.limit())?;
     reserve(announced, request, &mut memory).await?;
     let mut reader = BodyReader::new(limits.body_timeouts);
     let (mut pieces, mut length, mut held) = (Vec::new(), 0, 0);
     while let Some(chunk) = poll_fn(|cx| reader.poll_chunk(request, timer, cx)).await? {
-        length = check(length as u64 + chunk.len() as u64, most, memory.limit())?;
+        length = check_length(length as u64 + chunk.len() as u64, most, memory.limit())?;
         held += chunk.len() + CHUNK_COST;
         // One that holds all there is has no one to wait for.
         let more = held.min(memory.limit()).saturating_sub(memory.bytes());
@@ -43,18 +39,6 @@ pub(super) async fn read(
         pieces.push(chunk);
     }
     Ok((OutgoingBody::new(pieces), memory))
-}
-
-/// Rejects a body that is too large, also if it were alone.
-fn check(length: u64, max_payload_size: usize, max_buffered: usize) -> Result<usize, Error> {
-    let (limit, option) = match max_payload_size <= max_buffered {
-        true => (max_payload_size, "--max-payload-size"),
-        false => (max_buffered, "--max-buffered-bytes"),
-    };
-    usize::try_from(length)
-        .ok()
-        .filter(|length| *length <= limit)
-        .ok_or(Error::BodyTooLarge { limit, option })
 }
 
 /// Reserves memory for a body of known length, before it is read: of many bodies that are read in part, each
@@ -68,9 +52,5 @@ async fn reserve(
         memory.charge(length);
         return Ok(());
     }
-    tokio::select! {
-        biased;
-        grown = memory.grow(length) => Ok(grown?),
-        () = request.disconnected() => Err(Error::BodyRead(RequestBodyError::Http1(BodyReadError::Closed))),
-    }
+    wait_for_memory(length, request, memory).await
 }
