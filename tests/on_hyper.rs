@@ -14,6 +14,8 @@ mod authentication;
 mod backend_connections;
 #[path = "backend_tls.rs"]
 mod backend_tls;
+#[path = "base_paths.rs"]
+mod base_paths;
 #[path = "client_connections.rs"]
 mod client_connections;
 #[path = "client_disconnects.rs"]

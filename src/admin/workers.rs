@@ -123,13 +123,13 @@ impl WorkersApi {
 
     fn entries<'a>(&self, servers: impl Iterator<Item = &'a Arc<Backend>>) -> Vec<Value> {
         let fleet = self.fleet().snapshot();
-        let sources = self.desired.source_by_authority();
+        let sources = self.desired.source_by_key();
         let active: HashSet<u64> = fleet.all().map(|server| server.id()).collect();
         let entry = |server: &Arc<Backend>| {
             let is_active = active.contains(&server.id());
             let description = server.description().unwrap_or_default();
             // A draining server may have been added again: then the source is the new one's.
-            let source = sources.get(&server.address().authority).filter(|_| is_active);
+            let source = sources.get(server.address().key()).filter(|_| is_active);
             json!({
                 "id": server.id().to_string(),
                 "url": server.url(),
@@ -211,7 +211,7 @@ impl WorkersApi {
     /// The server in rotation at this address.
     pub(super) fn find_at(&self, address: &Address) -> Result<Arc<Backend>, Error> {
         let fleet = self.fleet().snapshot();
-        let found = fleet.all().find(|server| server.address().authority == address.authority);
+        let found = fleet.all().find(|server| server.address().key() == address.key());
         found.cloned().ok_or(Error::NotChanged(NotChanged::Unknown))
     }
 }
@@ -226,7 +226,7 @@ fn find_by_id_or_url<'a>(
     }
     let url = percent_decode_str(id).decode_utf8().ok()?;
     let address = Address::parse(&url).ok()?;
-    servers.find(|server| server.address().authority == address.authority)
+    servers.find(|server| server.address().key() == address.key())
 }
 
 fn log_removal(server: &Backend, fleet: &Fleet) {

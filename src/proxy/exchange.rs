@@ -362,17 +362,14 @@ impl Exchange<'_> {
         let bodies = plan.bodies(body, fields, bootstrap_room);
         let lines = |role| attempt.trace_headers(role);
         // Prefill's response is always read: it may be a refusal, also inside a stream.
-        let to_prefill = upstream_head.for_readable_response(
-            prefill.host_header(),
-            lines(Role::Prefill),
-            bodies.prefill(),
-        );
+        let to_prefill =
+            upstream_head.for_readable_response(prefill.target(), lines(Role::Prefill), bodies.prefill());
         // An early head with comments in plain text may go out before decode has chosen a coding.
         let is_plain = shape.merge.is_some() || (shape.stream && limits.stream_keepalive.is_some());
         let to_decode = if is_plain {
-            upstream_head.for_readable_response(decode.host_header(), lines(Role::Decode), bodies.decode())
+            upstream_head.for_readable_response(decode.target(), lines(Role::Decode), bodies.decode())
         } else {
-            upstream_head.for_backend(decode.host_header(), lines(Role::Decode), bodies.decode())
+            upstream_head.for_backend(decode.target(), lines(Role::Decode), bodies.decode())
         };
         [to_prefill, to_decode]
     }
