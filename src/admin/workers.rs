@@ -83,10 +83,13 @@ impl WorkersApi {
         match (path.strip_prefix("/workers/"), &head.method) {
             (Some(id), &Method::DELETE) => self.remove(id, head.query()).await,
             (Some(id), _) => self.show(id),
+            (None, &Method::GET) if path == "/list_workers" => Ok(self.list_urls()),
             (None, &Method::GET) => Ok(self.list()),
             (None, _) if path == "/pd_role_switch" => {
                 self.switch_role(self.server_headers(&head.headers), &body).await
             }
+            (None, _) if path == "/add_worker" => self.add_by_query(head.query()),
+            (None, _) if path == "/remove_worker" => self.remove_by_query(head.query()),
             (None, _) => self.add(&body),
         }
     }
@@ -150,13 +153,9 @@ impl WorkersApi {
 
     fn add(&self, body: &[u8]) -> Result<OwnResponse, Error> {
         let request = AdminRequest::parse(body)?;
-        let role = request.role("worker_type")?;
-        let spec = ServerSpec::new(role, request.address("url")?, request.bootstrap_port()?)
-            .with_bootstrap_host(request.bootstrap_host()?);
-        let server = self.desired.add(&spec).map_err(Error::NotChanged)?;
+        let server = self.add_server(&request)?;
         let (id, url) = (server.id().to_string(), server.url());
         // Accepted, not created: the server is excluded from selection until its first successful probe.
-        info!("{role} server {url} added through the admin API, in rotation once a probe succeeds");
         let location = format!("/workers/{id}");
         let body = json!({
             "status": "accepted",
@@ -174,16 +173,33 @@ impl WorkersApi {
         Ok(response)
     }
 
-    async fn remove(&self, id: &str, query: Option<&str>) -> Result<OwnResponse, Error> {
-        // Without it a `DELETE` does not wait.
-        let timeout = query_timeout(query)?.unwrap_or_default();
-        let server = self.find(id)?;
-        match self.desired.remove(&server) {
-            Ok(()) => log_removal(&server, &self.fleet().now()),
+    /// Adds the server that a request describes.
+    pub(super) fn add_server(&self, request: &AdminRequest) -> Result<Arc<Backend>, Error> {
+        let role = request.role("worker_type")?;
+        let spec = ServerSpec::new(role, request.address("url")?, request.bootstrap_port()?)
+            .with_bootstrap_host(request.bootstrap_host()?);
+        let server = self.desired.add(&spec).map_err(Error::NotChanged)?;
+        let url = server.url();
+        info!("{role} server {url} added through the admin API, in rotation once a probe succeeds");
+        Ok(server)
+    }
+
+    /// Takes a server out of rotation, if it was not before.
+    pub(super) fn take_out(&self, server: &Backend) -> Result<(), Error> {
+        match self.desired.remove(server) {
+            Ok(()) => log_removal(server, &self.fleet().now()),
             // It drains already: a second DELETE may wait for it.
             Err(NotChanged::Unknown) => {}
             Err(error) => return Err(Error::NotChanged(error)),
         }
+        Ok(())
+    }
+
+    async fn remove(&self, id: &str, query: Option<&str>) -> Result<OwnResponse, Error> {
+        // Without it a `DELETE` does not wait.
+        let timeout = query_timeout(query)?.unwrap_or_default();
+        let server = self.find(id)?;
+        self.take_out(&server)?;
         // Also without a timeout: an idle server is reported as removed at once.
         let is_idle = wait_until_drained(&server, Instant::now() + timeout).await;
         let (code, status, message) = match (is_idle, timeout.is_zero()) {
