@@ -43,7 +43,7 @@ async fn both_legs_have_the_path_of_their_server() {
     let gateway = gateway().await;
     let router = Router::start_with_config(config(&gateway)).await;
     let response = router.client().await.post("/generate?a=/b", BODY).await;
-    assert_eq!((response.status(), response.text()), (200, r#"{"text":"of decode"}"#.into()));
+    assert_eq!((response.status(), response.text()), (200, r#"{"text":"of decode"}"#));
     gateway.wait_for_requests(2).await;
     let requests = gateway.requests();
     assert_eq!(targets(&requests), ["/d/generate?a=/b", "/p/generate?a=/b"]);

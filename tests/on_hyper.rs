@@ -60,6 +60,8 @@ mod memory_bound;
 mod metrics;
 #[path = "prefill_usage.rs"]
 mod prefill_usage;
+#[path = "proxy_protocol.rs"]
+mod proxy_protocol;
 #[path = "real_clients.rs"]
 mod real_clients;
 #[path = "recorded_exchanges.rs"]

@@ -104,8 +104,8 @@ fn address(flag: &str, url: &str) -> Result<Address, ConfigError> {
 
 fn refuse_duplicates<'a>(servers: impl Iterator<Item = &'a Address>) -> Result<(), ConfigError> {
     let mut seen = HashSet::new();
-    // By host, port and base path, and over both roles: an SGLang server has one role, and two entries would split its
-    // health and its limit of requests in flight.
+    // By host, port and base path, and over both roles: an SGLang server has one role, and two entries
+    // would split its health and its limit of requests in flight.
     for server in servers {
         if !seen.insert(server.key()) {
             return Err(ConfigError(format!("{} is given twice: each server may be named once", server.url)));

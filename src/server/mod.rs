@@ -1,9 +1,10 @@
 //! The router's listeners: accept, worker threads, protocol negotiation, routes, and shutdown.
 //!
 //! The acceptor (here) gives sockets to [`worker_threads`]. [`negotiate`] finds out which protocol a client
-//! uses, [`transport`](crate::transport) reads its requests, and [`service`] responds to them by [`routes`].
-//! Operators have a listener of their own ([`admin_listener`]). What a reload changes is in [`live_settings`]
-//! and [`admission_state`]. What a request means is known only to `proxy` and `admin`.
+//! uses (behind a load balancer's [`proxy_protocol`]), [`transport`](crate::transport) reads its requests,
+//! and [`service`] responds to them by [`routes`]. Operators have a listener of their own
+//! ([`admin_listener`]). What a reload changes is in [`live_settings`] and [`admission_state`]. What a
+//! request means is known only to `proxy` and `admin`.
 
 mod admin_body;
 mod admin_listener;
@@ -13,6 +14,7 @@ mod forwarded_body;
 mod listen;
 mod live_settings;
 mod negotiate;
+mod proxy_protocol;
 mod rejection;
 mod response;
 mod routes;
