@@ -49,9 +49,10 @@ impl MiniLoadBalancer {
     /// twice, a port or a limit of 0, an unreadable certificate file or key.
     pub fn new(config: MiniLbConfig) -> Result<Self, ConfigError> {
         let settings = config.validate()?;
-        let Settings { fleet_spec, dns_names, access, options, snapshot } = settings;
+        let Settings { fleet_spec, dns_names, encoders, access, options, snapshot } = settings;
         let (started_with, last) = (snapshot.clone(), Mutex::new(snapshot));
         let desired_fleet = Arc::new(DesiredFleet::new(fleet_spec, dns_names));
+        desired_fleet.fleet().encoders().configure(encoders);
         let settings = Arc::new(LiveSettings::new(&options));
         let admission = Admission::new(access, &options.admission);
         Ok(Self { desired_fleet, settings, admission, options, started_with, last })
@@ -125,6 +126,8 @@ impl MiniLoadBalancer {
         self.settings.reload(&settings.options);
         self.admission.reload(settings.access, &settings.options.admission);
         self.desired_fleet.configure(settings.fleet_spec, settings.dns_names);
+        // After the servers, with whom the options of health checks come.
+        self.desired_fleet.fleet().encoders().configure(settings.encoders);
         let after = self.servers();
         let reloaded = Reloaded {
             servers_added: difference(&after, &before).count(),

@@ -15,7 +15,7 @@ use hyper::{Response, StatusCode};
 use crate::admission::{AuthError, MemoryFull, Rejection};
 use crate::http1::{BodyReadError, ConnError, MAX_HEAD, MAX_HEADERS, MalformedMessage, SendError};
 use crate::transport::{BodyFailure, RequestBodyError};
-use crate::upstream::{Backend, DialError, MAX_SERVERS_PER_ROLE, NotChanged, Outcome, Role};
+use crate::upstream::{Backend, DialError, MAX_ENCODERS, MAX_SERVERS_PER_ROLE, NotChanged, Outcome, Role};
 use crate::wire::segments::SegmentedBytes;
 use crate::wire::shape::{BodyError, Dialect};
 
@@ -74,6 +74,8 @@ pub(crate) enum Error {
     NotReady(&'static str),
     /// No healthy server has this role.
     NoServer(Role),
+    /// All encoders are down, and the request has images, audio or video.
+    NoEncoder,
     Upstream {
         server: Arc<Backend>,
         cause: Cause,
@@ -127,7 +129,7 @@ impl Error {
             }
             Self::Overloaded(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::NotReady(_) | Self::NoServer(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotReady(_) | Self::NoServer(_) | Self::NoEncoder => StatusCode::SERVICE_UNAVAILABLE,
             Self::BodyRead(_)
             | Self::InvalidBody(_)
             | Self::ManySamples
@@ -169,8 +171,9 @@ impl Error {
             Self::NotChanged(NotChanged::Unknown) => "worker_not_found",
             Self::NotChanged(NotChanged::Exists) => "worker_exists",
             Self::NotChanged(NotChanged::Busy) => "worker_busy",
-            Self::NotChanged(NotChanged::Full(_)) => "too_many_workers",
+            Self::NotChanged(NotChanged::Full(_) | NotChanged::TooManyEncoders) => "too_many_workers",
             Self::NotReady(_) => "not_ready",
+            Self::NoEncoder => "encoder_unavailable",
             Self::NoServer(Role::Prefill) => "prefill_unavailable",
             Self::NoServer(Role::Decode) => "decode_unavailable",
             Self::Upstream { server, cause } => cause.code(server.role()),
@@ -254,7 +257,7 @@ impl Error {
             }
             // As of a full queue: when memory is free, or a server there, cannot be known. A new server is
             // probed once a second until it is up.
-            Self::MemoryLimit(_) | Self::NoServer(_) => {
+            Self::MemoryLimit(_) | Self::NoServer(_) | Self::NoEncoder => {
                 response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
             _ => {}
@@ -477,6 +480,12 @@ impl fmt::Display for Error {
             Self::NotChanged(NotChanged::Full(role)) => {
                 write!(f, "the router has {MAX_SERVERS_PER_ROLE} {role} servers, which is the maximum")
             }
+            Self::NotChanged(NotChanged::TooManyEncoders) => {
+                write!(f, "the router has {MAX_ENCODERS} encoders, which is the maximum")
+            }
+            Self::NoEncoder => f.write_str(
+                "no encoder is up, and the request has images, audio or video; text alone is served",
+            ),
             Self::NotReady(why) => f.write_str(why),
             Self::NoServer(role) => write!(f, "no {role} server is available"),
             Self::Upstream { server, cause } => write!(f, "{} server {} {cause}", server.role(), server.url()),

@@ -7,6 +7,7 @@
 mod access;
 mod admission;
 mod discovery;
+mod encoders;
 mod reload;
 mod reports;
 mod settings;

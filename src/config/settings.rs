@@ -7,13 +7,16 @@ use std::sync::Arc;
 use super::{ConfigSnapshot, MiniLbConfig, Options};
 use crate::admission::AccessOptions;
 use crate::options::BAD_BOOTSTRAP_PORT;
-use crate::upstream::{Address, DnsName, FleetSpec, MAX_SERVERS_PER_ROLE, PrefillSpec, checked_host};
+use crate::upstream::{
+    Address, DnsName, EncoderSpec, FleetSpec, MAX_SERVERS_PER_ROLE, PrefillSpec, checked_host,
+};
 
 /// A configuration that can work.
 pub(crate) struct Settings {
     pub(crate) fleet_spec: FleetSpec,
     pub(crate) access: AccessOptions,
     pub(crate) dns_names: Vec<DnsName>,
+    pub(crate) encoders: EncoderSpec,
     pub(crate) options: Options,
     pub(crate) snapshot: ConfigSnapshot,
 }
@@ -28,14 +31,16 @@ impl MiniLbConfig {
         options.check_reports()?;
         let (prefill, decode) = (options.prefill_servers()?, options.decode_servers()?);
         let addresses = || prefill.iter().map(|spec| &spec.address).chain(&decode);
-        refuse_duplicates(addresses())?;
+        let encoders = options.encoders.spec()?;
+        refuse_duplicates(addresses().chain(&encoders.configured))?;
         if prefill.len().max(decode.len()) > MAX_SERVERS_PER_ROLE {
             return Err(ConfigError(format!(
                 "at most {MAX_SERVERS_PER_ROLE} servers of a role are supported"
             )));
         }
         // Servers behind DNS names need no TLS: their URLs are built with http.
-        options.load_tls(addresses().any(|address| address.tls_name.is_some()))?;
+        let mut urls = addresses().chain(&encoders.configured);
+        options.load_tls(urls.any(|address| address.tls_name.is_some()))?;
         // Before the snapshot, so that a key which has changed in its file is a change.
         options.keys.read_files()?;
         let access = options.keys.validate()?;
@@ -52,7 +57,7 @@ impl MiniLbConfig {
             health: options.health.clone(),
         };
         let snapshot = ConfigSnapshot::of(&mut options);
-        Ok(Settings { fleet_spec, access, dns_names, options, snapshot })
+        Ok(Settings { fleet_spec, access, dns_names, encoders, options, snapshot })
     }
 }
 
@@ -98,7 +103,7 @@ impl Options {
 }
 
 /// Reads the URL given with `flag`.
-fn address(flag: &str, url: &str) -> Result<Address, ConfigError> {
+pub(super) fn address(flag: &str, url: &str) -> Result<Address, ConfigError> {
     Address::parse(url).map_err(|why| ConfigError(format!("{flag} {}: {why}", url.escape_debug())))
 }
 

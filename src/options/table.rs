@@ -67,6 +67,34 @@ pub(super) static SECTIONS: &[OptionSection] = &[
         ],
     },
     OptionSection {
+        title: "Encoders",
+        entries: &[
+            Entry {
+                spec: OptionSpec::new("encode", List("URL")).help(
+                    "An encoder (SGLang's --encoder-only), by the URL under which prefill servers reach it. It is \
+                     registered with each language-only prefill server. May be repeated",
+                ),
+                field: |options| &mut options.encoders.urls,
+            },
+            Entry {
+                spec: OptionSpec::new("encode-dns", List("HOST:PORT")).help(
+                    "A DNS name each address of which is an encoder. It is looked up again and again. May be repeated",
+                ),
+                field: |options| &mut options.encoders.names,
+            },
+            Entry {
+                spec: OptionSpec::new("encoder-bootstrap-port", Single("PORT"))
+                    .default(Number(DEFAULT_ENCODER_BOOTSTRAP_PORT as u64))
+                    .between(1, 65_535)
+                    .help(
+                        "Port on which language-only prefill servers take registrations of encoders: their own \
+                         --encoder-bootstrap-port",
+                    ),
+                field: |options| &mut options.encoders.bootstrap_port,
+            },
+        ],
+    },
+    OptionSection {
         title: "Load balancing",
         entries: &[
             // Sets both roles, so it stands before the options of one role, which override it.

@@ -56,6 +56,7 @@ pub(crate) struct Options {
     pub(crate) health: HealthOptions,
     pub(crate) sockets: SocketOptions,
     pub(crate) discovery: DiscoveryOptions,
+    pub(crate) encoders: EncoderOptions,
     pub(crate) worker_threads: usize,
     pub(crate) admission: AdmissionOptions,
     pub(crate) keys: Keys,
@@ -132,6 +133,15 @@ pub(crate) struct DiscoveryOptions {
     pub(crate) prefill: Vec<(String, Option<u16>)>,
     pub(crate) decode: Vec<String>,
     pub(crate) interval: Duration,
+}
+
+/// Encoders, and where prefill servers take their registrations.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct EncoderOptions {
+    pub(crate) urls: Vec<String>,
+    /// Names whose addresses are encoders, as `host:port`.
+    pub(crate) names: Vec<String>,
+    pub(crate) bootstrap_port: u16,
 }
 
 /// Keys and origins as they were given, and the files that have keys.

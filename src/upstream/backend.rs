@@ -45,6 +45,11 @@ pub(crate) struct Description {
 /// The [`Backend::id`] of the next backend.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
+/// An id that no other server of this process has.
+pub(super) fn next_id() -> u64 {
+    NEXT_ID.fetch_add(1, Ordering::Relaxed)
+}
+
 /// The [`Backend::cache_epoch`] of the next cache that is empty.
 static NEXT_EPOCH: AtomicU64 = AtomicU64::new(1);
 
@@ -107,7 +112,7 @@ impl Backend {
     ) -> Self {
         let target = UpstreamTarget::new(&address.authority, &address.base_path);
         Self {
-            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            id: next_id(),
             role,
             url_hash: key_hash(address.url.as_bytes()),
             address,

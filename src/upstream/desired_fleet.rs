@@ -13,7 +13,8 @@ use tracing::{info, warn};
 
 use super::server_spec::{DnsName, ServerSpec};
 use super::{Address, Backend, FleetSpec, LiveFleet, Role};
-use sources::{ServerSource, Sources};
+pub(super) use sources::ServerSource;
+use sources::Sources;
 
 /// Most servers of one role, from all sources together. A bound for DNS names with thousands of addresses:
 /// every server has a probe task, and a connection pool per worker.
@@ -30,6 +31,8 @@ pub(crate) enum NotChanged {
     Busy,
     /// The role has [`MAX_SERVERS_PER_ROLE`] servers.
     Full(Role),
+    /// There are [`MAX_ENCODERS`](super::MAX_ENCODERS) encoders.
+    TooManyEncoders,
 }
 
 /// The sources of servers, and the fleet that they make.

@@ -19,8 +19,8 @@ use super::health::{HealthTracker, SharedHealthOptions};
 use super::load_table::LoadTable;
 use super::policy::Candidates;
 use super::{
-    Address, Backend, CacheAware, Choice, Demand, HealthOptions, InFlight, IndexUsage, Needs, Policy,
-    PrefillSpec, Random, Role, RunningRequests, SelectedBy, Selection, SelectionReason, ServerPair,
+    Address, Backend, CacheAware, Choice, Demand, Encoders, HealthOptions, InFlight, IndexUsage, Needs,
+    Policy, PrefillSpec, Random, Role, RunningRequests, SelectedBy, Selection, SelectionReason, ServerPair,
 };
 pub(crate) use permits::PairPermits;
 
@@ -119,6 +119,11 @@ impl LiveFleet {
         &self.running
     }
 
+    /// The encoders, which are there beside all fleets.
+    pub(crate) fn encoders(&self) -> Arc<Encoders> {
+        Arc::clone(&self.current.load().encoders)
+    }
+
     /// The health check options in force.
     pub(crate) fn health_options(&self) -> Arc<HealthOptions> {
         self.current.load().health.options()
@@ -146,13 +151,16 @@ pub(crate) struct Fleet {
     /// Removed from rotation with requests in flight at the time. Kept until the fleet changes again.
     draining: Vec<Arc<Backend>>,
     health: Arc<SharedHealthOptions>,
+    /// Shared by all fleets, as they change on their own.
+    encoders: Arc<Encoders>,
 }
 
 impl Fleet {
     fn empty(health: HealthOptions) -> Self {
         let health = Arc::new(SharedHealthOptions::new(health));
         let (prefill, decode) = (RoleGroup::empty(Role::Prefill), RoleGroup::empty(Role::Decode));
-        Self { prefill, decode, draining: Vec::new(), health }
+        let encoders = Arc::new(Encoders::new(Arc::clone(&health)));
+        Self { prefill, decode, draining: Vec::new(), health, encoders }
     }
 
     /// The fleet of `spec`, reusing the [`Backend`] of each server that keeps its address and bootstrap
@@ -185,7 +193,8 @@ impl Fleet {
         };
         let draining = self.known_servers().filter(|server| !is_active(server) && server.in_flight() > 0);
         let draining = draining.cloned().collect();
-        Self { prefill, decode, draining, health: Arc::clone(&self.health) }
+        let (health, encoders) = (Arc::clone(&self.health), Arc::clone(&self.encoders));
+        Self { prefill, decode, draining, health, encoders }
     }
 
     fn find_known(&self, matches: impl Fn(&Backend) -> bool) -> Option<Arc<Backend>> {
@@ -195,6 +204,10 @@ impl Fleet {
     /// The servers in rotation, and the removed ones that have requests in flight still.
     pub(crate) fn known_servers(&self) -> impl Iterator<Item = &Arc<Backend>> {
         self.all().chain(self.draining())
+    }
+
+    pub(crate) fn encoders(&self) -> &Encoders {
+        &self.encoders
     }
 
     /// What the policies want to know of requests.
