@@ -136,7 +136,11 @@ impl Proxy {
     ) -> Result<ReadRequest, Error> {
         let limits = self.limits.load_full();
         let (max, timeouts) = (limits.max_payload_size, limits.body_timeouts);
-        let (needs, is_traced) = (self.fleet.now().needs(), record.wants_prompt());
+        let (needs, refuses_media) = {
+            let fleet = self.fleet.now();
+            (fleet.needs(), fleet.encoders().are_down())
+        };
+        let is_traced = record.wants_prompt();
         let reading = IntakeLimits {
             max,
             timeouts,
@@ -145,6 +149,7 @@ impl Proxy {
             // With the key alone all hashes are the same in every process.
             stable_prefix: needs.prompt && needs.key,
             internal_fields: limits.internal_fields,
+            refuses_media,
         };
         let read = intake::read(&head.headers, request, dialect, reading, timer).await?;
         let ReadBody { body, mut shape, waited, reservation } = read;

@@ -13,7 +13,7 @@ use crate::timer::Timer;
 use crate::transport::{BodyReader, RequestBody, RequestBodyError};
 use crate::wire::body::ClientBody;
 use crate::wire::headers::unreadable_encoding;
-use crate::wire::shape::{BodyInspector, BodyShape, Dialect, HashKey, InternalFields};
+use crate::wire::shape::{BodyInspector, BodyShape, Dialect, HashKey, InternalFields, MediaFinder};
 
 /// A body of at most this size is read without waiting for memory, above the bound if need be: most come with
 /// their head, and are in memory already.
@@ -36,6 +36,8 @@ pub(super) struct IntakeLimits<'a> {
     /// Its beginning is hashed with a key that is the same in every process besides.
     pub(super) stable_prefix: bool,
     pub(super) internal_fields: InternalFields,
+    /// Images, audio and video are rejected: all encoders are down.
+    pub(super) refuses_media: bool,
 }
 
 /// A body that was read to its end.
@@ -69,7 +71,9 @@ pub(super) async fn read(
     if limits.stable_prefix {
         inspector = inspector.with_stable_prefix();
     }
-    let mut scan = Scan { inspector, ahead: 0 };
+    // Boxed: few requests need it, and a second pass over the body.
+    let media = limits.refuses_media.then(|| Box::new(MediaFinder::new(dialect)));
+    let mut scan = Scan { inspector, media, ahead: 0 };
     let (mut body, mut chunks_cost) = (ClientBody::default(), 0);
     loop {
         let chunk = std::future::poll_fn(|cx| {
@@ -160,6 +164,7 @@ pub(crate) async fn wait_for_memory(
 /// Scans a body in the order of its bytes.
 struct Scan {
     inspector: BodyInspector,
+    media: Option<Box<MediaFinder>>,
     /// Bytes of the next chunk that were scanned before it was complete.
     ahead: usize,
 }
@@ -179,6 +184,10 @@ impl Scan {
     }
 
     fn feed(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.inspector.feed(bytes).map_err(Error::InvalidBody)
+        self.inspector.feed(bytes).map_err(Error::InvalidBody)?;
+        let Some(media) = &mut self.media else { return Ok(()) };
+        media.feed(bytes);
+        // At once: the rest of 50 MB need not be sent.
+        if media.found() { Err(Error::NoEncoder) } else { Ok(()) }
     }
 }

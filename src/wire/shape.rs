@@ -12,6 +12,7 @@ mod error;
 mod fields;
 mod inspector;
 mod internal_fields;
+mod media;
 mod prompt;
 mod strict;
 
@@ -19,6 +20,7 @@ pub(crate) use edit::{BodyEdit, BodyFields, ChangedField, FieldChange, RangeChan
 pub(crate) use error::BodyError;
 pub(crate) use inspector::BodyInspector;
 pub(crate) use internal_fields::{FieldTreatment, InternalFields};
+pub(crate) use media::MediaFinder;
 pub use prompt::Prompt;
 pub(crate) use prompt::{HashKey, key_hash};
 

@@ -342,7 +342,7 @@ impl BodyInspector {
 
 /// Skips a string's contents from `chunk[at]` on. Returns where it stopped, and `None` if the string ended;
 /// otherwise whether the chunk's last byte is a backslash that escapes the next chunk's first.
-fn skip_string(chunk: &[u8], mut at: usize, escaped: bool) -> (usize, Option<bool>) {
+pub(super) fn skip_string(chunk: &[u8], mut at: usize, escaped: bool) -> (usize, Option<bool>) {
     if escaped {
         at += 1;
     }
