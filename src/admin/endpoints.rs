@@ -105,6 +105,12 @@ impl RouterEndpoints {
             "no prefill server is known to be healthy"
         } else if has_none_ready(fleet.decode()) {
             "no decode server is known to be healthy"
+        } else if fleet.encoders().are_degraded() {
+            // Not 503: text is served, which is most of the traffic.
+            let reason =
+                "no encoder is known to be healthy: requests with images, audio or video may be rejected";
+            let body = json!({ "status": "degraded", "reason": reason });
+            return Ok(json_response(StatusCode::OK, body.to_string()));
         } else {
             return Ok(Response::default());
         };

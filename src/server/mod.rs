@@ -30,7 +30,7 @@ use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, info, warn};
 
-use crate::admin::{Draining, OperatorEndpoints, WorkersApi, follow_names, probe_all};
+use crate::admin::{Draining, OperatorEndpoints, WorkersApi, follow_names, keep_encoders, probe_all};
 use crate::config::Options;
 use crate::observe::metrics::Metrics;
 use crate::observe::report::{RequestLogger, log_backend_changes, log_limit};
@@ -146,11 +146,14 @@ impl ClientServer<'_> {
     /// Serves until `shutdown` completes, and then shuts down.
     async fn run(self, shutdown: impl Future<Output = ()>) {
         let Self { listener, workers, shared, desired_fleet, options } = self;
+        let encoders = desired_fleet.fleet().encoders();
         let acceptor = Acceptor { listener, dialer: Dialer::new(&options.sockets), workers: &workers };
         tokio::select! {
             () = acceptor.accept_until_shutdown(shutdown, shared.draining, shared.settings) => {}
             () = probe_all(desired_fleet, &shared.admission.access, &options.sockets) => {}
-            () = follow_names(desired_fleet, options.discovery.interval) => {}
+            () = follow_names(&**desired_fleet, options.discovery.interval) => {}
+            () = follow_names(&*encoders, options.discovery.interval) => {}
+            () = keep_encoders(desired_fleet.fleet(), &shared.admission.access, &options.sockets) => {}
         }
         // Closes the listener, so that the kernel refuses connections instead of queueing them.
         drop(acceptor);
