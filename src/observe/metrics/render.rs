@@ -14,7 +14,7 @@ use super::queue::QueueMetrics;
 use super::selections::{PromptBytes, SELECTION_BOUNDS, SelectionKey, Selections};
 use crate::admission::AdmissionController;
 use crate::observe::record::{Endpoint, RetryCause};
-use crate::upstream::{Backend, Connections, Fleet, IdMap, Outcome, Role};
+use crate::upstream::{Backend, Connections, EncoderRegistration, Encoders, Fleet, IdMap, Outcome, Role};
 
 const ROLES: [Role; 2] = [Role::Prefill, Role::Decode];
 const STREAMING: [&str; 2] = ["false", "true"];
@@ -123,6 +123,11 @@ families! {
     REUSED counter "mini_lb_backend_connections_reused_total"
         "Requests sent on a reused keep-alive connection to the backend.";
     IDLE gauge "mini_lb_backend_idle_connections" "Idle keep-alive connections to the backend.";
+    ENCODER_UP gauge "mini_lb_encoder_up"
+        "1 if the encoder is known to be healthy, 0 if it is not or was not probed yet.";
+    ENCODER_REGISTRATIONS gauge "mini_lb_encoder_registrations"
+        "Prefill servers by the state of the encoder's registration there: registered; refused, where nobody \
+         listens on the port; unreachable, after another failure; pending, while one of the two is down.";
     BUILD gauge "mini_lb_build_info" "Always 1, with the version as its label.";
     CPU counter "process_cpu_seconds_total" "User and system CPU time of the process.";
     START gauge "process_start_time_seconds" "Start time of the process, in seconds since the Unix epoch.";
@@ -149,6 +154,7 @@ pub(super) fn render(
     admission_queue(&mut text, queue, admission);
     roles(&mut text, fleet);
     backends(&mut text, fleet, &counts.selections.prompts);
+    encoders(&mut text, fleet.encoders());
     text.family(&BUILD);
     text.value(&BUILD, &[("version", env!("CARGO_PKG_VERSION"))], 1);
     process(&mut text, ProcessStats::read());
@@ -381,6 +387,24 @@ fn told_tokens(text: &mut Exposition, servers: &BTreeMap<(&str, &str), &Backend>
         text.family(family);
         for ((role, url), server) in servers.iter().filter(|(_, server)| server.role() == Role::Prefill) {
             text.value(family, &[("role", *role), ("backend", *url)], value(server));
+        }
+    }
+}
+
+/// Without encoders the families have no samples.
+fn encoders(text: &mut Exposition, encoders: &Encoders) {
+    let all = encoders.all();
+    text.family(&ENCODER_UP);
+    for encoder in all.iter() {
+        text.value(&ENCODER_UP, &[("encoder", encoder.url())], u64::from(encoder.is_up()));
+    }
+    text.family(&ENCODER_REGISTRATIONS);
+    for encoder in all.iter() {
+        let registrations = encoder.registrations();
+        for state in EncoderRegistration::ALL {
+            let count = registrations.iter().filter(|(_, registration)| *registration == state).count();
+            let labels = [("encoder", encoder.url()), ("state", state.as_str())];
+            text.value(&ENCODER_REGISTRATIONS, &labels, count);
         }
     }
 }
