@@ -1,4 +1,4 @@
-//! Simulated SGLang prefill, decode and regular servers, with the response shapes, errors and timeouts of the
+//! Simulated SGLang prefill, decode and regular servers and encoders, with the response shapes, errors and timeouts of the
 //! real ones. The text is made up; no model runs. Load generation and routing are done elsewhere.
 //!
 //! ```
@@ -15,6 +15,7 @@ mod bootstrap_fields;
 mod chat;
 mod completions;
 mod config;
+mod encoder;
 mod errors;
 mod experts;
 mod generate;
@@ -50,6 +51,7 @@ pub use config::{
     HANDSHAKE_TIMEOUT, HEALTH_TIME, HEARTBEAT_TIMEOUT, Role, SILENT_TIME, STREAM_DISCONNECT_POLL, SimConfig,
     WAITING_TIMEOUT,
 };
+pub use encoder::EncoderConfig;
 pub use prompt::{hash_ids, hash_text, hash_value};
 pub use state::{RecordedRequest, Stats};
 
@@ -58,6 +60,7 @@ use state::State;
 /// A running simulated server. Dropping it stops it as `SIGKILL` stops a real one.
 pub struct Sim {
     state: Arc<State>,
+    encoder_bootstrap_port: Option<u16>,
     stop: watch::Sender<bool>,
     listeners: Vec<JoinHandle<()>>,
 }
@@ -73,7 +76,15 @@ impl Sim {
         let addr = listener.local_addr()?;
         let bootstrap = match config.role {
             Role::Prefill => Some(TcpListener::bind((addr.ip(), config.bootstrap_port.unwrap_or(0))).await?),
-            Role::Decode | Role::Regular => None,
+            Role::Decode | Role::Regular | Role::Encoder => None,
+        };
+        let registry = match config.language_only {
+            true => Some(TcpListener::bind((addr.ip(), config.encoder_bootstrap_port.unwrap_or(0))).await?),
+            false => None,
+        };
+        let registry_port = match &registry {
+            Some(listener) => Some(listener.local_addr()?.port()),
+            None => None,
         };
         let bootstrap_port = match &bootstrap {
             Some(listener) => Some(listener.local_addr()?.port()),
@@ -85,9 +96,14 @@ impl Sim {
         let mut listeners = vec![tokio::spawn(api)];
         if let Some(listener) = bootstrap {
             let serve = rendezvous::bootstrap::connection;
+            let stopped = stopped.clone();
             listeners.push(tokio::spawn(server::accept(listener, Arc::clone(&state), stopped, serve)));
         }
-        Ok(Self { state, stop, listeners })
+        if let Some(listener) = registry {
+            let serve = encoder::registry::connection;
+            listeners.push(tokio::spawn(server::accept(listener, Arc::clone(&state), stopped, serve)));
+        }
+        Ok(Self { state, encoder_bootstrap_port: registry_port, stop, listeners })
     }
 
     /// Address of the API.
@@ -106,6 +122,28 @@ impl Sim {
     #[must_use]
     pub fn bootstrap_port(&self) -> Option<u16> {
         self.state.bootstrap_port
+    }
+
+    /// Language-only: port of its encoder bootstrap server.
+    #[must_use]
+    pub fn encoder_bootstrap_port(&self) -> Option<u16> {
+        self.encoder_bootstrap_port
+    }
+
+    /// Language-only: the encoders that are registered.
+    #[must_use]
+    pub fn encoder_urls(&self) -> Vec<String> {
+        self.state.encoding.urls()
+    }
+
+    /// Encoder: `/encode` fails with this status from now on, or succeeds.
+    pub fn fail_encodes(&self, status: Option<u16>) {
+        self.state.encoding.fail_encodes(status);
+    }
+
+    /// Encoder: `/health` answers with this status from now on, or 200.
+    pub fn fail_health(&self, status: Option<u16>) {
+        self.state.encoding.fail_health(status);
     }
 
     /// The role.

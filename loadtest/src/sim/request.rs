@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use super::{
     bootstrap_fields::{self, BootstrapTarget},
     config::{Role, SimConfig},
+    encoder::media::{self, Media},
     prompt::Prompt,
     responses_api::Settings,
     sampling::{self, Sampling},
@@ -73,6 +74,8 @@ pub(crate) struct Item {
     pub logprobs: Option<Logprobs>,
     /// The first token whose routed experts are listed; `None` lists none.
     pub experts: Option<usize>,
+    /// Language-only: what encoders have to encode.
+    pub media: Vec<Media>,
     pub bootstrap: BootstrapTarget,
     pub rid: String,
     /// Set to true to cancel the item.
@@ -136,7 +139,7 @@ impl Request {
         let count = prompts.list.len();
         let samplings = sampling::all(endpoint, &fields, count)?;
         let targets = match config.role {
-            Role::Regular => (0..count).map(|_| BootstrapTarget::Missing).collect(),
+            Role::Regular | Role::Encoder => (0..count).map(|_| BootstrapTarget::Missing).collect(),
             _ => bootstrap_fields::targets(&fields, count, prompts.batch)?,
         };
         let rids = match &settings {
@@ -149,6 +152,11 @@ impl Request {
             .map(|(at, (((prompt, sampling), bootstrap), rid))| Item {
                 logprobs: logprobs(endpoint, &fields, at),
                 experts: experts(&fields),
+                media: if config.language_only {
+                    media::of(endpoint, &fields, at, prompts.batch)
+                } else {
+                    Vec::new()
+                },
                 cancel: watch::Sender::new(false),
                 prompt,
                 sampling,

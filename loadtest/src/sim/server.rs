@@ -26,8 +26,8 @@ use tokio::{
 };
 
 use super::{
-    config::{BODY_LIMIT, CRASH_DELAY},
-    errors,
+    config::{BODY_LIMIT, CRASH_DELAY, Role},
+    encoder, errors,
     generation::{self, ClosedWithoutResponse},
     info,
     request::{Endpoint, Fields, Reject, Request, per_item, wants_stream},
@@ -180,6 +180,10 @@ impl Call<'_> {
 
     async fn dispatch(&self) -> Result<Response<ResponseBody>, ClosedWithoutResponse> {
         let (method, path) = (&self.head.method, self.head.uri.path());
+        if self.state.config.role == Role::Encoder {
+            self.remember(None);
+            return Ok(encoder::server::respond(self.state, method, path, &self.body).await.into_response());
+        }
         let generating = match path {
             "/generate" if method == Method::POST || method == Method::PUT => Some(Endpoint::Generate),
             "/v1/chat/completions" | "/invocations" if method == Method::POST => Some(Endpoint::Chat),

@@ -16,6 +16,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     config::SimConfig,
+    encoder::EncoderState,
     rendezvous::{peers::Peers, rooms::Rooms},
 };
 
@@ -133,6 +134,7 @@ pub(crate) struct State {
     pub gauges: Gauges,
     pub rooms: Rooms,
     pub peers: Peers,
+    pub encoding: EncoderState,
     pub draining: AtomicBool,
     /// When the server was started, which is what its periodic tasks count from.
     pub started: Instant,
@@ -154,6 +156,7 @@ impl State {
         bootstrap_port: Option<u16>,
         stop: watch::Receiver<bool>,
     ) -> Self {
+        let encoding = EncoderState::new(&config.encoder, &config.encoder_urls);
         Self {
             config,
             addr,
@@ -162,6 +165,7 @@ impl State {
             gauges: Gauges::default(),
             rooms: Rooms::default(),
             peers: Peers::default(),
+            encoding,
             draining: AtomicBool::new(false),
             started: Instant::now(),
             silent: watch::Sender::new(false),

@@ -11,6 +11,7 @@ use super::{
         BOOTSTRAP_TIMEOUT, DEFAULT_BOOTSTRAP_PORT, HANDSHAKE_TIMEOUT, HEARTBEAT_TIMEOUT, Role,
         WAITING_TIMEOUT,
     },
+    encoder,
     rendezvous::{
         Op,
         peers::{Peer, TransferEnd},
@@ -49,6 +50,7 @@ pub(crate) async fn transfer(state: &Arc<State>, item: &Item, n: usize) -> Resul
             Ok(!item.prompt.hash)
         }
         BootstrapTarget::At { room, .. } if state.config.role == Role::Prefill => {
+            encode(state, item, *room).await?;
             prefill(state, item, *room).await
         }
         BootstrapTarget::At { host, port, room } => {
@@ -73,6 +75,15 @@ fn prefill_failure(item: &Item, room: i64, stage: &str, why: &str) -> Failure {
         item.rid
     );
     Failure { status: 500, message }
+}
+
+/// Language-only: waits until the encoders have encoded what is no text.
+async fn encode(state: &Arc<State>, item: &Item, room: i64) -> Result<(), Failure> {
+    tokio::select! {
+        biased;
+        encoded = encoder::dispatch(state, &item.rid, &item.media) => encoded,
+        () = cancelled(item) => Err(prefill_failure(item, room, "bootstrap", ABORTED)),
+    }
 }
 
 async fn prefill(state: &State, item: &Item, room: i64) -> Result<u64, Failure> {

@@ -330,7 +330,7 @@ async fn respond(
             let _ = pieces.send((event(is_chat, "x") + &last).into());
             None
         }
-        Role::Decode | Role::Regular => match decode(shared.clone(), index, &received).await {
+        Role::Decode | Role::Regular | Role::Encoder => match decode(shared.clone(), index, &received).await {
             Some(first) => Some(first),
             None => {
                 *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
