@@ -36,6 +36,8 @@ mod dialects;
 mod early_errors;
 #[path = "early_responses.rs"]
 mod early_responses;
+#[path = "encoders.rs"]
+mod encoders;
 #[path = "endpoints.rs"]
 mod endpoints;
 #[path = "failure_matrix.rs"]
@@ -58,6 +60,8 @@ mod logging;
 mod memory_bound;
 #[path = "metrics.rs"]
 mod metrics;
+#[path = "multimodal.rs"]
+mod multimodal;
 #[path = "prefill_usage.rs"]
 mod prefill_usage;
 #[path = "proxy_protocol.rs"]

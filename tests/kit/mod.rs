@@ -8,6 +8,7 @@ mod client;
 mod engine;
 mod fixtures;
 mod http;
+pub mod media;
 pub mod processes;
 pub mod program;
 pub mod raw;
