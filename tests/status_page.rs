@@ -91,6 +91,16 @@ impl Ports {
 
 /// The built router with these decode servers. The error is its output if a port was taken.
 fn router_at(servers: &Servers, decode: &[&str], ports: Ports) -> Result<ChildProcess, String> {
+    router_with(servers, decode, &[], ports)
+}
+
+/// The same with more arguments.
+fn router_with(
+    servers: &Servers,
+    decode: &[&str],
+    args: &[&str],
+    ports: Ports,
+) -> Result<ChildProcess, String> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mini-lb"));
     command.args(["--host", "127.0.0.1", "--port", &ports.clients.to_string()]);
     command.args(["--prometheus-port", &ports.operators.to_string()]);
@@ -102,6 +112,7 @@ fn router_at(servers: &Servers, decode: &[&str], ports: Ports) -> Result<ChildPr
     for url in decode {
         command.args(["--decode", url]);
     }
+    command.args(args);
     let mut program = ChildProcess::start(command);
     // Its two listeners are logged in this order.
     let listens =
@@ -236,6 +247,7 @@ fn page_shows_backends_traffic_and_health_changes() {
 
 fn shows_servers_and_traffic(browser: &mut Browser, servers: &Servers, decode: &[String], ports: Ports) {
     browser.until("document.getElementById('state').innerText === 'ready'");
+    assert_eq!(browser.value("document.getElementById('encoding').hidden"), true, "there are no encoders");
     let prefill = servers.prefill.url();
     browser.until(&health("prefill", &prefill, "healthy"));
     for url in decode {
@@ -346,6 +358,40 @@ fn calculates(browser: &mut Browser) {
     ] {
         assert_eq!(browser.value(sum), true, "{sum}");
     }
+}
+
+#[test]
+fn page_shows_encoders_where_there_are_some() {
+    if !browser::is_installed() {
+        return;
+    }
+    let servers = Servers::start();
+    let ports = Ports::free();
+    let encoder = servers.runtime.block_on(Sim::start(quick(Role::Encoder, None))).expect("a free port");
+    let url = encoder.url();
+    let decode = servers.decode_url(0);
+    let program = router_with(&servers, &[&decode], &["--encode", &url], ports).expect("free ports");
+    // Its profile is not that of the other test's browser.
+    let folder = folder().join("encoders");
+    fs::create_dir_all(&folder).expect("a folder");
+    let mut browser = Browser::start(&folder);
+    browser.open(&ports.page());
+    let cell = |label: &str| {
+        format!("document.querySelector('#encoders tr [data-label=\"{label}\"]').innerText.trim()")
+    };
+    browser.until("document.querySelector('#encoders tr') !== null");
+    browser.until(&format!("{} === '{url}'", cell("Encoder")));
+    browser.until(&format!("{} === 'healthy'", cell("Health")));
+    // The prefill server is not language-only.
+    let registered = cell("Registrations");
+    browser.until(&format!("{registered} === 'refused 1'"));
+    browser.until("document.getElementById('state').innerText === 'ready'");
+    for width in [320, 1024] {
+        browser.resize(width, 740, true);
+        assert_eq!(browser.value("document.documentElement.scrollWidth"), width);
+    }
+    assert_eq!(browser.console_messages(), [""; 0]);
+    drop(program);
 }
 
 /// The head of a response, in lower case, and its body.
