@@ -498,7 +498,8 @@ async fn backend_that_refuses_a_probe_is_shown_as_draining() {
 async fn full_scrape() -> Scrape {
     let prefill = ScriptedServer::always(json("200 OK", ANSWER)).await;
     let decode = ScriptedServer::always(json("200 OK", ANSWER)).await;
-    let monitored = MonitoredRouter::start(&[&prefill], &[&decode], |config| config).await;
+    let monitored =
+        MonitoredRouter::start(&[&prefill], &[&decode], |config| config.encoder("http://127.0.0.1:1")).await;
     let mut client = monitored.client().await;
     assert_eq!(client.post("/generate", BODY).await.status(), 200);
     assert_eq!(client.post("/generate", "[]").await.status(), 400);

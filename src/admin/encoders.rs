@@ -2,9 +2,9 @@
 //!
 //! SGLang's language-only prefill servers have a small HTTP server of their own for it, the encoder bootstrap
 //! server, with a list of encoders that is empty after each start. An encoder registers itself in its first
-//! 150 s only. So here each prefill server's list is read at every probe period, and what is missing is added.
-//! Nothing is unregistered when the router ends: prefill servers go on to use their encoders, and so do other
-//! routers.
+//! 150 s only. So here each prefill server's list is read at every probe period, and what is missing is
+//! added. Nothing is unregistered when the router ends: prefill servers go on to use their encoders, and so
+//! do other routers.
 //!
 //! One task for each encoder and one for each prefill server, and a new connection for each request. Which
 //! encoders there should be, and what probes mean, is for `upstream`.

@@ -4,8 +4,8 @@ use base64::Engine as _;
 use base64::alphabet::STANDARD;
 use base64::engine::{GeneralPurpose, GeneralPurposeConfig};
 
-/// A grey picture in PNG. Its data are not compressed (RFC 1951, section 3.2.4), so it has about as many bytes
-/// as pixels.
+/// A grey picture in PNG. Its data are not compressed (RFC 1951, section 3.2.4), so it has about as many
+/// bytes as pixels.
 pub fn png(width: u32, height: u32) -> Vec<u8> {
     let mut file = b"\x89PNG\r\n\x1a\n".to_vec();
     let header = [&width.to_be_bytes()[..], &height.to_be_bytes(), &[8, 0, 0, 0, 0]].concat();

@@ -1,5 +1,6 @@
-//! Simulated SGLang prefill, decode and regular servers and encoders, with the response shapes, errors and timeouts of the
-//! real ones. The text is made up; no model runs. Load generation and routing are done elsewhere.
+//! Simulated SGLang prefill, decode and regular servers and encoders, with the response shapes, errors and
+//! timeouts of the real ones. The text is made up; no model runs. Load generation and routing are done
+//! elsewhere.
 //!
 //! ```
 //! # async fn example() -> std::io::Result<()> {
