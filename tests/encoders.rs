@@ -385,6 +385,43 @@ async fn a_dns_name_names_encoders() {
     assert_eq!(entry["source"], "dns");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_prefill_server_is_asked_at_the_port_that_it_says() {
+    let (first, second, decode, encoder) =
+        (prefill().await, prefill().await, decode().await, encoder().await);
+    let whole = Sim::start(quick(SimConfig::prefill())).await.expect("free ports");
+    let port = free_port().to_string();
+    let (urls, url) = ([first.url(), second.url(), whole.url()], encoder.url());
+    let bootstrap = [&first, &second, &whole].map(|server| server.bootstrap_port().unwrap().to_string());
+    let decode_url = decode.url();
+    let mut args = vec!["--host", "127.0.0.1", "--port", &port, "--prometheus-port", "0", "--encode", &url];
+    args.extend(["--decode", &decode_url]);
+    for (url, bootstrap) in urls.iter().zip(&bootstrap) {
+        args.extend(["--prefill", url, bootstrap]);
+    }
+    let program = Program::start(args);
+    // One that encodes itself is known by its own word.
+    let line = program.wait_for("takes no encoders");
+    assert!(line.contains(&urls[2]) && line.contains("it is not language-only"), "{line}");
+    for server in [&first, &second] {
+        until("a registration", async || server.encoder_urls() == [url.clone()]).await;
+    }
+    let mut operator = client(port.parse().unwrap()).await;
+    let mut states = Vec::new();
+    until("all states", async || {
+        let all = workers(&mut client(port.parse().unwrap()).await).await;
+        let told = encode_entries(&all)[0]["registrations"].as_array().unwrap().clone();
+        told.iter().filter(|one| one["state"] == "registered").count() == 2
+    })
+    .await;
+    for one in encode_entries(&workers(&mut operator).await)[0]["registrations"].as_array().unwrap() {
+        states.push((one["prefill"].as_str().unwrap().to_owned(), one["state"].as_str().unwrap().to_owned()));
+    }
+    let state = |url: &String| states.iter().find(|(own, _)| own == url).map(|(_, state)| state.as_str());
+    let expected = [Some("registered"), Some("registered"), Some("refused")];
+    assert_eq!(urls.each_ref().map(state), expected);
+}
+
 /// A router in the test's own process, whose periods are short.
 async fn router(
     prefill: &ScriptedServer,

@@ -38,6 +38,9 @@ const HEALTH_FACTOR: u32 = 10;
 /// How often an encoder is probed that is not known to work.
 const RECOVERY_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Where SGLang's language-only servers take registrations unless they are told otherwise.
+const DEFAULT_BOOTSTRAP_PORT: u16 = 8_997;
+
 const LIST: &str = "/list_encoder_urls";
 const REGISTER: &str = "/register_encoder_url";
 const UNREGISTER: &str = "/unregister_encoder_url";
@@ -213,6 +216,10 @@ impl Registrar {
     /// Adds to the list what is missing, and removes what the router has removed.
     async fn reconcile(&mut self, all: &[Arc<Encoder>], timeout: Duration) {
         let Some(address) = self.bootstrap_address() else { return };
+        if self.server.description().and_then(|told| told.language_only) == Some(false) {
+            let reason = "it is not language-only".to_owned();
+            return self.failed(all, &address, Failed { registration: EncoderRegistration::Refused, reason });
+        }
         let listed = match self.list(&address, timeout).await {
             Ok(listed) => listed,
             Err(failed) => return self.failed(all, &address, failed),
@@ -238,9 +245,12 @@ impl Registrar {
         }
     }
 
-    /// On the host at which the router reaches the server: the bootstrap host is for decode servers.
+    /// On the host at which the router reaches the server: the bootstrap host is for decode servers. A
+    /// configured port wins, as the server may be behind a port mapping that it does not know.
     fn bootstrap_address(&self) -> Option<Address> {
-        let (host, port) = (&self.server.address().host, self.encoders.bootstrap_port());
+        let host = &self.server.address().host;
+        let told = || self.server.description()?.encoder_bootstrap_port;
+        let port = self.encoders.bootstrap_port().or_else(told).unwrap_or(DEFAULT_BOOTSTRAP_PORT);
         Address::parse(&format!("http://{host}:{port}")).ok()
     }
 
@@ -335,8 +345,8 @@ impl Registrar {
         }
         match registration {
             EncoderRegistration::Refused => warn!(
-                "prefill server {server} takes no encoders: nobody listens on {authority}. It is not \
-                 language-only, or its --encoder-bootstrap-port is another one"
+                "prefill server {server} takes no encoders at {authority}: {reason}. It encodes media itself, or \
+                 --encoder-bootstrap-port is another one"
             ),
             _ => warn!("prefill server {server} cannot be told of encoders at {authority}: {reason}"),
         }

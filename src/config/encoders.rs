@@ -51,11 +51,11 @@ impl MiniLbConfig {
         self
     }
 
-    /// The port on which language-only prefill servers take registrations (their `--encoder-bootstrap-port`).
-    /// Default: [`DEFAULT_ENCODER_BOOTSTRAP_PORT`](super::DEFAULT_ENCODER_BOOTSTRAP_PORT).
+    /// The port on which all language-only prefill servers take registrations. Default: the one that each
+    /// server says in `/server_info` (its `--encoder-bootstrap-port`), or SGLang's default, 8997.
     #[must_use]
     pub fn encoder_bootstrap_port(mut self, port: u16) -> Self {
-        self.options.encoders.bootstrap_port = port;
+        self.options.encoders.bootstrap_port = Some(port);
         self
     }
 }
@@ -74,7 +74,7 @@ mod tests {
         let read = spec(config().encoder("http://E:30010/").encode_dns("e.svc:7")).unwrap();
         assert_eq!(read.configured[0].url, "http://e:30010");
         assert_eq!(read.names, [EncoderName { host: "e.svc".into(), port: 7 }]);
-        assert_eq!(read.bootstrap_port, 8_997);
+        assert_eq!(read.bootstrap_port, None);
         assert!(spec(config().encoder("e:1")).unwrap_err().starts_with("--encode e:1: "));
         for wrong in ["e", "e:", "http://e:1", "e:1/", "::1:1", "a b:1"] {
             let error = spec(config().encode_dns(wrong)).unwrap_err();

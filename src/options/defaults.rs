@@ -64,5 +64,3 @@ pub const DEFAULT_PREFIX_INDEX_BYTES: usize = crate::upstream::DEFAULT_INDEX_BYT
 /// Default headers that name a request's conversation: smg's, and the one that clients of several routers
 /// send.
 pub const DEFAULT_HASH_KEY_HEADERS: [&str; 2] = ["x-smg-routing-key", "x-session-id"];
-/// Default port on which language-only prefill servers take registrations of encoders, as in SGLang.
-pub const DEFAULT_ENCODER_BOOTSTRAP_PORT: u16 = 8_997;

@@ -84,11 +84,11 @@ pub(super) static SECTIONS: &[OptionSection] = &[
             },
             Entry {
                 spec: OptionSpec::new("encoder-bootstrap-port", Single("PORT"))
-                    .default(Number(DEFAULT_ENCODER_BOOTSTRAP_PORT as u64))
+                    .default(Unset("as each server says, or 8997"))
                     .between(1, 65_535)
                     .help(
-                        "Port on which language-only prefill servers take registrations of encoders: their own \
-                         --encoder-bootstrap-port",
+                        "Port on which all language-only prefill servers take registrations of encoders, if it is not \
+                         the one that they say",
                     ),
                 field: |options| &mut options.encoders.bootstrap_port,
             },

@@ -141,7 +141,8 @@ pub(crate) struct EncoderOptions {
     pub(crate) urls: Vec<String>,
     /// Names whose addresses are encoders, as `host:port`.
     pub(crate) names: Vec<String>,
-    pub(crate) bootstrap_port: u16,
+    /// If not the one that each prefill server says.
+    pub(crate) bootstrap_port: Option<u16>,
 }
 
 /// Keys and origins as they were given, and the files that have keys.

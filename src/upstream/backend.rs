@@ -36,6 +36,10 @@ pub(crate) struct Description {
     /// Its `--disaggregation-mode`.
     pub(crate) role: Option<Role>,
     pub(crate) bootstrap_port: Option<u16>,
+    /// Whether it has media encoded by encoders.
+    pub(crate) language_only: Option<bool>,
+    /// Where it takes their registrations then.
+    pub(crate) encoder_bootstrap_port: Option<u16>,
     /// Its number of data-parallel ranks.
     pub(crate) dp_size: Option<u64>,
     /// How many tokens its cache holds; 0 if it keeps none from one request to the next.

@@ -19,7 +19,7 @@ pub(crate) enum EncoderRegistration {
     /// Not yet: the prefill server or the encoder is down, or was not asked so far.
     Pending,
     Registered,
-    /// Nobody listens on the port: the prefill server is not language-only, or has another port.
+    /// The prefill server says that it is not language-only, or nobody listens on the port.
     Refused,
     /// The request failed otherwise, or was answered with an error.
     Unreachable,

@@ -32,8 +32,8 @@ pub(crate) struct EncoderName {
 pub(crate) struct EncoderSpec {
     pub(crate) configured: Vec<Address>,
     pub(crate) names: Vec<EncoderName>,
-    /// Where language-only prefill servers take registrations.
-    pub(crate) bootstrap_port: u16,
+    /// Where language-only prefill servers take registrations, if not where each says.
+    pub(crate) bootstrap_port: Option<u16>,
 }
 
 /// The encoders, replaceable at any time.
@@ -42,6 +42,7 @@ pub(crate) struct Encoders {
     sources: Mutex<EncoderSources>,
     /// There are some, and none works. Read by every generation request.
     are_down: AtomicBool,
+    /// 0: as each prefill server says.
     bootstrap_port: AtomicU16,
     changes: watch::Sender<()>,
     health: Arc<SharedHealthOptions>,
@@ -120,15 +121,15 @@ impl Encoders {
         self.changes.subscribe()
     }
 
-    /// The port of prefill servers' encoder bootstrap servers.
-    pub(crate) fn bootstrap_port(&self) -> u16 {
-        self.bootstrap_port.load(Relaxed)
+    /// The port of prefill servers' encoder bootstrap servers, if it is configured.
+    pub(crate) fn bootstrap_port(&self) -> Option<u16> {
+        Some(self.bootstrap_port.load(Relaxed)).filter(|port| *port != 0)
     }
 
     /// Replaces the configuration. Operators' changes stay as long as they are changes.
     pub(crate) fn configure(&self, spec: EncoderSpec) {
         let mut sources = self.sources();
-        self.bootstrap_port.store(spec.bootstrap_port, Relaxed);
+        self.bootstrap_port.store(spec.bootstrap_port.unwrap_or(0), Relaxed);
         sources.resolved.retain(|name, _| spec.names.contains(name));
         (sources.configured, sources.names) = (spec.configured, spec.names);
         self.rebuild(&mut sources);
@@ -270,7 +271,7 @@ mod tests {
 
     fn spec(urls: &[&str], names: &[EncoderName]) -> EncoderSpec {
         let configured = urls.iter().map(|url| address(url)).collect();
-        EncoderSpec { configured, names: names.to_vec(), bootstrap_port: 8_997 }
+        EncoderSpec { configured, names: names.to_vec(), bootstrap_port: None }
     }
 
     fn urls(encoders: &Encoders) -> Vec<String> {

@@ -77,7 +77,11 @@ pub(crate) fn server_info(state: &State) -> SimResponse {
     let text = values
         .iter()
         .fold(SERVER_INFO.trim_end().to_owned(), |text, (mark, value)| text.replace(mark, value));
-    SimResponse::json(text)
+    // As in the recording, but for language-only servers.
+    let Some(port) = state.config.encoder_bootstrap_port else { return SimResponse::json(text) };
+    let text = text.replace("\"language_only\":false", "\"language_only\":true");
+    let port = format!("\"encoder_bootstrap_port\":{port}");
+    SimResponse::json(text.replace("\"encoder_bootstrap_port\":8997", &port))
 }
 
 fn model_card(state: &State) -> String {

@@ -61,7 +61,6 @@ use state::State;
 /// A running simulated server. Dropping it stops it as `SIGKILL` stops a real one.
 pub struct Sim {
     state: Arc<State>,
-    encoder_bootstrap_port: Option<u16>,
     stop: watch::Sender<bool>,
     listeners: Vec<JoinHandle<()>>,
 }
@@ -91,6 +90,7 @@ impl Sim {
             Some(listener) => Some(listener.local_addr()?.port()),
             None => config.bootstrap_port,
         };
+        let config = SimConfig { encoder_bootstrap_port: registry_port, ..config };
         let (stop, stopped) = watch::channel(false);
         let state = Arc::new(State::new(config, addr, bootstrap_port, stopped.clone()));
         let api = server::accept(listener, Arc::clone(&state), stopped.clone(), server::connection);
@@ -104,7 +104,7 @@ impl Sim {
             let serve = encoder::registry::connection;
             listeners.push(tokio::spawn(server::accept(listener, Arc::clone(&state), stopped, serve)));
         }
-        Ok(Self { state, encoder_bootstrap_port: registry_port, stop, listeners })
+        Ok(Self { state, stop, listeners })
     }
 
     /// Address of the API.
@@ -128,7 +128,7 @@ impl Sim {
     /// Language-only: port of its encoder bootstrap server.
     #[must_use]
     pub fn encoder_bootstrap_port(&self) -> Option<u16> {
-        self.encoder_bootstrap_port
+        self.state.config.encoder_bootstrap_port
     }
 
     /// Language-only: the encoders that are registered.

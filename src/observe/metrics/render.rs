@@ -126,8 +126,9 @@ families! {
     ENCODER_UP gauge "mini_lb_encoder_up"
         "1 if the encoder is known to be healthy, 0 if it is not or was not probed yet.";
     ENCODER_REGISTRATIONS gauge "mini_lb_encoder_registrations"
-        "Prefill servers by the state of the encoder's registration there: registered; refused, where nobody \
-         listens on the port; unreachable, after another failure; pending, while one of the two is down.";
+        "Prefill servers by the state of the encoder's registration there: registered; refused, where the server is \
+         not language-only or nobody listens; unreachable, after another failure; pending, while one of the two is \
+         down.";
     BUILD gauge "mini_lb_build_info" "Always 1, with the version as its label.";
     CPU counter "process_cpu_seconds_total" "User and system CPU time of the process.";
     START gauge "process_start_time_seconds" "Start time of the process, in seconds since the Unix epoch.";
