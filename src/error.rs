@@ -173,6 +173,7 @@ impl Error {
             Self::NotReady(_) => "not_ready",
             Self::NoServer(Role::Prefill) => "prefill_unavailable",
             Self::NoServer(Role::Decode) => "decode_unavailable",
+            Self::NoServer(Role::Regular) => "regular_unavailable",
             Self::Upstream { server, cause } => cause.code(server.role()),
         }
     }
@@ -354,20 +355,21 @@ impl Cause {
     }
 
     fn code(&self, role: Role) -> &'static str {
-        let (prefill, decode) = match self {
-            Self::Connect(_) => ("prefill_connect", "decode_connect"),
-            Self::ConnectTimeout(_) => ("prefill_connect_timeout", "decode_connect_timeout"),
-            Self::Closed(_) => ("prefill_closed", "decode_closed"),
-            Self::LateRefusal(_) => ("prefill_refused", "decode_refused"),
-            Self::BadResponse(_) => ("prefill_bad_response", "decode_bad_response"),
-            Self::Timeout(_) => ("prefill_timeout", "decode_timeout"),
-            Self::TooLarge { .. } => ("prefill_answer_too_large", "decode_answer_too_large"),
-            Self::Unmergeable(_) => ("prefill_unmergeable", "decode_unmergeable"),
+        let by_role = match self {
+            Self::Connect(_) => ["prefill_connect", "decode_connect", "regular_connect"],
+            Self::ConnectTimeout(_) => {
+                ["prefill_connect_timeout", "decode_connect_timeout", "regular_connect_timeout"]
+            }
+            Self::Closed(_) => ["prefill_closed", "decode_closed", "regular_closed"],
+            Self::LateRefusal(_) => ["prefill_refused", "decode_refused", "regular_refused"],
+            Self::BadResponse(_) => ["prefill_bad_response", "decode_bad_response", "regular_bad_response"],
+            Self::Timeout(_) => ["prefill_timeout", "decode_timeout", "regular_timeout"],
+            Self::TooLarge { .. } => {
+                ["prefill_answer_too_large", "decode_answer_too_large", "regular_answer_too_large"]
+            }
+            Self::Unmergeable(_) => ["prefill_unmergeable", "decode_unmergeable", "regular_unmergeable"],
         };
-        match role {
-            Role::Prefill => prefill,
-            Role::Decode => decode,
-        }
+        by_role[role as usize]
     }
 }
 

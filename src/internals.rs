@@ -100,7 +100,7 @@ pub fn enter_pair(router: &MiniLoadBalancer, prompt: &Prompt) -> Legs {
     let demand = Demand { prompt: Some(prompt), body: prompt.bytes(), key: None };
     let (pair, prefill, decode) =
         router.live_fleet().now().enter_pair(demand).expect("servers of both roles");
-    Legs { pair, prefill: Some(prefill), decode }
+    Legs { pair, prefill, decode }
 }
 
 /// All prefill servers have told that their cache holds so many tokens.

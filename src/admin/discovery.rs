@@ -112,8 +112,11 @@ mod tests {
         FleetSpec {
             prefill: Vec::new(),
             decode: Vec::new(),
+            regular: Vec::new(),
+            is_regular: false,
             prefill_policy: policy.clone(),
-            decode_policy: policy,
+            decode_policy: policy.clone(),
+            regular_policy: policy,
             health,
         }
     }

@@ -48,8 +48,11 @@ impl MiniLbConfig {
         let fleet_spec = FleetSpec {
             prefill,
             decode,
+            regular: Vec::new(),
+            is_regular: false,
             prefill_policy: Arc::clone(&options.policies.prefill.policy),
             decode_policy: Arc::clone(&options.policies.decode.policy),
+            regular_policy: Arc::clone(&options.policies.regular.policy),
             health: options.health.clone(),
         };
         let snapshot = ConfigSnapshot::of(&mut options);

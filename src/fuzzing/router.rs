@@ -145,8 +145,11 @@ impl Scenario {
         let fleet = LiveFleet::new(FleetSpec {
             prefill: vec![prefill],
             decode,
+            regular: Vec::new(),
+            is_regular: false,
             prefill_policy: Arc::new(Random),
             decode_policy: Arc::new(Random),
+            regular_policy: Arc::new(Random),
             health,
         });
         let options = SocketOptions {
@@ -160,7 +163,7 @@ impl Scenario {
         let (prefill, decode) = (self.prefill.clone(), self.decode.clone());
         let connect = move |backend: &crate::upstream::Backend| match backend.role() {
             Role::Prefill => prefill.connect(),
-            Role::Decode => decode.connect(),
+            Role::Decode | Role::Regular => decode.connect(),
         };
         let pools = Pools::in_memory(&options, Box::new(connect));
         let limits = RequestLimits {

@@ -211,13 +211,14 @@ impl OptionField for Vec<(String, String)> {
     }
 }
 
-/// Both roles, each with a policy of its own.
+/// All roles, each with a policy of its own.
 impl OptionField for Policies {
     fn clear(&mut self) {}
 
     fn add(&mut self, values: &[String]) -> Result<(), String> {
-        // Made twice, as each role has a counter of its own.
+        // Made for each, as each role has a counter of its own.
         self.prefill.add(values)?;
+        self.regular.add(values)?;
         self.decode.add(values)
     }
 }

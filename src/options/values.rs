@@ -80,7 +80,7 @@ impl Options {
 impl Policies {
     /// Gives the policy that has a prefix index its bound, and tells it whether there are other routers.
     pub(crate) fn configure_cache_aware(&self, index_bytes: usize, has_peers: bool) {
-        for NamedPolicy { policy, .. } in [&self.prefill, &self.decode] {
+        for NamedPolicy { policy, .. } in [&self.prefill, &self.decode, &self.regular] {
             let policy: &dyn Any = &**policy;
             if let Some(cache_aware) = policy.downcast_ref::<CacheAware>() {
                 cache_aware.set_index_bytes(index_bytes);
@@ -90,11 +90,13 @@ impl Policies {
     }
 }
 
-/// How servers of both roles are chosen.
+/// How servers of each role are chosen.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Policies {
     pub(crate) prefill: NamedPolicy,
     pub(crate) decode: NamedPolicy,
+    /// Set with both others only.
+    pub(crate) regular: NamedPolicy,
 }
 
 /// A policy and the name of its type, by which a reload sees that it is another one.

@@ -17,16 +17,18 @@ use super::abort::{AbortOnDrop, AbortRequest, new_rid};
 use super::decision::Action;
 use super::intake::{self, IntakeLimits, ReadBody};
 use super::leg::HeldResponse;
-use super::leg_pair::{AttemptContext, Deadline, LegPair, MergeOptions, Wait};
+use super::leg_pair::{AttemptContext, Deadline, LegPair, LegRequests, MergeOptions, Wait};
 use super::merge;
 use super::relay::{MAX_REFUSAL_PAUSE, Relay, TimeLimit};
 use crate::admission::{AdmissionHandle, Reservation};
 use crate::error::{Cause, Error, OwnResponse};
-use crate::http1::{BodyTimeouts, OutgoingRequest, RawHeaders, RequestHead};
+use crate::http1::{BodyTimeouts, OutgoingBody, OutgoingRequest, RawHeaders, RequestHead};
 use crate::observe::record::{Attempt, Record, RequestId};
 use crate::timer::Timer;
 use crate::transport::RequestBody;
-use crate::upstream::{Backend, Demand, InFlight, LiveFleet, Needs, PairPermits, Pools, Role, ServerPair};
+use crate::upstream::{
+    Backend, Demand, Entered, InFlight, LiveFleet, Needs, PairPermits, Pools, Role, ServerPair,
+};
 use crate::wire::body::ClientBody;
 use crate::wire::bootstrap::MAX_BOOTSTRAP_ROOM;
 use crate::wire::client_response::ClientResponseHead;
@@ -288,8 +290,9 @@ impl Exchange<'_> {
                 }
                 let server = match role {
                     Role::Prefill => pair.prefill(),
-                    Role::Decode => pair.decode(),
+                    Role::Decode | Role::Regular => pair.decode(),
                 };
+                let role = server.role();
                 debug!(status, "retrying the request: {role} server {} responded {status}", server.url());
                 Some(Arc::clone(server))
             }
@@ -307,7 +310,8 @@ impl Exchange<'_> {
         resent: &mut Vec<Arc<Backend>>,
     ) -> AttemptResult {
         let ReadRequest { limits, shape, deadline, .. } = self.request;
-        let (on_prefill, on_decode) = (attempt.begin_leg(on_prefill), attempt.begin_leg(on_decode));
+        let on_prefill = on_prefill.map(|on_prefill| attempt.begin_leg(on_prefill));
+        let on_decode = attempt.begin_leg(on_decode);
         let (max_held, admission) = (limits.max_merge_size, self.admission);
         let merge = shape.merge.map(|merge| {
             let is_late = shape.stream && merge.is_late();
@@ -354,27 +358,37 @@ impl Exchange<'_> {
         }
     }
 
-    /// The requests to prefill and to decode.
-    fn leg_requests(&self, attempt: &Attempt<'_>, bootstrap_room: u64) -> [OutgoingRequest; 2] {
-        let ReadRequest { limits, upstream_head, body, shape, plan, .. } = self.request;
+    /// The requests to prefill and to decode, or to the plain server.
+    fn leg_requests(&self, attempt: &Attempt<'_>, bootstrap_room: u64) -> LegRequests {
+        let ReadRequest { upstream_head, body, plan, .. } = self.request;
         let (prefill, decode) = (attempt.pair.prefill(), attempt.pair.decode());
-        let fields = prefill.bootstrap().expect("a prefill server has bootstrap fields");
-        let bodies = plan.bodies(body, fields, bootstrap_room);
         let lines = |role| attempt.trace_headers(role);
+        // A plain server has none, and gets the client's body.
+        let Some(fields) = prefill.bootstrap() else {
+            let request = self.generating_request(decode, lines(Role::Regular), &plan.single_body(body));
+            return LegRequests { prefill: None, decode: request };
+        };
+        let bodies = plan.bodies(body, fields, bootstrap_room);
         // Prefill's response is always read: it may be a refusal, also inside a stream.
         let to_prefill = upstream_head.for_readable_response(
             prefill.host_header(),
             lines(Role::Prefill),
             bodies.prefill(),
         );
+        let to_decode = self.generating_request(decode, lines(Role::Decode), bodies.decode());
+        LegRequests { prefill: Some(to_prefill), decode: to_decode }
+    }
+
+    /// The request to the server whose response the client gets.
+    fn generating_request(&self, server: &Backend, lines: &[u8], body: &OutgoingBody) -> OutgoingRequest {
+        let ReadRequest { limits, upstream_head, shape, .. } = self.request;
         // An early head with comments in plain text may go out before decode has chosen a coding.
         let is_plain = shape.merge.is_some() || (shape.stream && limits.stream_keepalive.is_some());
-        let to_decode = if is_plain {
-            upstream_head.for_readable_response(decode.host_header(), lines(Role::Decode), bodies.decode())
+        if is_plain {
+            upstream_head.for_readable_response(server.host_header(), lines, body)
         } else {
-            upstream_head.for_backend(decode.host_header(), lines(Role::Decode), bodies.decode())
-        };
-        [to_prefill, to_decode]
+            upstream_head.for_backend(server.host_header(), lines, body)
+        }
     }
 
     /// Passes on the response of one server.
@@ -478,8 +492,8 @@ impl AttemptResult {
     }
 }
 
-/// The entries of one request in the in-flight counts of prefill and of decode.
-type Legs = (InFlight, InFlight);
+/// The entries of one request in the in-flight counts of prefill, if it runs on a pair, and of decode.
+type Legs = (Option<InFlight>, InFlight);
 
 /// A pair with a permit on each server. The permits were taken before the request's body was read.
 pub(crate) struct AdmittedPair {
@@ -488,6 +502,6 @@ pub(crate) struct AdmittedPair {
     pub(crate) admission: Arc<AdmissionHandle>,
 }
 
-fn with_legs((pair, on_prefill, on_decode): (ServerPair, InFlight, InFlight)) -> (ServerPair, Legs) {
+fn with_legs((pair, on_prefill, on_decode): Entered) -> (ServerPair, Legs) {
     (pair, (on_prefill, on_decode))
 }

@@ -51,7 +51,7 @@ static NEXT_EPOCH: AtomicU64 = AtomicU64::new(1);
 /// The [`Description::cache_tokens`] of a server that has not told it.
 const UNKNOWN: u64 = u64::MAX;
 
-/// A prefill or decode server.
+/// A server.
 #[derive(Debug)]
 pub struct Backend {
     id: u64,
@@ -98,6 +98,10 @@ impl Backend {
         Self::new(Role::Decode, address, None, health, slot)
     }
 
+    pub(super) fn regular(address: Address, health: HealthTracker, slot: Slot) -> Self {
+        Self::new(Role::Regular, address, None, health, slot)
+    }
+
     fn new(
         role: Role,
         address: Address,
@@ -139,6 +143,10 @@ impl Backend {
         self.is_at(Role::Decode, address)
     }
 
+    pub(super) fn is_regular(&self, address: &Address) -> bool {
+        self.is_at(Role::Regular, address)
+    }
+
     fn is_at(&self, role: Role, address: &Address) -> bool {
         self.role == role && self.address.url == address.url
     }
@@ -158,13 +166,13 @@ impl Backend {
         &self.address.url
     }
 
-    /// The `bootstrap_host` that requests carry; `None` for a decode server.
+    /// The `bootstrap_host` that requests carry; `None` if it is no prefill server.
     pub fn bootstrap_host(&self) -> Option<&str> {
         self.bootstrap.as_ref().map(BootstrapFields::host)
     }
 
     /// The `bootstrap_port` that requests carry: the configured one, or the one that the server reports.
-    /// `None` for a decode server, and if the port is not known, where requests carry `null`.
+    /// `None` if it is no prefill server, and if the port is not known, where requests carry `null`.
     pub fn bootstrap_port(&self) -> Option<u16> {
         self.bootstrap().and_then(BootstrapFields::port)
     }
@@ -243,7 +251,8 @@ impl Backend {
     }
 
     /// The bytes of prompt that a prefill server has been given and has not computed yet, without those that
-    /// it was believed to have cached; of a decode server, the prompts of its requests.
+    /// it was believed to have cached; of a decode server, the prompts of its requests. Of a plain server, the
+    /// prompts of its requests without what it was believed to have cached.
     pub fn work(&self) -> u64 {
         self.slot.load().work()
     }

@@ -147,18 +147,20 @@ impl DesiredFleet {
     /// Recomputes the fleet from configuration, DNS and operators' changes, and publishes it.
     fn rebuild_fleet(&self, sources: &mut Sources) {
         sources.drop_superseded();
-        let mut spec = FleetSpec { prefill: Vec::new(), decode: Vec::new(), ..sources.configured.clone() };
+        let mut spec = sources.configured.without_servers();
         for (server, _) in sources.effective() {
             match server {
                 ServerSpec::Prefill(prefill) => spec.prefill.push(prefill),
                 ServerSpec::Decode(address) => spec.decode.push(address),
+                ServerSpec::Regular(address) => spec.regular.push(address),
             }
         }
-        if spec.prefill.len().max(spec.decode.len()) > MAX_SERVERS_PER_ROLE {
+        if spec.prefill.len().max(spec.decode.len()).max(spec.regular.len()) > MAX_SERVERS_PER_ROLE {
             warn!("more than {MAX_SERVERS_PER_ROLE} servers of one role: the excess is ignored");
             // The last ones, which DNS and operators added: the configuration comes first.
             spec.prefill.truncate(MAX_SERVERS_PER_ROLE);
             spec.decode.truncate(MAX_SERVERS_PER_ROLE);
+            spec.regular.truncate(MAX_SERVERS_PER_ROLE);
         }
         self.fleet.apply(spec);
     }

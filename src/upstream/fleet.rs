@@ -1,4 +1,5 @@
-//! All backends at one moment, and the selection of a prefill-decode pair for a request.
+//! All backends at one moment, and the selection of a prefill-decode pair, or of a plain server, for a
+//! request.
 //!
 //! A [`Fleet`] is immutable: [`LiveFleet`] replaces it as a whole, so that a reader sees one
 //! consistent state without a lock. Which servers there should be is decided in
@@ -29,14 +30,33 @@ pub(crate) use permits::PairPermits;
 pub(crate) struct FleetSpec {
     pub(crate) prefill: Vec<PrefillSpec>,
     pub(crate) decode: Vec<Address>,
+    /// Servers without disaggregation.
+    pub(crate) regular: Vec<Address>,
+    /// Each request goes to one plain server, and not to a pair.
+    pub(crate) is_regular: bool,
     pub(crate) prefill_policy: Arc<dyn Policy>,
     pub(crate) decode_policy: Arc<dyn Policy>,
+    pub(crate) regular_policy: Arc<dyn Policy>,
     /// For all servers.
     pub(crate) health: HealthOptions,
 }
 
+impl FleetSpec {
+    /// The same without servers.
+    pub(crate) fn without_servers(&self) -> Self {
+        let (prefill, decode, regular) = Default::default();
+        Self { prefill, decode, regular, ..self.clone() }
+    }
+}
+
 #[cfg(test)]
 impl FleetSpec {
+    /// Servers `http://regular-0:80` and so on, without health checks.
+    pub(crate) fn unknown_regular(servers: usize) -> Self {
+        let address = |number| Address::parse(&format!("http://regular-{number}:80")).unwrap();
+        Self { regular: (0..servers).map(address).collect(), is_regular: true, ..Self::unknown(0, 0) }
+    }
+
     /// Servers `http://prefill-0:80`, `http://prefill-1:80` and so on, without health checks.
     pub(crate) fn unknown(prefill: usize, decode: usize) -> Self {
         use std::time::Duration;
@@ -50,8 +70,11 @@ impl FleetSpec {
         Self {
             prefill: (0..prefill).map(spec).collect(),
             decode: (0..decode).map(|number| address("decode", number)).collect(),
+            regular: Vec::new(),
+            is_regular: false,
             prefill_policy: Arc::new(super::RoundRobin::default()),
             decode_policy: Arc::new(super::RoundRobin::default()),
+            regular_policy: Arc::new(super::RoundRobin::default()),
             health: HealthOptions {
                 enabled: false,
                 interval: Duration::from_secs(1),
@@ -112,6 +135,7 @@ impl LiveFleet {
         let fleet = self.now();
         fleet.prefill.tell_policy();
         fleet.decode.tell_policy();
+        fleet.regular.tell_policy();
     }
 
     /// The requests in progress that clients can name.
@@ -139,10 +163,13 @@ pub(crate) fn difference<'a>(
     backends.iter().filter(|backend| !others.iter().any(|other| Arc::ptr_eq(backend, other)))
 }
 
-/// The servers of both roles at one moment.
+/// The servers of all roles at one moment.
 pub(crate) struct Fleet {
     prefill: RoleGroup,
     decode: RoleGroup,
+    regular: RoleGroup,
+    /// Each request goes to one plain server, and not to a pair.
+    is_regular: bool,
     /// Removed from rotation with requests in flight at the time. Kept until the fleet changes again.
     draining: Vec<Arc<Backend>>,
     health: Arc<SharedHealthOptions>,
@@ -151,41 +178,49 @@ pub(crate) struct Fleet {
 impl Fleet {
     fn empty(health: HealthOptions) -> Self {
         let health = Arc::new(SharedHealthOptions::new(health));
-        let (prefill, decode) = (RoleGroup::empty(Role::Prefill), RoleGroup::empty(Role::Decode));
-        Self { prefill, decode, draining: Vec::new(), health }
+        let [prefill, decode, regular] = [Role::Prefill, Role::Decode, Role::Regular].map(RoleGroup::empty);
+        Self { prefill, decode, regular, is_regular: false, draining: Vec::new(), health }
     }
 
     /// The fleet of `spec`, reusing the [`Backend`] of each server that keeps its address and bootstrap
     /// fields, with its health, counts and connections. The others drain: they are selected no more and
     /// finish their requests.
     fn updated(&self, spec: FleetSpec) -> Self {
-        let FleetSpec { prefill, decode, prefill_policy, decode_policy, health } = spec;
-        self.health.apply(health);
+        self.health.apply(spec.health);
         let tracker = |group: &RoleGroup| {
             // Beside other servers a new one must pass a probe before it gets requests; alone, it is tried at
             // once.
             let new = if group.servers().is_empty() { HealthTracker::new } else { HealthTracker::starting };
             new(Arc::clone(&self.health), Arc::clone(&group.excluded))
         };
-        let prefill = prefill.into_iter().map(|spec| {
+        let prefill = spec.prefill.into_iter().map(|spec| {
             let known = self.find_known(|server| server.is_prefill(&spec));
             let slot = || self.prefill.loads.take_slot();
             known.unwrap_or_else(|| Arc::new(Backend::prefill(spec, tracker(&self.prefill), slot())))
         });
-        let decode = decode.into_iter().map(|address| {
+        let decode = spec.decode.into_iter().map(|address| {
             let known = self.find_known(|server| server.is_decode(&address));
             let slot = || self.decode.loads.take_slot();
             known.unwrap_or_else(|| Arc::new(Backend::decode(address, tracker(&self.decode), slot())))
         });
-        let prefill = self.prefill.updated(prefill.collect(), prefill_policy);
-        let decode = self.decode.updated(decode.collect(), decode_policy);
-        // Quadratic, with at most 1,024 servers of a role, and only when the fleet changes.
-        let is_active = |server: &Arc<Backend>| {
-            prefill.servers().iter().chain(decode.servers()).any(|active| Arc::ptr_eq(active, server))
+        let regular = spec.regular.into_iter().map(|address| {
+            let known = self.find_known(|server| server.is_regular(&address));
+            let slot = || self.regular.loads.take_slot();
+            known.unwrap_or_else(|| Arc::new(Backend::regular(address, tracker(&self.regular), slot())))
+        });
+        let mut updated = Self {
+            prefill: self.prefill.updated(prefill.collect(), spec.prefill_policy),
+            decode: self.decode.updated(decode.collect(), spec.decode_policy),
+            regular: self.regular.updated(regular.collect(), spec.regular_policy),
+            is_regular: spec.is_regular,
+            draining: Vec::new(),
+            health: Arc::clone(&self.health),
         };
+        // Quadratic, with at most 1,024 servers of a role, and only when the fleet changes.
+        let is_active = |server: &Arc<Backend>| updated.all().any(|active| Arc::ptr_eq(active, server));
         let draining = self.known_servers().filter(|server| !is_active(server) && server.in_flight() > 0);
-        let draining = draining.cloned().collect();
-        Self { prefill, decode, draining, health: Arc::clone(&self.health) }
+        updated.draining = draining.cloned().collect();
+        updated
     }
 
     fn find_known(&self, matches: impl Fn(&Backend) -> bool) -> Option<Arc<Backend>> {
@@ -199,29 +234,51 @@ impl Fleet {
 
     /// What the policies want to know of requests.
     pub(crate) fn needs(&self) -> Needs {
-        self.prefill.needs.and(self.decode.needs)
+        if self.is_regular { self.regular.needs } else { self.prefill.needs.and(self.decode.needs) }
     }
 
-    /// How full the index of the prefill policy is, if it has one.
+    /// How full the index of the policy that looks at prompts is, if there is one.
     pub(crate) fn prefix_index_usage(&self) -> Option<IndexUsage> {
-        (&*self.prefill.policy as &dyn Any).downcast_ref::<CacheAware>()?.index_usage()
+        let group = if self.is_regular { &self.regular } else { &self.prefill };
+        (&*group.policy as &dyn Any).downcast_ref::<CacheAware>()?.index_usage()
+    }
+
+    /// Whether each request goes to one plain server, and not to a pair.
+    pub(crate) fn is_regular(&self) -> bool {
+        self.is_regular
+    }
+
+    /// The roles of which servers are needed.
+    pub(crate) fn roles(&self) -> &'static [Role] {
+        if self.is_regular { &[Role::Regular] } else { &[Role::Prefill, Role::Decode] }
     }
 
     /// Selects a pair. The error is the role that has no server.
     pub(crate) fn select_pair(&self, demand: Demand<'_>) -> Result<ServerPair, Role> {
+        if self.is_regular {
+            let Picked { server, by, .. } = self.regular.pick(demand).ok_or(Role::Regular)?;
+            return Ok(ServerPair::single(server, by));
+        }
         let prefill = self.prefill.pick(demand).ok_or(Role::Prefill)?;
         Ok(pair_of(prefill, self.decode.pick(demand).ok_or(Role::Decode)?))
     }
 
     /// Selects a pair, and counts the request on both of its servers.
-    pub(crate) fn enter_pair(&self, demand: Demand<'_>) -> Result<(ServerPair, InFlight, InFlight), Role> {
+    pub(crate) fn enter_pair(&self, demand: Demand<'_>) -> Result<Entered, Role> {
         let stopwatch = Stopwatch::start();
+        if self.is_regular {
+            let picked = self.regular.pick(demand).ok_or(Role::Regular)?;
+            let nanos = stopwatch.nanos();
+            let mut entered = enter_single(picked);
+            entered.0.selection_nanos = nanos;
+            return Ok(entered);
+        }
         let prefill = self.prefill.pick(demand).ok_or(Role::Prefill)?;
         let decode = self.decode.pick(demand).ok_or(Role::Decode)?;
         let nanos = stopwatch.nanos();
         let (mut pair, on_prefill, on_decode) = enter(prefill, decode);
         pair.selection_nanos = nanos;
-        Ok((pair, on_prefill, on_decode))
+        Ok((pair, Some(on_prefill), on_decode))
     }
 
     /// The same for a retry: without the server that has just failed, if its role has another one.
@@ -229,9 +286,14 @@ impl Fleet {
         &self,
         failed: &Arc<Backend>,
         demand: Demand<'_>,
-    ) -> Result<(ServerPair, InFlight, InFlight), Role> {
+    ) -> Result<Entered, Role> {
+        if self.is_regular {
+            return Ok(enter_single(self.regular.pick_other(failed, demand).ok_or(Role::Regular)?));
+        }
         let prefill = self.prefill.pick_other(failed, demand).ok_or(Role::Prefill)?;
-        Ok(enter(prefill, self.decode.pick_other(failed, demand).ok_or(Role::Decode)?))
+        let decode = self.decode.pick_other(failed, demand).ok_or(Role::Decode)?;
+        let (pair, on_prefill, on_decode) = enter(prefill, decode);
+        Ok((pair, Some(on_prefill), on_decode))
     }
 
     pub(crate) fn prefill(&self) -> &[Arc<Backend>] {
@@ -242,11 +304,16 @@ impl Fleet {
         self.decode.servers()
     }
 
+    pub(crate) fn regular(&self) -> &[Arc<Backend>] {
+        self.regular.servers()
+    }
+
     /// The servers of one role that are in rotation.
     pub(crate) fn servers(&self, role: Role) -> &[Arc<Backend>] {
         match role {
             Role::Prefill => self.prefill(),
             Role::Decode => self.decode(),
+            Role::Regular => self.regular(),
         }
     }
 
@@ -257,7 +324,7 @@ impl Fleet {
 
     /// The servers in rotation, prefill first.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Backend>> {
-        self.prefill().iter().chain(self.decode())
+        self.prefill().iter().chain(self.decode()).chain(self.regular())
     }
 }
 
@@ -289,14 +356,25 @@ fn pair_of(prefill: Picked, decode: Picked) -> ServerPair {
     ServerPair::new((prefill.server, prefill.by), (decode.server, decode.by))
 }
 
+/// A pair, and its entries in the in-flight counts of prefill and of decode. A plain server has one entry.
+pub(crate) type Entered = (ServerPair, Option<InFlight>, InFlight);
+
 fn enter(prefill: Picked, decode: Picked) -> (ServerPair, InFlight, InFlight) {
-    let [on_prefill, on_decode] = [&prefill, &decode].map(|picked| {
-        let mut in_flight = InFlight::enter(Arc::clone(&picked.server));
-        in_flight.add_work(picked.by.work());
-        in_flight.set_expectation(picked.expected);
-        in_flight
-    });
+    let [on_prefill, on_decode] = [&prefill, &decode].map(count);
     (pair_of(prefill, decode), on_prefill, on_decode)
+}
+
+fn enter_single(picked: Picked) -> Entered {
+    let in_flight = count(&picked);
+    (ServerPair::single(picked.server, picked.by), None, in_flight)
+}
+
+/// Counts a request on the server that was picked for it.
+fn count(picked: &Picked) -> InFlight {
+    let mut in_flight = InFlight::enter(Arc::clone(&picked.server));
+    in_flight.add_work(picked.by.work());
+    in_flight.set_expectation(picked.expected);
+    in_flight
 }
 
 /// How much a server is wanted. Others than the first are used only while no server of the role has it.

@@ -32,7 +32,7 @@ pub use completed_prefill::CompletedPrefill;
 pub(crate) use connection_counts::Connections;
 pub(crate) use desired_fleet::{DesiredFleet, MAX_SERVERS_PER_ROLE, NotChanged};
 pub(crate) use dial::{DialError, Dialer, SocketOptions};
-pub(crate) use fleet::{Fleet, FleetSpec, LiveFleet, PairPermits, difference};
+pub(crate) use fleet::{Entered, Fleet, FleetSpec, LiveFleet, PairPermits, difference};
 pub(crate) use health::{HealthOptions, HealthState};
 pub(crate) use id_map::IdMap;
 pub(crate) use in_flight::InFlight;

@@ -110,12 +110,13 @@ impl SelectedBy {
     }
 }
 
-/// The prefill and the decode server that serve one request together.
+/// The prefill and the decode server that serve one request together, or the plain server that serves it
+/// alone.
 #[derive(Debug, Clone)]
 pub struct ServerPair {
     prefill: Arc<Backend>,
     decode: Arc<Backend>,
-    /// By role.
+    /// By leg.
     selected_by: [SelectedBy; 2],
     /// How long the selection took, if it was measured.
     pub(super) selection_nanos: Option<u32>,
@@ -129,6 +130,24 @@ impl ServerPair {
         Self { prefill, decode, selected_by: [prefill_by, decode_by], selection_nanos: None }
     }
 
+    /// A plain server, which serves a request alone.
+    pub(super) fn single(server: Arc<Backend>, by: SelectedBy) -> Self {
+        let prefill = Arc::clone(&server);
+        Self { prefill, decode: server, selected_by: [by; 2], selection_nanos: None }
+    }
+
+    /// Whether one server does both: then [`prefill`](Self::prefill) and [`decode`](Self::decode) are the
+    /// same.
+    pub fn is_single(&self) -> bool {
+        self.decode.role() == Role::Regular
+    }
+
+    /// The servers, each once.
+    pub(crate) fn servers(&self) -> impl Iterator<Item = &Arc<Backend>> {
+        let decode = (!self.is_single()).then_some(&self.decode);
+        std::iter::once(&self.prefill).chain(decode)
+    }
+
     /// The server that computes the prompt's KV cache.
     pub fn prefill(&self) -> &Arc<Backend> {
         &self.prefill
@@ -140,7 +159,7 @@ impl ServerPair {
     }
 
     pub(crate) fn selected_by(&self, role: Role) -> &SelectedBy {
-        &self.selected_by[role as usize]
+        &self.selected_by[role.leg()]
     }
 
     /// How long both policies took, of the requests of which it was measured.
@@ -150,12 +169,13 @@ impl ServerPair {
 
     /// Why the request goes to these servers.
     pub(crate) fn summary(&self) -> SelectionSummary {
-        SelectionSummary::new(&self.selected_by)
+        SelectionSummary::new(&self.selected_by, self.is_single())
     }
 }
 
 /// Why a request went to its two servers, for logs: prefill's [reason](SelectionReason), how many bytes of
-/// the prompt were believed to be in its cache and how many there are, and decode's reason.
+/// the prompt were believed to be in its cache and how many there are, and decode's reason. Of a plain server
+/// the first three.
 ///
 /// `prefix:45056/47210,load` is a prefill server that is believed to have 45,056 of 47,210 bytes, and the
 /// decode server with the least load.
@@ -170,11 +190,14 @@ pub struct SelectionSummary {
 const MAX_SUMMARY: usize = 2 * "key_overflow".len() + 2 * 20 + 3;
 
 impl SelectionSummary {
-    fn new([prefill, decode]: &[SelectedBy; 2]) -> Self {
+    fn new([prefill, decode]: &[SelectedBy; 2], is_single: bool) -> Self {
         let mut summary = Self { text: [0; MAX_SUMMARY], length: 0 };
         let (cached, bytes) = (prefill.cached, prefill.prompt_bytes);
         // It fits.
-        let _ = write!(summary, "{}:{cached}/{bytes},{}", prefill.reason.as_str(), decode.reason.as_str());
+        let _ = write!(summary, "{}:{cached}/{bytes}", prefill.reason.as_str());
+        if !is_single {
+            let _ = write!(summary, ",{}", decode.reason.as_str());
+        }
         summary
     }
 
@@ -212,7 +235,7 @@ mod tests {
     #[test]
     fn the_longest_summary_fits() {
         let by = |reason| SelectedBy { policy: "", reason, prompt_bytes: u64::MAX, cached: u64::MAX };
-        let summary = SelectionSummary::new(&[SelectionReason::KeyOverflow; 2].map(by));
+        let summary = SelectionSummary::new(&[SelectionReason::KeyOverflow; 2].map(by), false);
         let number = u64::MAX;
         assert_eq!(summary.as_str(), format!("key_overflow:{number}/{number},key_overflow"));
     }

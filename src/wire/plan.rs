@@ -77,6 +77,16 @@ impl RequestPlan {
         Self { prefill, decode: Some(LegPlan::default()) }
     }
 
+    /// The client's body as it is.
+    pub(crate) fn untouched() -> Self {
+        Self { prefill: LegPlan::default(), decode: None }
+    }
+
+    /// The body for a plain server, without bootstrap fields.
+    pub(crate) fn single_body(&self, body: &ClientBody) -> OutgoingBody {
+        body.cut(&self.prefill.edit)
+    }
+
     /// The bodies of prefill's and of decode's leg.
     pub(crate) fn bodies(&self, body: &ClientBody, bootstrap: &BootstrapFields, room: u64) -> LegBodies {
         let of = |leg: &LegPlan| body.edited(&leg.edit, bootstrap, room, &leg.added);

@@ -16,7 +16,6 @@ use crate::admission::AdmissionController;
 use crate::observe::record::{Endpoint, RetryCause};
 use crate::upstream::{Backend, Connections, Fleet, IdMap, Outcome, Role};
 
-const ROLES: [Role; 2] = [Role::Prefill, Role::Decode];
 const STREAMING: [&str; 2] = ["false", "true"];
 const CONNECTIONS: [&str; 2] = ["kept", "opened"];
 /// The labels of the series that pairs without series of their own share.
@@ -141,7 +140,7 @@ pub(super) fn render(
 ) -> String {
     let mut text = Exposition::default();
     requests(&mut text, counts);
-    errors(&mut text, counts);
+    errors(&mut text, counts, fleet.roles());
     router(&mut text, counts);
     selections(&mut text, &counts.selections);
     prefix_index(&mut text, fleet);
@@ -203,7 +202,7 @@ fn requests(text: &mut Exposition, counts: &Counts) {
     }
 }
 
-fn errors(text: &mut Exposition, counts: &Counts) {
+fn errors(text: &mut Exposition, counts: &Counts, roles: &[Role]) {
     text.family(&ERRORS);
     // Sorted: each worker meets codes in its own order, and scrapes should have one.
     let errors: BTreeMap<&str, u64> = counts.errors.iter().copied().collect();
@@ -215,18 +214,18 @@ fn errors(text: &mut Exposition, counts: &Counts) {
         text.value(&CANCELLED, &[("cause", cause)], count);
     }
     text.family(&RETRIES);
-    for role in ROLES {
-        for (cause, count) in RetryCause::ALL.iter().zip(counts.retries[role as usize]) {
+    for role in roles {
+        for (cause, count) in RetryCause::ALL.iter().zip(counts.retries[role.leg()]) {
             text.value(&RETRIES, &[("role", role.as_str()), ("cause", cause.as_str())], count);
         }
     }
     text.family(&RAN_ON);
-    for role in ROLES {
+    for role in roles {
         text.histogram(
             &RAN_ON,
             &[("role", role.as_str())],
             &ROUTER_BOUNDS,
-            &counts.after_partner_failure[role as usize],
+            &counts.after_partner_failure[role.leg()],
         );
     }
 }
@@ -287,14 +286,14 @@ fn admission_queue(text: &mut Exposition, queue: &QueueMetrics, admission: &Admi
 
 fn roles(text: &mut Exposition, fleet: &Fleet) {
     text.family(&BACKENDS);
-    for role in ROLES {
-        let count = fleet.known_servers().filter(|server| server.role() == role).count();
+    for role in fleet.roles() {
+        let count = fleet.known_servers().filter(|server| server.role() == *role).count();
         text.value(&BACKENDS, &[("role", role.as_str())], count);
     }
     text.family(&HEALTHY_BACKENDS);
-    for role in ROLES {
+    for role in fleet.roles() {
         // `all` leaves out servers that drain: they do not make a role ready.
-        let count = fleet.all().filter(|server| server.role() == role && server.is_ready()).count();
+        let count = fleet.all().filter(|server| server.role() == *role && server.is_ready()).count();
         text.value(&HEALTHY_BACKENDS, &[("role", role.as_str())], count);
     }
 }
@@ -355,7 +354,7 @@ fn backends(text: &mut Exposition, fleet: &Fleet, prompts: &IdMap<u64, PromptByt
         }
     }
     // Decode has none: it gets the whole KV cache in any case.
-    servers.retain(|_, server| server.role() == Role::Prefill);
+    servers.retain(|_, server| server.role() != Role::Decode);
     text.family(&FOREIGN_WORK);
     for ((role, url), server) in &servers {
         text.value(&FOREIGN_WORK, &[("role", *role), ("backend", *url)], server.foreign_work());
@@ -379,7 +378,7 @@ fn told_tokens(text: &mut Exposition, servers: &BTreeMap<(&str, &str), &Backend>
         [(&PROMPT_TOKENS, Backend::told_prompt_tokens), (&CACHED_TOKENS, Backend::told_cached_tokens)];
     for (family, value) in families {
         text.family(family);
-        for ((role, url), server) in servers.iter().filter(|(_, server)| server.role() == Role::Prefill) {
+        for ((role, url), server) in servers.iter().filter(|(_, server)| server.role() != Role::Decode) {
             text.value(family, &[("role", *role), ("backend", *url)], value(server));
         }
     }

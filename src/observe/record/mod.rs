@@ -307,7 +307,7 @@ impl Drop for Record {
 pub(crate) struct Attempt<'a> {
     pub(crate) pair: &'a ServerPair,
     timeline: &'a Arc<Timeline>,
-    /// By role.
+    /// By leg.
     #[cfg(feature = "otel")]
     trace_headers: [Vec<u8>; 2],
 }
@@ -321,7 +321,7 @@ impl Attempt<'_> {
     /// Header lines, each with its CRLF, that only the leg of this role gets: each has a span of its own.
     pub(crate) fn trace_headers(&self, role: Role) -> &[u8] {
         #[cfg(feature = "otel")]
-        let headers = &self.trace_headers[role as usize];
+        let headers = &self.trace_headers[role.leg()];
         #[cfg(not(feature = "otel"))]
         let (_, headers) = (role, b"");
         headers

@@ -36,7 +36,7 @@ fn after_100_000_requests_no_work_is_left() {
     spec.decode_policy = Arc::new(LeastLoad);
     let fleet = LiveFleet::new(spec.clone());
     let first = fleet.servers();
-    let caps = BackendCaps { prefill: 30, decode: 40 };
+    let caps = BackendCaps { prefill: 30, decode: 40, ..BackendCaps::NONE };
     let controller = AdmissionController::new(&AdmissionOptions { caps, ..AdmissionOptions::default() });
     let handle = AdmissionHandle::new(Arc::new(controller));
     let mut legs: Vec<InFlight> = Vec::new();
@@ -59,14 +59,16 @@ fn after_100_000_requests_no_work_is_left() {
                 None => now.enter_pair(demand),
             }
         };
-        let (pair, mut prefill, mut decode) = entered.unwrap();
+        let (pair, prefill, mut decode) = entered.unwrap();
+        let mut prefill = prefill.unwrap();
         if random.u8(..10) == 0 {
             prefill.set_outcome(Outcome::Connect);
             drop((prefill, decode));
-            (_, prefill, decode) = match random.bool() {
+            let (_, other_prefill, other_decode) = match random.bool() {
                 true => now.enter_other_pair(pair.prefill(), demand).unwrap(),
                 false => now.acquire_other_pair(pair.decode(), demand, caps, &handle).unwrap().into_legs(),
             };
+            (prefill, decode) = (other_prefill.unwrap(), other_decode);
         }
         drop(now);
         legs.extend([prefill, decode]);
@@ -98,7 +100,7 @@ fn an_admitted_request_goes_to_the_server_that_has_its_prompt() {
     let mut spec = FleetSpec::unknown(4, 1);
     spec.prefill_policy = Arc::new(CacheAware::new());
     let fleet = LiveFleet::new(spec);
-    let caps = BackendCaps { prefill: 2, decode: 1_000 };
+    let caps = BackendCaps { prefill: 2, decode: 1_000, ..BackendCaps::NONE };
     let controller = AdmissionController::new(&AdmissionOptions { caps, ..AdmissionOptions::default() });
     let handle = AdmissionHandle::new(Arc::new(controller));
     let prompt = prompts.iter().find(|prompt| prompt.blocks() > 10).unwrap();
@@ -119,4 +121,35 @@ fn an_admitted_request_goes_to_the_server_that_has_its_prompt() {
     assert!(!Arc::ptr_eq(&send().0, &home));
     drop(kept);
     assert_eq!((home.in_flight(), home.work()), (0, 0));
+}
+
+#[test]
+fn a_plain_server_is_counted_once_and_capped() {
+    let mut spec = FleetSpec::unknown_regular(2);
+    spec.regular_policy = Arc::new(CacheAware::new());
+    let fleet = LiveFleet::new(spec);
+    let now = fleet.now();
+    assert_eq!(now.needs(), Needs { prompt: true, key: false });
+    let demand = Demand { body: 100, ..Demand::default() };
+    let (pair, none, leg) = now.enter_pair(demand).unwrap();
+    let server = Arc::clone(leg.backend());
+    assert!(none.is_none() && pair.is_single() && Arc::ptr_eq(pair.prefill(), pair.decode()));
+    assert_eq!((server.in_flight(), server.work()), (1, 1_124));
+    assert_eq!(pair.servers().count(), 1);
+    let (_, _, other) = now.enter_other_pair(&server, demand).unwrap();
+    assert!(!Arc::ptr_eq(other.backend(), &server));
+    drop((leg, other));
+    let caps = BackendCaps { regular: 1, ..BackendCaps::NONE };
+    let controller = AdmissionController::new(&AdmissionOptions { caps, ..AdmissionOptions::default() });
+    let handle = AdmissionHandle::new(Arc::new(controller));
+    let admitted: Vec<_> = (0..2).map(|_| now.acquire_pair(caps, &handle).unwrap().unwrap()).collect();
+    assert!(now.acquire_pair(caps, &handle).unwrap().is_none());
+    let legs: Vec<_> =
+        admitted.into_iter().map(|permits| now.settle(permits, demand, caps, &handle).into_legs()).collect();
+    assert_eq!(fleet.servers().iter().map(|server| server.in_flight()).collect::<Vec<_>>(), [1, 1]);
+    drop(legs);
+    assert!(fleet.servers().iter().all(|server| server.in_flight() == 0 && server.work() == 0));
+    let none = LiveFleet::new(FleetSpec::unknown_regular(0));
+    assert_eq!(none.now().enter_pair(demand).err(), Some(Role::Regular));
+    assert_eq!(none.now().acquire_pair(caps, &handle).err(), Some(Role::Regular));
 }

@@ -6,17 +6,17 @@ use super::{Choice, Policy, Selection, SelectionReason};
 use crate::upstream::{Backend, Role};
 
 /// What a server of a role has to do, to be compared. A prefill server computes one prompt after the other,
-/// so the bytes before a request are its wait. A decode server runs all its requests at once, and each slows
-/// the others down.
+/// so the bytes before a request are its wait. A decode server, and a plain one, runs all its requests at once,
+/// and each slows the others down.
 pub(super) fn load_of(choice: &Choice<'_>, index: usize) -> (usize, u64) {
     match choice.role() {
         Role::Prefill => (0, choice.weighted_work(index, choice.prompt_bytes())),
-        Role::Decode => (choice.requests(index), choice.work(index)),
+        Role::Decode | Role::Regular => (choice.requests(index), choice.work(index)),
     }
 }
 
 /// Selects the server with the least load: of prefill servers, the one with the fewest bytes of prompt to
-/// compute; of decode servers, the one with the fewest requests, then the fewest bytes.
+/// compute; of decode and of plain servers, the one with the fewest requests, then the fewest bytes.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LeastLoad;
 
@@ -39,7 +39,7 @@ pub(super) fn least_loaded(choice: &Choice<'_>) -> usize {
     // Apart, so that each loop compares single numbers.
     match choice.role() {
         Role::Prefill => choice.first_through(choice.prompt_bytes()),
-        Role::Decode => choice.least_by(|_, load| load.by_requests()),
+        Role::Decode | Role::Regular => choice.least_by(|_, load| load.by_requests()),
     }
 }
 

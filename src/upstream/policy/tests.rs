@@ -38,7 +38,7 @@ impl Rig {
     /// The pair that is chosen, by index, and its legs.
     fn send(&self, demand: Demand<'_>) -> ([usize; 2], [InFlight; 2]) {
         let (pair, prefill, decode) = self.fleet.now().enter_pair(demand).unwrap();
-        (self.indices(&pair), [prefill, decode])
+        (self.indices(&pair), [prefill.expect("a pair"), decode])
     }
 
     /// The same for a request that ends at once.
