@@ -62,6 +62,8 @@ mod prefill_usage;
 mod real_clients;
 #[path = "recorded_exchanges.rs"]
 mod recorded_exchanges;
+#[path = "regular.rs"]
+mod regular;
 #[path = "request_id.rs"]
 mod request_id;
 #[path = "response_encodings.rs"]

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-use super::admin_request::{AdminRequest, query_timeout};
+use super::admin_request::{AdminRequest, invalid, query_timeout};
 use super::routes::{RouteAction, RouteEntry, allows};
 use crate::admission::AccessControl;
 use crate::error::{Error, OwnResponse, json_response};
@@ -115,7 +115,7 @@ impl WorkersApi {
             "stats": {
                 "prefill_count": fleet.prefill().len(),
                 "decode_count": fleet.decode().len(),
-                "regular_count": 0,
+                "regular_count": fleet.regular().len(),
             },
         });
         json_response(StatusCode::OK, body.to_string())
@@ -150,7 +150,7 @@ impl WorkersApi {
 
     fn add(&self, body: &[u8]) -> Result<OwnResponse, Error> {
         let request = AdminRequest::parse(body)?;
-        let role = request.role("worker_type")?;
+        let role = self.worker_type(&request)?;
         let spec = ServerSpec::new(role, request.address("url")?, request.bootstrap_port()?)
             .with_bootstrap_host(request.bootstrap_host()?);
         let server = self.desired.add(&spec).map_err(Error::NotChanged)?;
@@ -172,6 +172,19 @@ impl WorkersApi {
             response.headers_mut().insert(LOCATION, location);
         }
         Ok(response)
+    }
+
+    /// The role of a server that is to be added. A plain server may leave it out, as with `sglang_router`.
+    fn worker_type(&self, request: &AdminRequest) -> Result<Role, Error> {
+        let is_regular = self.fleet().now().is_regular();
+        match request.get("worker_type") {
+            None if is_regular => Ok(Role::Regular),
+            Some(role) if role == Role::Regular.as_str() && is_regular => Ok(Role::Regular),
+            Some(_) if is_regular => Err(invalid(
+                r#"worker_type must be "regular": the router is in front of plain servers (--worker-urls)"#,
+            )),
+            _ => request.role("worker_type"),
+        }
     }
 
     async fn remove(&self, id: &str, query: Option<&str>) -> Result<OwnResponse, Error> {

@@ -15,7 +15,7 @@ mod tls;
 use std::fmt;
 use std::time::Duration;
 
-use crate::options::{AdminPort, NamedPolicy};
+use crate::options::{AdminPort, NamedPolicy, WorkerUrls};
 use crate::transport::Http1Engine;
 use crate::upstream::Policy;
 
@@ -110,14 +110,32 @@ impl MiniLbConfig {
         Ok(self)
     }
 
-    /// Chooses servers of both roles with policies of one type. `make` is called once for each role, so that
+    /// Sends each request to one of these servers, which run without disaggregation, and not to a pair. Not
+    /// together with prefill and decode servers. None at all is possible: they can be added later.
+    ///
+    /// ```
+    /// # use mini_lb::{MiniLbConfig, MiniLoadBalancer};
+    /// let config = MiniLbConfig::new("127.0.0.1", 30_000, vec![], vec![], 1_800)
+    ///     .worker_urls(["http://10.0.0.1:30000", "http://10.0.0.2:30000"]);
+    /// assert!(MiniLoadBalancer::new(config).is_ok());
+    /// ```
+    #[must_use]
+    pub fn worker_urls<U: Into<String>>(mut self, urls: impl IntoIterator<Item = U>) -> Self {
+        let urls = urls.into_iter().map(Into::into).collect();
+        self.options.worker_urls = WorkerUrls { is_given: true, urls };
+        self
+    }
+
+    /// Chooses servers of all roles with policies of one type. `make` is called once for each role, so that
     /// each has its own state. Default: [`CacheAware`](crate::CacheAware).
     #[must_use]
     pub fn policy<P: Policy>(self, make: impl Fn() -> P) -> Self {
         // Two policies: with one counter for both roles and two servers each, round robin would choose the
         // same pair each time.
         let prefill = make();
-        self.prefill_policy(prefill).decode_policy(make())
+        let mut config = self.prefill_policy(prefill).decode_policy(make());
+        config.options.policies.regular = NamedPolicy::new(make());
+        config
     }
 
     /// Chooses prefill servers. Default: [`CacheAware`](crate::CacheAware).

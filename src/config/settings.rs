@@ -28,9 +28,10 @@ impl MiniLbConfig {
         options.check_roles(&dns_names)?;
         options.check_reports()?;
         let (prefill, decode) = (options.prefill_servers()?, options.decode_servers()?);
-        let addresses = || prefill.iter().map(|spec| &spec.address).chain(&decode);
+        let regular = options.plain_servers()?;
+        let addresses = || prefill.iter().map(|spec| &spec.address).chain(&decode).chain(&regular);
         refuse_duplicates(addresses())?;
-        if prefill.len().max(decode.len()) > MAX_SERVERS_PER_ROLE {
+        if prefill.len().max(decode.len()).max(regular.len()) > MAX_SERVERS_PER_ROLE {
             return Err(ConfigError(format!(
                 "at most {MAX_SERVERS_PER_ROLE} servers of a role are supported"
             )));
@@ -48,8 +49,8 @@ impl MiniLbConfig {
         let fleet_spec = FleetSpec {
             prefill,
             decode,
-            regular: Vec::new(),
-            is_regular: false,
+            regular,
+            is_regular: options.is_regular(),
             prefill_policy: Arc::clone(&options.policies.prefill.policy),
             decode_policy: Arc::clone(&options.policies.decode.policy),
             regular_policy: Arc::clone(&options.policies.regular.policy),
@@ -61,8 +62,11 @@ impl MiniLbConfig {
 }
 
 impl Options {
-    /// Each role needs servers, or a DNS name that may have some.
+    /// Each role needs servers, or a DNS name that may have some. Plain servers may be added later.
     fn check_roles(&self, dns_names: &[DnsName]) -> Result<(), ConfigError> {
+        if self.is_regular() {
+            return self.refuse_pairs();
+        }
         let is_named = |role| dns_names.iter().any(|name| name.role == role);
         if self.prefill.is_empty() && !is_named(Role::Prefill) {
             return Err(ConfigError::new(
@@ -73,6 +77,25 @@ impl Options {
             return Err(ConfigError::new("no decode server: give at least one --decode URL".into()));
         }
         Ok(())
+    }
+
+    /// The servers are plain ones, so that none is of a pair.
+    fn refuse_pairs(&self) -> Result<(), ConfigError> {
+        let of_pairs = [
+            ("--prefill", self.prefill.is_empty()),
+            ("--decode", self.decode.is_empty()),
+            ("--prefill-dns", self.discovery.prefill.is_empty()),
+            ("--decode-dns", self.discovery.decode.is_empty()),
+        ];
+        let Some((flag, _)) = of_pairs.into_iter().find(|(_, is_empty)| !is_empty) else { return Ok(()) };
+        let own = if self.worker_urls.is_given { "--worker-urls" } else { "--worker-dns" };
+        Err(ConfigError(format!(
+            "{own} and {flag} exclude each other: requests go to plain servers or to pairs"
+        )))
+    }
+
+    fn plain_servers(&self) -> Result<Vec<Address>, ConfigError> {
+        self.worker_urls.urls.iter().map(|url| address("--worker-urls", url)).collect()
     }
 
     fn prefill_servers(&self) -> Result<Vec<PrefillSpec>, ConfigError> {
@@ -111,6 +134,7 @@ impl Options {
             self.max_retries = 0;
         }
         self.health.enabled = !self.disable_health_check;
+        self.settle_internal_fields();
         self.apply_trace_switch();
     }
 }
@@ -137,7 +161,7 @@ fn refuse_duplicates<'a>(servers: impl Iterator<Item = &'a Address>) -> Result<(
 pub struct ConfigError(pub(super) String);
 
 impl ConfigError {
-    pub(super) fn new(sentence: String) -> Self {
+    pub(crate) fn new(sentence: String) -> Self {
         Self(sentence)
     }
 }

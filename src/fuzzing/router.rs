@@ -300,7 +300,7 @@ impl ProxyHandler {
             "/v1/messages" => Dialect::Messages,
             _ => Dialect::Generate,
         };
-        let request = self.proxy.read(dialect, head, client, record, timer).await?;
+        let request = self.proxy.read(Some(dialect), head, client, record, timer).await?;
         client.cancel_on_disconnect(self.proxy.dispatch(&request, None, record, timer)).await.transpose()
     }
 }

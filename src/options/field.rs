@@ -6,7 +6,7 @@ use std::num::IntErrorKind;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::values::{AdminPort, NamedPolicy, PemFile, PemFiles, Policies};
+use super::values::{AdminPort, NamedPolicy, PemFile, PemFiles, Policies, WorkerUrls};
 use crate::transport::Http1Engine;
 use crate::upstream::{CacheAware, ConsistentHash, LeastLoad, PowerOfTwo, Random, RoundRobin};
 use crate::wire::shape::FieldTreatment;
@@ -175,6 +175,17 @@ impl OptionField for Vec<String> {
     }
 }
 
+/// An empty list is one that was given, too.
+impl OptionField for WorkerUrls {
+    fn clear(&mut self) {
+        *self = Self { is_given: true, urls: Vec::new() };
+    }
+
+    fn add(&mut self, values: &[String]) -> Result<(), String> {
+        self.urls.add(values)
+    }
+}
+
 /// A URL or a name, and a bootstrap port.
 impl OptionField for Vec<(String, Option<u16>)> {
     fn clear(&mut self) {
@@ -265,6 +276,17 @@ impl OptionField for FieldTreatment {
     fn add(&mut self, values: &[String]) -> Result<(), String> {
         *self = one_of(values, &[("strip", Self::Strip), ("reject", Self::Reject), ("pass", Self::Pass)])?;
         Ok(())
+    }
+}
+
+/// Unset, it depends on the servers.
+impl OptionField for Option<FieldTreatment> {
+    fn clear(&mut self) {
+        *self = None;
+    }
+
+    fn add(&mut self, values: &[String]) -> Result<(), String> {
+        self.insert(FieldTreatment::Strip).add(values)
     }
 }
 

@@ -64,19 +64,37 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                 ),
                 field: |options| &mut options.discovery.decode,
             },
+            Entry {
+                spec: OptionSpec::new("worker-urls", ValueKind::WordList("URL"))
+                    .reported_as("servers")
+                    .may_be_empty()
+                    .help(
+                        "Servers without disaggregation: each request goes to one of them, byte for byte, and not to \
+                         a pair. Not together with prefill and decode servers. Without a URL the router starts \
+                         with none",
+                    ),
+                field: |options| &mut options.worker_urls,
+            },
+            Entry {
+                spec: OptionSpec::new("worker-dns", List("HOST:PORT")).help(
+                    "A DNS name each address of which is such a server. It is looked up again and again. May be \
+                     repeated",
+                ),
+                field: |options| &mut options.discovery.regular,
+            },
         ],
     },
     OptionSection {
         title: "Load balancing",
         entries: &[
-            // Sets both roles, so it stands before the options of one role, which override it.
+            // Sets all roles, so it stands before the options of one role, which override it.
             Entry {
                 spec: OptionSpec::new("policy", Single(POLICIES))
                     .default(Text("cache_aware"))
                     .reported_as("prefill-policy, decode-policy")
                     .help(
-                        "How servers are chosen. cache_aware is for prefill servers; of decode servers it chooses as \
-                         least_load",
+                        "How servers are chosen. cache_aware is for prefill servers and plain ones; of decode servers \
+                         it chooses as least_load",
                     ),
                 field: |options| &mut options.policies,
             },
@@ -218,13 +236,13 @@ pub(super) static SECTIONS: &[OptionSection] = &[
             },
             Entry {
                 spec: OptionSpec::new("internal-fields", Single("strip|reject|pass"))
-                    .default(Text("strip"))
+                    .default(Unset("strip; pass with --worker-urls"))
                     .help(
                         "What is done with fields of a request by which SGLang takes orders from an orchestrator, \
                          such as encoder_urls, to which a server connects: they are removed, or the request is \
-                         refused, or they are passed on. bootstrap_* fields are always removed",
+                         refused, or they are passed on. bootstrap_* fields are always removed for pairs",
                     ),
-                field: |options| &mut options.internal_fields.orchestration,
+                field: |options| &mut options.orchestration_fields,
             },
             Entry {
                 spec: OptionSpec::new("dp-rank-fields", Single("pass|strip|reject"))
@@ -402,6 +420,13 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                     .help("Concurrent requests on one decode server"),
                 field: |options| &mut options.admission.caps.decode,
             },
+            Entry {
+                spec: OptionSpec::new("max-in-flight-per-worker", Single("COUNT"))
+                    .default(Unset("no limit"))
+                    .at_least(1)
+                    .help("Concurrent requests on one plain server"),
+                field: |options| &mut options.admission.caps.regular,
+            },
         ],
     },
     OptionSection {
@@ -504,7 +529,7 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                 spec: OptionSpec::new("load-poll-secs", Single("SECONDS"))
                     .default(Seconds(Duration::ZERO))
                     .help(
-                        "Asks each prefill server this often with GET /v1/loads how much waits on it, so that \
+                        "Asks each prefill or plain server this often with GET /v1/loads how much waits on it, so that \
                          policies count the work that others give to it. For several routers, or clients that \
                          use none; with one router it costs time to first token. 0 is off",
                     ),

@@ -11,7 +11,7 @@ use crate::admission::AdmissionOptions;
 use crate::observe::report::ReportOptions;
 use crate::tls::{ClientFiles, KeyFiles, ServerTls};
 use crate::upstream::{CacheAware, HealthOptions, Policy, Random, SocketOptions};
-use crate::wire::shape::InternalFields;
+use crate::wire::shape::{FieldTreatment, InternalFields};
 
 /// Which part of the memory request bodies may take if no option says so: the kernel's socket buffers,
 /// responses, and what the allocator keeps need the rest.
@@ -26,12 +26,15 @@ pub(crate) struct Options {
     /// URL and bootstrap port of each server.
     pub(crate) prefill: Vec<(String, Option<u16>)>,
     pub(crate) decode: Vec<String>,
+    pub(crate) worker_urls: WorkerUrls,
     /// URL of a prefill server, and the host that decode servers know it by.
     pub(crate) bootstrap_hosts: Vec<(String, String)>,
     pub(crate) policies: Policies,
     pub(crate) hash_key_headers: Vec<String>,
     pub(crate) prefix_index_bytes: usize,
+    /// Those for an orchestrator have their value once the configuration is validated.
     pub(crate) internal_fields: InternalFields,
+    pub(crate) orchestration_fields: Option<FieldTreatment>,
     pub(crate) abort_on_disconnect: bool,
     pub(crate) max_payload_size: usize,
     pub(crate) max_merge_size: usize,
@@ -75,6 +78,28 @@ impl Options {
         options.admission.max_buffered = available_memory() / MEMORY_SHARE;
         options
     }
+}
+
+impl Options {
+    /// Whether the servers are plain ones, without disaggregation.
+    pub(crate) fn is_regular(&self) -> bool {
+        self.worker_urls.is_given || !self.discovery.regular.is_empty()
+    }
+
+    /// Sets what depends on the servers: the client of a plain one gets what the server alone would give it,
+    /// unless an operator wants less.
+    pub(crate) fn settle_internal_fields(&mut self) {
+        let usual = if self.is_regular() { FieldTreatment::Pass } else { FieldTreatment::Strip };
+        self.internal_fields.orchestration = self.orchestration_fields.unwrap_or(usual);
+    }
+}
+
+/// URLs of plain servers.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct WorkerUrls {
+    /// Also if there is none: servers may be added later.
+    pub(crate) is_given: bool,
+    pub(crate) urls: Vec<String>,
 }
 
 impl Policies {
@@ -131,6 +156,7 @@ pub(crate) struct DiscoveryOptions {
     /// As `host:port`, with the bootstrap port of all servers of that name.
     pub(crate) prefill: Vec<(String, Option<u16>)>,
     pub(crate) decode: Vec<String>,
+    pub(crate) regular: Vec<String>,
     pub(crate) interval: Duration,
 }
 

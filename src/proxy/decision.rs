@@ -1,5 +1,5 @@
-//! What an event on one of a request's two legs means for the request: the only place that decides it. A plain
-//! server's leg stands in decode's place, as if prefill's had ended well.
+//! What an event on one of a request's two legs means for the request: the only place that decides it. A
+//! plain server's leg stands in decode's place, as if prefill's had ended well.
 //!
 //! Events go in and actions come out. There is no socket, clock or async code here, so that all orders of
 //! events can be enumerated (`decision/tests.rs`, which also holds the invariants). Events are observed, and

@@ -1,4 +1,5 @@
-//! One request and its attempts: sends both legs at once, and decides when and with what the response starts.
+//! One request and its attempts: sends both legs at once, or the one to a plain server, and decides when and
+//! with what the response starts.
 //!
 //! What the client receives from then on is for [`relay`](super::relay). Servers are chosen by `upstream`;
 //! here is decided only whether a request is sent again.
@@ -22,7 +23,7 @@ use super::merge;
 use super::relay::{MAX_REFUSAL_PAUSE, Relay, TimeLimit};
 use crate::admission::{AdmissionHandle, Reservation};
 use crate::error::{Cause, Error, OwnResponse};
-use crate::http1::{BodyTimeouts, OutgoingBody, OutgoingRequest, RawHeaders, RequestHead};
+use crate::http1::{BodyTimeouts, HeaderId, OutgoingBody, OutgoingRequest, RawHeaders, RequestHead};
 use crate::observe::record::{Attempt, Record, RequestId};
 use crate::timer::Timer;
 use crate::transport::RequestBody;
@@ -127,10 +128,10 @@ impl Proxy {
         Self { fleet, pools, limits, admission }
     }
 
-    /// Reads the body of a generation request.
+    /// Reads the body of a generation request, or of another one (no dialect) that a plain server gets.
     pub(crate) async fn read(
         &self,
-        dialect: Dialect,
+        dialect: Option<Dialect>,
         head: &RequestHead,
         request: &mut impl RequestBody,
         record: &mut Record,
@@ -138,7 +139,15 @@ impl Proxy {
     ) -> Result<ReadRequest, Error> {
         let limits = self.limits.load_full();
         let (max, timeouts) = (limits.max_payload_size, limits.body_timeouts);
-        let (needs, is_traced) = (self.fleet.now().needs(), record.wants_prompt());
+        let (needs, is_regular) = {
+            let fleet = self.fleet.now();
+            (fleet.needs(), fleet.is_regular())
+        };
+        let is_traced = record.wants_prompt();
+        let is_lenient = is_regular && limits.internal_fields.passes_all();
+        // Fields that an operator does not want at servers are looked for in any JSON.
+        let looks = !is_lenient && !is_multipart(&head.headers);
+        let scanned = dialect.or(looks.then_some(Dialect::Generate));
         let reading = IntakeLimits {
             max,
             timeouts,
@@ -147,26 +156,34 @@ impl Proxy {
             // With the key alone all hashes are the same in every process.
             stable_prefix: needs.prompt && needs.key,
             internal_fields: limits.internal_fields,
+            is_lenient,
         };
-        let read = intake::read(&head.headers, request, dialect, reading, timer).await?;
+        let read = intake::read(&head.headers, request, scanned, reading, timer).await?;
         let ReadBody { body, mut shape, waited, reservation } = read;
         let now = Instant::now();
         record.body_read(body.len(), shape.stream, waited.then(|| now.into_std()));
-        // SGLang runs the n samples of a request in one bootstrap room, and decode hangs (#24223, #26486).
-        if shape.parallel_sampling {
-            return Err(Error::ManySamples);
-        }
-        if shape.has_previous_response {
-            return Err(Error::PreviousResponse);
+        if !is_regular {
+            // SGLang runs the n samples of a request in one bootstrap room, and decode hangs (#24223,
+            // #26486).
+            if shape.parallel_sampling {
+                return Err(Error::ManySamples);
+            }
+            if shape.has_previous_response {
+                return Err(Error::PreviousResponse);
+            }
         }
         if is_traced && let Some(prompt) = shape.prompt.take() {
             record.set_prompt(prompt);
         }
         let deadline = Deadline::since(now, limits.request_timeout);
-        let upstream_head = UpstreamHead::new(&head.method, head.target.as_str(), &head.headers, true);
+        let upstream_head = UpstreamHead::new(&head.method, head.target.as_str(), &head.headers, !is_regular);
         let names = limits.hash_key_headers.iter().filter(|_| needs.key);
         let key = names.filter_map(|name| head.headers.get(name.as_str())).next().map(key_hash);
-        let (plan, abort) = plan(dialect, &mut shape, &limits, &head.headers);
+        let dialect = dialect.unwrap_or(Dialect::Generate);
+        let (plan, abort) = match is_regular {
+            true => plain_plan(&mut shape, &limits, &head.headers),
+            false => plan(dialect, &mut shape, &limits, &head.headers),
+        };
         Ok(ReadRequest {
             limits,
             dialect,
@@ -244,8 +261,38 @@ fn plan(
     let ids = OwnIds { rid: rid.as_deref(), request_id: response_id.as_deref() };
     let plan = RequestPlan::sglang(&shape.fields, ids);
     shape.rids.extend(rid.into_iter().chain(response_id));
+    (plan, abort_request(shape, limits, headers))
+}
+
+/// What a plain server gets: the client's body, without fields that an operator does not want there. Nothing
+/// is merged, and a request can be aborted by the client's own ids only.
+fn plain_plan(
+    shape: &mut BodyShape,
+    limits: &RequestLimits,
+    headers: &RawHeaders,
+) -> (RequestPlan, Option<Arc<AbortRequest>>) {
+    shape.merge = None;
+    let plan = match limits.internal_fields.passes_all() {
+        true => RequestPlan::untouched(),
+        false => RequestPlan::sglang(&shape.fields, OwnIds::default()),
+    };
+    (plan, abort_request(shape, limits, headers))
+}
+
+/// Whether a body is a form, which has no fields of JSON: SGLang takes audio so.
+fn is_multipart(headers: &RawHeaders) -> bool {
+    let media_type = headers.get(HeaderId::ContentType).unwrap_or_default();
+    media_type.get(..10).is_some_and(|start| start.eq_ignore_ascii_case(b"multipart/"))
+}
+
+/// With what a request is aborted that ends early, if it is.
+fn abort_request(
+    shape: &BodyShape,
+    limits: &RequestLimits,
+    headers: &RawHeaders,
+) -> Option<Arc<AbortRequest>> {
     let is_aborted = limits.abort_on_disconnect && !shape.rids.is_empty();
-    (plan, is_aborted.then(|| Arc::new(AbortRequest::new(&shape.rids, headers))))
+    is_aborted.then(|| Arc::new(AbortRequest::new(&shape.rids, headers)))
 }
 
 /// The attempts of one request.

@@ -1,5 +1,5 @@
-//! Both legs of a request, or the one to a plain server: observes their events, asks [`decision`](super::decision) what follows, and does
-//! it.
+//! Both legs of a request, or the one to a plain server: observes their events, asks
+//! [`decision`](super::decision) what follows, and does it.
 //!
 //! Both legs are polled by the request's own task at every wait. Which bytes the client gets from them is for
 //! [`relay`](super::relay); which servers they run on, for [`exchange`](super::exchange).
@@ -112,8 +112,8 @@ pub(super) struct LegPair {
 }
 
 impl LegPair {
-    /// Starts both legs, or the one to a plain server. With `merge` both responses are held until they can be merged; with a late one,
-    /// prefill's.
+    /// Starts both legs, or the one to a plain server. With `merge` both responses are held until they can be
+    /// merged; with a late one, prefill's.
     pub(super) fn new(
         pools: &Arc<Pools>,
         prefill: Option<LegRecord>,

@@ -142,7 +142,7 @@ impl Service {
     /// Answers a generation request once it is authorized: admit, read, pick, send, relay.
     async fn generate<C: ClientTransport>(
         &self,
-        dialect: Dialect,
+        dialect: Option<Dialect>,
         exchange: Exchange<'_, C>,
     ) -> Result<HandlerResult, Error> {
         let admitted = match self.admit(exchange.client, exchange.record.started_at()).await {
@@ -169,7 +169,8 @@ impl Service {
     ) -> Result<Route, Error> {
         let head = &mut *exchange.head;
         merge_slashes(head);
-        let (endpoint, route) = Route::find(&head.method, head.path());
+        let is_regular = || self.fleet.now().is_regular();
+        let (endpoint, route) = Route::find(&head.method, head.path(), is_regular);
         exchange.record.set_endpoint(endpoint);
         match &route {
             // Operators have a key of their own.

@@ -251,8 +251,8 @@ impl Backend {
     }
 
     /// The bytes of prompt that a prefill server has been given and has not computed yet, without those that
-    /// it was believed to have cached; of a decode server, the prompts of its requests. Of a plain server, the
-    /// prompts of its requests without what it was believed to have cached.
+    /// it was believed to have cached; of a decode server, the prompts of its requests. Of a plain server,
+    /// the prompts of its requests without what it was believed to have cached.
     pub fn work(&self) -> u64 {
         self.slot.load().work()
     }

@@ -202,10 +202,10 @@ impl<'a> Choice<'a> {
     }
 
     /// The bytes of prompt that a prefill server has been given and has not computed yet, without those that
-    /// it was believed to have cached; of a decode server, the prompts of its requests; of a plain server, those
-    /// without what it was believed to have cached. What a prefill server
-    /// has told of others' work (`--load-poll-secs`) is in it. `index` is that of the server in
-    /// [`servers`](Self::servers), here and below.
+    /// it was believed to have cached; of a decode server, the prompts of its requests; of a plain server,
+    /// those without what it was believed to have cached. What a prefill server has told of others' work
+    /// (`--load-poll-secs`) is in it. `index` is that of the server in [`servers`](Self::servers), here and
+    /// below.
     pub fn work(&self, index: usize) -> u64 {
         self.load(index).work() + self.loads.foreign_work(self.candidates.slots[index])
     }

@@ -40,7 +40,7 @@ pub(crate) enum Dialect {
 }
 
 /// What the router must know of a request body.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct BodyShape {
     /// The client requests server-sent events.
     pub(crate) stream: bool,

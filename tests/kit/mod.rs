@@ -18,7 +18,7 @@ mod tls;
 
 pub use client::{Client, Response};
 pub use engine::{configure, skip_on_hyper};
-pub use fixtures::{Exchange, exchanges, fixture, fixture_names};
+pub use fixtures::{Exchange, Recording, exchanges, fixture, fixture_names};
 pub use http::{Head, dechunk};
 pub use router::{BOOTSTRAP_PORT, Router};
 pub use router_process::RouterProcess;

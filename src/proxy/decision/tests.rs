@@ -319,8 +319,8 @@ impl Run {
         }
     }
 
-    /// Another pair is chosen only if nothing was written; another plain server also if the request was written
-    /// to a connection that was closed as idle. A server gets the request a second time only after
+    /// Another pair is chosen only if nothing was written; another plain server also if the request was
+    /// written to a connection that was closed as idle. A server gets the request a second time only after
     /// its kept-alive connection was found closed, and never a third time.
     fn check_that_nothing_is_replayed(&self, step: Step, action: Action, context: &impl Fn() -> String) {
         if let Action::OtherPair(_) = action {

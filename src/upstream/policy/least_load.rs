@@ -6,8 +6,8 @@ use super::{Choice, Policy, Selection, SelectionReason};
 use crate::upstream::{Backend, Role};
 
 /// What a server of a role has to do, to be compared. A prefill server computes one prompt after the other,
-/// so the bytes before a request are its wait. A decode server, and a plain one, runs all its requests at once,
-/// and each slows the others down.
+/// so the bytes before a request are its wait. A decode or a plain server runs all its requests at once, and
+/// each slows the others down.
 pub(super) fn load_of(choice: &Choice<'_>, index: usize) -> (usize, u64) {
     match choice.role() {
         Role::Prefill => (0, choice.weighted_work(index, choice.prompt_bytes())),

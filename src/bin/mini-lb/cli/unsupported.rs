@@ -30,7 +30,6 @@ pub(crate) const POLICIES: &[(&str, &str)] = &[
 /// Refused: the flag, and what to do instead.
 pub(crate) const REFUSED: &[(&str, &str)] = &[
     // Servers.
-    ("--worker-urls", "name each server with --prefill URL [PORT] or --decode URL"),
     ("--prefill-bootstrap-ports", "write the port after the URL: --prefill URL PORT"),
     ("--service-discovery", DISCOVERY),
     ("--selector", DISCOVERY),
