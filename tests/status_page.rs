@@ -91,17 +91,22 @@ impl Ports {
 
 /// The built router with these decode servers. The error is its output if a port was taken.
 fn router_at(servers: &Servers, decode: &[&str], ports: Ports) -> Result<ChildProcess, String> {
+    let bootstrap = servers.prefill.bootstrap_port().expect("a bootstrap port").to_string();
+    let prefill = servers.prefill.url();
+    let of_decode = decode.iter().flat_map(|url| ["--decode", *url]);
+    let servers: Vec<&str> = ["--prefill", &prefill, &bootstrap].into_iter().chain(of_decode).collect();
+    program_at(&servers, ports)
+}
+
+/// The built router with these flags for its servers.
+fn program_at(servers: &[&str], ports: Ports) -> Result<ChildProcess, String> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mini-lb"));
     command.args(["--host", "127.0.0.1", "--port", &ports.clients.to_string()]);
     command.args(["--prometheus-port", &ports.operators.to_string()]);
     // Failed requests eject a server sooner than probes do, and one probe brings it back.
     command.args(["--health-check-interval-secs", "1", "--health-failure-threshold", "3"]);
     command.args(["--health-success-threshold", "1", "--shutdown-grace-period-secs", "1"]);
-    let bootstrap = servers.prefill.bootstrap_port().expect("a bootstrap port").to_string();
-    command.args(["--prefill", &servers.prefill.url(), &bootstrap]);
-    for url in decode {
-        command.args(["--decode", url]);
-    }
+    command.args(servers);
     let mut program = ChildProcess::start(command);
     // Its two listeners are logged in this order.
     let listens =
@@ -110,10 +115,14 @@ fn router_at(servers: &Servers, decode: &[&str], ports: Ports) -> Result<ChildPr
 }
 
 fn router(servers: &Servers, decode: &[&str]) -> (ChildProcess, Ports) {
+    started(|ports| router_at(servers, decode, ports))
+}
+
+fn started(start: impl Fn(Ports) -> Result<ChildProcess, String>) -> (ChildProcess, Ports) {
     // Another process may take a free port before the router does.
     for _ in 0..5 {
         let ports = Ports::free();
-        match router_at(servers, decode, ports) {
+        match start(ports) {
             Ok(program) => return (program, ports),
             Err(said) => assert!(said.contains("in use"), "{said}"),
         }
@@ -183,6 +192,29 @@ fn cell(role: &str, url: &str, label: &str) -> String {
 
 fn health(role: &str, url: &str, wanted: &str) -> String {
     format!("{} === '{wanted}'", cell(role, url, "Health"))
+}
+
+#[test]
+fn page_shows_plain_servers_as_the_only_role() {
+    if !browser::is_installed() {
+        return;
+    }
+    let runtime = Runtime::new().expect("a runtime");
+    let sim = runtime.block_on(Sim::start(quick(Role::Regular, None))).expect("a free port");
+    let url = sim.url();
+    let (_program, ports) = started(|ports| program_at(&["--worker-urls", &url], ports));
+    let mut browser = Browser::start(&folder().join("plain"));
+    browser.open(&ports.page());
+    browser.until("document.getElementById('state').innerText === 'ready'");
+    browser.until(&health("regular", &url, "healthy"));
+    browser.until("document.getElementById('first').innerText === 'Servers healthy'");
+    browser.until("document.getElementById('prefill').innerText === '1 of 1'");
+    for id in ["second", "pairs-title", "pairs-table", "pairs-note"] {
+        browser.until(&format!("document.getElementById('{id}').offsetHeight === 0"));
+    }
+    generate(ports.clients, 3, false).expect("a response");
+    browser.until(&format!("parseFloat({}) > 0", cell("regular", &url, "Requests/s")));
+    assert_eq!(browser.console_messages(), [""; 0]);
 }
 
 #[test]
