@@ -438,6 +438,39 @@ async fn metrics_name_the_one_role_and_count_each_request_once() {
 }
 
 #[tokio::test]
+async fn what_a_server_says_of_prompts_is_learned() {
+    const META: &str = r#""meta_info":{"prompt_tokens":100,"cached_tokens":40,"completion_tokens":1}"#;
+    let server = ScriptedServer::start(|seen| match seen.target() {
+        "/generate" if seen.body.ends_with(b"true}") => {
+            let event = chunk(&format!("data: {{\"text\":\"a\",{META}}}\n\n"));
+            vec![Step::Send([STREAM_HEAD.as_bytes(), &event, b"0\r\n\r\n"].concat())]
+        }
+        _ => vec![Step::Send(json("200 OK", &format!(r#"{{"text":"a",{META}}}"#)))],
+    })
+    .await;
+    let told = async |policy: &str, target: &str, body: &str| {
+        let port = scrape::free_port();
+        let router = Router::start_plain(&[&server], |config| {
+            let config = config.admin_address("127.0.0.1", port);
+            config.set_option("policy", [[policy]]).expect("a policy")
+        })
+        .await;
+        assert_eq!(router.client().await.post(target, body).await.status(), 200);
+        router.wait_idle().await;
+        let scrape = scrape::after(port, 1).await;
+        let url = server.url();
+        let of_server = [("role", "regular"), ("backend", &*url)];
+        ["prompt", "cached"]
+            .map(|tokens| scrape.get(&format!("mini_lb_backend_{tokens}_tokens_total"), &of_server))
+    };
+    assert_eq!(told("cache_aware", "/generate", BODY).await, [100.0, 40.0]);
+    assert_eq!(told("cache_aware", "/generate", r#"{"text":"a","stream":true}"#).await, [100.0, 40.0]);
+    // What is no prompt of a policy's tells nothing of it, and without such a policy nothing is read.
+    assert_eq!(told("cache_aware", "/v1/embeddings", BODY).await, [0.0, 0.0]);
+    assert_eq!(told("round_robin", "/generate", BODY).await, [0.0, 0.0]);
+}
+
+#[tokio::test]
 async fn a_reload_changes_the_servers_but_not_what_they_are() {
     let (before, after) = (kit::ok_server().await, kit::ok_server().await);
     let router = Router::start_plain(&[&before], |config| config).await;

@@ -96,6 +96,8 @@ pub(crate) struct ReadRequest {
     plan: RequestPlan,
     /// With which servers are asked to abort it.
     abort: Option<Arc<AbortRequest>>,
+    /// What a plain server says of the prompt is for a policy that knows prompts.
+    reads_usage: bool,
     /// The hash of a header that names the conversation.
     key: Option<u64>,
     deadline: Deadline,
@@ -179,6 +181,7 @@ impl Proxy {
         let upstream_head = UpstreamHead::new(&head.method, head.target.as_str(), &head.headers, !is_regular);
         let names = limits.hash_key_headers.iter().filter(|_| needs.key);
         let key = names.filter_map(|name| head.headers.get(name.as_str())).next().map(key_hash);
+        let reads_usage = is_regular && needs.prompt && dialect.is_some();
         let dialect = dialect.unwrap_or(Dialect::Generate);
         let (plan, abort) = match is_regular {
             true => plain_plan(&mut shape, &limits, &head.headers),
@@ -192,6 +195,7 @@ impl Proxy {
             shape,
             plan,
             abort,
+            reads_usage,
             key,
             deadline,
             _reservation: reservation,
@@ -365,6 +369,9 @@ impl Exchange<'_> {
             MergeOptions { merge, is_late, max_held, admission }
         });
         let mut pair = LegPair::new(self.pools, on_prefill, on_decode, merge);
+        if self.request.reads_usage {
+            pair.read_usage();
+        }
         if !shape.rids.is_empty() {
             let abort = self.request.abort.as_ref();
             let abort = abort.map(|abort| AbortOnDrop::new(abort, attempt.pair, self.pools));

@@ -157,6 +157,11 @@ impl LegPair {
         (self._registration, self.abort) = (Some(registration), abort.map(Box::new));
     }
 
+    /// Reads in a plain server's response what it says of the prompt.
+    pub(super) fn read_usage(&mut self) {
+        self.decode.read_usage();
+    }
+
     /// Runs both legs until the response can start, or the attempt has failed.
     pub(super) fn poll_decided(
         &mut self,
