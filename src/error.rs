@@ -253,8 +253,9 @@ impl Error {
             Self::Overloaded(rejection) => {
                 response.headers_mut().insert(RETRY_AFTER, rejection.retry_after().into());
             }
-            // As of a full queue: when memory is free cannot be known.
-            Self::MemoryLimit(_) => {
+            // As of a full queue: when memory is free, or a server there, cannot be known. A new server is
+            // probed once a second until it is up.
+            Self::MemoryLimit(_) | Self::NoServer(_) => {
                 response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
             _ => {}

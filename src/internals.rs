@@ -8,7 +8,6 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
-use hyper::header::HeaderValue;
 
 use crate::balancer::MiniLoadBalancer;
 use crate::http1::{OutgoingBody, read_request_head, read_response_head};
@@ -20,7 +19,7 @@ use crate::wire::logprobs::{Merge, PromptLogprobs};
 use crate::wire::plan::{OwnIds, RequestPlan};
 use crate::wire::shape::{BodyInspector, Dialect, HashKey, Prompt};
 use crate::wire::sse::EventSplitter;
-use crate::wire::upstream_request::UpstreamHead;
+use crate::wire::upstream_request::{UpstreamHead, UpstreamTarget};
 use crate::wire::usage::{CachedTokens, Usage};
 
 /// Rendered once for each prefill server, so not a part of a request's cost.
@@ -119,10 +118,11 @@ pub fn tell_waiting_tokens(router: &MiniLoadBalancer, tokens: impl Fn(&Backend) 
 }
 
 /// Reads a request's head and writes those of both legs. Returns their length.
-pub fn forward_request_head(text: &[u8], host: &HeaderValue) -> usize {
+pub fn forward_request_head(text: &[u8], host: &str) -> usize {
     let (head, _, _) = read_request_head(text, 0).expect("a well-formed head").expect("a complete head");
     let head = UpstreamHead::new(&head.method, head.target.as_str(), &head.headers, true);
-    let [prefill, decode] = [(); 2].map(|()| head.for_backend(host, b"", &OutgoingBody::default()));
+    let target = UpstreamTarget::new(host, "");
+    let [prefill, decode] = [(); 2].map(|()| head.for_backend(&target, b"", &OutgoingBody::default()));
     prefill.remaining() + decode.remaining()
 }
 

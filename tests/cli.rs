@@ -68,6 +68,7 @@ const SUPPORTED: &[(&str, &str)] = &[
     ("--prefix-index-bytes <BYTES>", "[default: 67108864]"),
     ("--host <HOST>", "[default: 0.0.0.0]"),
     ("--port <PORT>", "[default: 30000]"),
+    ("--proxy-protocol", ""),
     ("--request-timeout-secs <SECONDS>", "[default: 1800]"),
     ("--stream-idle-timeout-secs <SECONDS>", "[default: 300]"),
     ("--retry-max-retries <COUNT>", "[default: 1]"),
@@ -353,8 +354,6 @@ fn each_wrong_value_is_named_in_one_sentence() {
     let prefill = "--prefill http://127.0.0.1:1";
     let decode = "--decode http://127.0.0.1:2";
     for (typed, sentence) in [
-        (decode.into(), "no prefill server: give at least one --prefill URL [BOOTSTRAP_PORT]"),
-        (prefill.into(), "no decode server: give at least one --decode URL"),
         (
             format!("{decode} --prefill 10.0.0.1:30000"),
             "--prefill 10.0.0.1:30000: a server's URL must begin with http:// or https://",
@@ -365,8 +364,16 @@ fn each_wrong_value_is_named_in_one_sentence() {
         ),
         (format!("{decode} --prefill http://"), "--prefill http://: not a URL such as http://10.0.0.1:30000"),
         (
-            format!("{decode} --prefill http://a:1/v1"),
-            "--prefill http://a:1/v1: a server's URL must end after the port",
+            format!("{decode} --prefill http://a:1/v1?x=y"),
+            "--prefill http://a:1/v1?x=y: a query (what follows ?) cannot be part of a server's URL; remove it",
+        ),
+        (
+            format!("{prefill} --decode http://a:1#x"),
+            "--decode http://a:1#x: a fragment (what follows #) is never sent to a server; remove it",
+        ),
+        (
+            format!("{prefill} --decode http://a:1/x/../y"),
+            "--decode http://a:1/x/../y: the path has an empty segment or a dot segment",
         ),
         (
             format!("{prefill} --decode https://-a.:1"),

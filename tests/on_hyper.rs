@@ -14,6 +14,8 @@ mod authentication;
 mod backend_connections;
 #[path = "backend_tls.rs"]
 mod backend_tls;
+#[path = "base_paths.rs"]
+mod base_paths;
 #[path = "client_connections.rs"]
 mod client_connections;
 #[path = "client_disconnects.rs"]
@@ -58,6 +60,8 @@ mod memory_bound;
 mod metrics;
 #[path = "prefill_usage.rs"]
 mod prefill_usage;
+#[path = "proxy_protocol.rs"]
+mod proxy_protocol;
 #[path = "real_clients.rs"]
 mod real_clients;
 #[path = "recorded_exchanges.rs"]

@@ -1,13 +1,15 @@
-//! The JSON body of an admin request with its typed fields, and the `timeout` of a query.
+//! The fields of an admin request, of its JSON body or of its query, and the `timeout` of a query.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
+use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value};
 
 use crate::error::Error;
 use crate::upstream::{Address, Role, checked_host};
 
-/// The JSON object of an admin request.
+/// The fields of an admin request.
 pub(super) struct AdminRequest(Map<String, Value>);
 
 /// An error that is answered with 400 and this message.
@@ -66,6 +68,21 @@ impl AdminRequest {
             Ok(_) => Err(invalid("the body is not a JSON object")),
             Err(error) => Err(invalid(format!("the body is not JSON: {error}"))),
         }
+    }
+
+    /// The parameters of a query as fields: `bootstrap_port` as a number, all others as texts.
+    pub(super) fn from_query(query: Option<&str>) -> Result<Self, Error> {
+        let decoded = |text: &str| {
+            let text = percent_decode_str(text).decode_utf8();
+            text.map(Cow::into_owned).map_err(|_| invalid("the query is not UTF-8"))
+        };
+        let fields = query.unwrap_or_default().split('&').filter_map(|field| field.split_once('='));
+        let fields = fields.map(|(name, value)| {
+            let (name, value) = (decoded(name)?, decoded(value)?);
+            let number = value.parse::<u64>().ok().filter(|_| name == "bootstrap_port");
+            Ok((name, number.map_or(Value::String(value), Value::from)))
+        });
+        fields.collect::<Result<_, _>>().map(Self)
     }
 
     /// The names of the fields that are not among `known`.
@@ -151,6 +168,26 @@ mod tests {
         for body in ["", "{}", "[]", r#"{"rid":""}"#, r#"{"rid":7}"#, r#"{"rid":["r1"]}"#] {
             assert_eq!(abort(body), None, "{body}");
         }
+    }
+
+    #[test]
+    fn parameters_of_a_query_are_fields() {
+        let request = |query| AdminRequest::from_query(Some(query)).ok().unwrap();
+        for query in [
+            "url=http://h:1&worker_type=prefill&bootstrap_port=8998",
+            "x&worker_type=prefill&api_key=&url=http%3A%2F%2Fh%3a1&bootstrap_port=8998",
+        ] {
+            let request = request(query);
+            assert_eq!(request.address("url").ok().unwrap().url, "http://h:1");
+            assert_eq!(request.role("worker_type").ok(), Some(Role::Prefill));
+            assert_eq!(request.bootstrap_port().ok(), Some(Some(8998)));
+        }
+        for query in ["", "url", "URL=http://h:1", "url=h:1"] {
+            assert!(request(query).address("url").is_err(), "{query}");
+        }
+        assert!(request("bootstrap_port=x").bootstrap_port().is_err());
+        assert!(AdminRequest::from_query(Some("url=%ff")).is_err());
+        assert!(AdminRequest::from_query(None).is_ok());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http_body_util::Full;
+use hyper::http::uri::PathAndQuery;
 use hyper::{Method, Response, StatusCode};
 use serde_json::json;
 
@@ -15,7 +16,7 @@ use super::admin_request::{Abort, AdminRequest, has_parameter, query_timeout};
 use super::failures::{failure_response, failures, worst_status};
 use super::query::{QueryResponse, ServerQuery, query, query_all};
 use super::routes::{ANSWER_TIMEOUT, RouterEndpoint};
-use super::{fan_out, loads, server_info};
+use super::{fan_out, loads, server_info, worker_loads};
 use crate::error::{Error, OwnResponse, json_response};
 use crate::http1::{OutgoingBody, RequestHead};
 use crate::upstream::{Backend, LiveFleet, Pools, Role};
@@ -88,6 +89,7 @@ impl RouterEndpoints {
             }
             RouterEndpoint::ServerInfo => self.server_info(request).await,
             RouterEndpoint::Loads => self.loads(request).await,
+            RouterEndpoint::WorkerLoads => self.worker_loads(request).await,
             RouterEndpoint::ModelInfo => self.one_server(request, ANSWER_TIMEOUT).await,
             RouterEndpoint::OneServer { within } => self.one_server(request, within).await,
         }
@@ -210,6 +212,12 @@ impl RouterEndpoints {
             return alone;
         }
         Ok(if is_prometheus { loads::exposition(&responses) } else { loads::merged(&responses) })
+    }
+
+    /// The client asks the router, but the servers are asked for what `sglang_router` sums up.
+    async fn worker_loads(&self, mut request: RouterRequest) -> Result<OwnResponse, Error> {
+        request.head.target = PathAndQuery::from_static("/v1/loads");
+        Ok(worker_loads::summed(&self.ask_all(request, ANSWER_TIMEOUT).await?))
     }
 
     /// Forwards the request to one prefill or plain server after the other until one responds, healthy ones

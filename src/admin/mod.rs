@@ -16,9 +16,11 @@ mod operators;
 mod probes;
 mod query;
 mod role_switch;
+mod router_api;
 mod routes;
 mod server_info;
 mod status_page;
+mod worker_loads;
 mod workers;
 
 pub(crate) use discovery::follow_names;

@@ -88,7 +88,7 @@ async fn exchange(
     let ServerQuery { method, target, headers, body, .. } = request;
     let head = UpstreamHead::new(&method, &target, &headers, !body.is_empty());
     let mut lease = pools.lease(server).await?;
-    let head = lease.send(head.for_readable_response(server.host_header(), b"", &body)).await?;
+    let head = lease.send(head.for_readable_response(server.target(), b"", &body)).await?;
     let body = lease.collect(MAX_RESPONSE).await?;
     // After the whole body only: a connection with unread data is not reusable.
     lease.park();

@@ -75,6 +75,8 @@ pub(crate) enum RouterEndpoint {
     ServerInfo,
     /// The loads of all servers.
     Loads,
+    /// The same as one number for each server, as `sglang_router` tells it.
+    WorkerLoads,
     /// The model's description by one server: all serve the same model.
     ModelInfo,
     /// Passes the request on to one server, whose response is the client's.
@@ -150,6 +152,7 @@ pub(crate) const ROUTES: &[RouteEntry] = &[
     row("/server_info", "GET, HEAD", Clients, ByRouter(ServerInfo)),
     row("/get_server_info", "GET, HEAD", Clients, ByRouter(ServerInfo)),
     row("/v1/loads", "GET, HEAD", Clients, ByRouter(Loads)),
+    row("/get_loads", "GET, HEAD", Clients, ByRouter(WorkerLoads)),
 
     row("/v1/models", "GET, HEAD", Clients, ByRouter(ModelInfo)),
     row("/v1/models/{*id}", "GET, HEAD", Clients, ByRouter(ModelInfo)),
@@ -214,6 +217,9 @@ pub(crate) const ROUTES: &[RouteEntry] = &[
 
     row("/workers", "GET, POST", Operators, ByWorkersApi),
     row("/workers/{*id}", "GET, DELETE", Operators, ByWorkersApi),
+    row("/add_worker", "POST", Operators, ByWorkersApi),
+    row("/remove_worker", "POST", Operators, ByWorkersApi),
+    row("/list_workers", "GET", Operators, ByWorkersApi),
     row("/pd_role_switch", "POST", Operators, ByWorkersApi),
 
     row("/v1/embeddings", "POST", Clients, OnPlainServer(NO_PAIR)),
@@ -268,7 +274,7 @@ impl RouterEndpoint {
             AbortRequest | Session => BodyUse::Parsed,
             AllServers { .. } | OneServer { .. } => BodyUse::Forwarded,
             Root | Version | Health | Ready | HealthGenerate | FlushCache | ServerInfo | Loads
-            | ModelInfo => BodyUse::Discarded,
+            | WorkerLoads | ModelInfo => BodyUse::Discarded,
         }
     }
 }
@@ -310,6 +316,7 @@ mod tests {
                 AllServers { .. } => "all servers",
                 ServerInfo => "all servers: their descriptions",
                 Loads => "all servers: their loads",
+                WorkerLoads => "as `/v1/loads`, but one number of tokens for each server",
                 ModelInfo => "one server",
                 OneServer { within } if within == WORK_TIMEOUT => "one server, within 30 s",
                 OneServer { .. } => "one server",

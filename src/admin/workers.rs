@@ -83,10 +83,13 @@ impl WorkersApi {
         match (path.strip_prefix("/workers/"), &head.method) {
             (Some(id), &Method::DELETE) => self.remove(id, head.query()).await,
             (Some(id), _) => self.show(id),
+            (None, &Method::GET) if path == "/list_workers" => Ok(self.list_urls()),
             (None, &Method::GET) => Ok(self.list()),
             (None, _) if path == "/pd_role_switch" => {
                 self.switch_role(self.server_headers(&head.headers), &body).await
             }
+            (None, _) if path == "/add_worker" => self.add_by_query(head.query()),
+            (None, _) if path == "/remove_worker" => self.remove_by_query(head.query()),
             (None, _) => self.add(&body),
         }
     }
@@ -123,13 +126,13 @@ impl WorkersApi {
 
     fn entries<'a>(&self, servers: impl Iterator<Item = &'a Arc<Backend>>) -> Vec<Value> {
         let fleet = self.fleet().snapshot();
-        let sources = self.desired.source_by_authority();
+        let sources = self.desired.source_by_key();
         let active: HashSet<u64> = fleet.all().map(|server| server.id()).collect();
         let entry = |server: &Arc<Backend>| {
             let is_active = active.contains(&server.id());
             let description = server.description().unwrap_or_default();
             // A draining server may have been added again: then the source is the new one's.
-            let source = sources.get(&server.address().authority).filter(|_| is_active);
+            let source = sources.get(server.address().key()).filter(|_| is_active);
             json!({
                 "id": server.id().to_string(),
                 "url": server.url(),
@@ -150,13 +153,9 @@ impl WorkersApi {
 
     fn add(&self, body: &[u8]) -> Result<OwnResponse, Error> {
         let request = AdminRequest::parse(body)?;
-        let role = self.worker_type(&request)?;
-        let spec = ServerSpec::new(role, request.address("url")?, request.bootstrap_port()?)
-            .with_bootstrap_host(request.bootstrap_host()?);
-        let server = self.desired.add(&spec).map_err(Error::NotChanged)?;
+        let server = self.add_server(&request)?;
         let (id, url) = (server.id().to_string(), server.url());
         // Accepted, not created: the server is excluded from selection until its first successful probe.
-        info!("{role} server {url} added through the admin API, in rotation once a probe succeeds");
         let location = format!("/workers/{id}");
         let body = json!({
             "status": "accepted",
@@ -187,16 +186,33 @@ impl WorkersApi {
         }
     }
 
-    async fn remove(&self, id: &str, query: Option<&str>) -> Result<OwnResponse, Error> {
-        // Without it a `DELETE` does not wait.
-        let timeout = query_timeout(query)?.unwrap_or_default();
-        let server = self.find(id)?;
-        match self.desired.remove(&server) {
-            Ok(()) => log_removal(&server, &self.fleet().now()),
+    /// Adds the server that a request describes.
+    pub(super) fn add_server(&self, request: &AdminRequest) -> Result<Arc<Backend>, Error> {
+        let role = self.worker_type(request)?;
+        let spec = ServerSpec::new(role, request.address("url")?, request.bootstrap_port()?)
+            .with_bootstrap_host(request.bootstrap_host()?);
+        let server = self.desired.add(&spec).map_err(Error::NotChanged)?;
+        let url = server.url();
+        info!("{role} server {url} added through the admin API, in rotation once a probe succeeds");
+        Ok(server)
+    }
+
+    /// Takes a server out of rotation, if it was not before.
+    pub(super) fn take_out(&self, server: &Backend) -> Result<(), Error> {
+        match self.desired.remove(server) {
+            Ok(()) => log_removal(server, &self.fleet().now()),
             // It drains already: a second DELETE may wait for it.
             Err(NotChanged::Unknown) => {}
             Err(error) => return Err(Error::NotChanged(error)),
         }
+        Ok(())
+    }
+
+    async fn remove(&self, id: &str, query: Option<&str>) -> Result<OwnResponse, Error> {
+        // Without it a `DELETE` does not wait.
+        let timeout = query_timeout(query)?.unwrap_or_default();
+        let server = self.find(id)?;
+        self.take_out(&server)?;
         // Also without a timeout: an idle server is reported as removed at once.
         let is_idle = wait_until_drained(&server, Instant::now() + timeout).await;
         let (code, status, message) = match (is_idle, timeout.is_zero()) {
@@ -224,7 +240,7 @@ impl WorkersApi {
     /// The server in rotation at this address.
     pub(super) fn find_at(&self, address: &Address) -> Result<Arc<Backend>, Error> {
         let fleet = self.fleet().snapshot();
-        let found = fleet.all().find(|server| server.address().authority == address.authority);
+        let found = fleet.all().find(|server| server.address().key() == address.key());
         found.cloned().ok_or(Error::NotChanged(NotChanged::Unknown))
     }
 }
@@ -239,7 +255,7 @@ fn find_by_id_or_url<'a>(
     }
     let url = percent_decode_str(id).decode_utf8().ok()?;
     let address = Address::parse(&url).ok()?;
-    servers.find(|server| server.address().authority == address.authority)
+    servers.find(|server| server.address().key() == address.key())
 }
 
 fn log_removal(server: &Backend, fleet: &Fleet) {

@@ -371,6 +371,15 @@ impl MiniLbConfig {
         self
     }
 
+    /// Whether each connection of a client must begin with a PROXY header (version 1 or 2 of haproxy's
+    /// protocol), by which a load balancer in front says who the client is. The address is logged as
+    /// `client`. Default: no, and a connection that begins with one is malformed.
+    #[must_use]
+    pub fn proxy_protocol(mut self, required: bool) -> Self {
+        self.options.proxy_protocol = required;
+        self
+    }
+
     /// Which HTTP/1.1 implementation serves clients and calls servers. Default: [`Http1Engine::Native`].
     #[must_use]
     pub fn http1_engine(mut self, engine: Http1Engine) -> Self {

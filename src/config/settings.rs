@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{ConfigSnapshot, MiniLbConfig, Options};
 use crate::admission::AccessOptions;
 use crate::options::BAD_BOOTSTRAP_PORT;
-use crate::upstream::{Address, DnsName, FleetSpec, MAX_SERVERS_PER_ROLE, PrefillSpec, Role, checked_host};
+use crate::upstream::{Address, DnsName, FleetSpec, MAX_SERVERS_PER_ROLE, PrefillSpec, checked_host};
 
 /// A configuration that can work.
 pub(crate) struct Settings {
@@ -25,7 +25,7 @@ impl MiniLbConfig {
         // What costs nothing is checked first: no file is read for a configuration that cannot work.
         options.check_bounds().map_err(ConfigError)?;
         let dns_names = options.discovery.names()?;
-        options.check_roles(&dns_names)?;
+        options.refuse_two_kinds()?;
         options.check_reports()?;
         let (prefill, decode) = (options.prefill_servers()?, options.decode_servers()?);
         let regular = options.plain_servers()?;
@@ -62,25 +62,11 @@ impl MiniLbConfig {
 }
 
 impl Options {
-    /// Each role needs servers, or a DNS name that may have some. Plain servers may be added later.
-    fn check_roles(&self, dns_names: &[DnsName]) -> Result<(), ConfigError> {
-        if self.is_regular() {
-            return self.refuse_pairs();
+    /// If the servers are plain ones, none may be of a pair.
+    fn refuse_two_kinds(&self) -> Result<(), ConfigError> {
+        if !self.is_regular() {
+            return Ok(());
         }
-        let is_named = |role| dns_names.iter().any(|name| name.role == role);
-        if self.prefill.is_empty() && !is_named(Role::Prefill) {
-            return Err(ConfigError::new(
-                "no prefill server: give at least one --prefill URL [BOOTSTRAP_PORT]".into(),
-            ));
-        }
-        if self.decode.is_empty() && !is_named(Role::Decode) {
-            return Err(ConfigError::new("no decode server: give at least one --decode URL".into()));
-        }
-        Ok(())
-    }
-
-    /// The servers are plain ones, so that none is of a pair.
-    fn refuse_pairs(&self) -> Result<(), ConfigError> {
         let of_pairs = [
             ("--prefill", self.prefill.is_empty()),
             ("--decode", self.decode.is_empty()),
@@ -111,8 +97,8 @@ impl Options {
         for (url, host) in &self.bootstrap_hosts {
             let flag = "--prefill-bootstrap-host";
             let address = address(flag, url)?;
-            // By host and port: `http://P/` and `http://p:80` are one server.
-            let server = servers.iter_mut().find(|server| server.address.authority == address.authority);
+            // Not by URL: `http://P/` and `http://p:80` are one server.
+            let server = servers.iter_mut().find(|server| server.address.key() == address.key());
             let Some(server) = server else {
                 return Err(ConfigError(format!("{flag} {url}: no --prefill has this URL")));
             };
@@ -146,10 +132,10 @@ fn address(flag: &str, url: &str) -> Result<Address, ConfigError> {
 
 fn refuse_duplicates<'a>(servers: impl Iterator<Item = &'a Address>) -> Result<(), ConfigError> {
     let mut seen = HashSet::new();
-    // By host and port, and over both roles: an SGLang server has one role, and two entries would split its
-    // health and its limit of requests in flight.
+    // By host, port and base path, and over both roles: an SGLang server has one role, and two entries
+    // would split its health and its limit of requests in flight.
     for server in servers {
-        if !seen.insert(&server.authority) {
+        if !seen.insert(server.key()) {
             return Err(ConfigError(format!("{} is given twice: each server may be named once", server.url)));
         }
     }

@@ -74,7 +74,7 @@ async fn send(mut socket: DuplexStream, text: Vec<u8>, seed: u8) {
 async fn parsed_by_router(text: &[u8], seed: u8) -> Vec<ParsedRequest> {
     let (client, socket) = duplex(BUFFER_SIZE);
     let sending = tokio::spawn(send(client, text.to_vec(), seed));
-    let mut connection = ServerConnection::new(Stream::Memory(socket));
+    let mut connection = ServerConnection::new(Stream::Memory(socket), None);
     let mut timer = Timer::default();
     let slow = BodyTimeouts { idle: FOREVER, whole: FOREVER };
     let timeouts = ClientTimeouts { head: FOREVER, idle: FOREVER, body: slow };

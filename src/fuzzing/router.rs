@@ -25,7 +25,8 @@ use crate::proxy::{self, Proxy, RequestLimits};
 use crate::server::{ClientResponseBody, error_response, relayed_response};
 use crate::timer::Timer;
 use crate::transport::{
-    ClientResponse, ClientTransport, ConnectionHandler, Http1Engine, Protocol, RejectionResponse, Transport,
+    ClientResponse, ClientStream, ClientTransport, ConnectionHandler, Http1Engine, RejectionResponse,
+    Transport,
 };
 use crate::upstream::{
     Address, FleetSpec, HealthOptions, LiveFleet, Pools, PrefillSpec, Random, Role, SocketOptions,
@@ -273,7 +274,7 @@ async fn serve(proxy: Proxy, socket: DuplexStream, request_count: Arc<AtomicUsiz
     let handler = Arc::new(ProxyHandler { proxy, request_count });
     let transport = Transport::new(Http1Engine::Native, 1);
     // How it ended shows in what the client received.
-    transport.serve(Stream::Memory(socket), Protocol::Http1, handler, timeouts, closing).await;
+    transport.serve(ClientStream::http1(Stream::Memory(socket)), handler, timeouts, closing).await;
 }
 
 /// A router without routes: every request goes to the proxy.

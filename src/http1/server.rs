@@ -5,6 +5,7 @@
 //! What a request asks for, and what the response is, is not known here.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -50,6 +51,8 @@ pub(crate) struct BodyTimeouts {
 /// A client's connection.
 pub(crate) struct ServerConnection {
     pub(super) stream: Stream,
+    /// The client for whom a load balancer has connected. Boxed, because few connections have one.
+    proxied_for: Option<Box<SocketAddr>>,
     partial_head: PartialHead,
     /// Bytes that were read after a head and not used yet: of its body, or of the next head.
     buffered: Bytes,
@@ -101,9 +104,10 @@ pub(crate) enum BodyReadError {
 }
 
 impl ServerConnection {
-    pub(crate) fn new(stream: Stream) -> Self {
+    pub(crate) fn new(stream: Stream, proxied_for: Option<SocketAddr>) -> Self {
         Self {
             stream,
+            proxied_for: proxied_for.map(Box::new),
             partial_head: PartialHead::default(),
             buffered: Bytes::new(),
             close_watch: CloseWatch::default(),
@@ -114,6 +118,10 @@ impl ServerConnection {
             expects_continue: false,
             pending_write: None,
         }
+    }
+
+    pub(crate) fn proxied_for(&self) -> Option<SocketAddr> {
+        self.proxied_for.as_deref().copied()
     }
 
     pub(crate) fn into_stream(self) -> Stream {

@@ -149,6 +149,14 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                     .help("Port to listen on"),
                 field: |options| &mut options.port,
             },
+            // Each worker thread is told at its start what to expect of new connections.
+            Entry {
+                spec: OptionSpec::new("proxy-protocol", Switch).after_restart().help(
+                    "Each connection of a client must begin with a PROXY header (version 1 or 2), by which a load \
+                     balancer says who the client is. Not on the admin listener",
+                ),
+                field: |options| &mut options.proxy_protocol,
+            },
         ],
     },
     OptionSection {

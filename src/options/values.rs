@@ -23,6 +23,8 @@ pub(crate) struct Options {
     /// The address to listen on.
     pub(crate) host: String,
     pub(crate) port: u16,
+    /// Clients' connections begin with a PROXY header.
+    pub(crate) proxy_protocol: bool,
     /// URL and bootstrap port of each server.
     pub(crate) prefill: Vec<(String, Option<u16>)>,
     pub(crate) decode: Vec<String>,

@@ -139,7 +139,7 @@ async fn abort(pools: &Pools, server: &Arc<Backend>, request: &AbortRequest) {
 async fn ask(pools: &Pools, server: &Backend, request: &AbortRequest, body: &Bytes) -> Result<(), Cause> {
     let mut lease = pools.lease(server).await?;
     let body = OutgoingBody::new(vec![body.clone()]);
-    lease.send(request.head.for_readable_response(server.host_header(), b"", &body)).await?;
+    lease.send(request.head.for_readable_response(server.target(), b"", &body)).await?;
     lease.collect(MAX_ANSWER).await?;
     lease.park();
     Ok(())

@@ -424,11 +424,8 @@ impl Exchange<'_> {
         };
         let bodies = plan.bodies(body, fields, bootstrap_room);
         // Prefill's response is always read: it may be a refusal, also inside a stream.
-        let to_prefill = upstream_head.for_readable_response(
-            prefill.host_header(),
-            lines(Role::Prefill),
-            bodies.prefill(),
-        );
+        let to_prefill =
+            upstream_head.for_readable_response(prefill.target(), lines(Role::Prefill), bodies.prefill());
         let to_decode = self.generating_request(decode, lines(Role::Decode), bodies.decode());
         LegRequests { prefill: Some(to_prefill), decode: to_decode }
     }
@@ -439,9 +436,9 @@ impl Exchange<'_> {
         // An early head with comments in plain text may go out before decode has chosen a coding.
         let is_plain = shape.merge.is_some() || (shape.stream && limits.stream_keepalive.is_some());
         if is_plain {
-            upstream_head.for_readable_response(server.host_header(), lines, body)
+            upstream_head.for_readable_response(server.target(), lines, body)
         } else {
-            upstream_head.for_backend(server.host_header(), lines, body)
+            upstream_head.for_backend(server.target(), lines, body)
         }
     }
 

@@ -25,7 +25,7 @@ use crate::observe::record::Recorder;
 use crate::observe::report::RequestLogger;
 use crate::timer::Timer;
 use crate::transport::{
-    ClientResponse, ClientTransport, ConnectionHandler, Protocol, RejectionResponse, Transport,
+    ClientResponse, ClientStream, ClientTransport, ConnectionHandler, RejectionResponse, Transport,
 };
 
 /// Connections that are served at a time; more are accepted when one of them has ended.
@@ -92,7 +92,7 @@ async fn serve_connection(
     let timeouts = ClientTimeouts { head: TIMEOUT, idle: TIMEOUT, body };
     let transport = service.transport;
     let handler = Arc::new(AdminHandler { service, peer, recorder: Recorder::new(Vec::new()) });
-    transport.serve(Stream::Tcp(socket), Protocol::Http1, handler, timeouts, closing).await;
+    transport.serve(ClientStream::http1(Stream::Tcp(socket)), handler, timeouts, closing).await;
 }
 
 /// Answers the requests of one operator's connection.

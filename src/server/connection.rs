@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::negotiate::Negotiator;
 use crate::http1::{ClientTimeouts, Stream};
-use crate::transport::{ConnectionHandler, Protocol, Transport};
+use crate::transport::{ClientStream, ConnectionHandler, Transport};
 
 /// Negotiates the protocol of a connection, and serves it. When `closing` changes, it finishes the requests
 /// in flight and closes.
@@ -21,7 +21,7 @@ pub(super) async fn serve<H: ConnectionHandler>(
     // The common case pays for no peek and no select.
     if negotiator.is_plain() {
         let stream = Stream::Tcp(socket);
-        return transport.serve(stream, Protocol::Http1, handler, timeouts, closing).await;
+        return transport.serve(ClientStream::http1(stream), handler, timeouts, closing).await;
     }
     let negotiated = tokio::select! {
         negotiated = negotiator.negotiate(socket, timeouts, &*handler) => negotiated,
@@ -30,7 +30,7 @@ pub(super) async fn serve<H: ConnectionHandler>(
     };
     if let Some(negotiated) = negotiated {
         // Boxed, so that a plain connection takes no more memory than it needs.
-        let served = transport.serve(negotiated.stream, negotiated.protocol, handler, timeouts, closing);
+        let served = transport.serve(negotiated, handler, timeouts, closing);
         Box::pin(served).await;
     }
 }

@@ -1,9 +1,10 @@
 //! The router's listeners: accept, worker threads, protocol negotiation, routes, and shutdown.
 //!
 //! The acceptor (here) gives sockets to [`worker_threads`]. [`negotiate`] finds out which protocol a client
-//! uses, [`transport`](crate::transport) reads its requests, and [`service`] responds to them by [`routes`].
-//! Operators have a listener of their own ([`admin_listener`]). What a reload changes is in [`live_settings`]
-//! and [`admission_state`]. What a request means is known only to `proxy` and `admin`.
+//! uses (behind a load balancer's [`proxy_protocol`]), [`transport`](crate::transport) reads its requests,
+//! and [`service`] responds to them by [`routes`]. Operators have a listener of their own
+//! ([`admin_listener`]). What a reload changes is in [`live_settings`] and [`admission_state`]. What a
+//! request means is known only to `proxy` and `admin`.
 
 mod admin_body;
 mod admin_listener;
@@ -13,6 +14,7 @@ mod forwarded_body;
 mod listen;
 mod live_settings;
 mod negotiate;
+mod proxy_protocol;
 mod rejection;
 mod response;
 mod routes;
@@ -33,7 +35,7 @@ use crate::config::Options;
 use crate::observe::metrics::Metrics;
 use crate::observe::report::{RequestLogger, log_backend_changes, log_limit};
 use crate::transport::Transport;
-use crate::upstream::{DesiredFleet, Dialer};
+use crate::upstream::{DesiredFleet, Dialer, Role};
 use admin_listener::AdminService;
 use listen::ACCEPT_PAUSE;
 use worker_threads::{SharedState, WorkerThreads};
@@ -74,6 +76,7 @@ pub(crate) async fn serve(
         transport,
     };
     let workers = WorkerThreads::spawn(&shared, &options)?;
+    warn_of_no_servers(&desired_fleet);
     let clients =
         ClientServer { listener, workers, shared, desired_fleet: &desired_fleet, options: &options };
     // Operators are served to the end of the shutdown: they want to see what is still in flight, and why.
@@ -85,6 +88,19 @@ pub(crate) async fn serve(
     }
     logger.finish().await;
     Ok(())
+}
+
+/// Says which role has no server yet. They may all come later, but a flag may as well have been forgotten.
+fn warn_of_no_servers(desired_fleet: &DesiredFleet) {
+    let (fleet, names) = (desired_fleet.fleet().snapshot(), desired_fleet.dns_names());
+    for role in [Role::Prefill, Role::Decode] {
+        if fleet.servers(role).is_empty() && !names.iter().any(|name| name.role == role) {
+            warn!(
+                "there is no {role} server: requests get 503 until one is added with --{role}, --{role}-dns or \
+                 POST /workers"
+            );
+        }
+    }
 }
 
 /// The workers API. One for both listeners: they must see the same state, a role

@@ -85,7 +85,7 @@ impl Route {
                 | RouterEndpoint::Session
                 | RouterEndpoint::AllServers { .. } => Endpoint::FanOut,
                 RouterEndpoint::ServerInfo => Endpoint::ServerInfo,
-                RouterEndpoint::Loads => Endpoint::Loads,
+                RouterEndpoint::Loads | RouterEndpoint::WorkerLoads => Endpoint::Loads,
                 RouterEndpoint::ModelInfo => Endpoint::ModelInfo,
                 RouterEndpoint::OneServer { .. } => Endpoint::OneServer,
             },

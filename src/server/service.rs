@@ -86,6 +86,9 @@ impl ConnectionHandler for Service {
     ) -> Option<ClientResponse<ClientResponseBody>> {
         let mut record = self.recorder.begin();
         self.logger.assign_request_id(&mut head, &mut record);
+        if let Some(address) = client.proxied_for() {
+            record.set_proxied_for(address);
+        }
         let mut auth = self.access.authorize(&head.headers);
         let is_preflight = head.method == Method::OPTIONS && auth.cors.answers_preflight(&head.headers);
         let result = {
@@ -175,16 +178,17 @@ impl Service {
         match &route {
             // Operators have a key of their own.
             Ok(Route::Workers) => {
-                self.access.check_admin(exchange.client.peer(), &head.headers)?;
+                self.access.check_admin(exchange.client.origin().direct_peer(), &head.headers)?;
                 return route;
             }
             Ok(Route::Router(_, Access::Operators)) => {
-                self.access.check_admin(exchange.client.peer(), &head.headers)?;
+                self.access.check_admin(exchange.client.origin().direct_peer(), &head.headers)?;
                 self.access.replace_admin_key(&mut head.headers);
                 return route;
             }
             Ok(Route::Router(_, Access::ClientsAndOperators)) => {
-                exchange.is_operator = self.access.check_admin(exchange.client.peer(), &head.headers).is_ok();
+                exchange.is_operator =
+                    self.access.check_admin(exchange.client.origin().direct_peer(), &head.headers).is_ok();
                 if exchange.is_operator && self.access.has_admin_key() {
                     self.access.replace_admin_key(&mut head.headers);
                     return route;

@@ -69,7 +69,7 @@ impl WorkerThreads {
             let connections = Arc::new(AtomicUsize::new(0));
             let service = Arc::new(service(shared, options));
             let (settings, counted) = (Arc::clone(shared.settings), Arc::clone(&connections));
-            let how = (Negotiator::new(&options.tls), shared.transport);
+            let how = (Negotiator::new(&options.tls, options.proxy_protocol), shared.transport);
             let mut alive = alive.clone();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             thread::Builder::new().name(format!("worker-{number}")).spawn(move || {

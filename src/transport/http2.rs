@@ -14,9 +14,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::sync::watch;
 use tracing::debug;
 
-use super::ConnectionHandler;
 use super::hyper_server::service;
 use super::open_requests::{IdleWait, OpenRequests};
+use super::{ConnectionHandler, Origin};
 use crate::http1::{ClientTimeouts, LINGER, MAX_HEAD, Stream};
 
 /// Flow-control windows: of one request's body, and of the connection, which bounds its memory.
@@ -35,13 +35,14 @@ const PING_AFTER: Duration = Duration::from_secs(30);
 /// Serves an HTTP/2 connection. When `closing` changes, it finishes the requests in flight and closes.
 pub(super) async fn serve<H: ConnectionHandler>(
     stream: Stream,
+    origin: Origin,
     handler: Arc<H>,
     max_streams: u32,
     timeouts: ClientTimeouts,
     mut closing: watch::Receiver<()>,
 ) {
     let requests = Arc::new(OpenRequests::new(timeouts.body));
-    let service = service(&requests, &handler, stream.socket().and_then(|socket| socket.peer_addr().ok()));
+    let service = service(&requests, &handler, origin);
     let connection = builder(max_streams).serve_connection(TokioIo::new(stream), service_fn(service));
     let mut connection = pin!(connection);
     let mut closed = pin!(closing.changed());

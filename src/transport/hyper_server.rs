@@ -24,7 +24,7 @@ use tracing::debug;
 
 use super::open_requests::{IdleEnd, IdleWait, ObservedStream, OpenRequest, OpenRequests};
 use super::{
-    ClientResponse, ClientTransport, ConnectionHandler, RequestBody, RequestBodyError, ResponseBody,
+    ClientResponse, ClientTransport, ConnectionHandler, Origin, RequestBody, RequestBodyError, ResponseBody,
 };
 use crate::http1::{
     self as codec, ClientTimeouts, HeadRejection, MAX_HEAD, MAX_HEADERS, RequestHead, Stream,
@@ -36,12 +36,13 @@ use crate::wire::segments::SegmentedBytes;
 /// Serves an HTTP/1.1 connection, and closes it as the native engine does.
 pub(super) async fn serve<H: ConnectionHandler>(
     stream: Stream,
+    origin: Origin,
     handler: Arc<H>,
     timeouts: ClientTimeouts,
     mut closing: watch::Receiver<()>,
 ) {
     let requests = Arc::new(OpenRequests::new(timeouts.body));
-    let service = service(&requests, &handler, stream.socket().and_then(|socket| socket.peer_addr().ok()));
+    let service = service(&requests, &handler, origin);
     // hyper has one timeout for an idle connection and for a slow head, and none for a client that does not
     // read.
     let stream = ObservedStream::new(stream, Arc::clone(&requests));
@@ -124,12 +125,12 @@ pub(super) type HandlerFuture<B> =
 pub(super) fn service<H: ConnectionHandler>(
     requests: &Arc<OpenRequests>,
     handler: &Arc<H>,
-    peer: Option<SocketAddr>,
+    origin: Origin,
 ) -> impl Fn(Request<Incoming>) -> HandlerFuture<H::Body> + use<H> {
     let (requests, handler) = (Arc::clone(requests), Arc::clone(handler));
     move |request| {
         let (handler, open) = (Arc::clone(&handler), OpenRequest::begin(&requests));
-        Box::pin(async move { Ok(respond(request, &*handler, open, peer).await) })
+        Box::pin(async move { Ok(respond(request, &*handler, open, origin).await) })
     }
 }
 
@@ -137,7 +138,7 @@ async fn respond<H: ConnectionHandler>(
     request: Request<Incoming>,
     handler: &H,
     open: OpenRequest,
-    peer: Option<SocketAddr>,
+    origin: Origin,
 ) -> Response<OpenBody<H::Body>> {
     let (mut parts, body) = request.into_parts();
     join_cookies(&mut parts.headers);
@@ -146,7 +147,7 @@ async fn respond<H: ConnectionHandler>(
     let head = RequestHead::from_parts(&parts);
     let head_only = head.method == Method::HEAD;
     let expects_continue = !is_http2 && parts.headers.contains_key(EXPECT);
-    let mut client = HyperClient { body, has_ended: false, peer, expects_continue };
+    let mut client = HyperClient { body, has_ended: false, origin, expects_continue };
     let response = handler.respond(&mut client, head, &mut Timer::default()).await;
     let response = response.expect("hyper drops this future when the client closes the connection");
     let ClientResponse { head, mut body, closes } = response;
@@ -216,14 +217,18 @@ struct HyperClient {
     body: Incoming,
     /// hyper does not say so of a chunked body.
     has_ended: bool,
-    peer: Option<SocketAddr>,
+    origin: Origin,
     /// It waits for `100 Continue`, which hyper sends when the body is asked for.
     expects_continue: bool,
 }
 
 impl ClientTransport for HyperClient {
-    fn peer(&self) -> Option<SocketAddr> {
-        self.peer
+    fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    fn proxied_for(&self) -> Option<SocketAddr> {
+        self.origin.proxied_for
     }
 
     async fn cancel_on_disconnect<T: Send>(&mut self, response: impl Future<Output = T> + Send) -> Option<T> {

@@ -73,6 +73,21 @@ pub(crate) enum Protocol {
     Http2,
 }
 
+/// A client's connection, with what was found out before its first request.
+pub(crate) struct ClientStream {
+    pub(crate) stream: Stream,
+    pub(crate) protocol: Protocol,
+    /// The client for whom a load balancer has connected, if it says so.
+    pub(crate) proxied_for: Option<SocketAddr>,
+}
+
+impl ClientStream {
+    /// A client that has connected itself, and speaks HTTP/1.1.
+    pub(crate) fn http1(stream: Stream) -> Self {
+        Self { stream, protocol: Protocol::Http1, proxied_for: None }
+    }
+}
+
 /// Serves clients over byte streams.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Transport {
@@ -89,23 +104,24 @@ impl Transport {
     /// and closes.
     pub(crate) async fn serve<H: ConnectionHandler>(
         self,
-        stream: Stream,
-        protocol: Protocol,
+        client: ClientStream,
         handler: Arc<H>,
         timeouts: ClientTimeouts,
         closing: watch::Receiver<()>,
     ) {
+        let ClientStream { stream, protocol, proxied_for } = client;
         // Boxed but for the default: tasks of native connections would be as large as hyper's state.
         match (protocol, self.engine) {
             (Protocol::Http1, Http1Engine::Native) => {
-                native::serve(stream, &*handler, timeouts, closing).await;
+                native::serve(stream, proxied_for, &*handler, timeouts, closing).await;
             }
             (Protocol::Http1, Http1Engine::Hyper) => {
-                Box::pin(hyper_server::serve(stream, handler, timeouts, closing)).await;
+                let origin = Origin::of(&stream, proxied_for);
+                Box::pin(hyper_server::serve(stream, origin, handler, timeouts, closing)).await;
             }
             (Protocol::Http2, _) => {
-                let max_streams = self.max_http2_streams;
-                Box::pin(http2::serve(stream, handler, max_streams, timeouts, closing)).await;
+                let (origin, max_streams) = (Origin::of(&stream, proxied_for), self.max_http2_streams);
+                Box::pin(http2::serve(stream, origin, handler, max_streams, timeouts, closing)).await;
             }
         }
     }
@@ -134,9 +150,34 @@ pub(crate) trait ConnectionHandler: Send + Sync + 'static {
     fn relayed(&self, time: Duration);
 }
 
+/// Where requests come from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Origin {
+    /// The address that has connected. `None` if it is not known any more.
+    peer: Option<SocketAddr>,
+    /// The client for whom a load balancer has connected.
+    proxied_for: Option<SocketAddr>,
+}
+
+impl Origin {
+    fn of(stream: &Stream, proxied_for: Option<SocketAddr>) -> Self {
+        Self { peer: stream.socket().and_then(|socket| socket.peer_addr().ok()), proxied_for }
+    }
+
+    /// The client's own address, if it has connected itself: what a load balancer says of another's proves
+    /// nothing, since it may pass on what others have told it.
+    pub(crate) fn direct_peer(self) -> Option<SocketAddr> {
+        self.peer.filter(|_| self.proxied_for.is_none())
+    }
+}
+
 /// The client of one request.
 pub(crate) trait ClientTransport: RequestBody + Send {
-    fn peer(&self) -> Option<SocketAddr>;
+    /// Where its requests come from. This may ask the kernel.
+    fn origin(&self) -> Origin;
+
+    /// The client for whom a load balancer has connected, if it says so.
+    fn proxied_for(&self) -> Option<SocketAddr>;
 
     /// Waits for `response`, and drops it if the client closes the connection first: then `None`.
     fn cancel_on_disconnect<T: Send>(

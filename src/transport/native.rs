@@ -10,7 +10,7 @@ use hyper::Method;
 use tokio::sync::watch;
 
 use super::{
-    BackendConnection, BodyFailure, ClientResponse, ClientTransport, ConnectionHandler, RequestBody,
+    BackendConnection, BodyFailure, ClientResponse, ClientTransport, ConnectionHandler, Origin, RequestBody,
     RequestBodyError, ResponseBody,
 };
 use crate::http1::{
@@ -40,11 +40,12 @@ enum AfterResponse {
 /// Serves the requests of a connection one after the other, and closes it.
 pub(super) async fn serve<H: ConnectionHandler>(
     stream: Stream,
+    proxied_for: Option<SocketAddr>,
     handler: &H,
     timeouts: ClientTimeouts,
     closing: watch::Receiver<()>,
 ) {
-    let mut connection = ServerConnection::new(stream);
+    let mut connection = ServerConnection::new(stream, proxied_for);
     // One for all waits of the connection: a timer costs 120 bytes and an entry in the runtime's wheel.
     let mut timer = Timer::default();
     // `changed` consumes a notification, and `is_ending` below must still see it.
@@ -223,8 +224,12 @@ impl RequestBody for ServerConnection {
 }
 
 impl ClientTransport for ServerConnection {
-    fn peer(&self) -> Option<SocketAddr> {
-        self.stream().socket()?.peer_addr().ok()
+    fn origin(&self) -> Origin {
+        Origin::of(self.stream(), Self::proxied_for(self))
+    }
+
+    fn proxied_for(&self) -> Option<SocketAddr> {
+        Self::proxied_for(self)
     }
 
     async fn cancel_on_disconnect<T: Send>(&mut self, response: impl Future<Output = T> + Send) -> Option<T> {

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use hyper::header::HeaderValue;
 use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
@@ -20,6 +19,7 @@ use super::outcome::OutcomeCounts;
 use super::{Address, Outcome, Role};
 use crate::wire::bootstrap::BootstrapFields;
 use crate::wire::shape::key_hash;
+use crate::wire::upstream_request::UpstreamTarget;
 use crate::wire::usage::Usage;
 
 /// A prefill server and how decode servers reach its bootstrap server.
@@ -57,7 +57,7 @@ pub struct Backend {
     id: u64,
     role: Role,
     address: Address,
-    host_header: HeaderValue,
+    target: UpstreamTarget,
     /// From the configuration.
     bootstrap: Option<BootstrapFields>,
     /// From the server's own description, if no port is configured. Set once: requests read it without a
@@ -109,13 +109,13 @@ impl Backend {
         health: HealthTracker,
         slot: Slot,
     ) -> Self {
-        let host_header = HeaderValue::from_str(&address.authority).expect("a URL's authority is printable");
+        let target = UpstreamTarget::new(&address.authority, &address.base_path);
         Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             role,
             url_hash: key_hash(address.url.as_bytes()),
             address,
-            host_header,
+            target,
             bootstrap,
             learned_bootstrap: OnceLock::new(),
             description: Mutex::default(),
@@ -161,7 +161,7 @@ impl Backend {
         self.role
     }
 
-    /// The server's URL, `http://host:port` or `https://host:port`.
+    /// The server's URL, `http://host:port` or `https://host:port`, and its base path if it has one.
     pub fn url(&self) -> &str {
         &self.address.url
     }
@@ -442,8 +442,8 @@ impl Backend {
         &self.address
     }
 
-    /// The `Host` header of requests to this server.
-    pub(crate) fn host_header(&self) -> &HeaderValue {
-        &self.host_header
+    /// Where requests to this server go.
+    pub(crate) fn target(&self) -> &UpstreamTarget {
+        &self.target
     }
 }

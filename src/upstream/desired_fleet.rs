@@ -64,8 +64,9 @@ impl DesiredFleet {
     /// Sets the addresses of a DNS name.
     pub(crate) fn set_addresses(&self, name: &DnsName, addresses: Vec<Address>) {
         let mut sources = self.sources();
-        let before: HashSet<&str> = sources.resolved.get(name).into_iter().flatten().map(key).collect();
-        let after: HashSet<&str> = addresses.iter().map(key).collect();
+        let before: HashSet<&str> =
+            sources.resolved.get(name).into_iter().flatten().map(Address::key).collect();
+        let after: HashSet<&str> = addresses.iter().map(Address::key).collect();
         // A reload may have removed the name during the lookup.
         if before == after || !sources.dns_names.contains(name) {
             return;
@@ -103,7 +104,7 @@ impl DesiredFleet {
     /// Takes a server out of rotation; its requests in flight continue.
     pub(crate) fn remove(&self, server: &Backend) -> Result<(), NotChanged> {
         let mut sources = self.sources();
-        let key = &server.address().authority;
+        let key = server.address().key();
         if sources.switching.contains(key) {
             return Err(NotChanged::Busy);
         }
@@ -116,8 +117,8 @@ impl DesiredFleet {
         Ok(())
     }
 
-    /// The source of each server, by its authority.
-    pub(crate) fn source_by_authority(&self) -> HashMap<String, ServerSource> {
+    /// The source of each server, by its [`Address::key`].
+    pub(crate) fn source_by_key(&self) -> HashMap<String, ServerSource> {
         let effective = self.sources().effective();
         effective.into_iter().map(|(spec, source)| (spec.key().to_owned(), source)).collect()
     }
@@ -164,10 +165,6 @@ impl DesiredFleet {
         }
         self.fleet.apply(spec);
     }
-}
-
-fn key(address: &Address) -> &str {
-    &address.authority
 }
 
 /// The switch of one server's role, in progress until this is dropped.

@@ -47,13 +47,13 @@ impl ServerSpec {
         }
     }
 
-    /// The identity of a server. Without the scheme: one port does not speak both HTTP and HTTPS.
+    /// The identity of a server: [`Address::key`].
     pub(super) fn key(&self) -> &str {
-        &self.address().authority
+        self.address().key()
     }
 
     pub(super) fn matches(&self, server: &Backend) -> bool {
-        self.role() == server.role() && self.key() == server.address().authority
+        self.role() == server.role() && self.key() == server.address().key()
     }
 
     /// Whether URL, role and bootstrap fields are the same.

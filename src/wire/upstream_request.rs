@@ -6,17 +6,33 @@
 use std::ops::Range;
 
 use hyper::Method;
-use hyper::header::HeaderValue;
 
 use super::body::COPY_UP_TO;
 use super::headers;
 use crate::http1::{OutgoingBody, OutgoingRequest, RawHeaders};
 
+/// Where requests to one backend go.
+#[derive(Debug)]
+pub(crate) struct UpstreamTarget {
+    /// The `Host` header.
+    host: Box<str>,
+    /// What comes before the path that the client asked for. Nearly always empty.
+    base_path: Box<str>,
+}
+
+impl UpstreamTarget {
+    pub(crate) fn new(host: &str, base_path: &str) -> Self {
+        Self { host: host.into(), base_path: base_path.into() }
+    }
+}
+
 /// The part of a request's head that is the same for every backend.
 pub(crate) struct UpstreamHead {
     /// The request line, `host: `, all other header lines, and the empty line.
     text: Vec<u8>,
-    /// Where in the text the host belongs, and after it the lines that differ between backends.
+    /// Where in the text the path is, which a base path belongs before.
+    path_at: usize,
+    /// Where the host belongs, and after it the lines that differ between backends.
     host_at: usize,
     /// Where in it the client's `Accept-Encoding` is.
     encodings: Range<usize>,
@@ -33,12 +49,12 @@ impl UpstreamHead {
         for part in [method.as_str(), " ", target, " HTTP/1.1\r\nhost: "] {
             text.extend_from_slice(part.as_bytes());
         }
-        let host_at = text.len();
+        let (path_at, host_at) = (method.as_str().len() + 1, text.len());
         let encodings = headers::write_for_backend(headers, is_json, &mut text);
         text.extend_from_slice(b"\r\n");
         // RFC 9110, section 8.6: a user agent should send a length if the method anticipates content.
         let always_has_length = [Method::POST, Method::PUT, Method::PATCH].contains(method);
-        Self { text, host_at, encodings, always_has_length }
+        Self { text, path_at, host_at, encodings, always_has_length }
     }
 
     /// The request to one backend, whose response only the client reads. `lines` are header lines, each with
@@ -47,11 +63,11 @@ impl UpstreamHead {
     /// A body of up to [`COPY_UP_TO`] bytes is copied behind the head, so that one buffer is written.
     pub(crate) fn for_backend(
         &self,
-        host: &HeaderValue,
+        target: &UpstreamTarget,
         lines: &[u8],
         body: &OutgoingBody,
     ) -> OutgoingRequest {
-        self.request(host, lines, &self.text[self.encodings.clone()], body)
+        self.request(target, lines, &self.text[self.encodings.clone()], body)
     }
 
     /// The same to a backend whose response the router reads: instead of the client's `Accept-Encoding` it
@@ -59,16 +75,16 @@ impl UpstreamHead {
     /// 12.5.3).
     pub(crate) fn for_readable_response(
         &self,
-        host: &HeaderValue,
+        target: &UpstreamTarget,
         lines: &[u8],
         body: &OutgoingBody,
     ) -> OutgoingRequest {
-        self.request(host, lines, b"accept-encoding: identity\r\n", body)
+        self.request(target, lines, b"accept-encoding: identity\r\n", body)
     }
 
     fn request(
         &self,
-        host: &HeaderValue,
+        target: &UpstreamTarget,
         lines: &[u8],
         encodings: &[u8],
         body: &OutgoingBody,
@@ -78,10 +94,11 @@ impl UpstreamHead {
         let length = digits.format(body.len()).as_bytes();
         let has_length = self.always_has_length || !body.is_empty();
         let (name, length) = if has_length { (LENGTH, length) } else { (&b""[..], &b""[..]) };
-        let (before_host, before) =
-            (&self.text[..self.host_at], &self.text[self.host_at..self.encodings.start]);
+        let (method, path) = (&self.text[..self.path_at], &self.text[self.path_at..self.host_at]);
+        let before = &self.text[self.host_at..self.encodings.start];
         let after = &self.text[self.encodings.end..];
-        let head = [before_host, host.as_bytes(), name, length, b"\r\n", lines, before, encodings, after];
+        let (base_path, host) = (target.base_path.as_bytes(), target.host.as_bytes());
+        let head = [method, base_path, path, host, name, length, b"\r\n", lines, before, encodings, after];
         let copied = if body.len() <= COPY_UP_TO { body.pieces() } else { &[] };
         let parts = || head.into_iter().chain(copied.iter().map(|chunk| &chunk[..]));
         // Summed first: one allocation of the exact size.
@@ -102,7 +119,7 @@ mod tests {
         let headers = [("x-a", &b"1"[..]), ("host", b"router")].into_iter().collect();
         let head = UpstreamHead::new(method, target, &headers, false);
         String::from_utf8(
-            head.for_backend(&HeaderValue::from_static("h:1"), b"", &body).into_parts().0.to_vec(),
+            head.for_backend(&UpstreamTarget::new("h:1", ""), b"", &body).into_parts().0.to_vec(),
         )
         .unwrap()
     }
@@ -127,11 +144,19 @@ mod tests {
     }
 
     #[test]
+    fn a_base_path_is_put_before_the_path() {
+        let head = UpstreamHead::new(&Method::GET, "/a?b=/c", &RawHeaders::default(), false);
+        let target = UpstreamTarget::new("h:1", "/llm-a");
+        let request = head.for_backend(&target, b"", &OutgoingBody::default());
+        assert_eq!(&request.into_parts().0[..], b"GET /llm-a/a?b=/c HTTP/1.1\r\nhost: h:1\r\n\r\n");
+    }
+
+    #[test]
     fn a_response_that_the_router_reads_is_asked_for_in_plain_text() {
         let requests = |sent: &[(&'static str, &'static str)]| {
             let headers = sent.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
             let head = UpstreamHead::new(&Method::GET, "/", &headers, false);
-            let (host, body) = (HeaderValue::from_static("h"), OutgoingBody::default());
+            let (host, body) = (UpstreamTarget::new("h", ""), OutgoingBody::default());
             let text = |request: OutgoingRequest| {
                 let text = String::from_utf8(request.into_parts().0.to_vec()).unwrap();
                 text.strip_prefix("GET / HTTP/1.1\r\nhost: h\r\n").unwrap().to_owned()

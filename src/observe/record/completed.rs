@@ -1,6 +1,7 @@
 //! The event of a completed request, with everything that is derived from what was recorded.
 
 use std::borrow::Cow;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use hyper::Method;
@@ -192,6 +193,11 @@ impl<'a> CompletedRequest<'a> {
 
     pub(crate) fn endpoint(&self) -> Endpoint {
         self.record.endpoint
+    }
+
+    /// The client for whom a load balancer has connected.
+    pub(crate) fn proxied_for(&self) -> Option<SocketAddr> {
+        self.record.proxied_for.as_deref().copied()
     }
 
     /// Whether the client asked for a stream.

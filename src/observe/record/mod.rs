@@ -15,6 +15,7 @@ mod timeline;
 mod trace;
 mod traced;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -97,6 +98,7 @@ impl Recorder {
             bytes_out: 0,
             has_sent_chunk: false,
             duration: None,
+            proxied_for: None,
             traced: None,
             #[cfg(feature = "otel")]
             trace: None,
@@ -144,6 +146,8 @@ pub(crate) struct Record {
     has_sent_chunk: bool,
     /// Set if the request ended with its first chunk, so that the clock is not read a second time.
     duration: Option<Duration>,
+    /// The client for whom a load balancer has connected. Boxed, because few requests have one.
+    proxied_for: Option<Box<SocketAddr>>,
     /// Only while a load trace is written.
     traced: Option<Box<TracedRequest>>,
     #[cfg(feature = "otel")]
@@ -168,6 +172,11 @@ impl Record {
     #[cfg(feature = "otel")]
     pub(crate) fn set_trace(&mut self, trace: Trace) {
         self.trace = Some(Box::new(trace));
+    }
+
+    /// Sets the client for whom a load balancer has connected.
+    pub(crate) fn set_proxied_for(&mut self, address: SocketAddr) {
+        self.proxied_for = Some(Box::new(address));
     }
 
     /// When its head was read.

@@ -33,6 +33,8 @@ pub struct RequestLine<'a> {
     pub method: &'a str,
     /// The path without the query, at most 256 bytes of it. Empty if the request's head could not be parsed.
     pub path: &'a str,
+    /// The client's address and port as a load balancer has told them in a PROXY header. `None` without one.
+    pub client: Option<String>,
     /// The status that the client was sent. `None` if it disconnected, or the router shut down, before that.
     pub status: Option<u16>,
     /// Whether the client asked for a stream.
@@ -162,6 +164,7 @@ macro_rules! fields {
             plain request_id = Some($line.request_id),
             plain method = Some($line.method),
             text path = Some($line.path),
+            plain client = $line.client.as_deref(),
             number status = $line.status.map(u64::from),
             plain code = $line.failure.map(|failure| failure.code),
             plain phase = Some($line.phase),
@@ -232,6 +235,7 @@ impl<'a> RequestLine<'a> {
             request_id: request.request_id(),
             method: request.method(),
             path: request.path(),
+            client: request.proxied_for().map(|address| address.to_string()),
             status: request.status(),
             streaming: request.streaming(),
             prefill: of_two.map(|pair| pair.prefill().url()),
