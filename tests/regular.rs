@@ -46,8 +46,9 @@ fn recorded() -> Vec<(String, Recording, Recording)> {
 /// All of a message but what belongs to one connection, and the request's id.
 fn visible(head: &Head, body: &[u8]) -> (String, Vec<(String, String)>, Vec<u8>) {
     let others = ["transfer-encoding", "content-length", "x-request-id", "connection", "host"];
-    let mut headers: Vec<_> =
-        head.headers.iter().filter(|(name, _)| !others.contains(&&*name.to_lowercase())).cloned().collect();
+    // hyper writes names in lower case.
+    let lower = head.headers.iter().map(|(name, value)| (name.to_lowercase(), value.clone()));
+    let mut headers: Vec<_> = lower.filter(|(name, _)| !others.contains(&&**name)).collect();
     // What the router asks for where it reads the response itself, besides generation.
     headers.retain(|(name, value)| (&**name, &**value) != ("accept-encoding", "identity"));
     headers.sort();
@@ -521,6 +522,11 @@ async fn servers_are_added_to_none_and_removed() {
     let id = list["workers"][0]["id"].as_str().unwrap().to_owned();
     assert_eq!(send(&router, "DELETE", &format!("/workers/{id}"), "").await.status(), 200);
     assert_eq!(send(&router, "POST", "/generate", BODY).await.error_code(), "regular_unavailable");
+    // As trainers do, and behind a gateway.
+    let with_path = format!("/add_worker?url={}/llm-a", server.url());
+    assert_eq!(send(&router, "POST", &with_path, "").await.status(), 200);
+    assert_eq!(send(&router, "POST", "/v1/embeddings", BODY).await.text(), OK);
+    assert_eq!(server.requests().pop().unwrap().target(), "/llm-a/v1/embeddings");
 }
 
 #[tokio::test]
