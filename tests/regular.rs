@@ -504,6 +504,8 @@ async fn servers_are_added_to_none_and_removed() {
     assert_eq!(send(&router, "GET", "/ready", "").await.status(), 503);
     assert_eq!(send(&router, "GET", "/v1/models", "").await.error_code(), "regular_unavailable");
     assert_eq!(send(&router, "POST", "/flush_cache", "").await.error_code(), "regular_unavailable");
+    let aborted = send(&router, "POST", "/abort_request", r#"{"rid":"r"}"#).await;
+    assert_eq!(aborted.error_code(), "regular_unavailable");
     for worker_type in ["prefill", "decode"] {
         let body = format!(r#"{{"url":"{}","worker_type":"{worker_type}"}}"#, server.url());
         let refused = send(&router, "POST", "/workers", &body).await;

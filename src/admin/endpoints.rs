@@ -188,6 +188,9 @@ impl RouterEndpoints {
         request: RouterRequest,
     ) -> Result<OwnResponse, Error> {
         let timeout = answer_timeout(&request.head, ANSWER_TIMEOUT)?;
+        if servers.is_empty() {
+            return Err(Error::NoServer(self.fleet.now().roles()[0]));
+        }
         let mut responses = query_all(&self.pools, servers.iter(), &forwarded(request, timeout)).await;
         alone(&mut responses).unwrap_or_else(|| fan_out::joined(&responses))
     }
