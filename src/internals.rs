@@ -54,7 +54,7 @@ pub fn inspect(chunks: &[Bytes], is_chat: bool, with_prompt: bool) -> Option<Pro
 
 /// Selects a pair for a request with this prompt. Returns the work of its prefill server.
 pub fn select_pair(router: &MiniLoadBalancer, prompt: &Prompt) -> u64 {
-    let demand = Demand { prompt: Some(prompt), body: prompt.bytes(), key: None };
+    let demand = Demand { prompt: Some(prompt), body: prompt.bytes(), ..Demand::default() };
     router.select_pair_for(demand).expect("servers of both roles").prefill().work()
 }
 
@@ -97,18 +97,19 @@ impl Drop for Legs {
 
 /// Selects a pair for a request with this prompt, and counts the request on both servers.
 pub fn enter_pair(router: &MiniLoadBalancer, prompt: &Prompt) -> Legs {
-    let demand = Demand { prompt: Some(prompt), body: prompt.bytes(), key: None };
+    let demand = Demand { prompt: Some(prompt), body: prompt.bytes(), ..Demand::default() };
     let (pair, prefill, decode) =
         router.live_fleet().now().enter_pair(demand).expect("servers of both roles");
     Legs { pair, prefill: Some(prefill), decode }
 }
 
-/// All prefill servers have told that their cache holds so many tokens.
-pub fn set_cache_tokens(router: &MiniLoadBalancer, tokens: u64) {
+/// All prefill servers have told that their cache holds so many tokens, that of each of `dp_size` ranks.
+pub fn set_cache_tokens(router: &MiniLoadBalancer, tokens: u64, dp_size: u64) {
     for server in router.live_fleet().now().prefill() {
-        server.record_description(Description { cache_tokens: Some(tokens), ..Description::default() });
+        let (cache_tokens, dp_size) = (Some(tokens), Some(dp_size));
+        server.record_description(Description { cache_tokens, dp_size, ..Description::default() });
     }
-    router.live_fleet().capacity_changed();
+    router.live_fleet().descriptions_changed();
 }
 
 /// Each prefill server has told that so many tokens wait on it.

@@ -66,6 +66,7 @@ const SUPPORTED: &[(&str, &str)] = &[
     ("--prefix-index-bytes <BYTES>", "[default: 67108864]"),
     ("--host <HOST>", "[default: 0.0.0.0]"),
     ("--port <PORT>", "[default: 30000]"),
+    ("--dp-aware", ""),
     ("--request-timeout-secs <SECONDS>", "[default: 1800]"),
     ("--stream-idle-timeout-secs <SECONDS>", "[default: 300]"),
     ("--retry-max-retries <COUNT>", "[default: 1]"),

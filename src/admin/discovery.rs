@@ -114,6 +114,7 @@ mod tests {
             decode: Vec::new(),
             prefill_policy: policy.clone(),
             decode_policy: policy,
+            is_dp_aware: false,
             health,
         }
     }
@@ -160,7 +161,7 @@ mod tests {
             }
             // The first is removed with a request in flight, the second keeps its state, and a third is
             // added.
-            let open = InFlight::enter(Arc::clone(&known.prefill()[0]));
+            let open = InFlight::enter(Arc::clone(&known.prefill()[0]), None);
             set(Ok(vec!["10.0.0.3:7", "10.0.0.2:7"]));
             rounds().await;
             assert_eq!(urls(&desired), ["http://10.0.0.2:7", "http://10.0.0.3:7"]);

@@ -320,6 +320,15 @@ impl MiniLbConfig {
         self
     }
 
+    /// Chooses among the data-parallel ranks of decode servers too, and of prefill servers that do not follow
+    /// the room, and tells them which one a request is for. Those of prefill servers that follow the room are
+    /// chosen in any case. Off by default.
+    #[must_use]
+    pub fn dp_aware(mut self, is_on: bool) -> Self {
+        self.options.is_dp_aware = is_on;
+        self
+    }
+
     /// Fails to connect to a server if the connection is not open after this long. Default:
     /// [`DEFAULT_CONNECT_TIMEOUT`].
     #[must_use]

@@ -50,6 +50,7 @@ impl MiniLbConfig {
             decode,
             prefill_policy: Arc::clone(&options.policies.prefill.policy),
             decode_policy: Arc::clone(&options.policies.decode.policy),
+            is_dp_aware: options.is_dp_aware,
             health: options.health.clone(),
         };
         let snapshot = ConfigSnapshot::of(&mut options);

@@ -147,6 +147,7 @@ impl Scenario {
             decode,
             prefill_policy: Arc::new(Random),
             decode_policy: Arc::new(Random),
+            is_dp_aware: false,
             health,
         });
         let options = SocketOptions {

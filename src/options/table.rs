@@ -235,6 +235,15 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                     ),
                 field: |options| &mut options.internal_fields.dp_rank,
             },
+            Entry {
+                spec: OptionSpec::new("dp-aware", Switch).help(
+                    "Choose among the data-parallel ranks of decode servers too, and of prefill servers that do not \
+                     follow the bootstrap room, and tell them the rank with routed_dp_rank and disagg_prefill_dp_rank \
+                     (SGLang 0.5.10 or newer). Those of prefill servers that do, which is SGLang's default, are \
+                     chosen in any case",
+                ),
+                field: |options| &mut options.is_dp_aware,
+            },
             // 0 is allowed, and is what `disable-retries` means.
             Entry {
                 spec: OptionSpec::new("retry-max-retries", Single("COUNT"))

@@ -32,6 +32,7 @@ pub(crate) struct Options {
     pub(crate) hash_key_headers: Vec<String>,
     pub(crate) prefix_index_bytes: usize,
     pub(crate) internal_fields: InternalFields,
+    pub(crate) is_dp_aware: bool,
     pub(crate) abort_on_disconnect: bool,
     pub(crate) max_payload_size: usize,
     pub(crate) max_merge_size: usize,

@@ -104,7 +104,7 @@ impl ReadRequest {
     /// What policies may know of it.
     fn demand<'a>(&'a self, record: &'a Record) -> Demand<'a> {
         let prompt = self.shape.prompt.as_ref().or(record.prompt());
-        Demand { prompt, body: self.body.len() as u64, key: self.key }
+        Demand { prompt, body: self.body.len() as u64, key: self.key, ranks: self.shape.ranks }
     }
 }
 
@@ -205,6 +205,8 @@ impl Proxy {
                 request_id = record.request_id().map(RequestId::as_str),
                 prefill = pair.prefill().url(),
                 decode = pair.decode().url(),
+                prefill_rank = pair.prefill_rank(),
+                decode_rank = pair.decode_rank(),
                 selection = %pair.summary(),
                 "selected a pair"
             );
@@ -321,7 +323,7 @@ impl Exchange<'_> {
         }
         // A new room for each attempt: two live requests in one room crash both schedulers (sglang #40125),
         // and the last attempt may still be live on its servers. Decode takes room 0 for "not arrived yet".
-        let bootstrap_room = fastrand::u64(1..=MAX_BOOTSTRAP_ROOM);
+        let bootstrap_room = attempt.pair.bootstrap_room(fastrand::u64(1..=MAX_BOOTSTRAP_ROOM));
         let requests = || self.leg_requests(&attempt, bootstrap_room);
         let early_head_at =
             limits.stream_keepalive.filter(|_| shape.stream).map(|after| Instant::now() + after);
@@ -359,7 +361,12 @@ impl Exchange<'_> {
         let ReadRequest { limits, upstream_head, body, shape, plan, .. } = self.request;
         let (prefill, decode) = (attempt.pair.prefill(), attempt.pair.decode());
         let fields = prefill.bootstrap().expect("a prefill server has bootstrap fields");
-        let bodies = plan.bodies(body, fields, bootstrap_room);
+        let told = attempt.pair.told_ranks();
+        let bodies = if told.is_none() || shape.ranks.is_set {
+            plan.bodies(body, fields, bootstrap_room)
+        } else {
+            plan.bodies_with_ranks(body, fields, bootstrap_room, told)
+        };
         let lines = |role| attempt.trace_headers(role);
         // Prefill's response is always read: it may be a refusal, also inside a stream.
         let to_prefill = upstream_head.for_readable_response(

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use hyper::header::HeaderValue;
 use tokio::sync::Notify;
 use tracing::{error, info, warn};
@@ -15,8 +16,9 @@ use tracing::{error, info, warn};
 use super::completed_prefill::{CompletedPrefill, Expectation, ToldTokens};
 use super::connection_counts::{ConnectionCounts, Connections};
 use super::health::{HealthState, HealthTracker, Signal, hastens_probe, health_signal};
-use super::load_table::Slot;
+use super::load_table::{LoadTable, Slot};
 use super::outcome::OutcomeCounts;
+use super::ranks::{RankLayout, RankSlot, Ranks};
 use super::{Address, Outcome, Role};
 use crate::wire::bootstrap::BootstrapFields;
 use crate::wire::shape::key_hash;
@@ -38,7 +40,9 @@ pub(crate) struct Description {
     pub(crate) bootstrap_port: Option<u16>,
     /// Its number of data-parallel ranks.
     pub(crate) dp_size: Option<u64>,
-    /// How many tokens its cache holds; 0 if it keeps none from one request to the next.
+    /// Whether the remainder of a request's room is its rank (`load_balance_method`).
+    pub(crate) follows_bootstrap_room: Option<bool>,
+    /// How many tokens the cache holds, that of each rank; 0 if it keeps none from one request to the next.
     pub(crate) cache_tokens: Option<u64>,
 }
 
@@ -68,6 +72,8 @@ pub struct Backend {
     is_stale: AtomicBool,
     /// Counts its requests and their work.
     slot: Slot,
+    /// Where those are counted, too, if it has several ranks that the router chooses.
+    ranks: ArcSwapOption<Ranks>,
     url_hash: u64,
     cache_tokens: AtomicU64,
     cache_epoch: AtomicU64,
@@ -117,6 +123,7 @@ impl Backend {
             description: Mutex::default(),
             is_stale: AtomicBool::new(false),
             slot,
+            ranks: ArcSwapOption::empty(),
             cache_tokens: AtomicU64::new(UNKNOWN),
             cache_epoch: AtomicU64::new(NEXT_EPOCH.fetch_add(1, Ordering::Relaxed)),
             told: ToldTokens::default(),
@@ -257,12 +264,55 @@ impl Backend {
     /// A prefill server has told that so many tokens wait on it, while this router's own work there was `own`
     /// bytes.
     pub(crate) fn record_waiting_tokens(&self, tokens: u64, own: u64) {
-        self.slot.set_foreign_work(self.told.bytes_of(tokens).saturating_sub(own));
+        self.set_foreign_work(self.told.bytes_of(tokens).saturating_sub(own));
     }
 
     /// What the server has told of others' work is too old.
     pub(crate) fn forget_foreign_work(&self) {
-        self.slot.set_foreign_work(0);
+        self.set_foreign_work(0);
+    }
+
+    /// Others choose their ranks as they like: the sum is taken as even.
+    fn set_foreign_work(&self, bytes: u64) {
+        self.slot.set_foreign_work(bytes);
+        self.for_each_rank(|rank, count| rank.slot().set_foreign_work(bytes / count));
+    }
+
+    /// Gives the server the ranks that it has told, as far as the router chooses among them. Returns whether
+    /// they are others now. Requests on the ones before stay counted there.
+    pub(super) fn update_ranks(&self, loads: &Arc<LoadTable>, is_dp_aware: bool) -> bool {
+        let description = self.description().unwrap_or_default();
+        let Description { dp_size, follows_bootstrap_room, .. } = description;
+        let layout = RankLayout::of(self.role, dp_size, follows_bootstrap_room, is_dp_aware);
+        if self.ranks.load().as_deref().map(Ranks::layout) == layout {
+            return false;
+        }
+        let ranks = layout.map(|layout| Ranks::new(layout, self.url(), loads));
+        if ranks.as_ref().is_some_and(|ranks| ranks.all().is_empty()) {
+            let (role, url) = (self.role, self.url());
+            warn!("{role} server {url}: its ranks are not told apart, as there are too many of all servers");
+        }
+        // Who had what is not known of the new ones.
+        self.forget_cache();
+        self.ranks.store(ranks.map(Arc::new));
+        true
+    }
+
+    /// Calls back with each rank and how many there are.
+    fn for_each_rank(&self, mut each: impl FnMut(&Arc<RankSlot>, u64)) {
+        if let Some(ranks) = &*self.ranks.load() {
+            ranks.all().iter().for_each(|rank| each(rank, ranks.all().len() as u64));
+        }
+    }
+
+    /// Its ranks, if it has several that the router chooses among.
+    pub(super) fn ranks(&self) -> Vec<Arc<RankSlot>> {
+        self.ranks.load().as_deref().map_or_else(Vec::new, |ranks| ranks.all().to_vec())
+    }
+
+    /// The [work](Self::work) of each rank; empty if the router does not choose among them.
+    pub(crate) fn work_by_rank(&self) -> Vec<u64> {
+        self.ranks().iter().map(|rank| rank.load().work()).collect()
     }
 
     pub(super) fn load_slot(&self) -> &Slot {
@@ -277,8 +327,8 @@ impl Backend {
         self.url_hash
     }
 
-    /// How many tokens its cache holds (`max_total_num_tokens`), if it has told: 0 with
-    /// `--disable-radix-cache`.
+    /// How many tokens its cache holds, or that of each of its ranks (`max_total_num_tokens`), if it has
+    /// told: 0 with `--disable-radix-cache`.
     pub fn cache_tokens(&self) -> Option<u64> {
         Some(self.cache_tokens.load(Ordering::Relaxed)).filter(|tokens| *tokens != UNKNOWN)
     }
@@ -313,17 +363,19 @@ impl Backend {
     /// A prefill leg has ended well: counts what its response says, and tells the policy.
     pub(super) fn prefill_completed(
         self: &Arc<Self>,
+        rank: Option<&RankSlot>,
         expected: Expectation,
         usage: Option<Usage>,
         time: Option<Duration>,
     ) {
         let told = usage.map(|usage| self.told.count(usage, expected.prompt_bytes));
         let (prompt_tokens, cached_tokens) = told.unwrap_or_default();
-        let completed = CompletedPrefill { server: self, expected, prompt_tokens, cached_tokens, time };
+        let completed = CompletedPrefill { server: self, rank, expected, prompt_tokens, cached_tokens, time };
+        let slot = rank.map_or(&self.slot, RankSlot::slot);
         if let Some(time) = time {
-            self.slot.add_sample(expected.work_before, completed.new_bytes(), time);
+            slot.add_sample(expected.work_before, completed.new_bytes(), time);
         }
-        self.slot.tell_policy(&completed);
+        slot.tell_policy(&completed);
     }
 
     /// How many requests have ended with this outcome on this server.

@@ -18,6 +18,7 @@ use super::completed_prefill::Expectation;
 use super::health::{HealthTracker, SharedHealthOptions};
 use super::load_table::LoadTable;
 use super::policy::Candidates;
+use super::ranks::RankSlot;
 use super::{
     Address, Backend, CacheAware, Choice, Demand, HealthOptions, InFlight, IndexUsage, Needs, Policy,
     PrefillSpec, Random, Role, RunningRequests, SelectedBy, Selection, SelectionReason, ServerPair,
@@ -31,6 +32,8 @@ pub(crate) struct FleetSpec {
     pub(crate) decode: Vec<Address>,
     pub(crate) prefill_policy: Arc<dyn Policy>,
     pub(crate) decode_policy: Arc<dyn Policy>,
+    /// Servers that do not follow the room are told the rank that was chosen for them.
+    pub(crate) is_dp_aware: bool,
     /// For all servers.
     pub(crate) health: HealthOptions,
 }
@@ -52,6 +55,7 @@ impl FleetSpec {
             decode: (0..decode).map(|number| address("decode", number)).collect(),
             prefill_policy: Arc::new(super::RoundRobin::default()),
             decode_policy: Arc::new(super::RoundRobin::default()),
+            is_dp_aware: false,
             health: HealthOptions {
                 enabled: false,
                 interval: Duration::from_secs(1),
@@ -106,12 +110,17 @@ impl LiveFleet {
         self.changes.send_replace(());
     }
 
-    /// Tells the policies that a server has told the capacity of its cache.
-    pub(crate) fn capacity_changed(&self) {
+    /// A server has told something else about itself: its ranks are candidates from now on, and the policies
+    /// are told. All servers stay.
+    pub(crate) fn descriptions_changed(&self) {
         let _lock = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let fleet = self.now();
-        fleet.prefill.tell_policy();
-        fleet.decode.tell_policy();
+        if fleet.update_ranks() {
+            self.current.store(Arc::new(fleet.with_new_ranks()));
+        } else {
+            fleet.prefill.tell_policy();
+            fleet.decode.tell_policy();
+        }
     }
 
     /// The requests in progress that clients can name.
@@ -145,6 +154,7 @@ pub(crate) struct Fleet {
     decode: RoleGroup,
     /// Removed from rotation with requests in flight at the time. Kept until the fleet changes again.
     draining: Vec<Arc<Backend>>,
+    is_dp_aware: bool,
     health: Arc<SharedHealthOptions>,
 }
 
@@ -152,14 +162,14 @@ impl Fleet {
     fn empty(health: HealthOptions) -> Self {
         let health = Arc::new(SharedHealthOptions::new(health));
         let (prefill, decode) = (RoleGroup::empty(Role::Prefill), RoleGroup::empty(Role::Decode));
-        Self { prefill, decode, draining: Vec::new(), health }
+        Self { prefill, decode, draining: Vec::new(), is_dp_aware: false, health }
     }
 
     /// The fleet of `spec`, reusing the [`Backend`] of each server that keeps its address and bootstrap
     /// fields, with its health, counts and connections. The others drain: they are selected no more and
     /// finish their requests.
     fn updated(&self, spec: FleetSpec) -> Self {
-        let FleetSpec { prefill, decode, prefill_policy, decode_policy, health } = spec;
+        let FleetSpec { prefill, decode, prefill_policy, decode_policy, is_dp_aware, health } = spec;
         self.health.apply(health);
         let tracker = |group: &RoleGroup| {
             // Beside other servers a new one must pass a probe before it gets requests; alone, it is tried at
@@ -177,15 +187,37 @@ impl Fleet {
             let slot = || self.decode.loads.take_slot();
             known.unwrap_or_else(|| Arc::new(Backend::decode(address, tracker(&self.decode), slot())))
         });
-        let prefill = self.prefill.updated(prefill.collect(), prefill_policy);
-        let decode = self.decode.updated(decode.collect(), decode_policy);
+        let (prefill, decode): (Vec<_>, Vec<_>) = (prefill.collect(), decode.collect());
+        self.prefill.update_ranks(&prefill, is_dp_aware);
+        self.decode.update_ranks(&decode, is_dp_aware);
+        let prefill = self.prefill.updated(prefill, prefill_policy);
+        let decode = self.decode.updated(decode, decode_policy);
         // Quadratic, with at most 1,024 servers of a role, and only when the fleet changes.
         let is_active = |server: &Arc<Backend>| {
             prefill.servers().iter().chain(decode.servers()).any(|active| Arc::ptr_eq(active, server))
         };
         let draining = self.known_servers().filter(|server| !is_active(server) && server.in_flight() > 0);
         let draining = draining.cloned().collect();
-        Self { prefill, decode, draining, health: Arc::clone(&self.health) }
+        Self { prefill, decode, draining, is_dp_aware, health: Arc::clone(&self.health) }
+    }
+
+    /// Gives the servers the ranks that they have told. Returns whether any has others now.
+    fn update_ranks(&self) -> bool {
+        // Both: the second has its effect even if the first has changed something.
+        self.prefill.update_ranks(self.prefill(), self.is_dp_aware)
+            | self.decode.update_ranks(self.decode(), self.is_dp_aware)
+    }
+
+    /// The same servers and policies, with the servers' ranks as candidates.
+    fn with_new_ranks(&self) -> Self {
+        let again = |group: &RoleGroup| group.updated(group.servers.clone(), Arc::clone(&group.policy));
+        Self {
+            prefill: again(&self.prefill),
+            decode: again(&self.decode),
+            draining: self.draining.clone(),
+            is_dp_aware: self.is_dp_aware,
+            health: Arc::clone(&self.health),
+        }
     }
 
     fn find_known(&self, matches: impl Fn(&Backend) -> bool) -> Option<Arc<Backend>> {
@@ -281,6 +313,7 @@ impl Stopwatch {
 #[derive(Debug)]
 struct Picked {
     server: Arc<Backend>,
+    rank: Option<Arc<RankSlot>>,
     by: SelectedBy,
     expected: Expectation,
 }
@@ -291,7 +324,7 @@ fn pair_of(prefill: Picked, decode: Picked) -> ServerPair {
 
 fn enter(prefill: Picked, decode: Picked) -> (ServerPair, InFlight, InFlight) {
     let [on_prefill, on_decode] = [&prefill, &decode].map(|picked| {
-        let mut in_flight = InFlight::enter(Arc::clone(&picked.server));
+        let mut in_flight = InFlight::enter(Arc::clone(&picked.server), picked.rank.clone());
         in_flight.add_work(picked.by.work());
         in_flight.set_expectation(picked.expected);
         in_flight
@@ -320,6 +353,7 @@ fn rank(server: &Backend) -> Rank {
 /// The servers of one role, and the policy that selects among them.
 struct RoleGroup {
     role: Role,
+    servers: Vec<Arc<Backend>>,
     candidates: Candidates,
     loads: Arc<LoadTable>,
     policy: Arc<dyn Policy>,
@@ -332,6 +366,7 @@ impl RoleGroup {
     fn empty(role: Role) -> Self {
         Self {
             role,
+            servers: Vec::new(),
             candidates: Candidates::default(),
             loads: Arc::default(),
             policy: Arc::new(Random),
@@ -341,7 +376,13 @@ impl RoleGroup {
     }
 
     fn servers(&self) -> &[Arc<Backend>] {
-        &self.candidates.servers
+        &self.servers
+    }
+
+    fn update_ranks(&self, servers: &[Arc<Backend>], is_dp_aware: bool) -> bool {
+        // Of each server, so not with `any`.
+        let update = |server: &Arc<Backend>| server.update_ranks(&self.loads, is_dp_aware);
+        servers.iter().filter(|server| update(server)).count() > 0
     }
 
     /// The same role with other servers, which share the count of excluded ones.
@@ -350,7 +391,8 @@ impl RoleGroup {
         let policy = if keeps { Arc::clone(&self.policy) } else { next };
         let updated = Self {
             role: self.role,
-            candidates: Candidates::new(servers),
+            candidates: Candidates::new(&servers),
+            servers,
             loads: Arc::clone(&self.loads),
             needs: policy.needs(self.role),
             policy,
@@ -362,7 +404,7 @@ impl RoleGroup {
     }
 
     fn tell_policy(&self) {
-        self.policy.servers_changed(self.servers());
+        self.policy.servers_changed(&self.candidates.servers);
     }
 
     /// Selects among the healthy servers, or among all if none is: one that may be down is better than none
@@ -396,25 +438,53 @@ impl RoleGroup {
         if self.servers().iter().all(&matches) {
             return self.pick_of(&self.candidates, demand);
         }
-        let matching = self.servers().iter().filter(|server| matches(server)).cloned();
-        self.pick_of(&Candidates::new(matching.collect()), demand)
+        self.pick_of(&self.candidates.filtered(|server, _| matches(server)), demand)
     }
 
     fn pick_of(&self, candidates: &Candidates, demand: Demand<'_>) -> Option<Picked> {
         if candidates.servers.is_empty() {
             return None;
         }
+        // The client's choice of a rank counts; where no server has such a rank, one will refuse the request.
+        if candidates.has_ranks()
+            && let Some(chosen) = demand.ranks.of(self.role == Role::Prefill)
+        {
+            let has = |rank: &Arc<RankSlot>| rank.rank().number() == chosen;
+            let having = candidates.filtered(|_, rank| rank.is_none_or(has));
+            if !having.servers.is_empty() {
+                return Some(self.choose(&having, demand));
+            }
+        }
+        Some(self.choose(candidates, demand))
+    }
+
+    fn choose(&self, candidates: &Candidates, demand: Demand<'_>) -> Picked {
         let choice = Choice::new(self.role, candidates, &self.loads, demand);
-        let Selection { server, cached, reason, memo } = self.policy.choose(&choice);
+        let selection = self.policy.choose(&choice);
+        let Selection { server, cached, reason, memo, .. } = selection;
+        let rank = if candidates.has_ranks() { choice.rank_of(&selection) } else { None };
         let by = self.selected_by(demand, cached, reason, candidates.servers.len());
+        let by = SelectedBy { rank: rank.map(|rank| rank.rank()), ..by };
         let expected = Expectation {
             prompt_bytes: by.prompt_bytes,
             cached_bytes: cached,
             // What others have given to it is computed before this request, too.
-            work_before: server.work() + server.foreign_work(),
+            work_before: match rank {
+                None => server.work() + server.foreign_work(),
+                Some(rank) => rank.load().work() + rank.slot().foreign_work(),
+            },
             memo,
         };
-        Some(Picked { server: Arc::clone(server), by, expected })
+        Picked { server: Arc::clone(server), rank: rank.cloned(), by, expected }
+    }
+
+    /// The least loaded rank of a server that was selected without its rank.
+    fn rank_of(&self, server: &Arc<Backend>) -> Option<Arc<RankSlot>> {
+        if !self.candidates.has_ranks() {
+            return None;
+        }
+        let choice = Choice::new(self.role, &self.candidates, &self.loads, Demand::default());
+        choice.rank_of(&Selection::new(server)).cloned()
     }
 
     fn selected_by(
@@ -426,7 +496,13 @@ impl RoleGroup {
     ) -> SelectedBy {
         // Whatever the policy looks at, there was nothing to select.
         let reason = if candidates == 1 { SelectionReason::Only } else { reason };
-        SelectedBy { policy: self.policy.name(), reason, prompt_bytes: demand.prompt_bytes(), cached }
+        SelectedBy {
+            policy: self.policy.name(),
+            reason,
+            prompt_bytes: demand.prompt_bytes(),
+            cached,
+            rank: None,
+        }
     }
 }
 

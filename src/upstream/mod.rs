@@ -18,6 +18,7 @@ mod load_table;
 mod outcome;
 mod policy;
 mod pool;
+mod ranks;
 mod role;
 mod running_requests;
 mod selection;

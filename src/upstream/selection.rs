@@ -6,7 +6,9 @@
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
+use super::ranks::DpRank;
 use super::{Backend, Role};
+use crate::wire::plan::ToldRanks;
 
 /// What a request costs beside its bytes: a prefill that finds the whole prompt in its cache takes about as
 /// long as one of 256 tokens. Without it, requests that are all cached would count as no work, and meet.
@@ -55,15 +57,22 @@ impl SelectionReason {
 #[derive(Debug, Clone, Copy)]
 pub struct Selection<'a> {
     pub(super) server: &'a Arc<Backend>,
+    /// Which of the candidates it is, or [`ANY_RANK`].
+    pub(super) index: u32,
     pub(super) cached: u64,
     pub(super) reason: SelectionReason,
     pub(super) memo: u128,
 }
 
+/// The policy has selected a server, and any of its ranks will do.
+pub(super) const ANY_RANK: u32 = u32::MAX;
+
 impl<'a> Selection<'a> {
-    /// This server, which is not believed to have any of the prompt.
+    /// This server, which is not believed to have any of the prompt. If it has data-parallel ranks, the one
+    /// with the least load gets the request, and of equal ones each in turn;
+    /// [`Choice::select`](super::Choice::select) selects one.
     pub fn new(server: &'a Arc<Backend>) -> Self {
-        Self { server, cached: 0, reason: SelectionReason::Unknown, memo: 0 }
+        Self { server, index: ANY_RANK, cached: 0, reason: SelectionReason::Unknown, memo: 0 }
     }
 
     /// The server is believed to have this many bytes of the prompt in its cache.
@@ -101,6 +110,8 @@ pub(crate) struct SelectedBy {
     pub(crate) prompt_bytes: u64,
     /// How many bytes of the prompt the server is believed to have in its cache.
     pub(crate) cached: u64,
+    /// The rank that the request is for, if the server has several and the router chooses.
+    pub(super) rank: Option<DpRank>,
 }
 
 impl SelectedBy {
@@ -137,6 +148,32 @@ impl ServerPair {
     /// The server that generates the tokens.
     pub fn decode(&self) -> &Arc<Backend> {
         &self.decode
+    }
+
+    /// The data-parallel rank of the prefill server that gets the request. `None` if it has one rank, or if
+    /// its own load balancer chooses.
+    pub fn prefill_rank(&self) -> Option<usize> {
+        self.rank_number(Role::Prefill)
+    }
+
+    /// The same of the decode server.
+    pub fn decode_rank(&self) -> Option<usize> {
+        self.rank_number(Role::Decode)
+    }
+
+    fn rank_number(&self, role: Role) -> Option<usize> {
+        self.selected_by(role).rank.map(|rank| rank.number().into())
+    }
+
+    /// The bootstrap room of the pair that takes the place of a random one: prefill's rank follows from it.
+    pub(crate) fn bootstrap_room(&self, random: u64) -> u64 {
+        self.selected_by(Role::Prefill).rank.map_or(random, |rank| rank.bootstrap_room(random))
+    }
+
+    /// The ranks that the servers are told by fields of the request.
+    pub(crate) fn told_ranks(&self) -> ToldRanks {
+        let told = |role| self.selected_by(role).rank.and_then(DpRank::told);
+        ToldRanks { prefill: told(Role::Prefill), decode: told(Role::Decode) }
     }
 
     pub(crate) fn selected_by(&self, role: Role) -> &SelectedBy {
@@ -211,7 +248,8 @@ mod tests {
 
     #[test]
     fn the_longest_summary_fits() {
-        let by = |reason| SelectedBy { policy: "", reason, prompt_bytes: u64::MAX, cached: u64::MAX };
+        let by =
+            |reason| SelectedBy { policy: "", reason, prompt_bytes: u64::MAX, cached: u64::MAX, rank: None };
         let summary = SelectionSummary::new(&[SelectionReason::KeyOverflow; 2].map(by));
         let number = u64::MAX;
         assert_eq!(summary.as_str(), format!("key_overflow:{number}/{number},key_overflow"));

@@ -13,6 +13,7 @@ mod fields;
 mod inspector;
 mod internal_fields;
 mod prompt;
+mod ranks;
 mod strict;
 
 pub(crate) use edit::{BodyEdit, BodyFields, ChangedField, FieldChange, RangeChange};
@@ -21,6 +22,7 @@ pub(crate) use inspector::BodyInspector;
 pub(crate) use internal_fields::{FieldTreatment, InternalFields};
 pub use prompt::Prompt;
 pub(crate) use prompt::{HashKey, key_hash};
+pub(crate) use ranks::ClientRanks;
 
 use super::logprobs::Merge;
 
@@ -57,6 +59,8 @@ pub(crate) struct BodyShape {
     pub(crate) has_request_id: bool,
     /// The client refers to an earlier response (`previous_response_id`).
     pub(crate) has_previous_response: bool,
+    /// The data-parallel ranks that the client has chosen, if that is left to it.
+    pub(crate) ranks: ClientRanks,
     /// Where the fields lie that the router may change.
     pub(crate) fields: BodyFields,
     /// The prompt, if it was asked for.

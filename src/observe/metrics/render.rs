@@ -55,6 +55,8 @@ families! {
     WORK gauge "mini_lb_backend_work_bytes"
         "Bytes of prompt that the prefill backend was given and has not computed yet, without those believed \
          to be in its cache, and 1 KiB for each request; of a decode backend, the prompts of its requests.";
+    RANK_WORK gauge "mini_lb_backend_rank_work_bytes"
+        "The same of each data-parallel rank, of backends with several that the router chooses among.";
     FOREIGN_WORK gauge "mini_lb_backend_foreign_work_bytes"
         "Bytes of prompt that wait on the prefill backend and that this router has not given to it, as the backend \
          tells; 0 without --load-poll-secs.";
@@ -346,6 +348,7 @@ fn backends(text: &mut Exposition, fleet: &Fleet, prompts: &IdMap<u64, PromptByt
     each(&REUSED, &|_, connections| connections.reused);
     each(&IDLE, &|_, connections| connections.idle);
     each(&WORK, &|backend, _| backend.work());
+    rank_work(text, &servers);
     told_tokens(text, &servers);
     text.family(&LEGS);
     for ((role, url), server) in &servers {
@@ -368,6 +371,19 @@ fn backends(text: &mut Exposition, fleet: &Fleet, prompts: &IdMap<u64, PromptByt
         for ((role, url), server) in &servers {
             let bytes = prompts.get(&server.id()).map_or(0, part);
             text.value(family, &[("role", *role), ("backend", *url)], bytes);
+        }
+    }
+}
+
+fn rank_work(text: &mut Exposition, servers: &BTreeMap<(&str, &str), &Backend>) {
+    text.family(&RANK_WORK);
+    for ((role, url), server) in servers {
+        for (rank, work) in server.work_by_rank().into_iter().enumerate() {
+            text.value(
+                &RANK_WORK,
+                &[("role", *role), ("backend", *url), ("dp_rank", &rank.to_string())],
+                work,
+            );
         }
     }
 }

@@ -31,7 +31,7 @@ fn succeed(recorder: &Arc<Recorder>, fleet: &LiveFleet) {
     let attempt = record.begin_attempt(&pair);
     let sent = WriteTiming { on_reused: true, written_at: Some(std::time::Instant::now()) };
     for server in [pair.prefill(), pair.decode()] {
-        let mut leg = attempt.begin_leg(InFlight::enter(Arc::clone(server)));
+        let mut leg = attempt.begin_leg(InFlight::enter(Arc::clone(server), None));
         leg.response_head_received(sent, BodyProgress::Some);
     }
     record.set_status(200);

@@ -75,8 +75,8 @@ fn completed(happens: impl FnOnce(&Recorder, &mut Record, &ServerPair)) -> Seen 
 fn legs(record: &mut Record, pair: &ServerPair) -> (LegRecord, LegRecord) {
     let attempt = record.begin_attempt(pair);
     (
-        attempt.begin_leg(InFlight::enter(Arc::clone(pair.prefill()))),
-        attempt.begin_leg(InFlight::enter(Arc::clone(pair.decode()))),
+        attempt.begin_leg(InFlight::enter(Arc::clone(pair.prefill()), None)),
+        attempt.begin_leg(InFlight::enter(Arc::clone(pair.decode()), None)),
     )
 }
 
@@ -174,7 +174,7 @@ fn a_merged_response_has_no_relay_time() {
     completed(|_, record, pair| {
         let attempt = record.begin_attempt(pair);
         attempt
-            .begin_leg(InFlight::enter(Arc::clone(pair.decode())))
+            .begin_leg(InFlight::enter(Arc::clone(pair.decode()), None))
             .response_head_received(written(), BodyProgress::Some);
         attempt.set_merged();
         assert!(record.record_chunk(1, false).is_none());

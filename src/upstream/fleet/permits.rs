@@ -107,6 +107,7 @@ impl Fleet {
             let below_cap = group.pick_where(|server| is_other(server) && server.in_flight() < cap, demand);
             let picked = below_cap.or_else(|| group.pick_other(failed, demand)).ok_or(group.role)?;
             let mut permit = BackendPermit::acquire(picked.server).waking(handle);
+            permit.set_rank(picked.rank);
             permit.expected = picked.expected;
             Ok(Reserved { permit, by: picked.by }.with_work())
         };
@@ -131,17 +132,18 @@ impl RoleGroup {
     fn try_acquire(&self, cap: usize) -> Option<Reserved> {
         let best = self.best_rank();
         loop {
-            let (server, by) = if self.selects_late() {
+            let (server, rank, by) = if self.selects_late() {
                 // Not by the policy, whose selection counts.
                 let eligible = self.servers().iter().filter(|server| is_eligible(server, best, cap));
                 let server = Arc::clone(eligible.min_by_key(|server| server.in_flight())?);
-                (server, self.by_load(Demand::default()))
+                (server, None, self.by_load(Demand::default()))
             } else {
                 let picked = self.pick_where(|server| is_eligible(server, best, cap), Demand::default())?;
-                (picked.server, picked.by)
+                (picked.server, picked.rank, picked.by)
             };
             // Another worker may have taken the last permit since; another server may still have one.
-            if let Some(permit) = BackendPermit::try_acquire(&server, cap) {
+            if let Some(mut permit) = BackendPermit::try_acquire(&server, cap) {
+                permit.set_rank(rank);
                 return Some(Reserved { permit, by });
             }
         }
@@ -150,6 +152,14 @@ impl RoleGroup {
     /// What is said of a server that was selected for its capacity, and not by the policy.
     fn by_load(&self, demand: Demand<'_>) -> SelectedBy {
         self.selected_by(demand, 0, SelectionReason::Load, self.servers().len())
+    }
+
+    /// A server that was reserved takes the request, on whichever rank has the least load.
+    fn on_any_rank(&self, mut permit: BackendPermit, demand: Demand<'_>) -> Reserved {
+        let rank = self.rank_of(permit.backend());
+        let by = SelectedBy { rank: rank.as_ref().map(|rank| rank.rank()), ..self.by_load(demand) };
+        permit.set_rank(rank);
+        Reserved { permit, by }
     }
 
     /// Selects late if the policy does, among the servers that have capacity and the one that was reserved.
@@ -171,12 +181,14 @@ impl RoleGroup {
         let is_reserved = |server: &Arc<Backend>| Arc::ptr_eq(server, permit.backend());
         let picked = self.pick_where(|server| is_reserved(server) || is_eligible(server, best, cap), demand);
         let other = match picked {
-            Some(Picked { server, by, expected }) if is_reserved(&server) => {
+            Some(Picked { server, rank, by, expected }) if is_reserved(&server) => {
+                permit.set_rank(rank);
                 permit.expected = expected;
                 return Reserved { permit, by }.with_work();
             }
-            Some(Picked { server, by, expected }) => {
+            Some(Picked { server, rank, by, expected }) => {
                 BackendPermit::try_acquire(&server, cap).map(|mut permit| {
+                    permit.set_rank(rank);
                     permit.expected = expected;
                     Reserved { permit, by }.waking(handle)
                 })
@@ -185,7 +197,7 @@ impl RoleGroup {
             None => None,
         };
         // If another worker was faster, the reserved server will do.
-        other.unwrap_or_else(|| Reserved { permit, by: self.by_load(demand) }).with_work()
+        other.unwrap_or_else(|| self.on_any_rank(permit, demand)).with_work()
     }
 }
 

@@ -1,8 +1,10 @@
 //! The counts of servers, over many requests that end in all ways.
 
+mod ranks;
+
 use super::*;
 use crate::admission::{AdmissionController, AdmissionHandle, AdmissionOptions, BackendCaps};
-use crate::upstream::{CacheAware, LeastLoad, Outcome};
+use crate::upstream::{CacheAware, Description, LeastLoad, Outcome};
 use crate::wire::shape::{BodyInspector, Dialect, HashKey, Prompt};
 
 const OUTCOMES: [Outcome; 6] = [
@@ -26,7 +28,7 @@ fn prompts(random: &mut fastrand::Rng) -> Vec<Prompt> {
 
 /// Each request selects a pair with or without permits, is retried or not, and each of its legs ends by
 /// itself with some outcome or by being dropped, before or after the other. Servers restart, leave and come
-/// back.
+/// back, and have another number of ranks.
 #[test]
 fn after_100_000_requests_no_work_is_left() {
     let mut random = fastrand::Rng::with_seed(7);
@@ -34,6 +36,7 @@ fn after_100_000_requests_no_work_is_left() {
     let mut spec = FleetSpec::unknown(5, 4);
     spec.prefill_policy = Arc::new(CacheAware::new());
     spec.decode_policy = Arc::new(LeastLoad);
+    spec.is_dp_aware = true;
     let fleet = LiveFleet::new(spec.clone());
     let first = fleet.servers();
     let caps = BackendCaps { prefill: 30, decode: 40 };
@@ -44,7 +47,8 @@ fn after_100_000_requests_no_work_is_left() {
     for request in 0..100_000 {
         let prompt = &prompts[random.usize(..prompts.len())];
         let prompt_known = random.u8(..4) > 0;
-        let demand = Demand { prompt: prompt_known.then_some(prompt), body: prompt.bytes() + 50, key: None };
+        let demand =
+            Demand { prompt: prompt_known.then_some(prompt), body: prompt.bytes() + 50, ..Demand::default() };
         let now = fleet.now();
         let entered = if random.bool() {
             now.enter_pair(demand)
@@ -81,12 +85,18 @@ fn after_100_000_requests_no_work_is_left() {
             spec.prefill.rotate_left(1);
             let without = FleetSpec { prefill: spec.prefill[1..].to_vec(), ..spec.clone() };
             fleet.apply(if random.bool() { without } else { spec.clone() });
+            for server in fleet.servers() {
+                let dp_size = Some(random.u64(..4));
+                server.record_description(Description { dp_size, ..Description::default() });
+            }
+            fleet.descriptions_changed();
         }
     }
     assert!(most > 100_000, "there was work: {most}");
     drop(legs);
     for server in first.iter().chain(&fleet.servers()) {
         assert_eq!((server.in_flight(), server.work()), (0, 0), "{}", server.url());
+        assert!(server.ranks().iter().all(|rank| rank.load().by_requests() == 0), "{}", server.url());
     }
 }
 
@@ -102,7 +112,7 @@ fn an_admitted_request_goes_to_the_server_that_has_its_prompt() {
     let controller = AdmissionController::new(&AdmissionOptions { caps, ..AdmissionOptions::default() });
     let handle = AdmissionHandle::new(Arc::new(controller));
     let prompt = prompts.iter().find(|prompt| prompt.blocks() > 10).unwrap();
-    let demand = Demand { prompt: Some(prompt), body: prompt.bytes(), key: None };
+    let demand = Demand { prompt: Some(prompt), body: prompt.bytes(), ..Demand::default() };
     let send = || {
         let now = fleet.now();
         let permits = now.acquire_pair(caps, &handle).unwrap().expect("capacity");

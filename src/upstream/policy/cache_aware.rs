@@ -253,21 +253,21 @@ impl Policy for CacheAware {
         let index = self.index.load();
         let (Role::Prefill, Some(index), Some(prompt)) = (choice.role(), index.as_deref(), choice.prompt())
         else {
-            return Selection::new(&choice.servers()[least_loaded(choice)]).because(SelectionReason::Load);
+            return choice.select(least_loaded(choice)).because(SelectionReason::Load);
         };
         let mut found = self.look_up(index, choice, prompt);
         let others = self.others(index, choice, prompt, &mut found);
         let Holder { index: chosen, blocks } = cheapest(choice, prompt, &found, others);
-        let server = &choice.servers()[chosen];
+        let selection = choice.select(chosen);
         let slot = choice.slot(chosen);
-        self.clocks[slot].is_current(server, &self.bytes_per_token);
+        self.clocks[slot].is_current(selection.server(), &self.bytes_per_token);
         let cached = (blocks * Prompt::BLOCK_BYTES) as u64;
         let ages = self.note(index, slot, prompt, prompt.bytes().saturating_sub(cached), found.hot);
         if let Some(entry) = found.deepest.checked_sub(1).and_then(|last| index.find(prompt.block(last))) {
             entry.continued();
         }
         let reason = if blocks > 0 { SelectionReason::Prefix } else { SelectionReason::Load };
-        Selection::new(server).with_cached(cached).because(reason).with_memo(ages.to_memo())
+        selection.with_cached(cached).because(reason).with_memo(ages.to_memo())
     }
 
     fn name(&self) -> &'static str {

@@ -29,7 +29,7 @@ impl Policy for ConsistentHash {
             Some(key) => first_below_bound(choice, key),
             None => (least_loaded(choice), SelectionReason::Load),
         };
-        Selection::new(&choice.servers()[index]).because(reason)
+        choice.select(index).because(reason)
     }
 
     fn name(&self) -> &'static str {

@@ -26,7 +26,7 @@ impl Policy for LeastLoad {
     }
 
     fn choose<'a>(&self, choice: &Choice<'a>) -> Selection<'a> {
-        Selection::new(self.pick(choice)).because(SelectionReason::Load)
+        choice.select(least_loaded(choice)).because(SelectionReason::Load)
     }
 
     fn name(&self) -> &'static str {
@@ -43,25 +43,30 @@ pub(super) fn least_loaded(choice: &Choice<'_>) -> usize {
     }
 }
 
+/// The index of the server with less load of two random ones.
+fn less_loaded_of_two(choice: &Choice<'_>) -> usize {
+    let count = choice.servers().len();
+    let first = fastrand::usize(..count);
+    if count == 1 {
+        return first;
+    }
+    // Another one: each of the others is as likely.
+    let second = (first + fastrand::usize(1..count)) % count;
+    let is_less = load_of(choice, second) < load_of(choice, first);
+    if is_less { second } else { first }
+}
+
 /// Selects the server with less load of two random ones, as [`LeastLoad`] measures it.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PowerOfTwo;
 
 impl Policy for PowerOfTwo {
     fn pick<'a>(&self, choice: &Choice<'a>) -> &'a Arc<Backend> {
-        let servers = choice.servers();
-        let first = fastrand::usize(..servers.len());
-        if servers.len() == 1 {
-            return &servers[first];
-        }
-        // Another one: each of the others is as likely.
-        let second = (first + fastrand::usize(1..servers.len())) % servers.len();
-        let is_less = load_of(choice, second) < load_of(choice, first);
-        &servers[if is_less { second } else { first }]
+        self.choose(choice).server()
     }
 
     fn choose<'a>(&self, choice: &Choice<'a>) -> Selection<'a> {
-        Selection::new(self.pick(choice)).because(SelectionReason::Load)
+        choice.select(less_loaded_of_two(choice)).because(SelectionReason::Load)
     }
 
     fn name(&self) -> &'static str {

@@ -3,7 +3,7 @@
 use simd_json::BorrowedValue;
 use simd_json::prelude::{ValueAsArray, ValueAsObject, ValueAsScalar};
 
-use super::{BodyFields, BodyShape, ChangedField, Dialect};
+use super::{BodyFields, BodyShape, ChangedField, ClientRanks, Dialect};
 use crate::wire::logprobs::Merge;
 
 /// The most bytes that are kept of a value that steers the router or is removed. A longer one is forwarded or
@@ -17,6 +17,9 @@ pub(super) enum TopLevelField {
     Bootstrap,
     /// Another one of SGLang's for its own use, which is removed.
     Stripped,
+    /// A rank that the client may choose: of the server that gets the request, or of prefill.
+    RoutedDpRank,
+    PrefillDpRank,
     Rid,
     RequestId,
     PreviousResponseId,
@@ -52,6 +55,15 @@ impl TopLevelField {
                 Self::ReturnRoutedExperts
             }
             _ if name.starts_with(b"bootstrap_") => Self::Bootstrap,
+            _ => Self::Other,
+        }
+    }
+
+    /// An internal field that is passed on.
+    pub(super) fn passed(name: &str) -> Self {
+        match name {
+            "routed_dp_rank" | "data_parallel_rank" => Self::RoutedDpRank,
+            "disagg_prefill_dp_rank" => Self::PrefillDpRank,
             _ => Self::Other,
         }
     }
@@ -111,6 +123,7 @@ pub(super) struct RequestedFeatures {
     has_request_id: bool,
     has_previous_response: bool,
     routed_experts: bool,
+    ranks: ClientRanks,
 }
 
 /// Most ids of one request that are known, and the longest of them: a batch with more can be aborted by its
@@ -163,6 +176,14 @@ impl RequestedFeatures {
                 self.has_previous_response = any(|id| id.as_null().is_none());
             }
             TopLevelField::ReturnRoutedExperts => self.routed_experts = is_too_long || any(is_true),
+            TopLevelField::RoutedDpRank => {
+                self.ranks.is_set = true;
+                self.ranks.routed = value.as_ref().and_then(rank);
+            }
+            TopLevelField::PrefillDpRank => {
+                self.ranks.is_set = true;
+                self.ranks.prefill = value.as_ref().and_then(rank);
+            }
             TopLevelField::Bootstrap | TopLevelField::Stripped | TopLevelField::Other => {}
         }
     }
@@ -191,6 +212,7 @@ impl RequestedFeatures {
             has_rid: self.has_rid,
             has_request_id: self.has_request_id,
             has_previous_response: self.has_previous_response,
+            ranks: self.ranks,
             fields,
             prompt: None,
         }
@@ -228,6 +250,12 @@ fn is_true(value: &BorrowedValue<'_>) -> bool {
     let is_yes =
         |text: &str| ["true", "t", "yes", "y", "on"].iter().any(|yes| text.eq_ignore_ascii_case(yes));
     value.as_str().is_some_and(is_yes) || number(value).is_some_and(|number| number != 0.0)
+}
+
+/// A number that can be one of a rank.
+fn rank(value: &BorrowedValue<'_>) -> Option<u16> {
+    let number = number(value).filter(|number| number.fract() == 0.0)?;
+    (0.0..=f64::from(u16::MAX)).contains(&number).then_some(number as u16)
 }
 
 fn is_over_one(value: &BorrowedValue<'_>) -> bool {

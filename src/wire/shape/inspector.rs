@@ -218,7 +218,8 @@ impl BodyInspector {
         match self.internal.find(name) {
             Some((_, FieldTreatment::Strip)) => Ok(TopLevelField::Stripped),
             Some((name, FieldTreatment::Reject)) => Err(BodyError::InternalField { name }),
-            Some((_, FieldTreatment::Pass)) | None => Ok(TopLevelField::Other),
+            Some((name, FieldTreatment::Pass)) => Ok(TopLevelField::passed(name)),
+            None => Ok(TopLevelField::Other),
         }
     }
 

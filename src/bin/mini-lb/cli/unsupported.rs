@@ -39,7 +39,6 @@ pub(crate) const REFUSED: &[(&str, &str)] = &[
     ("--prefill-selector", DISCOVERY),
     ("--decode-selector", DISCOVERY),
     ("--enable-igw", "mini-lb routes to the servers of one model; start one mini-lb for each model"),
-    ("--dp-aware", "mini-lb chooses servers, not ranks; leave the rank to SGLang's own DP controller"),
     ("--backend", "mini-lb routes to SGLang servers only; leave the flag out"),
     // Choosing servers.
     ("--bucket-adjust-interval-secs", BUCKET),
