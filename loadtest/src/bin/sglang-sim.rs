@@ -9,7 +9,7 @@ use std::{
 };
 
 use clap::{Parser, ValueEnum};
-use loadtest::sim::{Role, Sim, SimConfig};
+use loadtest::sim::{LoadBalance, Role, Sim, SimConfig};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -19,6 +19,13 @@ enum Server {
     Regular,
     /// A prefill and a decode server in one process.
     Pair,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Balance {
+    FollowBootstrapRoom,
+    RoundRobin,
 }
 
 /// Simulates SGLang servers: their protocol, errors and timeouts, without a model.
@@ -68,6 +75,15 @@ struct Flags {
     /// Leave out the prompt's empty lists of logprobs, as SGLang's Rust front end does.
     #[arg(long)]
     rust_front_end: bool,
+    /// Data-parallel ranks.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    dp_size: u16,
+    /// How a rank is chosen for a request that names none [default: by the room on prefill, else in turn].
+    #[arg(long)]
+    load_balance_method: Option<Balance>,
+    /// Each rank remembers whole prompts, and reports them as cached when they come again.
+    #[arg(long)]
+    prefix_cache: bool,
     /// Bearer token that requests must have.
     #[arg(long)]
     api_key: Option<String>,
@@ -106,6 +122,12 @@ impl Flags {
             context_length: self.context_length,
             incremental_output: self.incremental_streaming_output,
             rust_front_end: self.rust_front_end,
+            dp_size: self.dp_size,
+            load_balance: self.load_balance_method.map(|method| match method {
+                Balance::FollowBootstrapRoom => LoadBalance::FollowBootstrapRoom,
+                Balance::RoundRobin => LoadBalance::RoundRobin,
+            }),
+            prefix_cache: self.prefix_cache,
             api_key: self.api_key.clone(),
             record: false,
         }

@@ -25,6 +25,26 @@ impl Role {
     }
 }
 
+/// How a server chooses a rank for a request that names none (`--load-balance-method`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadBalance {
+    /// By the remainder of the room: the default of prefill servers.
+    FollowBootstrapRoom,
+    /// One after the other: the default of others.
+    RoundRobin,
+}
+
+impl LoadBalance {
+    /// Its name in `/server_info`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::FollowBootstrapRoom => "follow_bootstrap_room",
+            Self::RoundRobin => "round_robin",
+        }
+    }
+}
+
 /// The bootstrap port that a decode server assumes when a request names none.
 pub const DEFAULT_BOOTSTRAP_PORT: u16 = 8998;
 /// Limit of a request body; a larger one gets a 413.
@@ -82,6 +102,12 @@ pub struct SimConfig {
     /// The prompt's empty lists of logprobs are left out but for the first, as by SGLang's Rust front end. On
     /// decode that is all others.
     pub rust_front_end: bool,
+    /// Data-parallel ranks.
+    pub dp_size: u16,
+    /// How they are chosen, if not by the role's default.
+    pub load_balance: Option<LoadBalance>,
+    /// Each rank remembers whole prompts, and reports them as cached when they come again.
+    pub prefix_cache: bool,
     /// Bearer token that requests must have, if any.
     pub api_key: Option<String>,
     /// Whether requests are kept for [`Sim::recorded_requests`](super::Sim::recorded_requests).
@@ -104,6 +130,9 @@ impl Default for SimConfig {
             context_length: 1 << 20,
             incremental_output: false,
             rust_front_end: false,
+            dp_size: 1,
+            load_balance: None,
+            prefix_cache: false,
             api_key: None,
             record: true,
         }
@@ -121,6 +150,16 @@ impl SimConfig {
     #[must_use]
     pub fn decode() -> Self {
         Self { role: Role::Decode, ..Self::default() }
+    }
+
+    /// How ranks are chosen.
+    #[must_use]
+    pub fn balance(&self) -> LoadBalance {
+        self.load_balance.unwrap_or(match self.role {
+            Role::Decode => LoadBalance::RoundRobin,
+            // As it was recorded from a regular server, too.
+            Role::Prefill | Role::Regular => LoadBalance::FollowBootstrapRoom,
+        })
     }
 
     pub(crate) fn scaled(&self, seconds: f64) -> Duration {

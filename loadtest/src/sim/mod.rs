@@ -25,6 +25,7 @@ mod messages_api;
 mod openai;
 mod output;
 mod prompt;
+mod ranks;
 mod rendezvous;
 mod request;
 mod response;
@@ -47,10 +48,11 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time};
 
 pub use config::{
     BODY_LIMIT, BOOTSTRAP_TIMEOUT, CRASH_DELAY, DEFAULT_BOOTSTRAP_PORT, DISCONNECT_POLL, DRAIN_POLL,
-    HANDSHAKE_TIMEOUT, HEALTH_TIME, HEARTBEAT_TIMEOUT, Role, SILENT_TIME, STREAM_DISCONNECT_POLL, SimConfig,
-    WAITING_TIMEOUT,
+    HANDSHAKE_TIMEOUT, HEALTH_TIME, HEARTBEAT_TIMEOUT, LoadBalance, Role, SILENT_TIME,
+    STREAM_DISCONNECT_POLL, SimConfig, WAITING_TIMEOUT,
 };
 pub use prompt::{hash_ids, hash_text, hash_value};
+pub use ranks::RankStats;
 pub use state::{RecordedRequest, Stats};
 
 use state::State;
@@ -118,6 +120,12 @@ impl Sim {
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.state.stats()
+    }
+
+    /// What each data-parallel rank was given, by number.
+    #[must_use]
+    pub fn rank_stats(&self) -> Vec<RankStats> {
+        self.state.ranks.stats()
     }
 
     /// The most recent requests, oldest first; empty if recording is off.

@@ -10,6 +10,7 @@ use super::{
     bootstrap_fields::{self, BootstrapTarget},
     config::{Role, SimConfig},
     prompt::Prompt,
+    ranks::Dispatch,
     responses_api::Settings,
     sampling::{self, Sampling},
 };
@@ -74,6 +75,8 @@ pub(crate) struct Item {
     /// The first token whose routed experts are listed; `None` lists none.
     pub experts: Option<usize>,
     pub bootstrap: BootstrapTarget,
+    /// Where it runs, once that is decided.
+    pub dispatch: Dispatch,
     pub rid: String,
     /// Set to true to cancel the item.
     pub cancel: watch::Sender<bool>,
@@ -153,6 +156,7 @@ impl Request {
                 prompt,
                 sampling,
                 bootstrap,
+                dispatch: Dispatch::default(),
                 rid,
             })
             .collect();

@@ -16,6 +16,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     config::SimConfig,
+    ranks::Ranks,
     rendezvous::{peers::Peers, rooms::Rooms},
 };
 
@@ -132,6 +133,7 @@ pub(crate) struct State {
     pub counters: Counters,
     pub gauges: Gauges,
     pub rooms: Rooms,
+    pub ranks: Ranks,
     pub peers: Peers,
     pub draining: AtomicBool,
     /// When the server was started, which is what its periodic tasks count from.
@@ -155,6 +157,7 @@ impl State {
         stop: watch::Receiver<bool>,
     ) -> Self {
         Self {
+            ranks: Ranks::new(&config),
             config,
             addr,
             bootstrap_port,
