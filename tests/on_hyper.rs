@@ -30,6 +30,8 @@ mod crosstalk;
 mod data_path;
 #[path = "dialects.rs"]
 mod dialects;
+#[path = "dp_ranks.rs"]
+mod dp_ranks;
 #[path = "early_errors.rs"]
 mod early_errors;
 #[path = "early_responses.rs"]
