@@ -87,7 +87,6 @@ pub(crate) fn misinformed() -> Vec<Candidate> {
 }
 
 /// Four prefill servers of the lab are the ranks of one, which the router knows or not.
-#[allow(dead_code, reason = "for the bench alone")]
 pub(crate) fn with_ranks() -> Vec<Candidate> {
     let prompts = Prompts::default();
     let policies: [(&str, WithPolicy); 3] = [
