@@ -7,7 +7,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::body::ClientBody;
 use super::bootstrap::BootstrapFields;
-use super::shape::{BodyEdit, BodyFields, ChangedField, FieldChange};
+use super::shape::{BodyEdit, BodyFields, ChangedField, FieldChange, ManySamples};
 use crate::http1::OutgoingBody;
 
 /// What one leg gets.
@@ -49,13 +49,33 @@ pub(crate) struct OwnIds<'a> {
 impl RequestPlan {
     /// SGLang's protocol: both legs get the same body, without the client's internal fields.
     pub(crate) fn sglang(fields: &BodyFields, ids: OwnIds<'_>) -> Self {
-        let own = |id: Option<&str>| {
-            id.map_or(FieldChange::Keep, |id| FieldChange::Replace(format!("\"{id}\"").into()))
-        };
-        let change = |field| match field {
+        Self::with_ids(fields, ids, |field| match field {
             ChangedField::Internal => FieldChange::Cut,
-            ChangedField::Rid => own(ids.rid),
-            ChangedField::RequestId => own(ids.request_id),
+            ChangedField::Rid | ChangedField::RequestId => FieldChange::Keep,
+            ChangedField::Samples | ChangedField::SamplingParams => FieldChange::Keep,
+        })
+    }
+
+    /// The same for one of the copies of a request for several samples: it asks for one.
+    pub(crate) fn sglang_sample(fields: &BodyFields, samples: &ManySamples, ids: OwnIds<'_>) -> Self {
+        Self::with_ids(fields, ids, |field| match field {
+            ChangedField::Internal | ChangedField::Samples => FieldChange::Cut,
+            ChangedField::SamplingParams => FieldChange::Replace(samples.sampling_params.clone()),
+            // A server takes an id only once at a time. A regular one draws new ids for all samples.
+            ChangedField::Rid => FieldChange::Cut,
+            ChangedField::RequestId => FieldChange::Keep,
+        })
+    }
+
+    /// Both legs with these changes, but for own ids in place of the client's.
+    fn with_ids(fields: &BodyFields, ids: OwnIds<'_>, change: impl Fn(ChangedField) -> FieldChange) -> Self {
+        let change = |field| {
+            let id = match field {
+                ChangedField::Rid => ids.rid,
+                ChangedField::RequestId => ids.request_id,
+                _ => None,
+            };
+            id.map_or_else(|| change(field), |id| FieldChange::Replace(format!("\"{id}\"").into()))
         };
         let mut added = BytesMut::new();
         for (field, name, id) in

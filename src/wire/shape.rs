@@ -13,6 +13,7 @@ mod fields;
 mod inspector;
 mod internal_fields;
 mod prompt;
+mod samples;
 mod strict;
 
 pub(crate) use edit::{BodyEdit, BodyFields, ChangedField, FieldChange, RangeChange};
@@ -21,6 +22,7 @@ pub(crate) use inspector::BodyInspector;
 pub(crate) use internal_fields::{FieldTreatment, InternalFields};
 pub use prompt::Prompt;
 pub(crate) use prompt::{HashKey, key_hash};
+pub(crate) use samples::{ManySamples, RefusedSamples, Samples};
 
 use super::logprobs::Merge;
 
@@ -46,8 +48,8 @@ pub(crate) struct BodyShape {
     pub(crate) stream: bool,
     /// The client requests prompt logprobs, which only prefill has.
     pub(crate) merge: Option<Merge>,
-    /// The client requests more than one sample a prompt (`n` > 1).
-    pub(crate) parallel_sampling: bool,
+    /// How many samples of each prompt the client requests (`n`).
+    pub(crate) samples: Samples,
     /// The client's ids of the request (`rid`), one for each prompt of a batch that lists them; none of too
     /// many, or too long ones.
     pub(crate) rids: Vec<String>,

@@ -1,8 +1,9 @@
 //! The top-level fields that matter to the router, and what their values request.
 
 use simd_json::BorrowedValue;
-use simd_json::prelude::{ValueAsArray, ValueAsObject, ValueAsScalar};
+use simd_json::prelude::{ValueAsArray, ValueAsScalar};
 
+use super::samples::{RefusedSamples, Samples};
 use super::{BodyFields, BodyShape, ChangedField, Dialect};
 use crate::wire::logprobs::Merge;
 
@@ -25,6 +26,7 @@ pub(super) enum TopLevelField {
     SamplingParams,
     ReturnLogprob,
     LogprobStartLen,
+    TopLogprobsNum,
     TokenIdsLogprob,
     Echo,
     Logprobs,
@@ -42,6 +44,7 @@ impl TopLevelField {
             (b"sampling_params", Dialect::Generate) => Self::SamplingParams,
             (b"return_logprob", Dialect::Generate) => Self::ReturnLogprob,
             (b"logprob_start_len", Dialect::Generate) => Self::LogprobStartLen,
+            (b"top_logprobs_num", Dialect::Generate) => Self::TopLogprobsNum,
             (b"token_ids_logprob", Dialect::Generate) => Self::TokenIdsLogprob,
             (b"echo", Dialect::Completions) => Self::Echo,
             (b"logprobs", Dialect::Completions) => Self::Logprobs,
@@ -99,7 +102,9 @@ impl ValueBuffer {
 #[derive(Debug, Default)]
 pub(super) struct RequestedFeatures {
     stream: bool,
-    parallel_sampling: bool,
+    samples: Samples,
+    /// The last field that has a list where a request for several samples may have none.
+    list: Option<&'static str>,
     return_logprob: bool,
     has_logprob_start: bool,
     token_ids_logprob: bool,
@@ -119,11 +124,18 @@ const MAX_RIDS: usize = 64;
 const MAX_RID: usize = 256;
 
 impl RequestedFeatures {
-    /// Reads a field's value. Batches have lists: one element that requests something is enough.
-    pub(super) fn set(&mut self, field: TopLevelField, value: &mut ValueBuffer) {
+    /// Reads a field's value. Batches have lists: one element that requests something is enough. Returns what
+    /// the field is to a plan if that depends on its value.
+    pub(super) fn set(&mut self, field: TopLevelField, value: &mut ValueBuffer) -> Option<ChangedField> {
+        match field {
+            TopLevelField::N => return self.set_n(value),
+            TopLevelField::SamplingParams => return self.set_sampling_params(value),
+            _ => {}
+        }
         // A value too long to keep is a long list or object, which may request logprobs. Merging if it does
-        // not is harmless: the lists are empty on both legs. Rejecting it for an `n` it may not have is not.
+        // not is harmless: the lists are empty on both legs.
         let is_too_long = value.is_too_long;
+        let is_list = value.bytes.first() == Some(&b'[');
         let value = parse(&mut value.bytes);
         let any = |test: fn(&BorrowedValue<'_>) -> bool| {
             value.as_ref().is_some_and(|value| match value.as_array() {
@@ -133,19 +145,23 @@ impl RequestedFeatures {
         };
         match field {
             TopLevelField::Stream => self.stream = any(is_true),
-            TopLevelField::N => self.parallel_sampling = any(is_over_one),
-            TopLevelField::SamplingParams => {
-                self.parallel_sampling = any(|params| last_field(params, "n").is_some_and(is_over_one));
+            TopLevelField::ReturnLogprob => {
+                self.return_logprob = is_too_long || any(is_true);
+                self.set_list("return_logprob", is_list);
             }
-            TopLevelField::ReturnLogprob => self.return_logprob = is_too_long || any(is_true),
+            TopLevelField::TopLogprobsNum => self.set_list("top_logprobs_num", is_list),
             TopLevelField::LogprobStartLen => {
                 // -1 is the default: no prompt logprobs. Any other negative number counts as 0 (seen with
                 // sglang 0.5.23).
                 self.has_logprob_start =
                     is_too_long || any(|start| number(start).is_some_and(|start| start != -1.0));
+                self.set_list("logprob_start_len", is_list);
             }
             TopLevelField::TokenIdsLogprob => {
                 self.token_ids_logprob = is_too_long || any(|ids| ids.as_null().is_none());
+                // A flat list is of the ids that each prompt is asked for.
+                let first = value.as_ref().and_then(|ids| ids.as_array()?.first());
+                self.set_list("token_ids_logprob", first.and_then(|ids| ids.as_array()).is_some());
             }
             TopLevelField::Echo => self.echo = any(is_true),
             TopLevelField::Logprobs => {
@@ -163,11 +179,55 @@ impl RequestedFeatures {
                 self.has_previous_response = any(|id| id.as_null().is_none());
             }
             TopLevelField::ReturnRoutedExperts => self.routed_experts = is_too_long || any(is_true),
-            TopLevelField::Bootstrap | TopLevelField::Stripped | TopLevelField::Other => {}
+            // The first two were read above.
+            TopLevelField::N
+            | TopLevelField::SamplingParams
+            | TopLevelField::Bootstrap
+            | TopLevelField::Stripped
+            | TopLevelField::Other => {}
+        }
+        None
+    }
+
+    fn set_n(&mut self, value: &mut ValueBuffer) -> Option<ChangedField> {
+        // What nearly all clients send that send it. No server reads a number of a million digits.
+        if value.bytes == b"1" || value.is_too_long {
+            self.samples = Samples::One;
+            return None;
+        }
+        self.samples = Samples::of_openai(parse(&mut value.bytes).as_ref());
+        // Also one that counts for nothing: if a later one does, a copy must have neither.
+        Some(ChangedField::Samples)
+    }
+
+    fn set_sampling_params(&mut self, value: &ValueBuffer) -> Option<ChangedField> {
+        // Of a value that is too long to keep nothing is known. Rejecting it for an `n` that it may not have would
+        // not be harmless.
+        self.samples =
+            if value.is_too_long { Samples::One } else { Samples::of_sampling_params(&value.bytes) };
+        matches!(self.samples, Samples::Many(_)).then_some(ChangedField::SamplingParams)
+    }
+
+    fn set_list(&mut self, field: &'static str, is_list: bool) {
+        if is_list {
+            self.list = Some(field);
+        } else if self.list == Some(field) {
+            self.list = None;
         }
     }
 
-    pub(super) fn into_shape(self, dialect: Dialect, fields: BodyFields) -> BodyShape {
+    /// What becomes of the samples by fields that do not go with them.
+    fn take_samples(&mut self) -> Samples {
+        match std::mem::take(&mut self.samples) {
+            Samples::Many(many) => {
+                self.list.and_then(RefusedSamples::list).map_or(Samples::Many(many), Samples::Refused)
+            }
+            samples => samples,
+        }
+    }
+
+    pub(super) fn into_shape(mut self, dialect: Dialect, fields: BodyFields) -> BodyShape {
+        let samples = self.take_samples();
         let merge = match dialect {
             // With the default start of -1 prefill's lists are empty, too, so that the common
             // `return_logprob: true` alone needs no merge.
@@ -185,7 +245,7 @@ impl RequestedFeatures {
         BodyShape {
             stream: self.stream,
             merge,
-            parallel_sampling: self.parallel_sampling,
+            samples,
             // On `/v1/responses` it is what servers know a request by.
             rids: if dialect == Dialect::Responses { self.request_ids } else { self.rids },
             has_rid: self.has_rid,
@@ -230,17 +290,8 @@ fn is_true(value: &BorrowedValue<'_>) -> bool {
     value.as_str().is_some_and(is_yes) || number(value).is_some_and(|number| number != 0.0)
 }
 
-fn is_over_one(value: &BorrowedValue<'_>) -> bool {
-    number(value).is_some_and(|number| number > 1.0)
-}
-
 /// A number, also from a string or a boolean, as pydantic accepts them.
 fn number(value: &BorrowedValue<'_>) -> Option<f64> {
     let from_str = || value.as_str()?.trim().parse().ok();
     value.cast_f64().or_else(|| value.as_bool().map(f64::from)).or_else(from_str)
-}
-
-/// The last field of this name, as Python's parsers read duplicates; simd-json's `get` finds the first.
-fn last_field<'a>(object: &'a BorrowedValue<'_>, name: &str) -> Option<&'a BorrowedValue<'a>> {
-    object.as_object()?.iter().filter(|(other, _)| *other == name).last().map(|(_, value)| value)
 }

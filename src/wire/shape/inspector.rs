@@ -306,7 +306,6 @@ impl BodyInspector {
 
     /// The current field's value ends before `chunk[end]`. Returns the new position.
     fn end_value(&mut self, chunk: &[u8], end: usize) -> Result<usize, BodyError> {
-        self.fields.value_ended(self.base + end);
         if let Some(prompt) = &mut self.prompt {
             prompt.value_ended(chunk, end);
         }
@@ -317,9 +316,13 @@ impl BodyInspector {
                 if field.changed().is_some() {
                     self.check_value(end)?;
                 }
-                self.features.set(field, &mut self.value);
+                if let Some(changed) = self.features.set(field, &mut self.value) {
+                    let start = self.base + end - self.value.bytes.len();
+                    self.fields.value_matters(changed, start)?;
+                }
             }
         }
+        self.fields.value_ended(self.base + end);
         // A comma and the next name's quote are often the next bytes: this saves two steps.
         let (state, length) = match chunk[end..] {
             [b',', b'"', ..] => (self.start_name(self.base + end + 1), 2),

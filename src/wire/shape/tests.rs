@@ -14,8 +14,16 @@ const FIELDS: &str = r#""bootstrap_host":"h","bootstrap_port":1,"bootstrap_room"
 const DIALECTS: [Dialect; 5] =
     [Dialect::Generate, Dialect::Chat, Dialect::Completions, Dialect::Responses, Dialect::Messages];
 
-/// What a body requests: a stream, more than one sample, prompt logprobs.
-type Features = (bool, bool, Option<Merge>);
+/// What a body requests: a stream, samples, prompt logprobs.
+type Features = (bool, Requested, Option<Merge>);
+
+/// How many samples a body requests.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Requested {
+    One,
+    Many,
+    Refused,
+}
 
 /// `text` in chunks of these lengths, repeated as needed.
 fn chunks<'a>(mut text: &'a [u8], lengths: &'a [usize]) -> impl Iterator<Item = &'a [u8]> {
@@ -61,7 +69,21 @@ fn rejected(text: impl AsRef<[u8]>) -> String {
 }
 
 fn features(shape: &BodyShape) -> Features {
-    (shape.stream, shape.parallel_sampling, shape.merge)
+    let samples = match shape.samples {
+        Samples::One => Requested::One,
+        Samples::Many(_) => Requested::Many,
+        Samples::Refused(_) => Requested::Refused,
+    };
+    (shape.stream, samples, shape.merge)
+}
+
+/// How many samples a body requests, or why a regular server rejects it.
+fn samples(shape: &BodyShape) -> Result<u32, (u16, &'static str)> {
+    match &shape.samples {
+        Samples::One => Ok(1),
+        Samples::Many(many) => Ok(many.count),
+        Samples::Refused(refused) => Err((refused.status, refused.message)),
+    }
 }
 
 fn rewritten(text: &str) -> String {
@@ -381,7 +403,6 @@ fn a_number_of_100000_digits_is_accepted() {
         assert_eq!(rewritten(&text), format!("{{\"a\":{number},{FIELDS}}}"));
         assert!(rejected(format!("{{\"a\":{number}x}}")).ends_with("expected a JSON value at byte 5"));
     }
-    assert!(accepted(Dialect::Chat, &format!("{{\"n\":{digits}}}")).parallel_sampling);
 }
 
 #[test]
@@ -395,19 +416,22 @@ fn a_value_too_long_to_keep_counts_as_a_request_for_logprobs_only() {
     let merge = Some(Merge::Generate);
     assert_eq!(
         requested(&format!("{{\"return_logprob\":true,\"token_ids_logprob\":{long}}}")),
-        (false, false, merge)
+        (false, Requested::One, merge)
     );
     assert_eq!(
         requested(&format!("{{\"return_logprob\":{long},\"logprob_start_len\":0}}")),
-        (false, false, merge)
+        (false, Requested::One, merge)
     );
     assert_eq!(
         requested(&format!("{{\"logprob_start_len\":{long},\"return_logprob\":1}}")),
-        (false, false, merge)
+        (false, Requested::One, merge)
     );
-    assert_eq!(requested(&format!("{{\"token_ids_logprob\":{long}}}")), (false, false, None));
-    assert_eq!(requested(&format!("{{\"stream\":{long},\"sampling_params\":{long}}}")), (false, false, None));
-    assert_eq!(requested(&format!("{{\"stream\":{long},\"stream\":true}}")), (true, false, None));
+    assert_eq!(requested(&format!("{{\"token_ids_logprob\":{long}}}")), (false, Requested::One, None));
+    assert_eq!(
+        requested(&format!("{{\"stream\":{long},\"sampling_params\":{long}}}")),
+        (false, Requested::One, None)
+    );
+    assert_eq!(requested(&format!("{{\"stream\":{long},\"stream\":true}}")), (true, Requested::One, None));
     assert_eq!(rewritten(&format!("{{\"bootstrap_room\":{long}}}")), format!("{{{FIELDS}}}"));
 }
 
@@ -432,55 +456,127 @@ fn stream_accepts_what_pydantic_accepts_as_true() {
 #[test]
 fn the_last_of_duplicate_fields_counts() {
     let generate = |text: &str| features(&accepted(Dialect::Generate, text));
-    assert_eq!(generate(r#"{"stream":true,"stream":false}"#), (false, false, None));
-    assert_eq!(generate(r#"{"stream":false,"\u0073tream":true}"#), (true, false, None));
-    assert_eq!(generate(r#"{"sampling_params":{"n":2},"sampling_params":null}"#), (false, false, None));
-    assert_eq!(generate(r#"{"sampling_params":{"n":1,"n":2}}"#), (false, true, None));
-    assert_eq!(generate(r#"{"sampling_params":{"n":2,"\u006e":1}}"#), (false, false, None));
+    assert_eq!(generate(r#"{"stream":true,"stream":false}"#), (false, Requested::One, None));
+    assert_eq!(generate(r#"{"stream":false,"\u0073tream":true}"#), (true, Requested::One, None));
+    assert_eq!(
+        generate(r#"{"sampling_params":{"n":2},"sampling_params":null}"#),
+        (false, Requested::One, None)
+    );
+    assert_eq!(generate(r#"{"sampling_params":{"n":1,"n":2}}"#), (false, Requested::Many, None));
+    assert_eq!(generate(r#"{"sampling_params":{"n":2,"\u006e":1}}"#), (false, Requested::One, None));
     let others = (0..40).map(|it| format!("\"{it}\":0,")).collect::<String>();
     assert_eq!(
         generate(&format!("{{\"sampling_params\":{{\"n\":1,{others}\"n\":2}}}}")),
-        (false, true, None)
+        (false, Requested::Many, None)
     );
 }
 
 #[test]
-fn an_n_over_one_requests_parallel_sampling() {
+fn n_of_chat_and_completions_is_read_as_pydantic_reads_it() {
     for (value, expected) in [
-        ("2", true),
-        ("1.5", true),
-        ("1E+400", true),
-        ("1", false),
-        ("0", false),
-        ("-2", false),
-        ("null", false),
-        ("\"2\"", true),
-        ("\"1\"", false),
-        ("\"two\"", false),
-        ("true", false),
+        ("1", Ok(1)),
+        ("2", Ok(2)),
+        ("2.0", Ok(2)),
+        ("3e0", Ok(3)),
+        ("\"2\"", Ok(2)),
+        ("\" +3 \"", Ok(3)),
+        ("\"2.00\"", Ok(2)),
+        ("\"1_0\"", Ok(10)),
+        ("\"1\"", Ok(1)),
+        ("true", Ok(1)),
+        ("-1", Ok(1)),
+        ("\"-7\"", Ok(1)),
+        ("4294967296", Ok(u32::MAX)),
+        ("123456789012345678901234567890", Ok(u32::MAX)),
+        ("\"123456789012345678901234567890\"", Ok(u32::MAX)),
+        // Not JSON: SGLang says so.
+        ("[nope]", Ok(1)),
+        ("0", Err("n must not be 0: range() arg 3 must not be zero")),
+        ("false", Err("n must not be 0: range() arg 3 must not be zero")),
+        ("null", Err("n: Input should be a valid integer")),
+        ("[2]", Err("n: Input should be a valid integer")),
+        ("{\"n\":2}", Err("n: Input should be a valid integer")),
+        ("1.5", Err("n: Input should be a valid integer, got a number with a fractional part")),
+        ("1E+400", Err("n: Input should be a finite number")),
+        ("\"two\"", Err("n: Input should be a valid integer, unable to parse string as an integer")),
+        ("\"2.5\"", Err("n: Input should be a valid integer, unable to parse string as an integer")),
+        ("\"1__0\"", Err("n: Input should be a valid integer, unable to parse string as an integer")),
+        ("\"\"", Err("n: Input should be a valid integer, unable to parse string as an integer")),
     ] {
         for dialect in [Dialect::Chat, Dialect::Completions] {
-            assert_eq!(
-                accepted(dialect, &format!("{{\"n\":{value}}}")).parallel_sampling,
-                expected,
-                "{value}"
-            );
+            let shape = accepted(dialect, &format!("{{\"n\":{value}}}"));
+            assert_eq!(samples(&shape), expected.map_err(|message| (400, message)), "{value}");
         }
-        assert!(!accepted(Dialect::Generate, &format!("{{\"n\":{value}}}")).parallel_sampling);
+        for dialect in [Dialect::Generate, Dialect::Responses, Dialect::Messages] {
+            assert_eq!(accepted(dialect, &format!("{{\"n\":{value}}}")).samples, Samples::One);
+        }
     }
+}
+
+#[test]
+fn n_of_sampling_params_is_read_as_a_strict_integer() {
+    const TYPE: Result<u32, (u16, &str)> = Err((400, "sampling_params.n: invalid type, expected i64"));
+    const DIFFERENT: Result<u32, (u16, &str)> = Err((
+        400,
+        "sampling_params: The parallel_sample_num should be the same for all samples in sample params.",
+    ));
     for (params, expected) in [
-        ("{\"n\":2}", true),
-        ("{\"a\":{\"n\":2}}", false),
-        ("[{\"n\":1},{},null,{ \"n\" : 3 }]", true),
-        ("[{\"n\":1}]", false),
-        ("[[{\"n\":2}]]", false),
-        ("2", false),
-        ("{\"n\":2,\"a\":nope}", false),
+        ("{}", Ok(1)),
+        ("{\"n\":1}", Ok(1)),
+        ("{\"n\":0}", Ok(1)),
+        ("{\"n\":-1}", Ok(1)),
+        ("{\"n\":2}", Ok(2)),
+        ("{\"n\":4294967297}", Ok(u32::MAX)),
+        ("{\"a\":{\"n\":2}}", Ok(1)),
+        ("[{\"n\":2},{ \"n\" : 2 }]", Ok(2)),
+        ("[{\"n\":1},{},null]", Ok(1)),
+        ("[{\"n\":1}]", Ok(1)),
+        ("[[{\"n\":2}]]", Ok(1)),
+        ("[]", Ok(1)),
+        ("2", Ok(1)),
+        ("null", Ok(1)),
+        ("\"n\"", Ok(1)),
+        ("{\"n\":2,\"a\":nope}", Ok(2)),
+        ("{\"n\" 2}", Ok(1)),
+        ("{\"n\":2.0}", TYPE),
+        ("{\"n\":\"2\"}", TYPE),
+        ("{\"n\":true}", TYPE),
+        ("{\"n\":[2]}", TYPE),
+        ("{\"n\":9223372036854775808}", TYPE),
+        ("[{\"n\":2},{\"n\":\"2\"}]", TYPE),
+        ("[{\"n\":2},{\"n\":1}]", DIFFERENT),
+        ("[{\"n\":2},{}]", DIFFERENT),
+        ("[{\"n\":2},{\"n\":null}]", DIFFERENT),
+        ("{\"n\":null}", Err((500, "sampling_params.n must not be null: Internal Server Error"))),
     ] {
         let text = format!("{{\"sampling_params\":{params}}}");
-        assert_eq!(accepted(Dialect::Generate, &text).parallel_sampling, expected, "{text}");
-        assert!(!accepted(Dialect::Chat, &text).parallel_sampling);
+        assert_eq!(samples(&accepted(Dialect::Generate, &text)), expected, "{text}");
+        assert_eq!(accepted(Dialect::Chat, &text).samples, Samples::One);
     }
+}
+
+#[test]
+fn lists_of_logprob_options_do_not_go_with_several_samples() {
+    let of = |field: &str, value: &str, n: usize| {
+        let text = format!("{{\"{field}\":{value},\"sampling_params\":{{\"n\":{n}}}}}");
+        samples(&accepted(Dialect::Generate, &text))
+    };
+    for (field, message) in [
+        ("return_logprob", "Cannot use list return_logprob with parallel_sample_num > 1"),
+        ("logprob_start_len", "Cannot use list logprob_start_len with parallel_sample_num > 1"),
+        ("top_logprobs_num", "Cannot use list top_logprobs_num with parallel_sample_num > 1"),
+    ] {
+        assert_eq!(of(field, "[1,0]", 2), Err((400, message)));
+        assert_eq!(of(field, "[1,0]", 1), Ok(1));
+        assert_eq!(of(field, "1", 2), Ok(2));
+        // The last of duplicates counts.
+        let text = format!("{{\"{field}\":[1],\"sampling_params\":{{\"n\":2}},\"{field}\":1}}");
+        assert_eq!(samples(&accepted(Dialect::Generate, &text)), Ok(2));
+    }
+    let message = "Cannot use list token_ids_logprob with parallel_sample_num > 1";
+    assert_eq!(of("token_ids_logprob", "[[1],[2]]", 2), Err((400, message)));
+    assert_eq!(of("token_ids_logprob", "[1,2]", 2), Ok(2));
+    assert_eq!(of("token_ids_logprob", "[]", 2), Ok(2));
 }
 
 #[test]
@@ -531,5 +627,5 @@ fn a_merge_is_needed_for_prompt_logprobs_and_routed_experts_only() {
 #[test]
 fn a_number_over_64_bits_does_not_hide_other_fields() {
     let params = r#"{"sampling_params":{"n":2,"a":123456789012345678901234567890}}"#;
-    assert!(accepted(Dialect::Generate, params).parallel_sampling);
+    assert!(matches!(accepted(Dialect::Generate, params).samples, Samples::Many(_)));
 }
