@@ -3,8 +3,9 @@
 use simd_json::BorrowedValue;
 use simd_json::prelude::{ValueAsArray, ValueAsScalar};
 
-use super::samples::{RefusedSamples, Samples};
+use super::samples::{ListField, RefusedSamples, Samples};
 use super::{BodyFields, BodyShape, ChangedField, Dialect};
+use crate::wire::json::is_whitespace;
 use crate::wire::logprobs::Merge;
 
 /// The most bytes that are kept of a value that steers the router or is removed. A longer one is forwarded or
@@ -31,6 +32,8 @@ pub(super) enum TopLevelField {
     Echo,
     Logprobs,
     ReturnRoutedExperts,
+    /// The prompt on `/generate`: only whether it is a single one matters, which its first bytes say.
+    Prompt,
     Other,
 }
 
@@ -54,9 +57,15 @@ impl TopLevelField {
             (b"return_routed_experts", Dialect::Generate | Dialect::Chat | Dialect::Completions) => {
                 Self::ReturnRoutedExperts
             }
+            (b"text" | b"input_ids", Dialect::Generate) => Self::Prompt,
             _ if name.starts_with(b"bootstrap_") => Self::Bootstrap,
             _ => Self::Other,
         }
+    }
+
+    /// Whether its value is read as a whole.
+    pub(super) fn is_read(self) -> bool {
+        !matches!(self, Self::Prompt | Self::Other)
     }
 
     /// What it is to a plan, which may change it.
@@ -103,14 +112,18 @@ impl ValueBuffer {
 pub(super) struct RequestedFeatures {
     stream: bool,
     samples: Samples,
-    /// The last field that has a list where a request for several samples may have none.
-    list: Option<&'static str>,
+    /// Whether these have lists, which a request for several samples may not.
+    lists: [bool; ListField::COUNT],
     return_logprob: bool,
     has_logprob_start: bool,
     token_ids_logprob: bool,
     echo: bool,
     logprobs: bool,
     rids: Vec<String>,
+    /// The number of ids in a list.
+    rid_list: Option<usize>,
+    /// There is one prompt, and no list of them.
+    has_single_prompt: bool,
     has_rid: bool,
     request_ids: Vec<String>,
     has_request_id: bool,
@@ -147,21 +160,22 @@ impl RequestedFeatures {
             TopLevelField::Stream => self.stream = any(is_true),
             TopLevelField::ReturnLogprob => {
                 self.return_logprob = is_too_long || any(is_true);
-                self.set_list("return_logprob", is_list);
+                self.lists[ListField::ReturnLogprob as usize] = is_list;
             }
-            TopLevelField::TopLogprobsNum => self.set_list("top_logprobs_num", is_list),
+            TopLevelField::TopLogprobsNum => self.lists[ListField::TopLogprobsNum as usize] = is_list,
             TopLevelField::LogprobStartLen => {
                 // -1 is the default: no prompt logprobs. Any other negative number counts as 0 (seen with
                 // sglang 0.5.23).
                 self.has_logprob_start =
                     is_too_long || any(|start| number(start).is_some_and(|start| start != -1.0));
-                self.set_list("logprob_start_len", is_list);
+                self.lists[ListField::LogprobStartLen as usize] = is_list;
             }
             TopLevelField::TokenIdsLogprob => {
                 self.token_ids_logprob = is_too_long || any(|ids| ids.as_null().is_none());
                 // A flat list is of the ids that each prompt is asked for.
                 let first = value.as_ref().and_then(|ids| ids.as_array()?.first());
-                self.set_list("token_ids_logprob", first.and_then(|ids| ids.as_array()).is_some());
+                self.lists[ListField::TokenIdsLogprob as usize] =
+                    first.and_then(|ids| ids.as_array()).is_some();
             }
             TopLevelField::Echo => self.echo = any(is_true),
             TopLevelField::Logprobs => {
@@ -169,6 +183,7 @@ impl RequestedFeatures {
             }
             TopLevelField::Rid => {
                 self.has_rid = is_too_long || value.as_ref().is_some_and(is_not_null);
+                self.rid_list = value.as_ref().and_then(|rids| rids.as_array()).map(|rids| rids.len());
                 self.rids = value.as_ref().map(rids).unwrap_or_default();
             }
             TopLevelField::RequestId => {
@@ -184,9 +199,21 @@ impl RequestedFeatures {
             | TopLevelField::SamplingParams
             | TopLevelField::Bootstrap
             | TopLevelField::Stripped
+            | TopLevelField::Prompt
             | TopLevelField::Other => {}
         }
         None
+    }
+
+    /// Reads the first bytes of the prompt's value, as far as the current chunk has them. A list is one prompt of
+    /// token ids, or several prompts.
+    pub(super) fn set_prompt(&mut self, value: &[u8]) {
+        let mut bytes = value.iter().copied().filter(|byte| !is_whitespace(*byte));
+        self.has_single_prompt = match bytes.next() {
+            Some(b'"') => true,
+            Some(b'[') => bytes.next().is_some_and(|byte| byte.is_ascii_digit()),
+            _ => self.has_single_prompt,
+        };
     }
 
     fn set_n(&mut self, value: &mut ValueBuffer) -> Option<ChangedField> {
@@ -208,22 +235,17 @@ impl RequestedFeatures {
         matches!(self.samples, Samples::Many(_)).then_some(ChangedField::SamplingParams)
     }
 
-    fn set_list(&mut self, field: &'static str, is_list: bool) {
-        if is_list {
-            self.list = Some(field);
-        } else if self.list == Some(field) {
-            self.list = None;
-        }
-    }
-
     /// What becomes of the samples by fields that do not go with them.
     fn take_samples(&mut self) -> Samples {
-        match std::mem::take(&mut self.samples) {
-            Samples::Many(many) => {
-                self.list.and_then(RefusedSamples::list).map_or(Samples::Many(many), Samples::Refused)
-            }
-            samples => samples,
+        let samples = std::mem::take(&mut self.samples);
+        if !matches!(samples, Samples::Many(_)) {
+            return samples;
         }
+        let refused = match self.rid_list {
+            Some(ids) if self.has_single_prompt && ids != 1 => Some(RefusedSamples::ids()),
+            _ => self.lists.iter().position(|is_list| *is_list).map(RefusedSamples::list),
+        };
+        refused.map_or(samples, Samples::Refused)
     }
 
     pub(super) fn into_shape(mut self, dialect: Dialect, fields: BodyFields) -> BodyShape {

@@ -142,7 +142,7 @@ impl BodyInspector {
             (ScanState::NameStart, _) => return expected("a field's name"),
             (ScanState::Colon, b':') => ScanState::ValueStart,
             (ScanState::Colon, _) => return expected("':'"),
-            (ScanState::ValueStart, _) => return self.start_value(byte, at),
+            (ScanState::ValueStart, _) => return self.start_value(chunk, at),
             (ScanState::CommaOrEnd, b',') => ScanState::NameStart,
             (ScanState::CommaOrEnd, b'}') => self.close_object(offset),
             (ScanState::CommaOrEnd, _) => return expected("',' or '}'"),
@@ -222,13 +222,17 @@ impl BodyInspector {
         }
     }
 
-    fn start_value(&mut self, byte: u8, at: usize) -> Result<usize, BodyError> {
+    fn start_value(&mut self, chunk: &[u8], at: usize) -> Result<usize, BodyError> {
+        let byte = chunk[at];
         if let Some(prompt) = &mut self.prompt {
             prompt.value_started(byte, at);
         }
         // Scalars of other fields are kept, too, if they span chunks: they are checked as a whole.
         self.fields.value_started(self.base + at);
-        self.value.start(self.field != TopLevelField::Other || !matches!(byte, b'"' | b'{' | b'['));
+        self.value.start(self.field.is_read() || !matches!(byte, b'"' | b'{' | b'['));
+        if self.field == TopLevelField::Prompt {
+            self.features.set_prompt(&chunk[at..]);
+        }
         match byte {
             b'"' => {
                 self.value.push(b"\"");
@@ -296,7 +300,7 @@ impl BodyInspector {
         let end = at + length;
         // A scalar within one chunk, the usual case, is checked where it is.
         let is_whole = self.value.bytes.is_empty() && !self.value.is_too_long;
-        if is_whole && self.field == TopLevelField::Other && is_json(&chunk[at..end]) {
+        if is_whole && !self.field.is_read() && is_json(&chunk[at..end]) {
             return self.end_value(chunk, end);
         }
         self.value.push(&chunk[at..end]);
@@ -310,7 +314,7 @@ impl BodyInspector {
             prompt.value_ended(chunk, end);
         }
         match self.field {
-            TopLevelField::Other => {}
+            TopLevelField::Prompt | TopLevelField::Other => {}
             field => {
                 // No server sees what is removed, so none would reject it.
                 if field.changed().is_some() {

@@ -46,9 +46,14 @@ impl RefusedSamples {
         Self { status: 400, message }
     }
 
-    /// What a regular server says of lists on `/generate` with more than one sample.
-    pub(super) fn list(field: &'static str) -> Option<&'static Self> {
-        LISTS.iter().find(|(name, _)| *name == field).map(|(_, refused)| refused)
+    /// What a regular server says of a list in the [`ListField`] of this number.
+    pub(super) fn list(field: usize) -> &'static Self {
+        &LISTS[field]
+    }
+
+    /// What it says of a list of ids for a single prompt: there must be one for each prompt.
+    pub(super) fn ids() -> &'static Self {
+        &IDS
     }
 }
 
@@ -68,15 +73,27 @@ static NULL: RefusedSamples = RefusedSamples {
 static DIFFERENT: RefusedSamples = RefusedSamples::new(
     "sampling_params: The parallel_sample_num should be the same for all samples in sample params.",
 );
-static LISTS: [(&str, RefusedSamples); 4] = [
-    list("return_logprob", "Cannot use list return_logprob with parallel_sample_num > 1"),
-    list("logprob_start_len", "Cannot use list logprob_start_len with parallel_sample_num > 1"),
-    list("top_logprobs_num", "Cannot use list top_logprobs_num with parallel_sample_num > 1"),
-    list("token_ids_logprob", "Cannot use list token_ids_logprob with parallel_sample_num > 1"),
+static IDS: RefusedSamples =
+    RefusedSamples::new("rid: The specified rids length mismatch with the batch_size for batch processing.");
+static LISTS: [RefusedSamples; ListField::COUNT] = [
+    RefusedSamples::new("Cannot use list return_logprob with parallel_sample_num > 1"),
+    RefusedSamples::new("Cannot use list logprob_start_len with parallel_sample_num > 1"),
+    RefusedSamples::new("Cannot use list top_logprobs_num with parallel_sample_num > 1"),
+    RefusedSamples::new("Cannot use list token_ids_logprob with parallel_sample_num > 1"),
 ];
 
-const fn list(field: &'static str, message: &'static str) -> (&'static str, RefusedSamples) {
-    (field, RefusedSamples::new(message))
+/// Fields of `/generate` that may have a list with an element for each prompt, but not with more than one sample,
+/// in the order in which a regular server checks them.
+#[derive(Clone, Copy)]
+pub(super) enum ListField {
+    ReturnLogprob,
+    LogprobStartLen,
+    TopLogprobsNum,
+    TokenIdsLogprob,
+}
+
+impl ListField {
+    pub(super) const COUNT: usize = 4;
 }
 
 impl Samples {

@@ -580,6 +580,58 @@ fn lists_of_logprob_options_do_not_go_with_several_samples() {
 }
 
 #[test]
+fn a_list_of_ids_does_not_go_with_several_samples_of_a_single_prompt() {
+    let of = |prompt: &str, rid: &str, n: usize| {
+        let text = format!("{{{prompt},\"rid\":{rid},\"sampling_params\":{{\"n\":{n}}}}}");
+        samples(&inspect(Dialect::Generate, text.as_bytes(), &[text.len()]).unwrap())
+    };
+    let message = "rid: The specified rids length mismatch with the batch_size for batch processing.";
+    for prompt in ["\"text\":\"a\"", "\"input_ids\":[1,2]"] {
+        assert_eq!(of(prompt, "[\"a\",\"b\"]", 2), Err((400, message)));
+        assert_eq!(of(prompt, "[\"a\"]", 2), Ok(2));
+        assert_eq!(of(prompt, "\"a\"", 2), Ok(2));
+        assert_eq!(of(prompt, "[\"a\",\"b\"]", 1), Ok(1));
+    }
+    for prompts in ["\"text\":[\"a\",\"b\"]", "\"input_ids\":[[1],[2]]"] {
+        assert_eq!(of(prompts, "[\"a\",\"b\"]", 2), Ok(2));
+    }
+}
+
+#[test]
+fn a_copy_has_all_but_n_and_the_ids_that_servers_take_only_once() {
+    let copy = |dialect, text: &str, ids| {
+        let shape = accepted(dialect, text);
+        let Samples::Many(samples) = &shape.samples else { panic!("{text}") };
+        let plan = RequestPlan::sglang_sample(&shape.fields, samples, ids);
+        String::from_utf8(planned(text.as_bytes(), &plan, &[7])).unwrap()
+    };
+    let own = OwnIds { rid: Some("r-1"), request_id: None };
+    for (text, expected) in [
+        (r#"{"n":3,"a": 1}"#, r#"{"a": 1"#),
+        (r#"{"a": 1, "n" : "2" }"#, r#"{"a": 1 "#),
+        (r#"{"n":0,"n":2,"a":1,"rid":"x"}"#, r#"{"a":1"#),
+    ] {
+        for dialect in [Dialect::Chat, Dialect::Completions] {
+            assert_eq!(copy(dialect, text, OwnIds::default()), format!("{expected},{FIELDS}}}"));
+        }
+    }
+    assert_eq!(copy(Dialect::Chat, r#"{"rid":"x","n":2}"#, own), format!("{{\"rid\":\"r-1\",{FIELDS}}}"));
+    for (params, expected) in [
+        (r#"{"n":2}"#, "{}"),
+        (r#"{"a": 1, "n": 2, "b" : {"n":2} }"#, r#"{"a": 1, "b" : {"n":2} }"#),
+        (r#"{ "n": 2, "a":1}"#, r#"{"a":1}"#),
+        (r#"{"a":1,"\u006e":1,"n":2}"#, r#"{"a":1}"#),
+        (r#"[{"a":1,"n":2}, {"n":2}]"#, r#"[{"a":1}, {}]"#),
+        // A server takes no list for a single prompt.
+        (r#"[ {"a":1,"n":2} ]"#, r#"{"a":1}"#),
+    ] {
+        let text = format!("{{\"sampling_params\" : {params},\"text\":\"a\",\"rid\":\"x\"}}");
+        let expected = format!("{{\"sampling_params\" : {expected},\"text\":\"a\",{FIELDS}}}");
+        assert_eq!(copy(Dialect::Generate, &text, OwnIds::default()), expected);
+    }
+}
+
+#[test]
 fn a_merge_is_needed_for_prompt_logprobs_and_routed_experts_only() {
     for (dialect, text, merge) in [
         (Dialect::Generate, r#"{"return_logprob":true}"#, None),
