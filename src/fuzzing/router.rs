@@ -31,7 +31,7 @@ use crate::upstream::{
     Address, FleetSpec, HealthOptions, LiveFleet, Pools, PrefillSpec, Random, Role, SocketOptions,
 };
 use crate::wire::logprobs::{Merge, PromptLogprobs};
-use crate::wire::shape::{BodyInspector, BodyShape, Dialect, InternalFields, Samples};
+use crate::wire::shape::{BodyInspector, BodyShape, Dialect, InternalFields, RequestedSamples};
 
 /// Longer than all timeouts together.
 const FOREVER: Duration = Duration::from_secs(3_600);
@@ -116,7 +116,7 @@ impl Scenario {
     /// Whether decode's response must reach the client. Not if prefill sends events: one may be an error,
     /// which the client gets instead.
     fn is_sound(&self) -> bool {
-        let is_plain = |shape: &BodyShape| shape.merge.is_none() && shape.samples == Samples::One;
+        let is_plain = |shape: &BodyShape| shape.merge.is_none() && shape.samples == RequestedSamples::One;
         let prefill = self.prefill.is_sound() && self.prefill.framing == ScriptFraming::Length;
         let is_waiting = self.client == FuzzClient::Waits && self.valid.as_ref().is_some_and(is_plain);
         is_waiting && prefill && self.decode.is_sound()

@@ -33,7 +33,7 @@ use crate::wire::client_response::ClientResponseHead;
 use crate::wire::headers;
 use crate::wire::logprobs::StreamSplicer;
 use crate::wire::plan::{OwnIds, RequestPlan};
-use crate::wire::shape::{BodyShape, Dialect, HashKey, InternalFields, Samples, key_hash};
+use crate::wire::shape::{BodyShape, Dialect, HashKey, InternalFields, RequestedSamples, key_hash};
 use crate::wire::upstream_request::UpstreamHead;
 
 /// Sends generation requests to pairs of servers.
@@ -151,7 +151,7 @@ impl Proxy {
         let now = Instant::now();
         record.body_read(body.len(), shape.stream, waited.then(|| now.into_std()));
         // SGLang runs the n samples of a request in one bootstrap room, and decode hangs (#24223, #26486).
-        if shape.samples != Samples::One {
+        if shape.samples != RequestedSamples::One {
             return Err(Error::ManySamples);
         }
         if shape.has_previous_response {

@@ -22,7 +22,7 @@ pub(crate) use inspector::BodyInspector;
 pub(crate) use internal_fields::{FieldTreatment, InternalFields};
 pub use prompt::Prompt;
 pub(crate) use prompt::{HashKey, key_hash};
-pub(crate) use samples::{ManySamples, RefusedSamples, Samples};
+pub(crate) use samples::{ManySamples, RefusedSamples, RequestedSamples};
 
 use super::logprobs::Merge;
 
@@ -49,7 +49,7 @@ pub(crate) struct BodyShape {
     /// The client requests prompt logprobs, which only prefill has.
     pub(crate) merge: Option<Merge>,
     /// How many samples of each prompt the client requests (`n`).
-    pub(crate) samples: Samples,
+    pub(crate) samples: RequestedSamples,
     /// The client's ids of the request (`rid`), one for each prompt of a batch that lists them; none of too
     /// many, or too long ones.
     pub(crate) rids: Vec<String>,

@@ -24,7 +24,7 @@ pub(crate) struct StreamMerger {
     dialect: Dialect,
     copies: Vec<CopyStream>,
     max_event: usize,
-    progress: Progress,
+    progress: MergeProgress,
     /// Of chunks of chat and completions.
     response: ResponseMembers,
     usage: UsageTotal,
@@ -36,7 +36,7 @@ pub(crate) struct StreamMerger {
 
 /// How far a merge has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Progress {
+pub(crate) enum MergeProgress {
     /// A copy is still expected to send events.
     Open,
     /// All copies are done: the usage and `[DONE]` were appended.
@@ -104,7 +104,7 @@ impl StreamMerger {
             dialect,
             copies: (0..copies).map(|_| CopyStream::new()).collect(),
             max_event,
-            progress: Progress::Open,
+            progress: MergeProgress::Open,
             response: ResponseMembers::default(),
             usage: UsageTotal::default(),
             usage_event: Vec::new(),
@@ -112,16 +112,16 @@ impl StreamMerger {
         }
     }
 
-    /// Reads the next bytes of a copy's stream, and appends the events that they complete to `out`. An error is
-    /// final.
+    /// Reads the next bytes of a copy's stream, and appends the events that they complete to `out`. An error
+    /// is final.
     pub(crate) fn push(
         &mut self,
         copy: usize,
         data: &[u8],
         out: &mut BytesMut,
-    ) -> Result<Progress, StreamMergeError> {
+    ) -> Result<MergeProgress, StreamMergeError> {
         let mut rest = data;
-        while self.progress == Progress::Open && !self.copies[copy].has_ended && !rest.is_empty() {
+        while self.progress == MergeProgress::Open && !self.copies[copy].has_ended && !rest.is_empty() {
             let stream = &mut self.copies[copy];
             let end = stream.ends.find(rest);
             let (part, others) = rest.split_at(end.unwrap_or(rest.len()));
@@ -142,9 +142,9 @@ impl StreamMerger {
     }
 
     /// A copy's stream has ended.
-    pub(crate) fn end(&mut self, copy: usize, out: &mut BytesMut) -> Result<Progress, StreamMergeError> {
+    pub(crate) fn end(&mut self, copy: usize, out: &mut BytesMut) -> Result<MergeProgress, StreamMergeError> {
         // A server that is stopped may leave out the last blank line.
-        if self.progress == Progress::Open && !self.copies[copy].partial.is_empty() {
+        if self.progress == MergeProgress::Open && !self.copies[copy].partial.is_empty() {
             self.read_partial(copy, out)?;
         }
         self.end_copy(copy, out)?;
@@ -190,7 +190,7 @@ impl StreamMerger {
             }
             Meaning::Error => {
                 out.put_slice(DONE_EVENT);
-                self.progress = Progress::Failed;
+                self.progress = MergeProgress::Failed;
             }
         }
         Ok(())
@@ -222,10 +222,10 @@ impl StreamMerger {
     /// Ends the merged stream with the last copy.
     fn end_copy(&mut self, copy: usize, out: &mut BytesMut) -> Result<(), StreamMergeError> {
         self.copies[copy].has_ended = true;
-        if self.progress != Progress::Open || self.copies.iter().any(|copy| !copy.has_ended) {
+        if self.progress != MergeProgress::Open || self.copies.iter().any(|copy| !copy.has_ended) {
             return Ok(());
         }
-        self.progress = Progress::Complete;
+        self.progress = MergeProgress::Complete;
         // A sum without one copy's tokens would be none.
         if self.usage.copies == self.copies.len() && !self.usage_event.is_empty() {
             self.write_usage(out)?;

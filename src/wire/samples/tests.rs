@@ -7,7 +7,7 @@ use super::*;
 mod copies;
 mod properties;
 
-use crate::wire::shape::Samples;
+use crate::wire::shape::RequestedSamples;
 use copies::{Copies, exchange, recorded};
 
 /// All recordings of a regular server that has generated several samples: the bodies.
@@ -52,13 +52,13 @@ const STREAMS: [&str; 13] = [
 const MAX_EVENT: usize = 1 << 20;
 
 /// Feeds copies' bytes in this order, and then each stream's end.
-fn merge(dialect: Dialect, copies: usize, fed: &[(usize, &[u8])]) -> (Progress, String) {
+fn merge(dialect: Dialect, copies: usize, fed: &[(usize, &[u8])]) -> (MergeProgress, String) {
     let mut merger = StreamMerger::new(dialect, copies, MAX_EVENT);
     let mut out = BytesMut::new();
     for (copy, data) in fed {
         merger.push(*copy, data, &mut out).unwrap();
     }
-    let mut progress = Progress::Open;
+    let mut progress = MergeProgress::Open;
     for copy in 0..copies {
         progress = merger.end(copy, &mut out).unwrap();
     }
@@ -66,7 +66,7 @@ fn merge(dialect: Dialect, copies: usize, fed: &[(usize, &[u8])]) -> (Progress, 
 }
 
 /// A stream's end by an error.
-fn error_of(result: Result<Progress, StreamMergeError>) -> String {
+fn error_of(result: Result<MergeProgress, StreamMergeError>) -> String {
     result.unwrap_err().to_string()
 }
 
@@ -87,18 +87,18 @@ fn requests_are_read_as_a_regular_server_has_read_them() {
     ];
     for (name, message) in REFUSED {
         let exchange = exchange(&format!("reg/{name}"));
-        let Samples::Refused(refused) = exchange.samples() else { panic!("{name}") };
+        let RequestedSamples::Refused(refused) = exchange.samples() else { panic!("{name}") };
         assert_eq!(refused.status, exchange.status, "{name}");
         assert!(refused.message.contains(message), "{name}");
         assert!(String::from_utf8_lossy(&exchange.response).contains(message), "{name}");
     }
     for name in ["chat_n_neg", "cmpl_n_neg", "gen_n_0", "gen_n_neg", "messages_n2", "responses_n2"] {
         let exchange = exchange(&format!("reg/{name}"));
-        assert_eq!((exchange.status, exchange.samples()), (200, Samples::One), "{name}");
+        assert_eq!((exchange.status, exchange.samples()), (200, RequestedSamples::One), "{name}");
     }
     for name in BODIES.into_iter().chain(STREAMS).chain(["chat_n_str", "cmpl_n_str"]) {
         let exchange = exchange(&format!("reg/{name}"));
-        let Samples::Many(samples) = exchange.samples() else { panic!("{name}") };
+        let RequestedSamples::Many(samples) = exchange.samples() else { panic!("{name}") };
         let expected = if name.starts_with("chat_n3") { 3 } else { 2 };
         assert_eq!((exchange.status, samples.count), (200, expected), "{name}");
     }
@@ -133,7 +133,7 @@ fn streams_are_merged_to_what_a_regular_server_sends() {
         let copies = Copies::of_stream(&regular);
         let fed: Vec<_> = copies.events.iter().map(|(copy, event)| (*copy, event.as_bytes())).collect();
         let (progress, merged) = merge(regular.dialect, regular.samples, &fed);
-        assert_eq!(progress, Progress::Complete);
+        assert_eq!(progress, MergeProgress::Complete);
         // Byte for byte but for ids of chunks, of which a regular server has one for each sample.
         assert_eq!(merged, copies.merged, "{name}");
     }
@@ -144,9 +144,9 @@ fn an_error_event_ends_the_merged_stream() {
     let regular = recorded("reg/gen_n2_err_toolong_stream");
     let mut merger = StreamMerger::new(Dialect::Generate, 2, MAX_EVENT);
     let mut out = BytesMut::new();
-    assert_eq!(merger.push(1, &regular.body, &mut out), Ok(Progress::Failed));
-    assert_eq!(merger.push(0, &regular.body, &mut out), Ok(Progress::Failed));
-    assert_eq!(merger.end(0, &mut out), Ok(Progress::Failed));
+    assert_eq!(merger.push(1, &regular.body, &mut out), Ok(MergeProgress::Failed));
+    assert_eq!(merger.push(0, &regular.body, &mut out), Ok(MergeProgress::Failed));
+    assert_eq!(merger.end(0, &mut out), Ok(MergeProgress::Failed));
     assert_eq!(out, regular.body);
 }
 
@@ -154,7 +154,7 @@ fn an_error_event_ends_the_merged_stream() {
 fn an_abort_is_an_error_with_its_index() {
     let abort = r#"{"text":"","meta_info":{"id":"a","finish_reason":{"type":"abort","message":"KV transfer failed","status_code":500}}"#;
     let (progress, merged) = merge(Dialect::Generate, 3, &[(2, format!("data: {abort}}}\n\n").as_bytes())]);
-    assert_eq!(progress, Progress::Failed);
+    assert_eq!(progress, MergeProgress::Failed);
     assert_eq!(merged, format!("data: {abort},\"index\":2}}\n\ndata: [DONE]\n\n"));
 }
 
@@ -163,7 +163,7 @@ fn an_error_of_chat_fails_the_stream_as_it_is() {
     let chunk = "data: {\"id\":\"a\",\"choices\":[{\"index\":0}],\"error\":null}\n\n";
     let error = "data: {\"error\":{\"message\":\"aborted\",\"code\":500}}\n\n";
     let (progress, merged) = merge(Dialect::Chat, 2, &[(1, chunk.as_bytes()), (0, error.as_bytes())]);
-    assert_eq!(progress, Progress::Failed);
+    assert_eq!(progress, MergeProgress::Failed);
     assert_eq!(merged, format!("{}{error}data: [DONE]\n\n", chunk.replace("\"index\":0", "\"index\":1")));
 }
 
@@ -171,7 +171,7 @@ fn an_error_of_chat_fails_the_stream_as_it_is() {
 fn generated_text_is_no_error_and_no_end() {
     let event = r#"data: {"text":"[DONE] \"error\":{} data: [DONE]\\\"","meta_info":{"finish_reason":{"type":"stop","matched":"abort"},"error":null}"#;
     let (progress, merged) = merge(Dialect::Generate, 1, &[(0, format!("{event}}}\n\n").as_bytes())]);
-    assert_eq!(progress, Progress::Complete);
+    assert_eq!(progress, MergeProgress::Complete);
     assert_eq!(merged, format!("{event},\"index\":0}}\n\n"));
 }
 
@@ -183,7 +183,7 @@ fn a_copy_cut_off_ends_the_stream_without_its_end() {
     // The second has neither usage nor [DONE], and its last event no blank line.
     let (progress, merged) =
         merge(Dialect::Chat, 2, &[(0, whole.as_bytes()), (1, chunk(0).trim_end().as_bytes())]);
-    assert_eq!(progress, Progress::Complete);
+    assert_eq!(progress, MergeProgress::Complete);
     assert_eq!(merged, [&chunk(0), chunk(1).trim_end()].concat());
 }
 
@@ -197,7 +197,7 @@ fn comments_of_one_copy_pass() {
         (1, b"data: [DONE]\n\n"),
     ];
     let (progress, merged) = merge(Dialect::Completions, 2, &fed);
-    assert_eq!((progress, &*merged), (Progress::Complete, ": ping\n\n: pong\r\n\r\ndata: [DONE]\n\n"));
+    assert_eq!((progress, &*merged), (MergeProgress::Complete, ": ping\n\n: pong\r\n\r\ndata: [DONE]\n\n"));
 }
 
 #[test]

@@ -9,8 +9,8 @@ const COUNTED: [&str; 2] = ["completion_tokens", "reasoning_tokens"];
 const COUNTED_DETAILS: [&str; 4] =
     ["accepted_prediction_tokens", "rejected_prediction_tokens", "reasoning_tokens", "audio_tokens"];
 
-/// The sums of all copies. What is said of the prompt is the first copy's: a regular server counts each prompt
-/// once, and so what was cached of it.
+/// The sums of all copies. What is said of the prompt is the first copy's: a regular server counts each
+/// prompt once, and so what was cached of it.
 #[derive(Debug, Default)]
 pub(super) struct UsageTotal {
     /// How many copies were added.

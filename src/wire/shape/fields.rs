@@ -3,7 +3,7 @@
 use simd_json::BorrowedValue;
 use simd_json::prelude::{ValueAsArray, ValueAsScalar};
 
-use super::samples::{ListField, RefusedSamples, Samples};
+use super::samples::{ListField, RefusedSamples, RequestedSamples};
 use super::{BodyFields, BodyShape, ChangedField, Dialect};
 use crate::wire::json::is_whitespace;
 use crate::wire::logprobs::Merge;
@@ -111,7 +111,7 @@ impl ValueBuffer {
 #[derive(Debug, Default)]
 pub(super) struct RequestedFeatures {
     stream: bool,
-    samples: Samples,
+    samples: RequestedSamples,
     /// Whether these have lists, which a request for several samples may not.
     lists: [bool; ListField::COUNT],
     return_logprob: bool,
@@ -205,8 +205,8 @@ impl RequestedFeatures {
         None
     }
 
-    /// Reads the first bytes of the prompt's value, as far as the current chunk has them. A list is one prompt of
-    /// token ids, or several prompts.
+    /// Reads the first bytes of the prompt's value, as far as the current chunk has them. A list is one
+    /// prompt of token ids, or several prompts.
     pub(super) fn set_prompt(&mut self, value: &[u8]) {
         let mut bytes = value.iter().copied().filter(|byte| !is_whitespace(*byte));
         self.has_single_prompt = match bytes.next() {
@@ -219,33 +219,36 @@ impl RequestedFeatures {
     fn set_n(&mut self, value: &mut ValueBuffer) -> Option<ChangedField> {
         // What nearly all clients send that send it. No server reads a number of a million digits.
         if value.bytes == b"1" || value.is_too_long {
-            self.samples = Samples::One;
+            self.samples = RequestedSamples::One;
             return None;
         }
-        self.samples = Samples::of_openai(parse(&mut value.bytes).as_ref());
+        self.samples = RequestedSamples::of_openai(parse(&mut value.bytes).as_ref());
         // Also one that counts for nothing: if a later one does, a copy must have neither.
         Some(ChangedField::Samples)
     }
 
     fn set_sampling_params(&mut self, value: &ValueBuffer) -> Option<ChangedField> {
-        // Of a value that is too long to keep nothing is known. Rejecting it for an `n` that it may not have would
-        // not be harmless.
-        self.samples =
-            if value.is_too_long { Samples::One } else { Samples::of_sampling_params(&value.bytes) };
-        matches!(self.samples, Samples::Many(_)).then_some(ChangedField::SamplingParams)
+        // Of a value that is too long to keep nothing is known. Rejecting it for an `n` that it may not have
+        // would not be harmless.
+        self.samples = if value.is_too_long {
+            RequestedSamples::One
+        } else {
+            RequestedSamples::of_sampling_params(&value.bytes)
+        };
+        matches!(self.samples, RequestedSamples::Many(_)).then_some(ChangedField::SamplingParams)
     }
 
     /// What becomes of the samples by fields that do not go with them.
-    fn take_samples(&mut self) -> Samples {
+    fn take_samples(&mut self) -> RequestedSamples {
         let samples = std::mem::take(&mut self.samples);
-        if !matches!(samples, Samples::Many(_)) {
+        if !matches!(samples, RequestedSamples::Many(_)) {
             return samples;
         }
         let refused = match self.rid_list {
             Some(ids) if self.has_single_prompt && ids != 1 => Some(RefusedSamples::ids()),
             _ => self.lists.iter().position(|is_list| *is_list).map(RefusedSamples::list),
         };
-        refused.map_or(samples, Samples::Refused)
+        refused.map_or(samples, RequestedSamples::Refused)
     }
 
     pub(super) fn into_shape(mut self, dialect: Dialect, fields: BodyFields) -> BodyShape {

@@ -1,8 +1,8 @@
 //! How many samples of each prompt a body requests (`n`).
 //!
 //! Read as a regular server of sglang 0.5.23 reads it: chat and completions as pydantic converts integers,
-//! `/generate` as a strict parser does. A value that it rejects is rejected here with the same status, since the
-//! pair's servers would each do it, or not at all.
+//! `/generate` as a strict parser does. A value that it rejects is rejected here with the same status, since
+//! the pair's servers would each do it, or not at all.
 
 use std::borrow::Cow;
 
@@ -14,7 +14,7 @@ use crate::wire::json::{JsonValue, MalformedJson, is_whitespace, walk_members};
 
 /// How many samples of each prompt a body requests.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) enum Samples {
+pub(crate) enum RequestedSamples {
     /// One, or a number that SGLang takes for it. The body goes to one pair as it is.
     #[default]
     One,
@@ -23,8 +23,8 @@ pub(crate) enum Samples {
     Refused(&'static RefusedSamples),
 }
 
-/// More than one sample of each prompt, which SGLang's pairs cannot generate: it runs all in one bootstrap room,
-/// and decode hangs (#24223, #26486).
+/// More than one sample of each prompt, which SGLang's pairs cannot generate: it runs all in one bootstrap
+/// room, and decode hangs (#24223, #26486).
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct ManySamples {
     /// At least 2. A number over 32 bits is their maximum.
@@ -82,8 +82,8 @@ static LISTS: [RefusedSamples; ListField::COUNT] = [
     RefusedSamples::new("Cannot use list token_ids_logprob with parallel_sample_num > 1"),
 ];
 
-/// Fields of `/generate` that may have a list with an element for each prompt, but not with more than one sample,
-/// in the order in which a regular server checks them.
+/// Fields of `/generate` that may have a list with an element for each prompt, but not with more than one
+/// sample, in the order in which a regular server checks them.
 #[derive(Clone, Copy)]
 pub(super) enum ListField {
     ReturnLogprob,
@@ -96,7 +96,7 @@ impl ListField {
     pub(super) const COUNT: usize = 4;
 }
 
-impl Samples {
+impl RequestedSamples {
     /// This many, with these sampling params. SGLang takes a negative number for 1.
     fn of(count: i64, sampling_params: impl FnOnce() -> Bytes) -> Self {
         if count <= 1 {

@@ -70,9 +70,9 @@ fn rejected(text: impl AsRef<[u8]>) -> String {
 
 fn features(shape: &BodyShape) -> Features {
     let samples = match shape.samples {
-        Samples::One => Requested::One,
-        Samples::Many(_) => Requested::Many,
-        Samples::Refused(_) => Requested::Refused,
+        RequestedSamples::One => Requested::One,
+        RequestedSamples::Many(_) => Requested::Many,
+        RequestedSamples::Refused(_) => Requested::Refused,
     };
     (shape.stream, samples, shape.merge)
 }
@@ -80,9 +80,9 @@ fn features(shape: &BodyShape) -> Features {
 /// How many samples a body requests, or why a regular server rejects it.
 fn samples(shape: &BodyShape) -> Result<u32, (u16, &'static str)> {
     match &shape.samples {
-        Samples::One => Ok(1),
-        Samples::Many(many) => Ok(many.count),
-        Samples::Refused(refused) => Err((refused.status, refused.message)),
+        RequestedSamples::One => Ok(1),
+        RequestedSamples::Many(many) => Ok(many.count),
+        RequestedSamples::Refused(refused) => Err((refused.status, refused.message)),
     }
 }
 
@@ -508,7 +508,7 @@ fn n_of_chat_and_completions_is_read_as_pydantic_reads_it() {
             assert_eq!(samples(&shape), expected.map_err(|message| (400, message)), "{value}");
         }
         for dialect in [Dialect::Generate, Dialect::Responses, Dialect::Messages] {
-            assert_eq!(accepted(dialect, &format!("{{\"n\":{value}}}")).samples, Samples::One);
+            assert_eq!(accepted(dialect, &format!("{{\"n\":{value}}}")).samples, RequestedSamples::One);
         }
     }
 }
@@ -551,7 +551,7 @@ fn n_of_sampling_params_is_read_as_a_strict_integer() {
     ] {
         let text = format!("{{\"sampling_params\":{params}}}");
         assert_eq!(samples(&accepted(Dialect::Generate, &text)), expected, "{text}");
-        assert_eq!(accepted(Dialect::Chat, &text).samples, Samples::One);
+        assert_eq!(accepted(Dialect::Chat, &text).samples, RequestedSamples::One);
     }
 }
 
@@ -601,7 +601,7 @@ fn a_list_of_ids_does_not_go_with_several_samples_of_a_single_prompt() {
 fn a_copy_has_all_but_n_and_the_ids_that_servers_take_only_once() {
     let copy = |dialect, text: &str, ids| {
         let shape = accepted(dialect, text);
-        let Samples::Many(samples) = &shape.samples else { panic!("{text}") };
+        let RequestedSamples::Many(samples) = &shape.samples else { panic!("{text}") };
         let plan = RequestPlan::sglang_sample(&shape.fields, samples, ids);
         String::from_utf8(planned(text.as_bytes(), &plan, &[7])).unwrap()
     };
@@ -679,5 +679,5 @@ fn a_merge_is_needed_for_prompt_logprobs_and_routed_experts_only() {
 #[test]
 fn a_number_over_64_bits_does_not_hide_other_fields() {
     let params = r#"{"sampling_params":{"n":2,"a":123456789012345678901234567890}}"#;
-    assert!(matches!(accepted(Dialect::Generate, params).samples, Samples::Many(_)));
+    assert!(matches!(accepted(Dialect::Generate, params).samples, RequestedSamples::Many(_)));
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::wire::shape::{BodyInspector, Samples};
+use crate::wire::shape::{BodyInspector, RequestedSamples};
 use crate::wire::sse::{EventSplitter, single_data_line};
 
 /// A recorded exchange.
@@ -26,7 +26,7 @@ pub(super) struct Exchange {
 
 impl Exchange {
     /// What the router reads in the request.
-    pub(super) fn samples(&self) -> Samples {
+    pub(super) fn samples(&self) -> RequestedSamples {
         let mut inspector = BodyInspector::new(self.dialect);
         inspector.feed(&self.request).unwrap();
         inspector.finish().unwrap().samples
@@ -58,7 +58,7 @@ pub(super) fn exchange(name: &str) -> Exchange {
 /// An exchange in which a regular server has generated several samples.
 pub(super) fn recorded(name: &str) -> Recorded {
     let exchange = exchange(name);
-    let Samples::Many(samples) = exchange.samples() else { panic!("{name}") };
+    let RequestedSamples::Many(samples) = exchange.samples() else { panic!("{name}") };
     let request: serde_json::Value = serde_json::from_slice(&exchange.request).unwrap();
     let is_single = !request["text"].is_array();
     let samples = samples.count as usize;

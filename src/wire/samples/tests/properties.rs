@@ -92,7 +92,7 @@ impl Generated {
             if rest.is_empty() {
                 streams.remove(at);
             }
-            let expected = if streams.is_empty() { Progress::Complete } else { Progress::Open };
+            let expected = if streams.is_empty() { MergeProgress::Complete } else { MergeProgress::Open };
             assert_eq!(progress, expected);
         }
         out.to_vec()
@@ -198,7 +198,7 @@ proptest! {
                 .unwrap();
             let event = streams[copy].pop_front().unwrap();
             let progress = whole.push(copy, event.as_bytes(), &mut whole_out).unwrap();
-            let (mut rest, mut last) = (event.as_bytes(), Progress::Open);
+            let (mut rest, mut last) = (event.as_bytes(), MergeProgress::Open);
             for length in lengths.iter().cycle() {
                 let (piece, others) = rest.split_at((*length).min(rest.len()));
                 last = cut.push(copy, piece, &mut cut_out).unwrap();

@@ -369,10 +369,10 @@ proptest! {
         let text = body.text();
         for dialect in DIALECTS {
             let shape = inspect(dialect, text.as_bytes(), &lengths).unwrap();
-            let Samples::Many(samples) = &shape.samples else { continue };
+            let RequestedSamples::Many(samples) = &shape.samples else { continue };
             let plan = RequestPlan::sglang_sample(&shape.fields, samples, OwnIds::default());
             let after = planned(text.as_bytes(), &plan, &lengths);
-            prop_assert_eq!(inspect(dialect, &after, &lengths).unwrap().samples, Samples::One);
+            prop_assert_eq!(inspect(dialect, &after, &lengths).unwrap().samples, RequestedSamples::One);
             let read = |text: &[u8]| {
                 let mut fields = strict(text).unwrap();
                 // White space and duplicates within them are of no matter.
