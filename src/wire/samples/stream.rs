@@ -143,8 +143,10 @@ impl StreamMerger {
 
     /// A copy's stream has ended.
     pub(crate) fn end(&mut self, copy: usize, out: &mut BytesMut) -> Result<MergeProgress, StreamMergeError> {
-        // A server that is stopped may leave out the last blank line.
-        if self.progress == MergeProgress::Open && !self.copies[copy].partial.is_empty() {
+        // A server that is stopped may leave out the last blank line. Other copies' events may follow it here.
+        let partial = &mut self.copies[copy].partial;
+        if self.progress == MergeProgress::Open && !partial.is_empty() {
+            partial.extend_from_slice(b"\n\n");
             self.read_partial(copy, out)?;
         }
         self.end_copy(copy, out)?;
@@ -177,7 +179,9 @@ impl StreamMerger {
             return self.end_copy(copy, out);
         }
         let start = out.len();
-        match self.rewrite(copy, event, data, out)? {
+        // What was written before an error is no event.
+        let rewritten = self.rewrite(copy, event, data, out).inspect_err(|_| out.truncate(start))?;
+        match rewritten {
             Meaning::Part => {}
             Meaning::Extension if !mem::replace(&mut self.has_extension, true) => {}
             Meaning::Extension => out.truncate(start),
