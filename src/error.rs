@@ -17,7 +17,7 @@ use crate::http1::{BodyReadError, ConnError, MAX_HEAD, MAX_HEADERS, MalformedMes
 use crate::transport::{BodyFailure, RequestBodyError};
 use crate::upstream::{Backend, DialError, MAX_SERVERS_PER_ROLE, NotChanged, Outcome, Role};
 use crate::wire::segments::SegmentedBytes;
-use crate::wire::shape::{BodyError, Dialect};
+use crate::wire::shape::{BodyError, Dialect, RefusedSamples};
 
 /// A complete response of the router's own.
 pub(crate) type OwnResponse = Response<Full<SegmentedBytes>>;
@@ -45,7 +45,13 @@ pub(crate) enum Error {
     },
     /// The body is no JSON object that the router can add fields to.
     InvalidBody(BodyError),
-    ManySamples,
+    /// More samples of a prompt (`n`) than `--max-n` allows.
+    TooManySamples {
+        samples: u32,
+        limit: u32,
+    },
+    /// An `n` that no server takes, with what SGLang says of it.
+    InvalidSamples(&'static RefusedSamples),
     /// A request that continues an earlier response, which its servers do not keep.
     PreviousResponse,
     /// Malformed HTTP, or HTTP that two programs could read in two ways.
@@ -128,9 +134,12 @@ impl Error {
             Self::Overloaded(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NotReady(_) | Self::NoServer(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::InvalidSamples(refused) => {
+                StatusCode::from_u16(refused.status).unwrap_or(StatusCode::BAD_REQUEST)
+            }
             Self::BodyRead(_)
             | Self::InvalidBody(_)
-            | Self::ManySamples
+            | Self::TooManySamples { .. }
             | Self::PreviousResponse
             | Self::BadRequest(_)
             | Self::BadAdminRequest(_) => StatusCode::BAD_REQUEST,
@@ -153,7 +162,8 @@ impl Error {
             Self::BodyEncoded { .. } => "unsupported_encoding",
             Self::InvalidBody(BodyError::InternalField { .. }) => "internal_field",
             Self::InvalidBody(_) => "invalid_json",
-            Self::ManySamples => "n_not_supported",
+            Self::TooManySamples { .. } => "n_too_large",
+            Self::InvalidSamples(_) => "invalid_n",
             Self::PreviousResponse => "previous_response_not_supported",
             Self::BadRequest(_) => "bad_request",
             Self::HeadTooLarge => "head_too_large",
@@ -449,18 +459,21 @@ impl fmt::Display for Error {
                 "previous_response_id is not supported: SGLang keeps no responses with prefill-decode \
                  disaggregation; send the whole conversation as input",
             ),
-            Self::ManySamples => f.write_str(
-                "n > 1 is not supported: SGLang's decode servers hang on it under prefill-decode disaggregation; \
-                 send n requests",
-            ),
+            Self::TooManySamples { samples, limit } => {
+                write!(
+                    f,
+                    "n is {samples}, more than the router takes ({limit}, --max-n): each is a request of its own"
+                )
+            }
+            Self::InvalidSamples(refused) => f.write_str(refused.message),
             Self::BadRequest(what) => write!(f, "malformed HTTP request: {what}"),
             Self::HeadTooLarge => {
                 write!(f, "the request head is larger than {MAX_HEAD} bytes or {MAX_HEADERS} headers")
             }
             Self::RequestTimeout { what, after } => write!(f, "{what} did not arrive within {after:?}"),
-            Self::Unauthorized => {
-                f.write_str("missing or invalid API key; send Authorization: Bearer KEY with one of the router's keys")
-            }
+            Self::Unauthorized => f.write_str(
+                "missing or invalid API key; send Authorization: Bearer KEY with one of the router's keys",
+            ),
             Self::Forbidden(why) => f.write_str(why),
             Self::Overloaded(rejection) => rejection.fmt(f),
             Self::MemoryLimit(full) => full.fmt(f),
@@ -478,7 +491,9 @@ impl fmt::Display for Error {
             }
             Self::NotReady(why) => f.write_str(why),
             Self::NoServer(role) => write!(f, "no {role} server is available"),
-            Self::Upstream { server, cause } => write!(f, "{} server {} {cause}", server.role(), server.url()),
+            Self::Upstream { server, cause } => {
+                write!(f, "{} server {} {cause}", server.role(), server.url())
+            }
         }
     }
 }
@@ -510,7 +525,7 @@ impl fmt::Display for Cause {
                 "sent a response larger than {limit} bytes, the most that is held in memory for a logprob merge \
                  (--max-merge-size)"
             ),
-            Self::Unmergeable(what) => write!(f, "sent a response without readable logprobs: {what}"),
+            Self::Unmergeable(what) => write!(f, "sent a response that cannot be merged: {what}"),
         }
     }
 }

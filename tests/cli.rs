@@ -78,6 +78,7 @@ const SUPPORTED: &[(&str, &str)] = &[
     ("--connect-timeout-secs <SECONDS>", "[default: 5]"),
     ("--shutdown-lame-duck-secs <SECONDS>", "[default: 3]"),
     ("--shutdown-grace-period-secs <SECONDS>", "[default: 180]"),
+    ("--max-n <COUNT>", "[default: 16]"),
     ("--max-payload-size <BYTES>", "[default: 536870912]"),
     ("--max-merge-size <BYTES>", "[default: 268435456]"),
     ("--max-buffered-bytes <BYTES>", "[default: a quarter of the memory]"),
@@ -261,7 +262,7 @@ fn flags_that_tune_what_does_not_exist_are_accepted_and_the_log_says_why() {
 #[test]
 fn every_other_option_is_accepted() {
     let typed = "--prefill-bootstrap-host http://127.0.0.1:1 prefill.example --connect-timeout-secs 1 \
-                 --shutdown-grace-period-secs 0 --max-payload-size 1 --max-merge-size 1 \
+                 --shutdown-grace-period-secs 0 --max-n 1 --max-payload-size 1 --max-merge-size 1 \
                  --max-idle-per-backend 0 --socket-buffer-size 65536 --request-timeout-secs 4294967295 \
                  --backend-idle-timeout-secs 3 --retry-on-status 429,503 --retry-on-status 500 --health-check-interval-secs 1 \
                  --max-concurrent-requests 5 --max-concurrent-requests -1 --queue-size 0 --queue-timeout-secs 1 \

@@ -342,6 +342,31 @@ async fn client_disconnects_are_counted() {
 }
 
 #[tokio::test]
+async fn a_request_for_several_samples_is_one_request_with_legs_of_each() {
+    let prefill = ScriptedServer::always(json("200 OK", ANSWER)).await;
+    let decode = ScriptedServer::always(json("200 OK", ANSWER)).await;
+    let monitored = MonitoredRouter::start(&[&prefill], &[&decode], |config| config).await;
+    let body = r#"{"text":"a","sampling_params":{"n":3}}"#;
+    let response = monitored.client().await.post("/generate", body).await;
+    assert_eq!(response.status(), 200, "{}", response.text());
+    let scrape = monitored.after(1).await;
+    let request = [("endpoint", "generate"), ("status", "200"), ("streaming", "false")];
+    scrape.has("mini_lb_requests_total", &request, 1);
+    scrape.sums_to("mini_lb_requests_total", 1);
+    scrape.has("mini_lb_samples_total", &[], 3);
+    scrape.has("mini_lb_request_bytes_total", &[("endpoint", "generate")], body.len() as u64);
+    scrape.has("mini_lb_response_bytes_total", &[("endpoint", "generate")], response.body.len() as u64);
+    for (role, server) in [("prefill", &prefill), ("decode", &decode)] {
+        let labels = [("role", role), ("backend", &*server.url()), ("outcome", "completed")];
+        scrape.has("mini_lb_backend_legs_total", &labels, 3);
+        scrape.sums_to("mini_lb_selections_total", 6);
+    }
+    // The router's own time would be that of one copy alone.
+    scrape.sums_to("mini_lb_router_send_seconds_count", 0);
+    scrape.sums_to("mini_lb_cancellations_total", 0);
+}
+
+#[tokio::test]
 async fn retries_are_counted() {
     let busy = json("503 Service Unavailable", "{}");
     for (role, cause) in [("prefill", "connect"), ("decode", "status")] {

@@ -74,6 +74,8 @@ mod rolling_restart;
 mod routed_experts;
 #[path = "routes.rs"]
 mod routes;
+#[path = "samples.rs"]
+mod samples;
 #[path = "shutdown.rs"]
 mod shutdown;
 #[path = "simulated_load.rs"]

@@ -154,10 +154,14 @@ impl RouterEndpoints {
                  if there is none",
             ));
         }
-        let known = match &abort {
-            Abort::One(rid) => self.fleet.running().servers_of(rid),
-            Abort::All => Vec::new(),
+        let running = self.fleet.running();
+        let (known, copies) = match &abort {
+            Abort::One(rid) => (running.servers_of(rid), running.copies_of(rid)),
+            Abort::All => Default::default(),
         };
+        if !copies.is_empty() {
+            return self.abort_copies(copies, request).await;
+        }
         if !known.is_empty() {
             return self.abort_at(known, request).await;
         }
@@ -166,6 +170,23 @@ impl RouterEndpoints {
         // Also servers that were removed: they finish the requests that they have.
         let servers = fleet.all().chain(fleet.draining()).map(Arc::clone).collect();
         self.abort_at(servers, request).await
+    }
+
+    /// Aborts all copies of a request for several samples, each by its own id. One that has ended by then is
+    /// known to no server.
+    async fn abort_copies(&self, copies: Vec<String>, request: RouterRequest) -> Result<OwnResponse, Error> {
+        let mut response = None;
+        for rid in copies {
+            let servers = self.fleet.running().servers_of(&rid);
+            if servers.is_empty() {
+                continue;
+            }
+            let body = OutgoingBody::new(vec![serde_json::json!({ "rid": rid }).to_string().into()]);
+            let request =
+                RouterRequest { head: request.head.clone(), body, is_operator: request.is_operator };
+            response = Some(self.abort_at(servers, request).await?);
+        }
+        Ok(response.unwrap_or_default())
     }
 
     /// Passes an abort on to these servers. SGLang answers 200 for a request that it does not have.

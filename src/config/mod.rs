@@ -159,6 +159,14 @@ impl MiniLbConfig {
         self
     }
 
+    /// Rejects requests for more than this many samples of each prompt (`n`) with 400: at most 128. Default:
+    /// [`DEFAULT_MAX_SAMPLES`].
+    #[must_use]
+    pub fn max_samples(mut self, samples: u32) -> Self {
+        self.options.max_samples = samples;
+        self
+    }
+
     /// Rejects request bodies of more than this many bytes with 413. Default: [`DEFAULT_MAX_PAYLOAD_SIZE`].
     #[must_use]
     pub fn max_payload_size(mut self, bytes: usize) -> Self {

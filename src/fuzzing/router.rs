@@ -176,6 +176,7 @@ impl Scenario {
             hash_key_headers: vec!["x-session-id".to_owned()],
             internal_fields: InternalFields::default(),
             abort_on_disconnect: false,
+            max_samples: 4,
         };
         let controller = AdmissionController::new(&AdmissionOptions::default());
         let admission = AdmissionHandle::new(Arc::new(controller));
@@ -298,7 +299,13 @@ impl ProxyHandler {
             _ => Dialect::Generate,
         };
         let request = self.proxy.read(dialect, head, client, record, timer).await?;
-        client.cancel_on_disconnect(self.proxy.dispatch(&request, None, record, timer)).await.transpose()
+        if request.samples() > 1 {
+            let dispatch = Box::pin(self.proxy.fan_out(request, None, &head.headers, record));
+            return client.cancel_on_disconnect(dispatch).await.transpose();
+        }
+        let (sample, prompt) = record.sample_and_prompt();
+        let dispatch = self.proxy.dispatch(&request, request.own(), None, prompt, sample, timer);
+        client.cancel_on_disconnect(dispatch).await.transpose()
     }
 }
 

@@ -319,6 +319,16 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                 field: |options| &mut options.shutdown_grace_period,
             },
             Entry {
+                spec: OptionSpec::new("max-n", Single("COUNT"))
+                    .default(Number(DEFAULT_MAX_SAMPLES as u64))
+                    .between(1, MAX_SAMPLES_LIMIT as u64)
+                    .help(
+                        "Most samples of each prompt (n) that a request may ask for. Each is a request of its own to \
+                         the servers; with more it is rejected with 400",
+                    ),
+                field: |options| &mut options.max_samples,
+            },
+            Entry {
                 spec: OptionSpec::new("max-payload-size", Single("BYTES"))
                     .default(Number(DEFAULT_MAX_PAYLOAD_SIZE as u64))
                     .at_least(1)

@@ -33,6 +33,7 @@ pub(crate) struct Options {
     pub(crate) prefix_index_bytes: usize,
     pub(crate) internal_fields: InternalFields,
     pub(crate) abort_on_disconnect: bool,
+    pub(crate) max_samples: u32,
     pub(crate) max_payload_size: usize,
     pub(crate) max_merge_size: usize,
     pub(crate) request_timeout: Duration,

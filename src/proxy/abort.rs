@@ -15,7 +15,7 @@ use tracing::debug;
 
 use crate::error::{Cause, Error};
 use crate::http1::{HeaderId, OutgoingBody, RawHeaders};
-use crate::upstream::{Backend, Pools, ServerPair};
+use crate::upstream::{Backend, OWN_RID, Pools, ServerPair};
 use crate::wire::upstream_request::UpstreamHead;
 
 /// Longest time for one server to answer: it answers at once.
@@ -37,7 +37,7 @@ pub(super) fn new_rid() -> Option<String> {
     let mut bytes = [0; 16];
     // It fails only where the kernel has no random numbers; the request then goes without an id.
     RANDOM.fill(&mut bytes).ok()?;
-    Some(format!("minilb-{:032x}", u128::from_ne_bytes(bytes)))
+    Some(format!("{OWN_RID}{:032x}", u128::from_ne_bytes(bytes)))
 }
 
 /// What is sent to both servers of a request to abort it.

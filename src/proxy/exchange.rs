@@ -23,7 +23,7 @@ use super::relay::{MAX_REFUSAL_PAUSE, Relay, TimeLimit};
 use crate::admission::{AdmissionHandle, Reservation};
 use crate::error::{Cause, Error, OwnResponse};
 use crate::http1::{BodyTimeouts, OutgoingRequest, RawHeaders, RequestHead};
-use crate::observe::record::{Attempt, Record, RequestId};
+use crate::observe::record::{Attempt, Record, RequestId, SampleRecord};
 use crate::timer::Timer;
 use crate::transport::RequestBody;
 use crate::upstream::{Backend, Demand, InFlight, LiveFleet, Needs, PairPermits, Pools, Role, ServerPair};
@@ -33,16 +33,17 @@ use crate::wire::client_response::ClientResponseHead;
 use crate::wire::headers;
 use crate::wire::logprobs::StreamSplicer;
 use crate::wire::plan::{OwnIds, RequestPlan};
-use crate::wire::shape::{BodyShape, Dialect, HashKey, InternalFields, RequestedSamples, key_hash};
+use crate::wire::shape::{BodyShape, Dialect, HashKey, InternalFields, Prompt, RequestedSamples, key_hash};
 use crate::wire::upstream_request::UpstreamHead;
 
 /// Sends generation requests to pairs of servers.
+#[derive(Clone)]
 pub(crate) struct Proxy {
-    fleet: Arc<LiveFleet>,
+    pub(super) fleet: Arc<LiveFleet>,
     pools: Arc<Pools>,
     limits: Arc<ArcSwap<RequestLimits>>,
     /// Where memory for bodies is reserved.
-    admission: Arc<AdmissionHandle>,
+    pub(super) admission: Arc<AdmissionHandle>,
 }
 
 /// Bounds of one request.
@@ -67,6 +68,8 @@ pub(crate) struct RequestLimits {
     pub(crate) internal_fields: InternalFields,
     /// Servers are asked to abort a request whose client has left.
     pub(crate) abort_on_disconnect: bool,
+    /// Most samples of each prompt (`n`).
+    pub(crate) max_samples: u32,
 }
 
 /// Random in each process, and the same for all workers: they share what they know of prompts.
@@ -84,26 +87,71 @@ fn hash_key(needs: Needs, is_traced: bool) -> Option<HashKey> {
 
 /// A generation request whose body has been read. It keeps its limits if a reload changes them.
 pub(crate) struct ReadRequest {
-    limits: Arc<RequestLimits>,
-    dialect: Dialect,
+    pub(super) limits: Arc<RequestLimits>,
+    pub(super) dialect: Dialect,
     upstream_head: UpstreamHead,
     body: ClientBody,
     /// Its prompt is in the record if a load trace is written: it outlives this.
-    shape: BodyShape,
-    plan: RequestPlan,
-    /// With which servers are asked to abort it.
-    abort: Option<Arc<AbortRequest>>,
+    pub(super) shape: BodyShape,
+    /// If it has one sample.
+    own: SamplePlan,
     /// The hash of a header that names the conversation.
     key: Option<u64>,
-    deadline: Deadline,
+    pub(super) deadline: Deadline,
     /// Of the body's memory. Dropped after it.
     _reservation: Reservation,
 }
 
+/// What servers get for one sample of a request, and by which ids they know it.
+pub(crate) struct SamplePlan {
+    plan: RequestPlan,
+    rids: Vec<String>,
+    /// With which servers are asked to abort it.
+    abort: Option<Arc<AbortRequest>>,
+    /// It is one of several, whose responses are merged.
+    is_copy: bool,
+}
+
+impl SamplePlan {
+    /// The ids that servers know it by.
+    pub(super) fn rids(&self) -> &[String] {
+        &self.rids
+    }
+
+    /// Of one of several samples. `rid` is this copy's own.
+    pub(super) fn of_copy(request: &ReadRequest, rid: Option<String>, headers: &RawHeaders) -> Self {
+        // The client's part of it may be any text.
+        let escaped = rid.as_ref().map(|rid| serde_json::json!(rid).to_string());
+        let ids = OwnIds { rid: escaped.as_deref().map(|rid| &rid[1..rid.len() - 1]), request_id: None };
+        let fields = &request.shape.fields;
+        let plan = match &request.shape.samples {
+            RequestedSamples::Many(samples) => RequestPlan::sglang_sample(fields, samples, ids),
+            RequestedSamples::One | RequestedSamples::Refused(_) => RequestPlan::sglang(fields, ids),
+        };
+        let rids = Vec::from_iter(rid);
+        let is_aborted = request.limits.abort_on_disconnect && !rids.is_empty();
+        let abort = is_aborted.then(|| Arc::new(AbortRequest::new(&rids, headers)));
+        Self { plan, rids, abort, is_copy: true }
+    }
+}
+
 impl ReadRequest {
-    /// What policies may know of it.
-    fn demand<'a>(&'a self, record: &'a Record) -> Demand<'a> {
-        let prompt = self.shape.prompt.as_ref().or(record.prompt());
+    /// What its servers get, if it has one sample.
+    pub(crate) fn own(&self) -> &SamplePlan {
+        &self.own
+    }
+
+    /// How many samples of each prompt it has.
+    pub(crate) fn samples(&self) -> u32 {
+        match &self.shape.samples {
+            RequestedSamples::Many(samples) => samples.count,
+            RequestedSamples::One | RequestedSamples::Refused(_) => 1,
+        }
+    }
+
+    /// What policies may know of it. `kept` is its prompt if it is in the record.
+    fn demand<'a>(&'a self, kept: Option<&'a Prompt>) -> Demand<'a> {
+        let prompt = self.shape.prompt.as_ref().or(kept);
         Demand { prompt, body: self.body.len() as u64, key: self.key }
     }
 }
@@ -150,9 +198,13 @@ impl Proxy {
         let ReadBody { body, mut shape, waited, reservation } = read;
         let now = Instant::now();
         record.body_read(body.len(), shape.stream, waited.then(|| now.into_std()));
-        // SGLang runs the n samples of a request in one bootstrap room, and decode hangs (#24223, #26486).
-        if shape.samples != RequestedSamples::One {
-            return Err(Error::ManySamples);
+        match &shape.samples {
+            RequestedSamples::Many(samples) if samples.count > limits.max_samples => {
+                let (samples, limit) = (samples.count, limits.max_samples);
+                return Err(Error::TooManySamples { samples, limit });
+            }
+            RequestedSamples::Refused(refused) => return Err(Error::InvalidSamples(refused)),
+            RequestedSamples::One | RequestedSamples::Many(_) => {}
         }
         if shape.has_previous_response {
             return Err(Error::PreviousResponse);
@@ -164,40 +216,43 @@ impl Proxy {
         let upstream_head = UpstreamHead::new(&head.method, head.target.as_str(), &head.headers, true);
         let names = limits.hash_key_headers.iter().filter(|_| needs.key);
         let key = names.filter_map(|name| head.headers.get(name.as_str())).next().map(key_hash);
-        let (plan, abort) = plan(dialect, &mut shape, &limits, &head.headers);
+        let own = plan(dialect, &mut shape, &limits, &head.headers);
         Ok(ReadRequest {
             limits,
             dialect,
             upstream_head,
             body,
             shape,
-            plan,
-            abort,
+            own,
             key,
             deadline,
             _reservation: reservation,
         })
     }
 
-    /// Sends a request to a pair, and to another one after a failure that allows it. `admitted` is the pair
-    /// if the requests in flight on each server are limited; otherwise the policy chooses it here.
+    /// Sends one sample of a request to a pair, and to another one after a failure that allows it. `admitted`
+    /// is the pair if the requests in flight on each server are limited; otherwise the policy chooses it
+    /// here. `prompt` is that of the request if it is in the record.
     pub(crate) async fn dispatch(
         &self,
         request: &ReadRequest,
+        sample: &SamplePlan,
         admitted: Option<AdmittedPair>,
-        record: &mut Record,
+        prompt: Option<&Prompt>,
+        record: &mut SampleRecord,
         timer: &mut Timer,
     ) -> Result<UpstreamResponse, Error> {
         let exchange =
-            Exchange { fleet: &self.fleet, pools: &self.pools, admission: &self.admission, request };
+            Exchange { fleet: &self.fleet, pools: &self.pools, admission: &self.admission, request, sample };
+        let demand = request.demand(prompt);
         let admission = admitted.as_ref().map(|admitted| Arc::clone(&admitted.admission));
         let (mut pair, mut legs) = match admitted {
             Some(AdmittedPair { permits, admission }) => {
                 let caps = admission.controller().caps();
-                let permits = self.fleet.now().settle(permits, request.demand(record), caps, &admission);
+                let permits = self.fleet.now().settle(permits, demand, caps, &admission);
                 with_legs(permits.into_legs())
             }
-            None => with_legs(self.fleet.now().enter_pair(request.demand(record)).map_err(Error::NoServer)?),
+            None => with_legs(self.fleet.now().enter_pair(demand).map_err(Error::NoServer)?),
         };
         let mut retries = request.limits.max_retries;
         loop {
@@ -217,7 +272,6 @@ impl Proxy {
             // Closes both legs before the next attempt: a leg without its partner holds a slot of its server,
             // for up to 300 s.
             drop(result);
-            let demand = request.demand(record);
             (pair, legs) =
                 exchange.select_other_pair(&failed, demand, admission.as_ref()).map_err(Error::NoServer)?;
             retries -= 1;
@@ -225,14 +279,9 @@ impl Proxy {
     }
 }
 
-/// What the legs of a request get, and with what they are aborted, if they are. An id that the router sets
-/// is one of the shape's from then on.
-fn plan(
-    dialect: Dialect,
-    shape: &mut BodyShape,
-    limits: &RequestLimits,
-    headers: &RawHeaders,
-) -> (RequestPlan, Option<Arc<AbortRequest>>) {
+/// What the legs of a request with one sample get, and with what they are aborted, if they are. An id that
+/// the router sets is one of its ids from then on.
+fn plan(dialect: Dialect, shape: &mut BodyShape, limits: &RequestLimits, headers: &RawHeaders) -> SamplePlan {
     let is_response = dialect == Dialect::Responses;
     // Each of the two servers would draw another id for the response.
     let response_id =
@@ -241,17 +290,20 @@ fn plan(
     let rid = if needs_rid { new_rid() } else { None };
     let ids = OwnIds { rid: rid.as_deref(), request_id: response_id.as_deref() };
     let plan = RequestPlan::sglang(&shape.fields, ids);
-    shape.rids.extend(rid.into_iter().chain(response_id));
-    let is_aborted = limits.abort_on_disconnect && !shape.rids.is_empty();
-    (plan, is_aborted.then(|| Arc::new(AbortRequest::new(&shape.rids, headers))))
+    let mut rids = std::mem::take(&mut shape.rids);
+    rids.extend(rid.into_iter().chain(response_id));
+    let is_aborted = limits.abort_on_disconnect && !rids.is_empty();
+    let abort = is_aborted.then(|| Arc::new(AbortRequest::new(&rids, headers)));
+    SamplePlan { plan, rids, abort, is_copy: false }
 }
 
-/// The attempts of one request.
+/// The attempts of one sample.
 struct Exchange<'a> {
     fleet: &'a LiveFleet,
     pools: &'a Arc<Pools>,
     admission: &'a Arc<AdmissionHandle>,
     request: &'a ReadRequest,
+    sample: &'a SamplePlan,
 }
 
 impl Exchange<'_> {
@@ -314,17 +366,17 @@ impl Exchange<'_> {
             MergeOptions { merge, is_late, max_held, admission }
         });
         let mut pair = LegPair::new(self.pools, on_prefill, on_decode, merge);
-        if !shape.rids.is_empty() {
-            let abort = self.request.abort.as_ref();
-            let abort = abort.map(|abort| AbortOnDrop::new(abort, attempt.pair, self.pools));
-            pair.identify(self.fleet.running().register(&shape.rids, attempt.pair), abort);
+        let SamplePlan { rids, abort, is_copy, .. } = self.sample;
+        if !rids.is_empty() {
+            let abort = abort.as_ref().map(|abort| AbortOnDrop::new(abort, attempt.pair, self.pools));
+            pair.identify(self.fleet.running().register(rids, attempt.pair), abort);
         }
         // A new room for each attempt: two live requests in one room crash both schedulers (sglang #40125),
         // and the last attempt may still be live on its servers. Decode takes room 0 for "not arrived yet".
         let bootstrap_room = fastrand::u64(1..=MAX_BOOTSTRAP_ROOM);
         let requests = || self.leg_requests(&attempt, bootstrap_room);
         let early_head_at =
-            limits.stream_keepalive.filter(|_| shape.stream).map(|after| Instant::now() + after);
+            limits.stream_keepalive.filter(|_| shape.stream && !is_copy).map(|after| Instant::now() + after);
         let context = AttemptContext { pools: self.pools, deadline: *deadline, early_head_at, requests };
         let wait = poll_fn(|cx| pair.poll_decided(&context, timer, cx)).await;
         resent.extend(pair.resent().map(Arc::clone));
@@ -356,7 +408,8 @@ impl Exchange<'_> {
 
     /// The requests to prefill and to decode.
     fn leg_requests(&self, attempt: &Attempt<'_>, bootstrap_room: u64) -> [OutgoingRequest; 2] {
-        let ReadRequest { limits, upstream_head, body, shape, plan, .. } = self.request;
+        let ReadRequest { limits, upstream_head, body, shape, .. } = self.request;
+        let SamplePlan { plan, is_copy, .. } = self.sample;
         let (prefill, decode) = (attempt.pair.prefill(), attempt.pair.decode());
         let fields = prefill.bootstrap().expect("a prefill server has bootstrap fields");
         let bodies = plan.bodies(body, fields, bootstrap_room);
@@ -368,7 +421,8 @@ impl Exchange<'_> {
             bodies.prefill(),
         );
         // An early head with comments in plain text may go out before decode has chosen a coding.
-        let is_plain = shape.merge.is_some() || (shape.stream && limits.stream_keepalive.is_some());
+        let is_plain =
+            shape.merge.is_some() || *is_copy || (shape.stream && limits.stream_keepalive.is_some());
         let to_decode = if is_plain {
             upstream_head.for_readable_response(decode.host_header(), lines(Role::Decode), bodies.decode())
         } else {

@@ -153,9 +153,16 @@ impl Service {
         let Exchange { head, client, record, timer, .. } = exchange;
         self.logger.start_trace(head, record);
         let request = self.proxy.read(dialect, head, client, record, timer).await?;
-        // Pinned here: passed by value, the future would be copied at every step on the way.
-        let dispatch = pin!(self.proxy.dispatch(&request, admitted.pair, record, timer));
-        let response = client.cancel_on_disconnect(dispatch).await.transpose()?;
+        let response = if request.samples() > 1 {
+            // Boxed: rare, and the future of other requests would be larger.
+            let dispatch = self.proxy.fan_out(request, admitted.pair, &head.headers, record);
+            client.cancel_on_disconnect(Box::pin(dispatch)).await.transpose()?
+        } else {
+            let (sample, prompt) = record.sample_and_prompt();
+            let dispatch = self.proxy.dispatch(&request, request.own(), admitted.pair, prompt, sample, timer);
+            // Pinned here: passed by value, the future would be copied at every step on the way.
+            client.cancel_on_disconnect(pin!(dispatch)).await.transpose()?
+        };
         Ok(response.map_or(HandlerResult::Disconnected, |response| {
             HandlerResult::Relayed(response, admitted.permit)
         }))

@@ -43,7 +43,7 @@ pub use policy::{
 pub(crate) use policy::{DEFAULT_INDEX_BYTES, Demand, IndexUsage};
 pub(crate) use pool::{Lease, Pools};
 pub use role::Role;
-pub(crate) use running_requests::{Registration, RunningRequests};
+pub(crate) use running_requests::{OWN_RID, Registration, RunningRequests};
 pub(crate) use selection::SelectedBy;
 pub use selection::{Selection, SelectionReason, SelectionSummary, ServerPair};
 pub(crate) use server_spec::{DnsName, ServerSpec};

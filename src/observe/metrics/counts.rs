@@ -64,6 +64,8 @@ pub(super) struct Counts {
     pub(super) requests: [ByStreaming<[u64; STATUS_LABELS]>; Endpoint::ALL.len()],
     pub(super) request_bytes: [u64; Endpoint::GENERATING],
     pub(super) response_bytes: [u64; Endpoint::GENERATING],
+    /// Of the requests for several.
+    pub(super) samples: u64,
     pub(super) durations: [ByStreaming<[Histogram<19>; OUTCOMES.len()]>; Endpoint::GENERATING],
     pub(super) times_to_first_byte: [ByStreaming<Histogram<19>>; Endpoint::GENERATING],
     /// From the request's last byte to both legs written: on reused connections, and with at least one opened
@@ -131,6 +133,7 @@ impl Counts {
         }
         self.request_bytes[endpoint as usize] += request.bytes_in();
         self.response_bytes[endpoint as usize] += request.bytes_out();
+        self.samples += request.samples().map_or(0, u64::from);
         if let Some(outcome) = outcome_index(request) {
             let durations = &mut self.durations[endpoint as usize][streaming];
             durations[outcome].observe(&REQUEST_BOUNDS, request.duration);
@@ -199,6 +202,7 @@ impl Counts {
         );
         sum(&mut self.request_bytes, &other.request_bytes);
         sum(&mut self.response_bytes, &other.response_bytes);
+        self.samples += other.samples;
         sum_histograms(
             self.durations.as_flattened_mut().as_flattened_mut(),
             other.durations.as_flattened().as_flattened(),

@@ -43,6 +43,9 @@ families! {
         "Bytes of generation requests' bodies, received from clients.";
     RESPONSE_BYTES counter "mini_lb_response_bytes_total"
         "Bytes of response bodies of generation requests, sent to clients.";
+    SAMPLES counter "mini_lb_samples_total"
+        "Samples of each prompt that completed requests for several (n over 1) have asked for: each is a request \
+         of its own to the servers.";
     SELECTIONS counter "mini_lb_selections_total"
         "Servers that policies have selected for requests and retries, by the reason of the policy.";
     SELECTING histogram "mini_lb_selection_seconds"
@@ -201,6 +204,8 @@ fn requests(text: &mut Exposition, counts: &Counts) {
             text.value(family, &[("endpoint", endpoint)], bytes[index]);
         }
     }
+    text.family(&SAMPLES);
+    text.value(&SAMPLES, &[], counts.samples);
 }
 
 fn errors(text: &mut Exposition, counts: &Counts) {

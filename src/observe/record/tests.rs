@@ -73,7 +73,7 @@ fn completed(happens: impl FnOnce(&Recorder, &mut Record, &ServerPair)) -> Seen 
 }
 
 fn legs(record: &mut Record, pair: &ServerPair) -> (LegRecord, LegRecord) {
-    let attempt = record.begin_attempt(pair);
+    let attempt = record.sample_and_prompt().0.begin_attempt(pair);
     (
         attempt.begin_leg(InFlight::enter(Arc::clone(pair.prefill()))),
         attempt.begin_leg(InFlight::enter(Arc::clone(pair.decode()))),
@@ -140,8 +140,8 @@ fn a_retry_resets_the_phases_and_keeps_its_reason() {
         prefill.response_head_received(written(), BodyProgress::Some);
         decode.set_outcome(Outcome::Refused);
         drop((prefill, decode));
-        record.add_retry(pair.decode(), None);
-        record.begin_attempt(pair);
+        record.sample_and_prompt().0.add_retry(pair.decode(), None);
+        record.sample_and_prompt().0.begin_attempt(pair);
     });
     assert_eq!((seen.attempts, seen.failed_leg), (2, None));
     assert_eq!(seen.retries, [(Role::Decode, RetryCause::Status)]);
@@ -172,7 +172,7 @@ fn an_early_end_is_the_clients_until_the_grace_period_is_over() {
 #[test]
 fn a_merged_response_has_no_relay_time() {
     completed(|_, record, pair| {
-        let attempt = record.begin_attempt(pair);
+        let attempt = record.sample_and_prompt().0.begin_attempt(pair);
         attempt
             .begin_leg(InFlight::enter(Arc::clone(pair.decode())))
             .response_head_received(written(), BodyProgress::Some);

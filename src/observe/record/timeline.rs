@@ -102,6 +102,11 @@ impl Timeline {
         non_zero(&self.reached[phase as usize])
     }
 
+    /// When a phase was reached.
+    pub(super) fn moment_of(&self, phase: Phase) -> Option<SinceHead> {
+        self.nanos_to(phase).map(SinceHead)
+    }
+
     /// Time from the request's head to a phase.
     pub(super) fn time_to(&self, phase: Phase) -> Option<Duration> {
         self.nanos_to(phase).map(Duration::from_nanos)

@@ -59,6 +59,12 @@ impl Trace {
         Some(Self { id: trace, span, parent: Some(parent), flags, state, started_at, legs: Vec::new() })
     }
 
+    /// For a copy of the request, whose legs are spans of the same trace.
+    pub(super) fn of_copy(&self) -> Self {
+        let Self { id, span, parent, flags, started_at, ref state, legs: _ } = *self;
+        Self { id, span, parent, flags, state: state.clone(), started_at, legs: Vec::new() }
+    }
+
     /// Starts the spans of an attempt's legs. Returns the header line for each backend, by role.
     pub(super) fn begin_attempt(&mut self, pair: &ServerPair, now: Duration) -> [Vec<u8>; 2] {
         for leg in self.legs.iter_mut().filter(|leg| leg.retried.is_none()) {

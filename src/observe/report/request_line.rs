@@ -49,7 +49,10 @@ pub struct RequestLine<'a> {
     pub phase: &'static str,
     /// What went wrong. `None` if nothing did, and if the client disconnected.
     pub failure: Option<RequestFailure<'a>>,
-    /// The number of pairs that the request was sent to, one after the other.
+    /// How many samples of each prompt it asked for. `None` if it was one.
+    pub samples: Option<u32>,
+    /// The number of pairs that the request was sent to, one after the other; with several samples, for all of
+    /// them.
     pub attempts: u32,
     /// Why the request was retried: for each attempt after the first the code of the error before it, or
     /// `status`, separated by commas. `None` if it was not.
@@ -166,6 +169,7 @@ macro_rules! fields {
             plain prefill = $line.prefill,
             plain decode = $line.decode,
             plain selection = $line.selection.as_ref().map(SelectionSummary::as_str),
+            number samples = $line.samples.map(u64::from),
             number attempts = Some(u64::from($line.attempts)),
             plain retried = $line.retried.as_deref(),
             flag streaming = Some($line.streaming),
@@ -236,6 +240,7 @@ impl<'a> RequestLine<'a> {
                 let (code, cause) = (failure.code, failure.cause.as_ref());
                 RequestFailure { code, cause }
             }),
+            samples: request.samples(),
             attempts: request.attempts(),
             retried: retried(request),
             bytes_in: request.bytes_in(),
