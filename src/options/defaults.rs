@@ -7,8 +7,7 @@ pub const DEFAULT_MAX_PAYLOAD_SIZE: usize = 512 << 20;
 /// Default largest response that is buffered for a logprob merge: 256 MiB. A 128k-token prompt with 20 top
 /// logprobs per token is about 90 MB.
 pub const DEFAULT_MAX_MERGE_SIZE: usize = 256 << 20;
-/// Default largest number of samples of each prompt, all of which are sent at once: enough for the 10 of a usual
-/// pass@10.
+/// Default largest number of samples of each prompt: enough for the 10 of pass@10.
 pub const DEFAULT_MAX_SAMPLES: u32 = 16;
 /// The largest number that can be set: all samples of a request are polled by one task.
 pub(crate) const MAX_SAMPLES_LIMIT: u32 = 128;

@@ -236,7 +236,8 @@ impl Relay {
         self
     }
 
-    /// Fails a response that has started, for a reason that was found in it. Without legs the reason comes back.
+    /// Fails a response that has started, for a reason that was found in it. Without legs the reason comes
+    /// back.
     pub(super) fn fail(&mut self, cause: Cause) -> Result<Error, Cause> {
         match &mut self.source {
             Source::Legs(relayed) => Ok(relayed.pair.fail(relayed.source, cause)),

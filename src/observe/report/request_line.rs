@@ -51,8 +51,8 @@ pub struct RequestLine<'a> {
     pub failure: Option<RequestFailure<'a>>,
     /// How many samples of each prompt it asked for. `None` if it was one.
     pub samples: Option<u32>,
-    /// The number of pairs that the request was sent to, one after the other; with several samples, for all of
-    /// them.
+    /// The number of pairs that the request was sent to, one after the other; with several samples, for all
+    /// of them.
     pub attempts: u32,
     /// Why the request was retried: for each attempt after the first the code of the error before it, or
     /// `status`, separated by commas. `None` if it was not.

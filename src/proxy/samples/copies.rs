@@ -280,11 +280,11 @@ impl Unsent {
 
     /// What the copy is admitted with: the outer `None` is not now.
     ///
-    /// The request has been admitted, and its copies do not join the queue, where they could wait for requests
-    /// that wait for it. A copy is sent while its servers have capacity; if they have none, whenever another
-    /// copy of the request has ended. Each of those ends by itself, whether others are sent or not, so nothing
-    /// waits in a circle. A request of which no copy runs keeps going, above the cap, as a retry does: else
-    /// those that come later could take each place before it.
+    /// The request has been admitted, and its copies do not join the queue, where they could wait for
+    /// requests that wait for it. A copy is sent while its servers have capacity; if they have none, whenever
+    /// another copy of the request has ended. Each of those ends by itself, whether others are sent or not,
+    /// so nothing waits in a circle. A request of which no copy runs keeps going, above the cap, as a retry
+    /// does: else those that come later could take each place before it.
     fn take_pair(&mut self, copy: usize, is_alone: bool) -> Result<Option<Option<AdmittedPair>>, Error> {
         if copy == 0 {
             return Ok(Some(self.admitted.take()));

@@ -1,7 +1,7 @@
 //! By which ids servers know the copies of a request.
 //!
-//! Two copies may run on one server, which refuses a second request with the same id. A regular server ignores
-//! the client's id if it is asked for several samples. Here a copy's id begins with it, by which
+//! Two copies may run on one server, which refuses a second request with the same id. A regular server
+//! ignores the client's id if it is asked for several samples. Here a copy's id begins with it, by which
 //! `/abort_request` with the client's own finds all copies.
 
 use super::super::abort::new_rid;

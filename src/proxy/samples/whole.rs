@@ -43,8 +43,8 @@ impl WholeResponses {
         }
     }
 
-    /// Waits for all responses and merges them. The first that fails, or is an error, is the response instead:
-    /// the others are dropped with this.
+    /// Waits for all responses and merges them. The first that fails, or is an error, is the response
+    /// instead: the others are dropped with this.
     pub(super) async fn collect(mut self) -> Result<UpstreamResponse, Error> {
         loop {
             let (copy, event) = poll_fn(|cx| self.copies.poll_event(cx)).await;
@@ -81,7 +81,8 @@ impl WholeResponses {
         Ok(None)
     }
 
-    /// Counts what it holds also above the bound of all requests, as a merge of logprobs does: it is under way.
+    /// Counts what it holds also above the bound of all requests, as a merge of logprobs does: it is under
+    /// way.
     fn hold(&mut self, copy: usize, data: &SegmentedBytes) -> Result<(), Error> {
         let limit = self.request.limits.max_merge_size;
         self.memory.charge(data.len());
