@@ -215,3 +215,54 @@ fn a_request_that_is_rejected_before_it_is_parsed_has_the_same_event() {
     assert_eq!((seen.end, seen.status), (Some(RequestEnd::Failed("not_found")), Some(404)));
     assert_eq!((seen.progress, seen.reached), ("head", vec![]));
 }
+
+#[test]
+fn a_request_for_several_samples_ends_as_its_decisive_copy_with_the_attempts_of_all() {
+    let run = |decisive: Option<usize>| {
+        completed(|_, record, pair| {
+            let (all, mut copies) = record.begin_copies(3);
+            copies[0].sample().begin_attempt(pair);
+            let retried = copies[1].sample();
+            retried.begin_attempt(pair);
+            retried.add_retry(pair.decode(), None);
+            let attempt = retried.begin_attempt(pair);
+            let mut prefill = attempt.begin_leg(InFlight::enter(Arc::clone(pair.prefill())));
+            prefill.set_outcome(Outcome::ServerError);
+            drop(prefill);
+            if let Some(copy) = decisive {
+                all.set_decisive(copy);
+            }
+            record.set_status(503);
+            record.record_chunk(5, true);
+            record.set_complete();
+            // In any order; the third was never sent.
+            copies.rotate_left(1);
+        })
+    };
+    let (first, second) = (run(None), run(Some(1)));
+    for seen in [&first, &second] {
+        assert_eq!((seen.attempts, &seen.retries[..]), (3, &[(Role::Decode, RetryCause::Status)][..]));
+        assert_eq!((seen.bytes, seen.status), ((7, 5), Some(503)));
+        // The client's, whatever copy decides.
+        assert_eq!(seen.reached, [Phase::BodyRead, Phase::FirstByteToClient]);
+    }
+    assert_eq!((first.failed_leg, second.failed_leg), (None, Some(Role::Prefill)));
+    assert!(second.failure.is_some_and(|(_, cause)| cause.contains("prefill server")));
+}
+
+#[test]
+fn a_copy_tells_how_much_of_its_prompt_is_missing_and_when_it_is_there() {
+    completed(|_, record, pair| {
+        let (_, mut copies) = record.begin_copies(2);
+        let watch = copies[0].watch();
+        assert_eq!(
+            (watch.missing_bytes(), watch.has_prompt(), watch.server().is_some()),
+            (None, false, false)
+        );
+        let attempt = copies[0].sample().begin_attempt(pair);
+        assert_eq!((watch.missing_bytes(), watch.has_prompt()), (Some(0), false));
+        assert!(Arc::ptr_eq(&watch.server().unwrap(), pair.decode()));
+        attempt.begin_leg(InFlight::enter(Arc::clone(pair.prefill()))).set_outcome(Outcome::Completed);
+        assert!(watch.has_prompt() && !copies[1].watch().has_prompt());
+    });
+}
