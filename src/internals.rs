@@ -7,7 +7,7 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use bytes::{Buf as _, Bytes};
+use bytes::{Buf as _, Bytes, BytesMut};
 use hyper::header::HeaderValue;
 
 use crate::balancer::MiniLoadBalancer;
@@ -18,6 +18,7 @@ use crate::wire::bootstrap::BootstrapFields;
 use crate::wire::client_response::ClientResponseHead;
 use crate::wire::logprobs::{Merge, PromptLogprobs};
 use crate::wire::plan::{OwnIds, RequestPlan};
+use crate::wire::samples::StreamMerger;
 use crate::wire::shape::{BodyInspector, Dialect, HashKey, Prompt};
 use crate::wire::sse::EventSplitter;
 use crate::wire::upstream_request::UpstreamHead;
@@ -158,6 +159,25 @@ pub fn split_events(frames: &[Bytes]) -> usize {
         std::iter::from_fn(|| events.next()).count()
     };
     frames.iter().map(count).sum()
+}
+
+/// Merges the streams of the copies of a request for several samples, which send these events in turns.
+/// Returns the length of the merged stream.
+///
+/// # Panics
+///
+/// If an event is malformed.
+pub fn merge_samples(copies: usize, events: &[Bytes]) -> usize {
+    let mut merger = StreamMerger::new(Dialect::Chat, copies, usize::MAX);
+    let (mut out, mut length) = (BytesMut::new(), 0);
+    for event in events {
+        for copy in 0..copies {
+            merger.push(copy, event, &mut out).expect("a well-formed event");
+            length += out.len();
+            out.clear();
+        }
+    }
+    length
 }
 
 /// Splices prefill's lists into decode's `/generate` response. Returns the length of the client's body.

@@ -105,7 +105,7 @@ fn merge_choices(bodies: &[Bytes]) -> Result<Bytes, MalformedJson> {
     for member in JsonValue::root(first)?.members() {
         let member = member?;
         if member.name.is("choices") {
-            text.replace(member.value.span(), &joined(&merged));
+            text.replace_with(member.value.span(), |out| write_choices(&merged, out));
         } else if member.name.is("usage") && member.value.is_object() {
             total.write(member.value, &mut text)?;
         }
@@ -114,21 +114,18 @@ fn merge_choices(bodies: &[Bytes]) -> Result<Bytes, MalformedJson> {
     Ok(out.freeze())
 }
 
-/// The array of these choices.
-fn joined(choices: &[Choice<'_>]) -> BytesMut {
-    // A comma and the few digits by which an index grows are within what the old array's commas took.
-    let mut array = BytesMut::with_capacity(choices.iter().map(|choice| choice.text.len() + 8).sum());
-    array.put_u8(b'[');
-    for choice in choices {
-        if array.len() > 1 {
-            array.put_u8(b',');
+/// Appends the array of these choices.
+fn write_choices(choices: &[Choice<'_>], out: &mut BytesMut) {
+    out.put_u8(b'[');
+    for (place, choice) in choices.iter().enumerate() {
+        if place > 0 {
+            out.put_u8(b',');
         }
-        let mut text = CopiedText::new(choice.text, &mut array);
+        let mut text = CopiedText::new(choice.text, out);
         text.replace_by_number(choice.own_index.clone(), choice.index);
         text.finish();
     }
-    array.put_u8(b']');
-    array
+    out.put_u8(b']');
 }
 
 /// The index of a copy's sample of the prompt that it says itself.

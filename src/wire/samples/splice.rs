@@ -24,6 +24,12 @@ impl<'a> CopiedText<'a> {
         self.done = range.end;
     }
 
+    /// The same with what `write` appends.
+    pub(super) fn replace_with(&mut self, range: Range<usize>, write: impl FnOnce(&mut BytesMut)) {
+        self.replace(range, b"");
+        write(self.out);
+    }
+
     /// The same with a number.
     pub(super) fn replace_by_number(&mut self, range: Range<usize>, number: u64) {
         self.replace(range, itoa::Buffer::new().format(number).as_bytes());
