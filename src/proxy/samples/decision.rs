@@ -199,9 +199,7 @@ mod tests {
                     let (mut decision, mut client) = (decision.clone(), client.clone());
                     step(&mut decision, &mut client, copy, event);
                     is_stuck = false;
-                    if !decision.is_over() {
-                        open.push((decision, client));
-                    } else if ends.insert(client.clone()) {
+                    if !decision.is_over() || ends.insert(client.clone()) {
                         open.push((decision, client));
                     }
                 }
