@@ -10,7 +10,7 @@ use kit::{
     Client, Gate, ReceivedRequest, Router, RouterProcess, STREAM_HEAD, ScriptedServer, Step, chunk, json,
 };
 use loadtest::sim::{Sim, SimConfig};
-use mini_lb::{CacheAware, MiniLbConfig, RoundRobin};
+use mini_lb::{CacheAware, ConsistentHash, MiniLbConfig, RoundRobin};
 use serde_json::Value;
 
 const CHAT: &str = "/v1/chat/completions";
@@ -377,6 +377,46 @@ async fn an_error_event_of_one_copy_ends_the_stream_as_a_servers_does() {
 }
 
 #[tokio::test]
+async fn a_copy_that_falls_silent_ends_the_stream_though_others_go_on() {
+    let prefill = ok_servers(1).await;
+    let decode = ScriptedServer::start(numbered(|copy| {
+        let start = Step::Send([STREAM_HEAD.as_bytes(), &event("a")].concat());
+        let more = [Step::Pause(Duration::from_millis(20)), Step::Send(event("b"))];
+        match copy {
+            1 => vec![start, Step::Hang],
+            _ => [vec![start], more.iter().cycle().take(2_000).cloned().collect()].concat(),
+        }
+    }))
+    .await;
+    let idle = |config: MiniLbConfig| config.stream_idle_timeout(Duration::from_millis(400));
+    let router = router_with(&prefill, std::slice::from_ref(&decode), idle).await;
+    let mut client = router.client().await;
+    client.send_request("POST", GENERATE, &[], STREAM.as_bytes()).await;
+    let text = client.read_until("decode_timeout").await;
+    assert!(text.contains("\"index\":1"), "{text}");
+    client.wait_closed().await;
+    decode.wait_closed(3).await;
+    router.wait_idle().await;
+}
+
+#[tokio::test]
+async fn a_request_that_takes_too_long_is_a_timeout_of_a_server() {
+    let prefill = ok_servers(1).await;
+    let decode = ScriptedServer::start(numbered(|copy| match copy {
+        2 => vec![Step::Hang],
+        _ => vec![Step::Send(json("200 OK", WHOLE))],
+    }))
+    .await;
+    let prefill = vec![(prefill[0].url(), Some(kit::BOOTSTRAP_PORT))];
+    let config = MiniLbConfig::new("127.0.0.1", 30_000, prefill, vec![decode.url()], 1);
+    let router = Router::start_with_config(config.worker_threads(1)).await;
+    let response = router.client().await.post(GENERATE, BODY).await;
+    assert_eq!((response.status(), &*response.error_code()), (504, "decode_timeout"));
+    router.wait_idle().await;
+    router.wait_buffered(0).await;
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_closes_all_legs() {
     for (body, starts) in [(BODY, false), (STREAM, false), (STREAM, true)] {
         let prefill = ScriptedServer::start(|_| vec![Step::Hang]).await;
@@ -573,9 +613,33 @@ async fn copies_wait_until_the_prompt_of_the_first_is_in_its_prefill_server() {
         }
         computed.open();
         assert_eq!(client.response().await.status(), 200);
+        prefill.wait_for_requests(if length > 1_000 { 5 } else { 4 }).await;
         let copies = prefill.requests().iter().filter(|seen| seen.body.len() > 60 + length).count();
         assert_eq!(copies, 4);
     }
+}
+
+#[tokio::test]
+async fn copies_go_at_once_where_the_policy_sends_them_to_other_servers_anyway() {
+    let now = Gate::new();
+    let script = |now: &Gate| {
+        let opened = now.clone();
+        move |_: &ReceivedRequest| vec![Step::Wait(opened.clone()), Step::Send(json("200 OK", WHOLE))]
+    };
+    let prefill = [ScriptedServer::start(script(&now)).await, ScriptedServer::start(script(&now)).await];
+    let decode = ScriptedServer::start(script(&now)).await;
+    let router = router_with(&prefill, std::slice::from_ref(&decode), |config| {
+        // What decode's policy wants to know of requests is no reason.
+        config.prefill_policy(RoundRobin::default()).decode_policy(ConsistentHash)
+    })
+    .await;
+    let mut client = router.client().await;
+    let body = format!(r#"{{"text":"{}","sampling_params":{{"n":4}}}}"#, "a".repeat(10_000));
+    client.send_request("POST", GENERATE, &[], body.as_bytes()).await;
+    prefill[0].wait_for_requests(2).await;
+    prefill[1].wait_for_requests(2).await;
+    now.open();
+    assert_eq!(client.response().await.status(), 200);
 }
 
 #[tokio::test]

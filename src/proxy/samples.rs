@@ -79,7 +79,8 @@ async fn start_stream(request: &Arc<ReadRequest>, mut copies: Copies) -> Result<
     let (head, is_early) = match first.await {
         Some((copy, event)) => match (decision.on(copy, event.kind()), event) {
             (SampleAction::Start, CopyEvent::Responded(response)) => {
-                let mut head = copies.accept_stream(copy, response)?;
+                let accepted = copies.accept_stream(copy, response);
+                let mut head = accepted.inspect_err(|_| copies.set_decisive(copy))?;
                 // Of one copy's body, if anything.
                 head.remove(&CONTENT_LENGTH);
                 (head, false)

@@ -202,6 +202,11 @@ impl Fleet {
         self.prefill.needs.and(self.decode.needs)
     }
 
+    /// Whether requests with the same prompt are meant to go to the same prefill server.
+    pub(crate) fn keeps_prompts_together(&self) -> bool {
+        self.prefill.needs != Needs::default() || self.prefill.servers().len() == 1
+    }
+
     /// How full the index of the prefill policy is, if it has one.
     pub(crate) fn prefix_index_usage(&self) -> Option<IndexUsage> {
         (&*self.prefill.policy as &dyn Any).downcast_ref::<CacheAware>()?.index_usage()

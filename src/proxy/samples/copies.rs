@@ -273,9 +273,7 @@ impl Copies {
 impl Unsent {
     /// Whether a prompt that one prefill server has is of use to other copies: they would go there as well.
     fn gains_by_prompt(&self) -> bool {
-        let fleet = self.proxy.fleet.now();
-        let needs = fleet.needs();
-        needs.prompt || needs.key || fleet.prefill().len() == 1
+        self.proxy.fleet.now().keeps_prompts_together()
     }
 
     /// What the copy is admitted with: the outer `None` is not now.
