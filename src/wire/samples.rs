@@ -1,7 +1,7 @@
 //! Merging the responses to the copies of one request, each of which asked for one sample of each prompt.
 //!
-//! The client sees what a regular server answers to a request with `n`: sample k of prompt p has the index p
-//! * n + k, tokens of a prompt are counted once, and there is one id, one `usage` and one `[DONE]`. Each
+//! The client sees what a regular server answers to a request with `n`: sample k of prompt p has the index
+//! `p * n + k`, tokens of a prompt are counted once, and there is one id, one `usage` and one `[DONE]`. Each
 //! sample's bytes are its server's own: only indexes, ids and counts are replaced. Which requests ask for
 //! several samples is for [`shape`](super::shape), what the copies get for [`plan`](super::plan), and where
 //! they run for `proxy`.

@@ -132,7 +132,7 @@ impl RequestedSamples {
         } else {
             counts.push(count_in(root)?);
         }
-        if counts.iter().any(|count| *count == Count::Invalid) {
+        if counts.contains(&Count::Invalid) {
             return Ok(Self::Refused(&INVALID_TYPE));
         }
         let Some(first) = counts.first() else { return Ok(Self::One) };

@@ -384,7 +384,12 @@ proptest! {
                 fields
             };
             let expected = with_one_sample(with_bootstrap(read(text.as_bytes()), str::to_owned), dialect);
-            prop_assert_eq!(read(&after), expected);
+            let mut after = read(&after);
+            // What stays of duplicates is what every client may send.
+            if dialect != Dialect::Generate && after.get("n").is_some_and(|n| n == "1") {
+                after.remove("n");
+            }
+            prop_assert_eq!(after, expected);
         }
     }
 
