@@ -9,8 +9,8 @@ use crate::wire::sse::single_data_line;
 
 const COPIES: usize = 3;
 
-/// The responses of three copies: JSON stays JSON, a stream ends at most once, and cuts change nothing. The text's
-/// parts are the three bodies.
+/// The responses of three copies: JSON stays JSON, a stream ends at most once, and cuts change nothing. The
+/// text's parts are the three bodies.
 pub fn merge_samples(data: &[u8]) {
     let Some(input) = FuzzInput::new(data) else { return };
     let [dialect, seed, limit, ..] = input.options;

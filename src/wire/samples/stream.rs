@@ -143,7 +143,7 @@ impl StreamMerger {
 
     /// A copy's stream has ended.
     pub(crate) fn end(&mut self, copy: usize, out: &mut BytesMut) -> Result<MergeProgress, StreamMergeError> {
-        // A server that is stopped may leave out the last blank line. Other copies' events may follow it here.
+        // A server that is stopped may leave out the last blank line. Here other copies' events may follow.
         let partial = &mut self.copies[copy].partial;
         if self.progress == MergeProgress::Open && !partial.is_empty() {
             partial.extend_from_slice(b"\n\n");
