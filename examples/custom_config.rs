@@ -41,11 +41,10 @@ impl Policy for SameBeginning {
     }
 
     fn choose<'a>(&self, choice: &Choice<'a>) -> Selection<'a> {
-        let servers = choice.servers();
-        // The bytes of prompt that each server has still to compute.
-        let least = (0..servers.len()).min_by_key(|index| choice.work(*index)).unwrap_or(0);
+        // The bytes of prompt that each server, or each data-parallel rank of one, has still to compute.
+        let least = (0..choice.servers().len()).min_by_key(|index| choice.work(*index)).unwrap_or(0);
         let Some(prompt) = choice.prompt().filter(|prompt| prompt.blocks() > 0) else {
-            return Selection::new(&servers[least]).because(SelectionReason::Load);
+            return choice.select(least).because(SelectionReason::Load);
         };
         // All worker threads call this concurrently, so the state is atomics.
         let remembered = &self.slots[prompt.block(0) as usize % self.slots.len()];
@@ -53,12 +52,12 @@ impl Policy for SameBeginning {
         // 100 KB are about 25,000 tokens.
         match last.filter(|last| choice.work(*last) < choice.work(least) + 100_000) {
             // What is believed cached does not count as work of the server.
-            Some(last) => Selection::new(&servers[last])
-                .with_cached(Prompt::BLOCK_BYTES as u64)
-                .because(SelectionReason::Prefix),
+            Some(last) => {
+                choice.select(last).with_cached(Prompt::BLOCK_BYTES as u64).because(SelectionReason::Prefix)
+            }
             None => {
                 remembered.store(choice.slot(least), Ordering::Relaxed);
-                Selection::new(&servers[least]).because(SelectionReason::Load)
+                choice.select(least).because(SelectionReason::Load)
             }
         }
     }

@@ -10,7 +10,7 @@ use crate::config::{ConfigError, ConfigSnapshot, MiniLbConfig, Options, Reloaded
 use crate::server::{self, Admission, LiveSettings};
 use crate::upstream::{Backend, Demand, DesiredFleet, ServerPair, difference};
 
-/// The router in front of prefill and decode servers.
+/// The router in front of prefill and decode servers, or of plain servers.
 ///
 /// ```
 /// use mini_lb::{MiniLbConfig, MiniLoadBalancer};
@@ -49,9 +49,10 @@ impl MiniLoadBalancer {
     /// twice, a port or a limit of 0, an unreadable certificate file or key.
     pub fn new(config: MiniLbConfig) -> Result<Self, ConfigError> {
         let settings = config.validate()?;
-        let Settings { fleet_spec, dns_names, access, options, snapshot } = settings;
+        let Settings { fleet_spec, dns_names, encoders, access, options, snapshot } = settings;
         let (started_with, last) = (snapshot.clone(), Mutex::new(snapshot));
         let desired_fleet = Arc::new(DesiredFleet::new(fleet_spec, dns_names));
+        desired_fleet.fleet().encoders().configure(encoders);
         let settings = Arc::new(LiveSettings::new(&options));
         let admission = Admission::new(access, &options.admission);
         Ok(Self { desired_fleet, settings, admission, options, started_with, last })
@@ -114,9 +115,15 @@ impl MiniLoadBalancer {
     ///
     /// # Errors
     ///
-    /// As for [`new`](Self::new). Nothing has changed then.
+    /// As for [`new`](Self::new), and if one configuration has pairs and the other plain servers. Nothing has
+    /// changed then.
     pub fn reload(&self, config: MiniLbConfig) -> Result<Reloaded, ConfigError> {
         let settings = config.validate()?;
+        // What is sent to servers, and the routes, depend on it.
+        if settings.fleet_spec.is_regular != self.desired_fleet.fleet().now().is_regular() {
+            let why = "--worker-urls: a router between plain servers and pairs needs a restart to change";
+            return Err(ConfigError::new(why.into()));
+        }
         // Nothing below can fail, so a reload is applied completely or not at all.
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.servers();
@@ -125,6 +132,8 @@ impl MiniLoadBalancer {
         self.settings.reload(&settings.options);
         self.admission.reload(settings.access, &settings.options.admission);
         self.desired_fleet.configure(settings.fleet_spec, settings.dns_names);
+        // After the servers, with whom the options of health checks come.
+        self.desired_fleet.fleet().encoders().configure(settings.encoders);
         let after = self.servers();
         let reloaded = Reloaded {
             servers_added: difference(&after, &before).count(),
@@ -152,8 +161,8 @@ impl MiniLoadBalancer {
         self.admission.controller.memory().reserved()
     }
 
-    /// Chooses a prefill and a decode server with the current policies, as for a request. Returns `None` if a
-    /// role has no server.
+    /// Chooses a prefill and a decode server, or a plain server, with the current policies, as for a request.
+    /// Returns `None` if a role has no server.
     pub fn select_pair(&self) -> Option<ServerPair> {
         self.select_pair_for(Demand::default())
     }

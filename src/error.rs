@@ -15,9 +15,9 @@ use hyper::{Response, StatusCode};
 use crate::admission::{AuthError, MemoryFull, Rejection};
 use crate::http1::{BodyReadError, ConnError, MAX_HEAD, MAX_HEADERS, MalformedMessage, SendError};
 use crate::transport::{BodyFailure, RequestBodyError};
-use crate::upstream::{Backend, DialError, MAX_SERVERS_PER_ROLE, NotChanged, Outcome, Role};
+use crate::upstream::{Backend, DialError, MAX_ENCODERS, MAX_SERVERS_PER_ROLE, NotChanged, Outcome, Role};
 use crate::wire::segments::SegmentedBytes;
-use crate::wire::shape::{BodyError, Dialect};
+use crate::wire::shape::{BodyError, Dialect, RefusedSamples};
 
 /// A complete response of the router's own.
 pub(crate) type OwnResponse = Response<Full<SegmentedBytes>>;
@@ -45,7 +45,13 @@ pub(crate) enum Error {
     },
     /// The body is no JSON object that the router can add fields to.
     InvalidBody(BodyError),
-    ManySamples,
+    /// More samples of a prompt (`n`) than `--max-n` allows.
+    TooManySamples {
+        samples: u32,
+        limit: u32,
+    },
+    /// An `n` that no server takes, with what SGLang says of it.
+    InvalidSamples(&'static RefusedSamples),
     /// A request that continues an earlier response, which its servers do not keep.
     PreviousResponse,
     /// Malformed HTTP, or HTTP that two programs could read in two ways.
@@ -74,6 +80,8 @@ pub(crate) enum Error {
     NotReady(&'static str),
     /// No healthy server has this role.
     NoServer(Role),
+    /// All encoders are down, and the request has images, audio or video.
+    NoEncoder,
     Upstream {
         server: Arc<Backend>,
         cause: Cause,
@@ -127,10 +135,13 @@ impl Error {
             }
             Self::Overloaded(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::NotReady(_) | Self::NoServer(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotReady(_) | Self::NoServer(_) | Self::NoEncoder => StatusCode::SERVICE_UNAVAILABLE,
+            Self::InvalidSamples(refused) => {
+                StatusCode::from_u16(refused.status).unwrap_or(StatusCode::BAD_REQUEST)
+            }
             Self::BodyRead(_)
             | Self::InvalidBody(_)
-            | Self::ManySamples
+            | Self::TooManySamples { .. }
             | Self::PreviousResponse
             | Self::BadRequest(_)
             | Self::BadAdminRequest(_) => StatusCode::BAD_REQUEST,
@@ -153,7 +164,8 @@ impl Error {
             Self::BodyEncoded { .. } => "unsupported_encoding",
             Self::InvalidBody(BodyError::InternalField { .. }) => "internal_field",
             Self::InvalidBody(_) => "invalid_json",
-            Self::ManySamples => "n_not_supported",
+            Self::TooManySamples { .. } => "n_too_large",
+            Self::InvalidSamples(_) => "invalid_n",
             Self::PreviousResponse => "previous_response_not_supported",
             Self::BadRequest(_) => "bad_request",
             Self::HeadTooLarge => "head_too_large",
@@ -169,10 +181,12 @@ impl Error {
             Self::NotChanged(NotChanged::Unknown) => "worker_not_found",
             Self::NotChanged(NotChanged::Exists) => "worker_exists",
             Self::NotChanged(NotChanged::Busy) => "worker_busy",
-            Self::NotChanged(NotChanged::Full(_)) => "too_many_workers",
+            Self::NotChanged(NotChanged::Full(_) | NotChanged::TooManyEncoders) => "too_many_workers",
             Self::NotReady(_) => "not_ready",
+            Self::NoEncoder => "encoder_unavailable",
             Self::NoServer(Role::Prefill) => "prefill_unavailable",
             Self::NoServer(Role::Decode) => "decode_unavailable",
+            Self::NoServer(Role::Regular) => "regular_unavailable",
             Self::Upstream { server, cause } => cause.code(server.role()),
         }
     }
@@ -254,7 +268,7 @@ impl Error {
             }
             // As of a full queue: when memory is free, or a server there, cannot be known. A new server is
             // probed once a second until it is up.
-            Self::MemoryLimit(_) | Self::NoServer(_) => {
+            Self::MemoryLimit(_) | Self::NoServer(_) | Self::NoEncoder => {
                 response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
             _ => {}
@@ -355,20 +369,21 @@ impl Cause {
     }
 
     fn code(&self, role: Role) -> &'static str {
-        let (prefill, decode) = match self {
-            Self::Connect(_) => ("prefill_connect", "decode_connect"),
-            Self::ConnectTimeout(_) => ("prefill_connect_timeout", "decode_connect_timeout"),
-            Self::Closed(_) => ("prefill_closed", "decode_closed"),
-            Self::LateRefusal(_) => ("prefill_refused", "decode_refused"),
-            Self::BadResponse(_) => ("prefill_bad_response", "decode_bad_response"),
-            Self::Timeout(_) => ("prefill_timeout", "decode_timeout"),
-            Self::TooLarge { .. } => ("prefill_answer_too_large", "decode_answer_too_large"),
-            Self::Unmergeable(_) => ("prefill_unmergeable", "decode_unmergeable"),
+        let by_role = match self {
+            Self::Connect(_) => ["prefill_connect", "decode_connect", "regular_connect"],
+            Self::ConnectTimeout(_) => {
+                ["prefill_connect_timeout", "decode_connect_timeout", "regular_connect_timeout"]
+            }
+            Self::Closed(_) => ["prefill_closed", "decode_closed", "regular_closed"],
+            Self::LateRefusal(_) => ["prefill_refused", "decode_refused", "regular_refused"],
+            Self::BadResponse(_) => ["prefill_bad_response", "decode_bad_response", "regular_bad_response"],
+            Self::Timeout(_) => ["prefill_timeout", "decode_timeout", "regular_timeout"],
+            Self::TooLarge { .. } => {
+                ["prefill_answer_too_large", "decode_answer_too_large", "regular_answer_too_large"]
+            }
+            Self::Unmergeable(_) => ["prefill_unmergeable", "decode_unmergeable", "regular_unmergeable"],
         };
-        match role {
-            Role::Prefill => prefill,
-            Role::Decode => decode,
-        }
+        by_role[role as usize]
     }
 }
 
@@ -450,18 +465,21 @@ impl fmt::Display for Error {
                 "previous_response_id is not supported: SGLang keeps no responses with prefill-decode \
                  disaggregation; send the whole conversation as input",
             ),
-            Self::ManySamples => f.write_str(
-                "n > 1 is not supported: SGLang's decode servers hang on it under prefill-decode disaggregation; \
-                 send n requests",
-            ),
+            Self::TooManySamples { samples, limit } => {
+                write!(
+                    f,
+                    "n is {samples}, more than the router takes ({limit}, --max-n): each is a request of its own"
+                )
+            }
+            Self::InvalidSamples(refused) => f.write_str(refused.message),
             Self::BadRequest(what) => write!(f, "malformed HTTP request: {what}"),
             Self::HeadTooLarge => {
                 write!(f, "the request head is larger than {MAX_HEAD} bytes or {MAX_HEADERS} headers")
             }
             Self::RequestTimeout { what, after } => write!(f, "{what} did not arrive within {after:?}"),
-            Self::Unauthorized => {
-                f.write_str("missing or invalid API key; send Authorization: Bearer KEY with one of the router's keys")
-            }
+            Self::Unauthorized => f.write_str(
+                "missing or invalid API key; send Authorization: Bearer KEY with one of the router's keys",
+            ),
             Self::Forbidden(why) => f.write_str(why),
             Self::Overloaded(rejection) => rejection.fmt(f),
             Self::MemoryLimit(full) => full.fmt(f),
@@ -477,9 +495,17 @@ impl fmt::Display for Error {
             Self::NotChanged(NotChanged::Full(role)) => {
                 write!(f, "the router has {MAX_SERVERS_PER_ROLE} {role} servers, which is the maximum")
             }
+            Self::NotChanged(NotChanged::TooManyEncoders) => {
+                write!(f, "the router has {MAX_ENCODERS} encoders, which is the maximum")
+            }
+            Self::NoEncoder => f.write_str(
+                "no encoder is up, and the request has images, audio or video; text alone is served",
+            ),
             Self::NotReady(why) => f.write_str(why),
             Self::NoServer(role) => write!(f, "no {role} server is available"),
-            Self::Upstream { server, cause } => write!(f, "{} server {} {cause}", server.role(), server.url()),
+            Self::Upstream { server, cause } => {
+                write!(f, "{} server {} {cause}", server.role(), server.url())
+            }
         }
     }
 }
@@ -511,7 +537,7 @@ impl fmt::Display for Cause {
                 "sent a response larger than {limit} bytes, the most that is held in memory for a logprob merge \
                  (--max-merge-size)"
             ),
-            Self::Unmergeable(what) => write!(f, "sent a response without readable logprobs: {what}"),
+            Self::Unmergeable(what) => write!(f, "sent a response that cannot be merged: {what}"),
         }
     }
 }

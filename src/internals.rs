@@ -7,7 +7,7 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use bytes::{Buf as _, Bytes};
+use bytes::{Buf as _, Bytes, BytesMut};
 
 use crate::balancer::MiniLoadBalancer;
 use crate::http1::{OutgoingBody, read_request_head, read_response_head};
@@ -17,6 +17,7 @@ use crate::wire::bootstrap::BootstrapFields;
 use crate::wire::client_response::ClientResponseHead;
 use crate::wire::logprobs::{Merge, PromptLogprobs};
 use crate::wire::plan::{OwnIds, RequestPlan};
+use crate::wire::samples::StreamMerger;
 use crate::wire::shape::{BodyInspector, Dialect, HashKey, Prompt};
 use crate::wire::sse::EventSplitter;
 use crate::wire::upstream_request::{UpstreamHead, UpstreamTarget};
@@ -53,7 +54,7 @@ pub fn inspect(chunks: &[Bytes], is_chat: bool, with_prompt: bool) -> Option<Pro
 
 /// Selects a pair for a request with this prompt. Returns the work of its prefill server.
 pub fn select_pair(router: &MiniLoadBalancer, prompt: &Prompt) -> u64 {
-    let demand = Demand { prompt: Some(prompt), body: prompt.bytes(), key: None };
+    let demand = Demand { prompt: Some(prompt), body: prompt.bytes(), ..Demand::default() };
     router.select_pair_for(demand).expect("servers of both roles").prefill().work()
 }
 
@@ -96,18 +97,19 @@ impl Drop for Legs {
 
 /// Selects a pair for a request with this prompt, and counts the request on both servers.
 pub fn enter_pair(router: &MiniLoadBalancer, prompt: &Prompt) -> Legs {
-    let demand = Demand { prompt: Some(prompt), body: prompt.bytes(), key: None };
+    let demand = Demand { prompt: Some(prompt), body: prompt.bytes(), ..Demand::default() };
     let (pair, prefill, decode) =
         router.live_fleet().now().enter_pair(demand).expect("servers of both roles");
-    Legs { pair, prefill: Some(prefill), decode }
+    Legs { pair, prefill, decode }
 }
 
-/// All prefill servers have told that their cache holds so many tokens.
-pub fn set_cache_tokens(router: &MiniLoadBalancer, tokens: u64) {
+/// All prefill servers have told that their cache holds so many tokens, that of each of `dp_size` ranks.
+pub fn set_cache_tokens(router: &MiniLoadBalancer, tokens: u64, dp_size: u64) {
     for server in router.live_fleet().now().prefill() {
-        server.record_description(Description { cache_tokens: Some(tokens), ..Description::default() });
+        let (cache_tokens, dp_size) = (Some(tokens), Some(dp_size));
+        server.record_description(Description { cache_tokens, dp_size, ..Description::default() });
     }
-    router.live_fleet().capacity_changed();
+    router.live_fleet().descriptions_changed();
 }
 
 /// Each prefill server has told that so many tokens wait on it.
@@ -158,6 +160,25 @@ pub fn split_events(frames: &[Bytes]) -> usize {
         std::iter::from_fn(|| events.next()).count()
     };
     frames.iter().map(count).sum()
+}
+
+/// Merges the streams of the copies of a request for several samples, which send these events in turns.
+/// Returns the length of the merged stream.
+///
+/// # Panics
+///
+/// If an event is malformed.
+pub fn merge_samples(copies: usize, events: &[Bytes]) -> usize {
+    let mut merger = StreamMerger::new(Dialect::Chat, copies, usize::MAX);
+    let (mut out, mut length) = (BytesMut::new(), 0);
+    for event in events {
+        for copy in 0..copies {
+            merger.push(copy, event, &mut out).expect("a well-formed event");
+            length += out.len();
+            out.clear();
+        }
+    }
+    length
 }
 
 /// Splices prefill's lists into decode's `/generate` response. Returns the length of the client's body.

@@ -46,6 +46,8 @@ const SUPPORTED: &[(&str, &str)] = &[
     ("--decode <URL>", ""),
     ("--prefill-dns <HOST:PORT> [BOOTSTRAP|none]", ""),
     ("--decode-dns <HOST:PORT>", ""),
+    ("--worker-urls [<URL>...]", ""),
+    ("--worker-dns <HOST:PORT>", ""),
     ("--dns-interval-secs <SECONDS>", "[default: 5]"),
     ("--worker-startup-timeout-secs <SECONDS>", "[default: 1800]"),
     ("--worker-startup-check-interval <SECONDS>", "[default: 1]"),
@@ -67,6 +69,7 @@ const SUPPORTED: &[(&str, &str)] = &[
     ("--host <HOST>", "[default: 0.0.0.0]"),
     ("--port <PORT>", "[default: 30000]"),
     ("--proxy-protocol", ""),
+    ("--dp-aware", ""),
     ("--request-timeout-secs <SECONDS>", "[default: 1800]"),
     ("--stream-idle-timeout-secs <SECONDS>", "[default: 300]"),
     ("--retry-max-retries <COUNT>", "[default: 1]"),
@@ -79,6 +82,7 @@ const SUPPORTED: &[(&str, &str)] = &[
     ("--connect-timeout-secs <SECONDS>", "[default: 5]"),
     ("--shutdown-lame-duck-secs <SECONDS>", "[default: 3]"),
     ("--shutdown-grace-period-secs <SECONDS>", "[default: 180]"),
+    ("--max-n <COUNT>", "[default: 16]"),
     ("--max-payload-size <BYTES>", "[default: 536870912]"),
     ("--max-merge-size <BYTES>", "[default: 268435456]"),
     ("--max-buffered-bytes <BYTES>", "[default: a quarter of the memory]"),
@@ -88,6 +92,7 @@ const SUPPORTED: &[(&str, &str)] = &[
     ("--rate-limit-tokens-per-second <COUNT>", "[default: no limit]"),
     ("--max-in-flight-per-prefill <COUNT>", "[default: no limit]"),
     ("--max-in-flight-per-decode <COUNT>", "[default: no limit]"),
+    ("--max-in-flight-per-worker <COUNT>", "[default: no limit]"),
     ("--api-key <KEY>", ""),
     ("--api-key-file <FILE>", ""),
     ("--admin-api-key <KEY>", ""),
@@ -262,7 +267,7 @@ fn flags_that_tune_what_does_not_exist_are_accepted_and_the_log_says_why() {
 #[test]
 fn every_other_option_is_accepted() {
     let typed = "--prefill-bootstrap-host http://127.0.0.1:1 prefill.example --connect-timeout-secs 1 \
-                 --shutdown-grace-period-secs 0 --max-payload-size 1 --max-merge-size 1 \
+                 --shutdown-grace-period-secs 0 --max-n 1 --max-payload-size 1 --max-merge-size 1 \
                  --max-idle-per-backend 0 --socket-buffer-size 65536 --request-timeout-secs 4294967295 \
                  --backend-idle-timeout-secs 3 --retry-on-status 429,503 --retry-on-status 500 --health-check-interval-secs 1 \
                  --max-concurrent-requests 5 --max-concurrent-requests -1 --queue-size 0 --queue-timeout-secs 1 \

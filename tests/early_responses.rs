@@ -45,7 +45,7 @@ impl Pair {
         let silent = ScriptedServer::start(|_| vec![Step::Hang]).await;
         let router = match role {
             Role::Prefill => Router::start(&[&refusing], &[&silent]).await,
-            Role::Decode => Router::start(&[&silent], &[&refusing]).await,
+            Role::Decode | Role::Regular => Router::start(&[&silent], &[&refusing]).await,
         };
         Self { refusing, _silent: silent, router }
     }

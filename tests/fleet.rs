@@ -100,6 +100,23 @@ fn cache_aware_is_never_worse_than_simpler_policies() {
     assert!(found.is_empty(), "{found:#?}");
 }
 
+#[test]
+fn ranks_that_are_known_are_as_good_as_servers_and_ranks_that_are_not_are_half_as_good() {
+    let _machine = simulates();
+    let fleet = Fleet { warm_up: WARM_UP, ..Fleet::default() };
+    let requests = conversation().expect("the trace");
+    let requests = at_rate(&requests, 0.85 / random_use(&fleet, &requests));
+    let all: Vec<_> = own_router::candidates().into_iter().chain(own_router::with_ranks()).collect();
+    let [servers, known, ignored] = ["", ":ranks", ":ranks-ignored"].map(|kind| {
+        let is_it = |candidate: &&Candidate| candidate.name == format!("mini-lb:cache_aware{kind}");
+        row(&fleet, &requests, all.iter().find(is_it).expect("a candidate of this name"))
+    });
+    let hits = [&servers, &known, &ignored].map(|row| row.hit_rate);
+    assert!(hits[1] > 0.95 * hits[0] && hits[2] < 0.5 * hits[1], "{hits:?}");
+    let means = [&servers, &known, &ignored].map(|row| row.mean);
+    assert!(means[1] < 1.05 * means[0] && means[2] > 3.0 * means[1], "{means:?}");
+}
+
 /// The oracle is up to 0.06 s behind `least_load` here, too: it looks at caches although all servers have
 /// all.
 const SAME_IF_ALIKE: (f64, f64) = (1.05, 0.08);

@@ -342,6 +342,31 @@ async fn client_disconnects_are_counted() {
 }
 
 #[tokio::test]
+async fn a_request_for_several_samples_is_one_request_with_legs_of_each() {
+    let prefill = ScriptedServer::always(json("200 OK", ANSWER)).await;
+    let decode = ScriptedServer::always(json("200 OK", ANSWER)).await;
+    let monitored = MonitoredRouter::start(&[&prefill], &[&decode], |config| config).await;
+    let body = r#"{"text":"a","sampling_params":{"n":3}}"#;
+    let response = monitored.client().await.post("/generate", body).await;
+    assert_eq!(response.status(), 200, "{}", response.text());
+    let scrape = monitored.after(1).await;
+    let request = [("endpoint", "generate"), ("status", "200"), ("streaming", "false")];
+    scrape.has("mini_lb_requests_total", &request, 1);
+    scrape.sums_to("mini_lb_requests_total", 1);
+    scrape.has("mini_lb_samples_total", &[], 3);
+    scrape.has("mini_lb_request_bytes_total", &[("endpoint", "generate")], body.len() as u64);
+    scrape.has("mini_lb_response_bytes_total", &[("endpoint", "generate")], response.body.len() as u64);
+    for (role, server) in [("prefill", &prefill), ("decode", &decode)] {
+        let labels = [("role", role), ("backend", &*server.url()), ("outcome", "completed")];
+        scrape.has("mini_lb_backend_legs_total", &labels, 3);
+        scrape.sums_to("mini_lb_selections_total", 6);
+    }
+    // The router's own time would be that of one copy alone.
+    scrape.sums_to("mini_lb_router_send_seconds_count", 0);
+    scrape.sums_to("mini_lb_cancellations_total", 0);
+}
+
+#[tokio::test]
 async fn retries_are_counted() {
     let busy = json("503 Service Unavailable", "{}");
     for (role, cause) in [("prefill", "connect"), ("decode", "status")] {
@@ -494,11 +519,63 @@ async fn backend_that_refuses_a_probe_is_shown_as_draining() {
     scrape.has("mini_lb_backend_draining", &[("role", "prefill"), ("backend", &prefill.url())], 0);
 }
 
+const RANK_WORK: &str = "mini_lb_backend_rank_work_bytes";
+
+/// A prefill server with two ranks that never answers a request, and a router that knows it.
+async fn router_with_ranks(decode: &ScriptedServer, answer: Step) -> (ScriptedServer, MonitoredRouter) {
+    let prefill = ScriptedServer::start(move |seen| match seen.target() {
+        "/server_info" => vec![Step::Send(json("200 OK", r#"{"dp_size":2}"#))],
+        "/ready" => vec![Step::Send(json("200 OK", "{}"))],
+        _ => vec![answer.clone()],
+    })
+    .await;
+    let monitored = MonitoredRouter::start(&[&prefill], &[decode], |config| {
+        let checked = config.health_checks(true).health_check_interval(Duration::from_secs(1));
+        checked.encoder("http://127.0.0.1:1")
+    })
+    .await;
+    kit::with_timeout("the ranks", async {
+        while !monitored.after(0).await.text().contains(&format!("{RANK_WORK}{{")) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    (prefill, monitored)
+}
+
+#[tokio::test]
+async fn work_of_a_server_is_the_sum_of_its_ranks() {
+    let decode = ScriptedServer::start(|_| vec![Step::Hang]).await;
+    let (prefill, monitored) = router_with_ranks(&decode, Step::Hang).await;
+    let (mut first, mut second) = (monitored.client().await, monitored.client().await);
+    // The second goes to the rank that has nothing to do.
+    for (client, letter, length, seen) in [(&mut first, "a", 3_000, 1), (&mut second, "b", 5_000, 2)] {
+        let body = format!(r#"{{"text":"{}"}}"#, letter.repeat(length));
+        client.send_request("POST", "/generate", &[], body.as_bytes()).await;
+        kit::with_timeout("the request", async {
+            while decode.requests().iter().filter(|seen| seen.target() == "/generate").count() < seen {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+    let scrape = monitored.after(0).await;
+    let url = prefill.url();
+    let of_rank = |rank| scrape.get(RANK_WORK, &[("role", "prefill"), ("backend", &url), ("dp_rank", rank)]);
+    let mut works = [of_rank("0"), of_rank("1")];
+    works.sort_by(f64::total_cmp);
+    assert_eq!(works, [3_001.0 + 1_024.0, 5_001.0 + 1_024.0]);
+    scrape.has("mini_lb_backend_work_bytes", &[("role", "prefill"), ("backend", &url)], 10_050);
+    scrape.has("mini_lb_backend_in_flight_requests", &[("role", "prefill"), ("backend", &url)], 2);
+    drop((first, second));
+    monitored.after(2).await.sums_to(RANK_WORK, 0);
+}
+
 /// A scrape that has at least one series of every metric.
 async fn full_scrape() -> Scrape {
-    let prefill = ScriptedServer::always(json("200 OK", ANSWER)).await;
     let decode = ScriptedServer::always(json("200 OK", ANSWER)).await;
-    let monitored = MonitoredRouter::start(&[&prefill], &[&decode], |config| config).await;
+    let answer = Step::Send(json("200 OK", ANSWER));
+    let (_prefill, monitored) = router_with_ranks(&decode, answer).await;
     let mut client = monitored.client().await;
     assert_eq!(client.post("/generate", BODY).await.status(), 200);
     assert_eq!(client.post("/generate", "[]").await.status(), 400);

@@ -32,10 +32,14 @@ mod crosstalk;
 mod data_path;
 #[path = "dialects.rs"]
 mod dialects;
+#[path = "dp_ranks.rs"]
+mod dp_ranks;
 #[path = "early_errors.rs"]
 mod early_errors;
 #[path = "early_responses.rs"]
 mod early_responses;
+#[path = "encoders.rs"]
+mod encoders;
 #[path = "endpoints.rs"]
 mod endpoints;
 #[path = "failure_matrix.rs"]
@@ -58,6 +62,8 @@ mod logging;
 mod memory_bound;
 #[path = "metrics.rs"]
 mod metrics;
+#[path = "multimodal.rs"]
+mod multimodal;
 #[path = "prefill_usage.rs"]
 mod prefill_usage;
 #[path = "proxy_protocol.rs"]
@@ -66,6 +72,8 @@ mod proxy_protocol;
 mod real_clients;
 #[path = "recorded_exchanges.rs"]
 mod recorded_exchanges;
+#[path = "regular.rs"]
+mod regular;
 #[path = "request_id.rs"]
 mod request_id;
 #[path = "response_encodings.rs"]
@@ -78,6 +86,8 @@ mod rolling_restart;
 mod routed_experts;
 #[path = "routes.rs"]
 mod routes;
+#[path = "samples.rs"]
+mod samples;
 #[path = "shutdown.rs"]
 mod shutdown;
 #[path = "simulated_load.rs"]

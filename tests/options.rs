@@ -91,9 +91,18 @@ impl Files {
 
     /// Options of a file, and a server of each role if they name none.
     fn file(&self, lines: &[(&str, String)]) -> String {
+        let names_none = |name: &str| lines.iter().all(|(line, _)| *line != name);
+        self.file_with(lines, &["prefill", "decode"].map(|name| names_none(name).then_some(name)))
+    }
+
+    /// The same for the option of this case. Plain servers exclude those of pairs.
+    fn file_for(&self, case: &Case, lines: &[(&str, String)]) -> String {
+        if case.is_of_plain_servers() { self.file_with(lines, &[]) } else { self.file(lines) }
+    }
+
+    fn file_with(&self, lines: &[(&str, String)], missing: &[Option<&str>]) -> String {
         let servers = [("prefill", "[\"http://127.0.0.1:1\"]"), ("decode", "[\"http://127.0.0.1:2\"]")];
-        let is_missing = |name: &str| lines.iter().all(|(line, _)| *line != name);
-        let servers = servers.iter().filter(|(name, _)| is_missing(name)).map(|(name, urls)| (*name, *urls));
+        let servers = servers.iter().filter(|(name, _)| missing.contains(&Some(name))).copied();
         let lines = lines.iter().map(|(name, value)| (*name, value.as_str())).chain(servers);
         let text: String = lines.map(|(name, value)| format!("{name} = {value}\n")).collect();
         self.folder.put("mini-lb.toml", &text).to_str().expect("a path of text").to_owned()
@@ -101,6 +110,10 @@ impl Files {
 }
 
 impl Case {
+    fn is_of_plain_servers(&self) -> bool {
+        ["worker-urls", "worker-dns"].contains(&self.spec.name)
+    }
+
     /// As in a file.
     fn toml(&self) -> String {
         let literal = |value: &String| match value.parse::<u32>() {
@@ -170,13 +183,13 @@ fn each_option_can_be_given_on_the_command_line_in_a_file_and_in_a_variable() {
     assert!(cases.len() > 50, "{}", cases.len());
     for case in cases {
         let (name, key, variable) = (case.spec.name, case.spec.key(), case.spec.variable());
-        let plain = files.file(&case.lines());
+        let plain = files.file_for(&case, &case.lines());
         let text = checked(&plain, &case.words(), &[]).expect(name);
         assert!(text.contains(&case.shown("command line")), "{name}: {text}");
         let text = checked(&plain, &[], &[(&variable, &case.variable())]).expect(name);
         assert!(text.contains(&case.shown(&variable)), "{name}: {text}");
         for spelled in [name, &key] {
-            let file = files.file(&[vec![(spelled, case.toml())], case.lines()].concat());
+            let file = files.file_for(&case, &[vec![(spelled, case.toml())], case.lines()].concat());
             let text = checked(&file, &[], &[]).expect(name);
             assert!(text.contains(&case.shown(&format!("{file}:1"))), "{name}: {text}");
         }
@@ -221,15 +234,20 @@ fn a_changed_value_is_reported_as_in_effect_or_as_waiting_for_a_restart() {
     let files = Files::new("reported");
     let prefill = vec![("http://127.0.0.1:1".to_owned(), Some(8998))];
     let decode = vec!["http://127.0.0.1:2".to_owned()];
-    let plain = || MiniLbConfig::new("127.0.0.1", 30_000, prefill.clone(), decode.clone(), 1_800);
-    let balancer = MiniLoadBalancer::new(plain()).expect("a good configuration");
+    let pair = || MiniLbConfig::new("127.0.0.1", 30_000, prefill.clone(), decode.clone(), 1_800);
+    let regular =
+        || MiniLbConfig::new("127.0.0.1", 30_000, vec![], vec![], 1_800).worker_urls(decode.clone());
+    let balancers =
+        [pair(), regular()].map(|config| MiniLoadBalancer::new(config).expect("a good configuration"));
     let is_library = |case: &Case| {
         let mut known = option_sections().iter().flat_map(OptionSection::options);
         known.any(|spec| spec.name == case.spec.name)
     };
     for case in files.cases().into_iter().filter(is_library) {
-        let Case { spec, occurrences, companions } = case;
-        let changed = plain().set_option(spec.name, occurrences).expect(spec.name);
+        let plain = || if case.is_of_plain_servers() { regular() } else { pair() };
+        let balancer = &balancers[usize::from(case.is_of_plain_servers())];
+        let Case { spec, occurrences, companions } = &case;
+        let changed = plain().set_option(spec.name, occurrences.clone()).expect(spec.name);
         let changed = companions
             .iter()
             .fold(changed, |config, (name, value)| config.set_option(name, [[value.as_str()]]).expect(name));

@@ -122,7 +122,7 @@ fn python_clients_get_the_responses_of_a_single_server() {
     let router = BuiltRouter::start(&servers);
     compare_in_python(&servers, &router, python, "test_openai.py");
     let count = check_legs(&servers);
-    assert!(count >= 70, "{count} requests");
+    assert!(count >= 100, "{count} requests");
 
     let bootstrap = servers.pair.prefill.bootstrap_port().expect("a bootstrap port");
     for server in [&servers.pair.prefill, &servers.pair.decode] {
@@ -183,7 +183,7 @@ fn node_client_gets_the_responses_of_a_single_server() {
     let client =
         compare(&servers, &router, "node", &["--test", "--test-reporter=tap", &tests.to_string_lossy()]);
     let report = client.stdout.text();
-    for line in ["# pass 15", "# fail 0", "# skipped 0"] {
+    for line in ["# pass 18", "# fail 0", "# skipped 0"] {
         assert!(report.lines().any(|own| own == line), "{line}:\n{report}");
     }
     let count = check_legs(&servers);
@@ -198,19 +198,25 @@ fn begin(router: &BuiltRouter, program: &str, args: &[&str]) -> ChildProcess {
     client
 }
 
+/// How many samples a client of cancel.py or an API of cancel.mjs asks for.
+fn samples_of(name: &str) -> u64 {
+    if name.ends_with("samples") { 3 } else { 1 }
+}
+
 /// A stream of minutes, of which prefill has completed its part, ends on decode when the client closes it.
 fn closed_stream_ends_decode(program: &str, script: &str, name: &str) {
     let servers = Servers::start(|config| SimConfig { inter_token: Duration::from_millis(5), ..config });
     let router = BuiltRouter::start(&servers);
     let mut client = begin(&router, program, &[script, "stream", name]);
     let (prefill, decode) = (&servers.pair.prefill, &servers.pair.decode);
-    wait_until("prefill has done its part", || prefill.stats().completed == 1);
-    assert_eq!(decode.stats().in_flight, 1);
+    let samples = samples_of(name);
+    wait_until("prefill has done its part", || prefill.stats().completed == samples);
+    assert_eq!(decode.stats().in_flight, samples);
     client.send_newline();
     client.wait_for("given up\n");
     wait_until("decode's connection is closed", || decode.stats().connections_open == 0);
     wait_until("decode has stopped", || decode.stats().in_flight == 0);
-    assert_eq!((decode.stats().aborted, prefill.stats().in_flight), (1, 0));
+    assert_eq!((decode.stats().aborted, prefill.stats().in_flight), (samples, 0));
     // Not because the client process ended.
     assert!(client.is_running());
     client.expect_success();
@@ -222,24 +228,26 @@ fn given_up_request_ends_both_legs(program: &str, script: &str, name: &str) {
     let router = BuiltRouter::start(&servers);
     let mut client = begin(&router, program, &[script, "wait", name]);
     let both = [&servers.pair.prefill, &servers.pair.decode];
-    wait_until("both legs run", || both.iter().all(|server| server.stats().in_flight == 1));
+    let samples = samples_of(name);
+    wait_until("both legs run", || both.iter().all(|server| server.stats().in_flight == samples));
     client.send_newline();
     client.wait_for("given up\n");
     for server in both {
         wait_until("a leg's connection is closed", || server.stats().connections_open == 0);
         wait_until("a leg has stopped", || server.stats().in_flight == 0);
-        assert_eq!((server.stats().failed, server.stats().completed), (1, 0));
+        assert_eq!((server.stats().failed, server.stats().completed), (samples, 0));
     }
     // The server that notices first also aborts its partner.
-    assert!(both.iter().any(|server| server.stats().aborted == 1));
+    assert!(both.iter().map(|server| server.stats().aborted).sum::<u64>() >= samples);
     assert!(client.is_running());
     client.expect_success();
 }
 
 /// Every client of cancel.py.
-const PYTHON_CLIENTS: [&str; 5] = ["openai-chat", "openai-responses", "anthropic", "litellm", "langchain"];
+const PYTHON_CLIENTS: [&str; 6] =
+    ["openai-chat", "openai-samples", "openai-responses", "anthropic", "litellm", "langchain"];
 /// Every API of cancel.mjs.
-const NODE_APIS: [&str; 2] = ["chat", "responses"];
+const NODE_APIS: [&str; 3] = ["chat", "samples", "responses"];
 
 #[test]
 fn closing_a_stream_in_python_ends_it_on_decode() {

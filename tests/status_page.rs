@@ -91,17 +91,32 @@ impl Ports {
 
 /// The built router with these decode servers. The error is its output if a port was taken.
 fn router_at(servers: &Servers, decode: &[&str], ports: Ports) -> Result<ChildProcess, String> {
+    router_with(servers, decode, &[], ports)
+}
+
+/// The same with more arguments.
+fn router_with(
+    servers: &Servers,
+    decode: &[&str],
+    args: &[&str],
+    ports: Ports,
+) -> Result<ChildProcess, String> {
+    let bootstrap = servers.prefill.bootstrap_port().expect("a bootstrap port").to_string();
+    let prefill = servers.prefill.url();
+    let of_decode = decode.iter().flat_map(|url| ["--decode", *url]);
+    let servers = ["--prefill", &prefill, &bootstrap].into_iter().chain(of_decode);
+    program_at(&servers.chain(args.iter().copied()).collect::<Vec<_>>(), ports)
+}
+
+/// The built router with these flags for its servers.
+fn program_at(servers: &[&str], ports: Ports) -> Result<ChildProcess, String> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mini-lb"));
     command.args(["--host", "127.0.0.1", "--port", &ports.clients.to_string()]);
     command.args(["--prometheus-port", &ports.operators.to_string()]);
     // Failed requests eject a server sooner than probes do, and one probe brings it back.
     command.args(["--health-check-interval-secs", "1", "--health-failure-threshold", "3"]);
     command.args(["--health-success-threshold", "1", "--shutdown-grace-period-secs", "1"]);
-    let bootstrap = servers.prefill.bootstrap_port().expect("a bootstrap port").to_string();
-    command.args(["--prefill", &servers.prefill.url(), &bootstrap]);
-    for url in decode {
-        command.args(["--decode", url]);
-    }
+    command.args(servers);
     let mut program = ChildProcess::start(command);
     // Its two listeners are logged in this order.
     let listens =
@@ -110,10 +125,14 @@ fn router_at(servers: &Servers, decode: &[&str], ports: Ports) -> Result<ChildPr
 }
 
 fn router(servers: &Servers, decode: &[&str]) -> (ChildProcess, Ports) {
+    started(|ports| router_at(servers, decode, ports))
+}
+
+fn started(start: impl Fn(Ports) -> Result<ChildProcess, String>) -> (ChildProcess, Ports) {
     // Another process may take a free port before the router does.
     for _ in 0..5 {
         let ports = Ports::free();
-        match router_at(servers, decode, ports) {
+        match start(ports) {
             Ok(program) => return (program, ports),
             Err(said) => assert!(said.contains("in use"), "{said}"),
         }
@@ -186,6 +205,29 @@ fn health(role: &str, url: &str, wanted: &str) -> String {
 }
 
 #[test]
+fn page_shows_plain_servers_as_the_only_role() {
+    if !browser::is_installed() {
+        return;
+    }
+    let runtime = Runtime::new().expect("a runtime");
+    let sim = runtime.block_on(Sim::start(quick(Role::Regular, None))).expect("a free port");
+    let url = sim.url();
+    let (_program, ports) = started(|ports| program_at(&["--worker-urls", &url], ports));
+    let mut browser = Browser::start(&folder().join("plain"));
+    browser.open(&ports.page());
+    browser.until("document.getElementById('state').innerText === 'ready'");
+    browser.until(&health("regular", &url, "healthy"));
+    browser.until("document.getElementById('first').innerText === 'Servers healthy'");
+    browser.until("document.getElementById('prefill').innerText === '1 of 1'");
+    for id in ["second", "pairs-title", "pairs-table", "pairs-note"] {
+        browser.until(&format!("document.getElementById('{id}').offsetHeight === 0"));
+    }
+    generate(ports.clients, 3, false).expect("a response");
+    browser.until(&format!("parseFloat({}) > 0", cell("regular", &url, "Requests/s")));
+    assert_eq!(browser.console_messages(), [""; 0]);
+}
+
+#[test]
 fn page_shows_backends_traffic_and_health_changes() {
     if !browser::is_installed() {
         return;
@@ -236,6 +278,7 @@ fn page_shows_backends_traffic_and_health_changes() {
 
 fn shows_servers_and_traffic(browser: &mut Browser, servers: &Servers, decode: &[String], ports: Ports) {
     browser.until("document.getElementById('state').innerText === 'ready'");
+    assert_eq!(browser.value("document.getElementById('encoding').hidden"), true, "there are no encoders");
     let prefill = servers.prefill.url();
     browser.until(&health("prefill", &prefill, "healthy"));
     for url in decode {
@@ -346,6 +389,40 @@ fn calculates(browser: &mut Browser) {
     ] {
         assert_eq!(browser.value(sum), true, "{sum}");
     }
+}
+
+#[test]
+fn page_shows_encoders_where_there_are_some() {
+    if !browser::is_installed() {
+        return;
+    }
+    let servers = Servers::start();
+    let ports = Ports::free();
+    let encoder = servers.runtime.block_on(Sim::start(quick(Role::Encoder, None))).expect("a free port");
+    let url = encoder.url();
+    let decode = servers.decode_url(0);
+    let program = router_with(&servers, &[&decode], &["--encode", &url], ports).expect("free ports");
+    // Its profile is not that of the other test's browser.
+    let folder = folder().join("encoders");
+    fs::create_dir_all(&folder).expect("a folder");
+    let mut browser = Browser::start(&folder);
+    browser.open(&ports.page());
+    let cell = |label: &str| {
+        format!("document.querySelector('#encoders tr [data-label=\"{label}\"]').innerText.trim()")
+    };
+    browser.until("document.querySelector('#encoders tr') !== null");
+    browser.until(&format!("{} === '{url}'", cell("Encoder")));
+    browser.until(&format!("{} === 'healthy'", cell("Health")));
+    // The prefill server is not language-only.
+    let registered = cell("Registrations");
+    browser.until(&format!("{registered} === 'refused 1'"));
+    browser.until("document.getElementById('state').innerText === 'ready'");
+    for width in [320, 1024] {
+        browser.resize(width, 740, true);
+        assert_eq!(browser.value("document.documentElement.scrollWidth"), width);
+    }
+    assert_eq!(browser.console_messages(), [""; 0]);
+    drop(program);
 }
 
 /// The head of a response, in lower case, and its body.

@@ -141,7 +141,7 @@ async fn there_is_an_id_for_each_begun_block_of_512_tokens() {
     for length in lengths {
         post(&mut client, "/v1/completions", &completion(&text(9, length))).await;
     }
-    for body in [r#"{"max_tokens":1}"#, r#"{"prompt":null}"#, r#"{"prompt":"x","n":2}"#, "no"] {
+    for body in [r#"{"max_tokens":1}"#, r#"{"prompt":null}"#, r#"{"prompt":"x","n":99}"#, "no"] {
         post(&mut client, "/v1/completions", body).await;
     }
     client.get("/v1/models").await;

@@ -96,7 +96,10 @@ async fn list_shows_what_is_known_of_each_backend() {
     );
     let all = router.client().await.get("/workers").await.json();
     assert_eq!((&all["total"], all["workers"].as_array().map(Vec::len)), (&value!(2), Some(2)));
-    assert_eq!(all["stats"], value!({ "prefill_count": 1, "decode_count": 1, "regular_count": 0 }));
+    assert_eq!(
+        all["stats"],
+        value!({ "prefill_count": 1, "decode_count": 1, "regular_count": 0, "encode_count": 0 })
+    );
     let one = router.client().await.get(&format!("/workers/{id}")).await;
     assert_eq!((one.status(), &one.json()["url"]), (200, &value!(prefill.url())));
 }

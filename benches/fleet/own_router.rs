@@ -31,12 +31,22 @@ struct Telling {
 }
 
 const TRUTH: Telling = Telling { capacity: Some(1.0), cached: true };
+const NO_RANKS: Ranks = Ranks { of_server: 1, are_known: false };
+
+/// Several of the lab's prefill servers are one server to the router, of which each is a data-parallel rank.
+#[derive(Clone, Copy)]
+struct Ranks {
+    of_server: usize,
+    /// The router knows of them. Otherwise its rooms are random.
+    are_known: bool,
+}
 
 /// A router without sockets.
 struct OwnRouter {
     router: MiniLoadBalancer,
     with_policy: WithPolicy,
     telling: Telling,
+    ranks: Ranks,
     fleet: Fleet,
     /// The prefill servers that it knows.
     up: Vec<usize>,
@@ -76,6 +86,26 @@ pub(crate) fn misinformed() -> Vec<Candidate> {
     candidates.split_off(1)
 }
 
+/// Four prefill servers of the lab are the ranks of one, which the router knows or not.
+pub(crate) fn with_ranks() -> Vec<Candidate> {
+    let prompts = Prompts::default();
+    let policies: [(&str, WithPolicy); 3] = [
+        ("cache_aware", |config| config.policy(CacheAware::new)),
+        ("least_load", |config| config.policy(|| LeastLoad)),
+        ("consistent_hash", |config| config.policy(|| ConsistentHash)),
+    ];
+    let mut candidates = Vec::new();
+    for (policy, with_policy) in policies {
+        for (name, are_known) in [("ranks", true), ("ranks-ignored", false)] {
+            let (ranks, prompts) = (Ranks { of_server: 4, are_known }, prompts.clone());
+            candidates.push(Candidate::new(&format!("mini-lb:{policy}:{name}"), move |fleet| {
+                Box::new(OwnRouter::new(fleet, with_policy, TRUTH, ranks, prompts.clone()))
+            }));
+        }
+    }
+    candidates
+}
+
 /// `cache_aware` in several routers that share nothing and take turns, and with `:polls` behind it those that
 /// ask servers for their load.
 #[allow(dead_code, reason = "for the bench alone")]
@@ -90,7 +120,7 @@ pub(crate) fn several() -> Vec<Candidate> {
                     true => |config| config.policy(CacheAware::new).load_poll_interval(POLL_INTERVAL),
                     false => |config| config.policy(CacheAware::new),
                 };
-                let router = || OwnRouter::new(fleet, with_policy, TRUTH, prompts.clone());
+                let router = || OwnRouter::new(fleet, with_policy, TRUTH, NO_RANKS, prompts.clone());
                 let routers = (0..count).map(|_| router()).collect();
                 Box::new(Routers { routers, next_poll: has_polls.then_some(0.0) })
             }));
@@ -147,17 +177,20 @@ impl Router for Routers {
 fn candidate(name: &str, with_policy: WithPolicy, telling: Telling, prompts: &Prompts) -> Candidate {
     let prompts = prompts.clone();
     Candidate::new(&format!("mini-lb:{name}"), move |fleet| {
-        Box::new(OwnRouter::new(fleet, with_policy, telling, prompts.clone()))
+        Box::new(OwnRouter::new(fleet, with_policy, telling, NO_RANKS, prompts.clone()))
     })
 }
 
 impl OwnRouter {
-    fn new(fleet: &Fleet, with_policy: WithPolicy, telling: Telling, prompts: Prompts) -> Self {
+    fn new(fleet: &Fleet, with_policy: WithPolicy, telling: Telling, ranks: Ranks, prompts: Prompts) -> Self {
         // The policies draw from the thread's generator.
         fastrand::seed(fleet.seed);
         let up: Vec<_> = (0..fleet.prefill).collect();
-        let router = MiniLoadBalancer::new(config(fleet, &up, with_policy)).expect("a valid configuration");
-        let own = Self { router, with_policy, telling, fleet: *fleet, up, legs: HashMap::new(), prompts };
+        let servers = &up[..fleet.prefill / ranks.of_server];
+        let router =
+            MiniLoadBalancer::new(config(fleet, servers, with_policy)).expect("a valid configuration");
+        let legs = HashMap::new();
+        let own = Self { router, with_policy, telling, ranks, fleet: *fleet, up, legs, prompts };
         own.tell_capacity();
         own
     }
@@ -165,7 +198,8 @@ impl OwnRouter {
     fn tell_capacity(&self) {
         if let Some(factor) = self.telling.capacity {
             let tokens = self.fleet.model.cache_tokens as f64 * factor;
-            set_cache_tokens(&self.router, tokens as u64);
+            let dp_size = if self.ranks.are_known { self.ranks.of_server } else { 1 };
+            set_cache_tokens(&self.router, tokens as u64, dp_size as u64);
         }
     }
 }
@@ -200,6 +234,7 @@ fn body(request: &Request) -> String {
 impl Router for OwnRouter {
     fn choose(&mut self, arrival: &Arrival<'_>, fleet: &View<'_>) -> Pair {
         if self.up != fleet.up {
+            assert_eq!(self.ranks.of_server, 1, "a rank does not stop alone");
             self.up = fleet.up.to_vec();
             let config = config(&self.fleet, &self.up, self.with_policy);
             self.router.reload(config).expect("a valid configuration");
@@ -209,7 +244,10 @@ impl Router for OwnRouter {
         let key = (request.blocks.clone(), request.input);
         let prompt = self.prompts.borrow_mut().entry(key).or_insert_with(|| fingerprint(request)).clone();
         let legs = enter_pair(&self.router, &prompt);
-        let pair = Pair { prefill: index(legs.pair.prefill()), decode: index(legs.pair.decode()) };
+        let of_server = self.ranks.of_server;
+        let rank = legs.pair.prefill_rank().unwrap_or_else(|| fastrand::usize(..of_server));
+        let prefill = index(legs.pair.prefill()) * of_server + rank;
+        let pair = Pair { prefill, decode: index(legs.pair.decode()) };
         self.legs.insert(arrival.index, (legs, request.input));
         pair
     }

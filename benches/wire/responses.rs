@@ -67,6 +67,14 @@ fn split_16k_events(bencher: Bencher<'_, '_>) {
     bencher.counter(length(&frames)).bench_local(|| internals::split_events(&frames));
 }
 
+/// The streams of 3 copies of a request for several samples, each event a frame of its own.
+#[divan::bench]
+fn merge_64_events_of_3_samples(bencher: Bencher<'_, '_>) {
+    let frames = events(64);
+    assert_eq!(internals::merge_samples(3, &frames), 3 * frames[..64].concat().len() + frames[64].len());
+    bencher.counter(length(&frames)).bench_local(|| internals::merge_samples(3, &frames));
+}
+
 /// The list of logprobs of `tokens` tokens, each with the digits of a 64-bit float.
 fn logprobs(tokens: usize) -> String {
     let token = |number: usize| format!("[-{}.{:015},{},null]", number % 9, number * 7_919, number * 31);

@@ -95,3 +95,48 @@ async fn one_process_runs_both_roles_and_exits_on_sigint() {
     assert_eq!(models.json()["data"][0]["id"], "m");
     assert_eq!(pair.signal("-INT"), Some(0));
 }
+
+#[tokio::test]
+async fn a_language_only_prefill_server_has_media_encoded_by_its_encoders() {
+    let encoder = Process::start(&["--role", "encode", "--encode-status", "503"], 1);
+    let (encoder_addr, _) = encoder.announced(0, "encode");
+    let url = format!("http://{encoder_addr}");
+    let flags = ["--role", "prefill", "--bootstrap-port", "0", "--language-only"];
+    let more = ["--encoder-bootstrap-port", "0", "--encoder-urls", &url];
+    let prefill = Process::start(&[&flags[..], &more].concat(), 1);
+    let (line, registry) = prefill.lines[0].split_once(" encoders ").expect("its port for encoders");
+    let prefill_addr = line.split("http://").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+    let registry = SocketAddr::from(([127, 0, 0, 1], registry.parse().unwrap()));
+    let ask = async |addr: SocketAddr, request: &[u8]| Exchange::open(addr, request).await.response().await;
+    // Of an encoder there is nothing else.
+    for (method, path, status) in [
+        ("GET", "/health", 200),
+        ("GET", "/health_generate", 200),
+        ("GET", "/encode", 405),
+        ("GET", "/v1/models", 404),
+        ("GET", "/server_info", 404),
+        ("POST", "/generate", 404),
+    ] {
+        assert_eq!(ask(encoder_addr, &common::request(method, path, "")).await.status, status, "{path}");
+    }
+    let bad = ask(encoder_addr, &post("/encode", r#"{"req_id":"r","modality":"TEXT"}"#)).await;
+    let said =
+        serde_json::json!({ "status": "error", "message": "unsupported modality: TEXT", "req_id": "r" });
+    assert_eq!((bad.status, bad.json()), (400, said));
+    let body = r#"{"text":"a","image_data":"data:","bootstrap_host":"127.0.0.1","bootstrap_room":7}"#;
+    let failed = ask(prefill_addr.parse().unwrap(), &post("/generate", body)).await;
+    assert_eq!(failed.status, 503);
+    assert!(failed.text().contains("encoder not ready"), "{}", failed.text());
+    let list = async || ask(registry, &common::request("GET", "/list_encoder_urls", "")).await.json();
+    assert_eq!(list().await, serde_json::json!({ "encoder_urls": [url] }));
+    let changed =
+        async |method, path, body: &str| ask(registry, &common::request(method, path, body)).await.status;
+    for _ in 0..2 {
+        assert_eq!(changed("POST", "/register_encoder_url", r#"{"url":"http://e:1/"}"#).await, 200);
+    }
+    assert_eq!(list().await, serde_json::json!({ "encoder_urls": [url, "http://e:1"] }));
+    let gone = format!(r#"{{"url":"{url}"}}"#);
+    assert_eq!(changed("DELETE", "/unregister_encoder_url", &gone).await, 200);
+    assert_eq!(list().await, serde_json::json!({ "encoder_urls": ["http://e:1"] }));
+    assert_eq!(changed("POST", "/register_encoder_url", "{}").await, 400);
+}

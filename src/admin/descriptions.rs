@@ -1,5 +1,5 @@
-//! Asks servers for what the configuration does not say: bootstrap port, role and
-//! data-parallel ranks, from `/server_info`.
+//! Asks servers for what the configuration does not say: ports, role and data-parallel
+//! ranks, from `/server_info`.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -84,14 +84,22 @@ fn parse(body: &[u8]) -> Option<Description> {
         Some(r#""decode""#) => Some(Role::Decode),
         _ => None,
     };
-    let bootstrap_port = number("disaggregation_bootstrap_port").and_then(|port| u16::try_from(port).ok());
+    let port = |name| number(name).and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0);
+    let language_only = fields.get("language_only").and_then(|value| value.get().parse().ok());
     // Without its radix cache a server computes every prompt from the start.
     let keeps_nothing = fields.get("disable_radix_cache").is_some_and(|value| value.get() == "true");
     let cache_tokens = if keeps_nothing { Some(0) } else { number("max_total_num_tokens") };
+    // Older versions do not say it, and prefill servers then follow the room in any case.
+    let method = fields.get("load_balance_method").map(|method| method.get());
+    let follows_bootstrap_room =
+        method.map(|method| [r#""follow_bootstrap_room""#, r#""auto""#].contains(&method));
     Some(Description {
         cache_tokens,
+        follows_bootstrap_room,
         role,
-        bootstrap_port: bootstrap_port.filter(|port| *port > 0),
+        bootstrap_port: port("disaggregation_bootstrap_port"),
+        language_only,
+        encoder_bootstrap_port: port("encoder_bootstrap_port"),
         dp_size: number("dp_size"),
     })
 }
@@ -103,11 +111,14 @@ mod tests {
     #[test]
     fn missing_and_invalid_fields_are_unknown() {
         let parsed = |text: &str| parse(text.as_bytes());
-        let full = r#"{"disaggregation_mode":"prefill","disaggregation_bootstrap_port":8998,"dp_size":4,"x":[{}],"max_total_num_tokens":9}"#;
+        let full = r#"{"disaggregation_mode":"prefill","disaggregation_bootstrap_port":8998,"dp_size":4,"x":[{}],"max_total_num_tokens":9,"load_balance_method":"follow_bootstrap_room","language_only":true,"encoder_bootstrap_port":8997}"#;
         let expected = Description {
             role: Some(Role::Prefill),
             bootstrap_port: Some(8998),
+            language_only: Some(true),
+            encoder_bootstrap_port: Some(8997),
             dp_size: Some(4),
+            follows_bootstrap_room: Some(true),
             cache_tokens: Some(9),
         };
         assert_eq!(parsed(full), Some(expected));
@@ -115,10 +126,16 @@ mod tests {
             "{}",
             r#"{"disaggregation_mode":"null","disaggregation_bootstrap_port":null,"dp_size":"4"}"#,
             r#"{"disaggregation_mode":7,"disaggregation_bootstrap_port":65536,"dp_size":-1}"#,
-            r#"{"disaggregation_bootstrap_port":0,"dp_size":1.5}"#,
+            r#"{"disaggregation_bootstrap_port":0,"dp_size":1.5,"language_only":"true"}"#,
         ] {
             assert_eq!(parsed(invalid), Some(Description::default()), "{invalid}");
         }
+        let method =
+            |name| parsed(&format!(r#"{{"load_balance_method":"{name}"}}"#)).unwrap().follows_bootstrap_room;
+        assert_eq!(
+            ["round_robin", "total_tokens", "auto"].map(method),
+            [Some(false), Some(false), Some(true)]
+        );
         let without_cache = r#"{"disable_radix_cache":true,"max_total_num_tokens":9}"#;
         assert_eq!(parsed(without_cache).unwrap().cache_tokens, Some(0));
         for other in ["", "[]", "OK", "{\"a\":"] {

@@ -6,6 +6,7 @@
 //! anyway.
 
 use std::collections::HashSet;
+use std::hash::Hash;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,19 +15,77 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use crate::upstream::{Address, DesiredFleet, DnsName, MAX_SERVERS_PER_ROLE};
+use crate::upstream::{Address, DesiredFleet, DnsName, EncoderName, Encoders, MAX_SERVERS_PER_ROLE};
+
+/// Who has names, the addresses of which are servers.
+pub(crate) trait NamesServers {
+    type Name: Clone + Eq + Hash + Send + 'static;
+
+    /// The names to resolve.
+    fn names(&self) -> Vec<Self::Name>;
+
+    /// What to look up.
+    fn host_and_port(name: &Self::Name) -> (&str, u16);
+
+    /// What the servers of a name are called.
+    fn kind(name: &Self::Name) -> &'static str;
+
+    /// Sets the addresses of a name.
+    fn set_addresses(&self, name: &Self::Name, addresses: Vec<Address>);
+}
+
+impl NamesServers for DesiredFleet {
+    type Name = DnsName;
+
+    fn names(&self) -> Vec<DnsName> {
+        self.dns_names()
+    }
+
+    fn host_and_port(name: &DnsName) -> (&str, u16) {
+        (&name.host, name.port)
+    }
+
+    fn kind(name: &DnsName) -> &'static str {
+        name.role.as_str()
+    }
+
+    fn set_addresses(&self, name: &DnsName, addresses: Vec<Address>) {
+        Self::set_addresses(self, name, addresses);
+    }
+}
+
+impl NamesServers for Encoders {
+    type Name = EncoderName;
+
+    fn names(&self) -> Vec<EncoderName> {
+        Self::names(self)
+    }
+
+    fn host_and_port(name: &EncoderName) -> (&str, u16) {
+        (&name.host, name.port)
+    }
+
+    fn kind(_: &EncoderName) -> &'static str {
+        "encode"
+    }
+
+    fn set_addresses(&self, name: &EncoderName, addresses: Vec<Address>) {
+        Self::set_addresses(self, name, addresses);
+    }
+}
 
 /// Resolves the names every `period`, for as long as it is polled.
-pub(crate) async fn follow_names(desired: &DesiredFleet, period: Duration) {
-    follow(desired, period, |host, port| async move {
+pub(crate) async fn follow_names(servers: &impl NamesServers, period: Duration) {
+    follow(servers, period, |host, port| async move {
         Ok(tokio::net::lookup_host((host, port)).await?.collect())
     })
     .await;
 }
 
 /// [`follow_names`] with another resolver, for tests.
-async fn follow<F>(desired: &DesiredFleet, period: Duration, resolve: impl Fn(String, u16) -> F)
+async fn follow<S, F>(servers: &S, period: Duration, resolve: impl Fn(String, u16) -> F)
 where
+    S: NamesServers,
     F: Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'static,
 {
     let mut failing = HashSet::new();
@@ -37,37 +96,39 @@ where
         // Concurrently, and the next round only when all are done: getaddrinfo blocks a thread and cannot be
         // cancelled.
         let mut lookups = JoinSet::new();
-        for name in desired.dns_names() {
-            let lookup = resolve(name.host.clone(), name.port);
+        for name in servers.names() {
+            let (host, port) = S::host_and_port(&name);
+            let lookup = resolve(host.to_owned(), port);
             lookups.spawn(async move { (name, lookup.await) });
         }
         while let Some(joined) = lookups.join_next().await {
             // A lookup that panicked is tried again in the next round.
             let Ok((name, result)) = joined else { continue };
-            apply(desired, name, result, &mut failing);
+            apply(servers, name, result, &mut failing);
         }
     }
 }
 
 /// Publishes the result of one lookup. `failing`: the names whose failure has been logged.
-fn apply(
-    desired: &DesiredFleet,
-    name: DnsName,
+fn apply<S: NamesServers>(
+    servers: &S,
+    name: S::Name,
     result: io::Result<Vec<SocketAddr>>,
-    failing: &mut HashSet<DnsName>,
+    failing: &mut HashSet<S::Name>,
 ) {
+    let (host, port) = S::host_and_port(&name);
     let reason = match result {
         Ok(sockets) if !sockets.is_empty() => {
             if failing.remove(&name) {
-                info!("DNS lookup of {}:{} succeeds again", name.host, name.port);
+                info!("DNS lookup of {host}:{port} succeeds again");
             }
-            return desired.set_addresses(&name, addresses(sockets));
+            return servers.set_addresses(&name, addresses(sockets));
         }
         Ok(_) => "the name has no addresses".to_owned(),
         Err(error) => error.to_string(),
     };
-    let DnsName { host, port, role, .. } = &name;
-    let text = format!("DNS lookup of {host}:{port} failed, keeping current {role} servers: {reason}");
+    let kind = S::kind(&name);
+    let text = format!("DNS lookup of {host}:{port} failed, keeping current {kind} servers: {reason}");
     // Logged once per outage, not in every round.
     if failing.insert(name) {
         warn!("{text}");
@@ -112,8 +173,12 @@ mod tests {
         FleetSpec {
             prefill: Vec::new(),
             decode: Vec::new(),
+            regular: Vec::new(),
+            is_regular: false,
             prefill_policy: policy.clone(),
-            decode_policy: policy,
+            decode_policy: policy.clone(),
+            regular_policy: policy,
+            is_dp_aware: false,
             health,
         }
     }
@@ -160,7 +225,7 @@ mod tests {
             }
             // The first is removed with a request in flight, the second keeps its state, and a third is
             // added.
-            let open = InFlight::enter(Arc::clone(&known.prefill()[0]));
+            let open = InFlight::enter(Arc::clone(&known.prefill()[0]), None);
             set(Ok(vec!["10.0.0.3:7", "10.0.0.2:7"]));
             rounds().await;
             assert_eq!(urls(&desired), ["http://10.0.0.2:7", "http://10.0.0.3:7"]);

@@ -101,10 +101,21 @@ impl RouterEndpoints {
         // First: load balancers in front must stop sending requests whatever the servers do.
         let reason = if self.draining.has_begun() {
             "the router is shutting down"
+        } else if fleet.is_regular() {
+            if !has_none_ready(fleet.regular()) {
+                return Ok(Response::default());
+            }
+            "no server is known to be healthy"
         } else if has_none_ready(fleet.prefill()) {
             "no prefill server is known to be healthy"
         } else if has_none_ready(fleet.decode()) {
             "no decode server is known to be healthy"
+        } else if fleet.encoders().are_degraded() {
+            // Not 503: text is served, which is most of the traffic.
+            let reason =
+                "no encoder is known to be healthy: requests with images, audio or video may be rejected";
+            let body = json!({ "status": "degraded", "reason": reason });
+            return Ok(json_response(StatusCode::OK, body.to_string()));
         } else {
             return Ok(Response::default());
         };
@@ -112,7 +123,10 @@ impl RouterEndpoints {
     }
 
     async fn health_generate(&self, request: RouterRequest) -> Result<OwnResponse, Error> {
-        let responses = self.ask_all(request, ANSWER_TIMEOUT).await?;
+        let mut responses = self.ask_all(request, ANSWER_TIMEOUT).await?;
+        if let Some(alone) = alone(&mut responses) {
+            return alone;
+        }
         let failed = failures(&responses);
         if failed.is_empty() {
             return Ok(Response::default());
@@ -122,8 +136,11 @@ impl RouterEndpoints {
     }
 
     async fn flush_cache(&self, request: RouterRequest) -> Result<OwnResponse, Error> {
-        let responses = self.ask_all(request, ANSWER_TIMEOUT).await?;
+        let mut responses = self.ask_all(request, ANSWER_TIMEOUT).await?;
         forget_caches(&responses);
+        if let Some(alone) = alone(&mut responses) {
+            return alone;
+        }
         let failed = failures(&responses);
         if failed.is_empty() {
             let servers: Vec<&str> = responses.iter().map(|response| response.server.url()).collect();
@@ -141,11 +158,11 @@ impl RouterEndpoints {
         within: Duration,
         empties_cache: bool,
     ) -> Result<OwnResponse, Error> {
-        let responses = self.ask_all(request, within).await?;
+        let mut responses = self.ask_all(request, within).await?;
         if empties_cache {
             forget_caches(&responses);
         }
-        fan_out::joined(&responses)
+        alone(&mut responses).unwrap_or_else(|| fan_out::joined(&responses))
     }
 
     async fn abort_request(&self, request: RouterRequest) -> Result<OwnResponse, Error> {
@@ -156,10 +173,14 @@ impl RouterEndpoints {
                  if there is none",
             ));
         }
-        let known = match &abort {
-            Abort::One(rid) => self.fleet.running().servers_of(rid),
-            Abort::All => Vec::new(),
+        let running = self.fleet.running();
+        let (known, copies) = match &abort {
+            Abort::One(rid) => (running.servers_of(rid), running.copies_of(rid)),
+            Abort::All => Default::default(),
         };
+        if !copies.is_empty() {
+            return self.abort_copies(copies, request).await;
+        }
         if !known.is_empty() {
             return self.abort_at(known, request).await;
         }
@@ -170,6 +191,23 @@ impl RouterEndpoints {
         self.abort_at(servers, request).await
     }
 
+    /// Aborts all copies of a request for several samples, each by its own id. One that has ended by then is
+    /// known to no server.
+    async fn abort_copies(&self, copies: Vec<String>, request: RouterRequest) -> Result<OwnResponse, Error> {
+        let mut response = None;
+        for rid in copies {
+            let servers = self.fleet.running().servers_of(&rid);
+            if servers.is_empty() {
+                continue;
+            }
+            let body = OutgoingBody::new(vec![serde_json::json!({ "rid": rid }).to_string().into()]);
+            let request =
+                RouterRequest { head: request.head.clone(), body, is_operator: request.is_operator };
+            response = Some(self.abort_at(servers, request).await?);
+        }
+        Ok(response.unwrap_or_default())
+    }
+
     /// Passes an abort on to these servers. SGLang answers 200 for a request that it does not have.
     async fn abort_at(
         &self,
@@ -177,7 +215,11 @@ impl RouterEndpoints {
         request: RouterRequest,
     ) -> Result<OwnResponse, Error> {
         let timeout = answer_timeout(&request.head, ANSWER_TIMEOUT)?;
-        fan_out::joined(&query_all(&self.pools, servers.iter(), &forwarded(request, timeout)).await)
+        if servers.is_empty() {
+            return Err(Error::NoServer(self.fleet.now().roles()[0]));
+        }
+        let mut responses = query_all(&self.pools, servers.iter(), &forwarded(request, timeout)).await;
+        alone(&mut responses).unwrap_or_else(|| fan_out::joined(&responses))
     }
 
     async fn server_info(&self, request: RouterRequest) -> Result<OwnResponse, Error> {
@@ -185,14 +227,20 @@ impl RouterEndpoints {
         let request = forwarded(request, timeout);
         // One snapshot for the query and the split: the fleet may change in between.
         let fleet = self.fleet.snapshot();
-        let responses = query_all(&self.pools, fleet.all(), &request).await;
+        let mut responses = query_all(&self.pools, fleet.all(), &request).await;
+        if fleet.is_regular() {
+            return alone(&mut responses).unwrap_or_else(|| Ok(server_info::merged_plain(&responses)));
+        }
         let (prefill, decode) = responses.split_at(fleet.prefill().len());
         Ok(server_info::merged(prefill, decode))
     }
 
     async fn loads(&self, request: RouterRequest) -> Result<OwnResponse, Error> {
         let is_prometheus = has_parameter(request.head.query(), "format", "prometheus");
-        let responses = self.ask_all(request, ANSWER_TIMEOUT).await?;
+        let mut responses = self.ask_all(request, ANSWER_TIMEOUT).await?;
+        if let Some(alone) = alone(&mut responses) {
+            return alone;
+        }
         Ok(if is_prometheus { loads::exposition(&responses) } else { loads::merged(&responses) })
     }
 
@@ -202,37 +250,50 @@ impl RouterEndpoints {
         Ok(worker_loads::summed(&self.ask_all(request, ANSWER_TIMEOUT).await?))
     }
 
-    /// Forwards the request to one prefill server after the other until one responds, healthy ones first, and
-    /// its response to the client.
+    /// Forwards the request to one prefill or plain server after the other until one responds, healthy ones
+    /// first, and its response to the client.
     async fn one_server(&self, request: RouterRequest, timeout: Duration) -> Result<OwnResponse, Error> {
         let request = forwarded(request, timeout);
         let fleet = self.fleet.snapshot();
-        let mut servers: Vec<_> = fleet.prefill().iter().collect();
+        let role = fleet.roles()[0];
+        let mut servers: Vec<_> = fleet.servers(role).iter().collect();
         // Stable: among equals the order of the configuration stays. One that hangs costs its timeout, so a
         // server that is known to be unhealthy is asked only if there is no other. One that drains answers.
         servers.sort_by_key(|server| (!server.is_ready(), !server.is_draining()));
         // Of several failures the first is reported: it is that of the healthiest server.
         let mut first = None;
         for server in servers.into_iter().take(MAX_ATTEMPTS) {
-            let result = query(&self.pools, Arc::clone(server), request.clone()).await.result;
-            let response = result.map(|(head, body)| {
-                let head = ClientResponseHead::from(head).into_parts();
-                Response::from_parts(head, Full::new(body.into()))
-            });
-            match response {
+            let response = query(&self.pools, Arc::clone(server), request.clone()).await;
+            match own_response(response) {
                 // A 4xx is the answer of every server, such as 404 for a model that none has.
                 Ok(response) if !response.status().is_server_error() => return Ok(response),
                 failed => first = first.or(Some(failed)),
             }
         }
-        first.unwrap_or(Err(Error::NoServer(Role::Prefill)))
+        first.unwrap_or(Err(Error::NoServer(role)))
     }
 
     /// Passes the request on to all servers, at most `within` to answer unless it has a `timeout`.
     async fn ask_all(&self, request: RouterRequest, within: Duration) -> Result<Vec<QueryResponse>, Error> {
         let timeout = answer_timeout(&request.head, within)?;
-        Ok(query_all(&self.pools, self.fleet.snapshot().all(), &forwarded(request, timeout)).await)
+        let fleet = self.fleet.snapshot();
+        if fleet.is_regular() && fleet.regular().is_empty() {
+            return Err(Error::NoServer(Role::Regular));
+        }
+        Ok(query_all(&self.pools, fleet.all(), &forwarded(request, timeout)).await)
     }
+}
+
+/// The response of a plain server that is the only one: the client gets what the server alone would give it.
+fn alone(responses: &mut Vec<QueryResponse>) -> Option<Result<OwnResponse, Error>> {
+    let is_alone = matches!(&responses[..], [response] if response.server.role() == Role::Regular);
+    responses.pop_if(|_| is_alone).map(own_response)
+}
+
+fn own_response(response: QueryResponse) -> Result<OwnResponse, Error> {
+    let (head, body) = response.result?;
+    let head = ClientResponseHead::from(head).into_parts();
+    Ok(Response::from_parts(head, Full::new(body.into())))
 }
 
 /// Notes that the servers' caches are empty.

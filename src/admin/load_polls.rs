@@ -1,5 +1,5 @@
-//! Asks prefill servers how many tokens wait on them (`--load-poll-secs`), of which this router may not know:
-//! those of other routers, and of clients that have none.
+//! Asks prefill and plain servers how many tokens wait on them (`--load-poll-secs`), of which this router may
+//! not know: those of other routers, and of clients that have none.
 //!
 //! One task with the server's probes, and a new connection for each poll. What follows for the choice of a
 //! server is for `upstream`, and whether the server is healthy for [`probes`](super::probes): a poll that
@@ -28,7 +28,7 @@ const MAX_BACKOFF: u32 = 511;
 
 /// Whether a server is polled.
 pub(super) fn is_polled(server: &Backend, options: &HealthOptions) -> bool {
-    server.role() == Role::Prefill && !options.load_poll_interval.is_zero()
+    server.role() != Role::Decode && !options.load_poll_interval.is_zero()
 }
 
 /// Polls a server for as long as it is polled itself. When this is dropped, nothing is known of others' work.

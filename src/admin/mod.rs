@@ -7,6 +7,7 @@
 mod admin_request;
 mod descriptions;
 mod discovery;
+mod encoders;
 mod endpoints;
 mod failures;
 mod fan_out;
@@ -24,6 +25,7 @@ mod worker_loads;
 mod workers;
 
 pub(crate) use discovery::follow_names;
+pub(crate) use encoders::keep_encoders;
 pub(crate) use endpoints::{Draining, RouterEndpoints, RouterRequest};
 pub(crate) use operators::OperatorEndpoints;
 pub(crate) use probes::probe_all;

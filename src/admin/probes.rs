@@ -132,11 +132,11 @@ async fn probe_server(
             if result.is_err() {
                 description.clear();
             } else if let Some(reported) = description.refresh(server, client, options.timeout).await {
-                let capacity = server.cache_tokens();
+                let before = server.description();
                 if server.record_description(reported) {
                     desired.replace_stale();
-                } else if server.cache_tokens() != capacity {
-                    desired.fleet().capacity_changed();
+                } else if server.description() != before {
+                    desired.fleet().descriptions_changed();
                 }
             }
             server.record_probe(result);

@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::Method;
+use hyper::{Method, StatusCode};
 use tokio::task::JoinSet;
 
 use crate::error::{Cause, Error};
 use crate::http1::OutgoingBody;
 use crate::http1::{RawHeaders, ResponseHead};
-use crate::upstream::{Backend, Pools};
-use crate::wire::upstream_request::UpstreamHead;
+use crate::upstream::{Address, Backend, Lease, Pools};
+use crate::wire::upstream_request::{UpstreamHead, UpstreamTarget};
 
 /// Largest response of one server. `/server_info` of SGLang has 37 kB.
 const MAX_RESPONSE: usize = 16 << 20;
@@ -87,10 +87,36 @@ async fn exchange(
 ) -> Result<(ResponseHead, Bytes), Cause> {
     let ServerQuery { method, target, headers, body, .. } = request;
     let head = UpstreamHead::new(&method, &target, &headers, !body.is_empty());
-    let mut lease = pools.lease(server).await?;
-    let head = lease.send(head.for_readable_response(server.target(), b"", &body)).await?;
+    exchange_over(pools.lease(server).await?, server.target(), &head, &body).await
+}
+
+async fn exchange_over(
+    mut lease: Lease,
+    target: &UpstreamTarget,
+    head: &UpstreamHead,
+    body: &OutgoingBody,
+) -> Result<(ResponseHead, Bytes), Cause> {
+    let head = lease.send(head.for_readable_response(target, b"", body)).await?;
     let body = lease.collect(MAX_RESPONSE).await?;
     // After the whole body only: a connection with unread data is not reusable.
     lease.park();
     Ok((head, body))
+}
+
+/// Sends one request to a server that is no backend, on a new connection. A body is JSON.
+pub(super) async fn query_address(
+    pools: &Pools,
+    address: &Address,
+    (method, target): (&Method, &str),
+    headers: &RawHeaders,
+    body: OutgoingBody,
+    timeout: Duration,
+) -> Result<(StatusCode, Bytes), Cause> {
+    let head = UpstreamHead::new(method, target, headers, !body.is_empty());
+    let server = UpstreamTarget::new(&address.authority, &address.base_path);
+    let exchange = async {
+        let (head, body) = exchange_over(pools.open_to(address).await?, &server, &head, &body).await?;
+        Ok((head.status, body))
+    };
+    tokio::time::timeout(timeout, exchange).await.unwrap_or(Err(Cause::Timeout(timeout)))
 }

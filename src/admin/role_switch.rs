@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-use super::admin_request::AdminRequest;
+use super::admin_request::{AdminRequest, invalid};
 use super::query::{ServerQuery, query};
 use super::workers::{WorkersApi, wait_until_drained};
 use crate::error::{Error, OwnResponse, json_response};
@@ -101,6 +101,9 @@ impl WorkersApi {
     }
 
     fn parse_switch(&self, headers: RawHeaders, body: &[u8]) -> Result<SwitchRequest, Error> {
+        if self.fleet().now().is_regular() {
+            return Err(invalid("plain servers (--worker-urls) have no role to switch"));
+        }
         let request = AdminRequest::parse(body)?;
         let role = request.role("new_role")?;
         let mut forwarded = json!({ "new_role": role.as_str() });

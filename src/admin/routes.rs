@@ -1,7 +1,8 @@
 //! The routes of the client listener: which path does what, with which methods, for whom. The same table is
 //! in `docs/API.md`.
 //!
-//! Every path of SGLang's HTTP server has a row, also those that cannot work on pairs. A path without a row
+//! Every path of SGLang's HTTP server has a row, also those that cannot work on pairs, most of which plain
+//! servers get. A path without a row
 //! is answered 404 and reaches no server: a generation request that one server gets without a bootstrap room
 //! would wait there, or stop the server (an `assert` in the controller of DP ranks).
 
@@ -53,7 +54,7 @@ pub(crate) enum RouterEndpoint {
     Version,
     /// Liveness: the router runs.
     Health,
-    /// Readiness: the router has healthy servers of both roles and is not shutting down.
+    /// Readiness: the router has healthy servers of each role and is not shutting down.
     Ready,
     /// Whether every server can generate.
     HealthGenerate,
@@ -99,7 +100,7 @@ pub(crate) enum BodyUse {
 /// What is done with a request to a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RouteAction {
-    /// A pair of servers generates.
+    /// A pair of servers or a plain one generates.
     OnPair,
     /// The router answers, from what it knows or what servers say.
     ByRouter(RouterEndpoint),
@@ -107,6 +108,8 @@ pub(crate) enum RouteAction {
     ByWorkersApi,
     /// Refused: it cannot be done by pairs, for this reason.
     NotPossible(&'static str),
+    /// Refused by pairs for this reason. A plain server gets it as it is, through the proxy.
+    OnPlainServer(&'static str),
     /// Not served; the text says what is.
     NotServed(&'static str),
 }
@@ -219,20 +222,20 @@ pub(crate) const ROUTES: &[RouteEntry] = &[
     row("/list_workers", "GET", Operators, ByWorkersApi),
     row("/pd_role_switch", "POST", Operators, ByWorkersApi),
 
-    row("/v1/embeddings", "POST", Clients, NotPossible(NO_PAIR)),
-    row("/encode", "POST, PUT", Clients, NotPossible(NO_PAIR)),
-    row("/v1/classify", "POST", Clients, NotPossible(NO_PAIR)),
-    row("/classify", "POST, PUT", Clients, NotPossible(NO_PAIR)),
-    row("/v1/rerank", "POST, PUT", Clients, NotPossible(NO_PAIR)),
-    row("/v1/score", "POST", Clients, NotPossible(NO_PAIR)),
-    row("/v1/decisions", "POST", Clients, NotPossible(NO_PAIR)),
-    row("/v1/systemone", "POST", Clients, NotPossible(NO_PAIR)),
-    row("/v1/audio/transcriptions", "POST", Clients, NotPossible(NO_PAIR)),
+    row("/v1/embeddings", "POST", Clients, OnPlainServer(NO_PAIR)),
+    row("/encode", "POST, PUT", Clients, OnPlainServer(NO_PAIR)),
+    row("/v1/classify", "POST", Clients, OnPlainServer(NO_PAIR)),
+    row("/classify", "POST, PUT", Clients, OnPlainServer(NO_PAIR)),
+    row("/v1/rerank", "POST, PUT", Clients, OnPlainServer(NO_PAIR)),
+    row("/v1/score", "POST", Clients, OnPlainServer(NO_PAIR)),
+    row("/v1/decisions", "POST", Clients, OnPlainServer(NO_PAIR)),
+    row("/v1/systemone", "POST", Clients, OnPlainServer(NO_PAIR)),
+    row("/v1/audio/transcriptions", "POST", Clients, OnPlainServer(NO_PAIR)),
     // A WebSocket begins with a GET (RFC 6455, section 4.1).
     row("/v1/realtime", "GET", Clients, NotPossible(NO_PAIR)),
-    row("/api/chat", "POST", Clients, NotPossible(OLLAMA)),
-    row("/api/generate", "POST", Clients, NotPossible(OLLAMA)),
-    row("/vertex_generate", "POST", Clients, NotPossible(OLLAMA)),
+    row("/api/chat", "POST", Clients, OnPlainServer(OLLAMA)),
+    row("/api/generate", "POST", Clients, OnPlainServer(OLLAMA)),
+    row("/vertex_generate", "POST", Clients, OnPlainServer(OLLAMA)),
     row("/init_weights_update_group", "POST", Clients, NotPossible(ONE_EACH)),
     row("/init_weights_send_group_for_remote_instance", "POST", Clients, NotPossible(ONE_EACH)),
     row("/send_weights_to_remote_instance", "POST", Clients, NotPossible(ONE_EACH)),
@@ -297,7 +300,7 @@ mod tests {
     /// What a row of the documented table says.
     fn says(action: RouteAction) -> String {
         match action {
-            OnPair => "a pair generates".to_owned(),
+            OnPair => "a pair or a plain server generates".to_owned(),
             ByRouter(endpoint) => match endpoint {
                 Root => "the router says that it runs",
                 Version => "the router: its version",
@@ -320,7 +323,10 @@ mod tests {
             }
             .to_owned(),
             ByWorkersApi => "as on the admin listener".to_owned(),
-            NotPossible(reason) => format!("501 `not_possible_with_pd`: {reason}"),
+            NotPossible(reason) => format!("501 `not_possible_with_pd`: {reason}. With `--worker-urls`: 404"),
+            OnPlainServer(reason) => {
+                format!("501 `not_possible_with_pd`: {reason}. With `--worker-urls`: a plain server")
+            }
             NotServed(instead) => format!("404 `not_found`: {instead}"),
         }
     }

@@ -31,6 +31,17 @@ pub(super) fn merged(prefill: &[QueryResponse], decode: &[QueryResponse]) -> Own
     json_response(if has_none { StatusCode::BAD_GATEWAY } else { StatusCode::OK }, body)
 }
 
+/// The same of plain servers: the states and the descriptions of all of them.
+pub(super) fn merged_plain(responses: &[QueryResponse]) -> OwnResponse {
+    let body = format!(
+        r#"{{"internal_states":{},"regular":{}}}"#,
+        list(responses.iter().flat_map(internal_states)),
+        list(responses.iter().map(entry)),
+    );
+    let has_none = responses.iter().all(|response| description(response).is_none());
+    json_response(if has_none { StatusCode::BAD_GATEWAY } else { StatusCode::OK }, body)
+}
+
 /// A server's description, if it answered with success and JSON.
 pub(super) fn description(response: &QueryResponse) -> Option<&RawValue> {
     let (head, body) = response.result.as_ref().ok()?;

@@ -24,7 +24,7 @@ const PAGE: &str = include_str!("../../assets/status.html");
 /// router. A test below prints the hashes after a change of the page.
 const POLICY: &str = concat!(
     "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; ",
-    "frame-ancestors 'none'; script-src 'sha256-C3rVfL94Dc0vWQ4LfuMV609k2OOru5nld/6o12P2bRk='; ",
+    "frame-ancestors 'none'; script-src 'sha256-zfKbimAhqFqvJmcW03AzE84QGgoc5BCXHSX6t6YQZ9U='; ",
     "style-src 'sha256-gNe8kbmquZakXt47J9fgSO1BLfyP8ifr+f2IFsOciaU='",
 );
 

@@ -16,13 +16,14 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-use super::admin_request::{AdminRequest, query_timeout};
+use super::admin_request::{AdminRequest, invalid, query_timeout};
 use super::routes::{RouteAction, RouteEntry, allows};
 use crate::admission::AccessControl;
 use crate::error::{Error, OwnResponse, json_response};
 use crate::http1::{HeaderId, RawHeaders, RequestHead};
 use crate::upstream::{
-    Address, Backend, DesiredFleet, Fleet, LiveFleet, NotChanged, Pools, Role, ServerSpec, SocketOptions,
+    Address, Backend, DesiredFleet, Encoder, EncoderRegistration, Fleet, LiveFleet, NotChanged, Pools, Role,
+    ServerSpec, SocketOptions,
 };
 
 /// How often a draining server is checked for requests in flight: below what an operator notices.
@@ -31,6 +32,9 @@ const DRAIN_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 /// The fields of `sglang_router`'s `POST /workers` that have a meaning here, and `bootstrap_host`. Others are
 /// accepted and listed as ignored, so that clients written for it work.
 const KNOWN_FIELDS: [&str; 4] = ["url", "worker_type", "bootstrap_port", "bootstrap_host"];
+
+/// The `worker_type` of encoders.
+const ENCODE: &str = "encode";
 
 /// Handles the endpoints that list and change servers.
 pub(crate) struct WorkersApi {
@@ -104,6 +108,9 @@ impl WorkersApi {
     }
 
     fn show(&self, id: &str) -> Result<OwnResponse, Error> {
+        if let Some(encoder) = self.find_encoder(id) {
+            return Ok(json_response(StatusCode::OK, self.encoder_entry(&encoder).to_string()));
+        }
         let server = self.find(id)?;
         let entries = self.entries([&server].into_iter());
         Ok(json_response(StatusCode::OK, entries[0].to_string()))
@@ -111,14 +118,17 @@ impl WorkersApi {
 
     fn list(&self) -> OwnResponse {
         let fleet = self.fleet().snapshot();
-        let workers = self.entries(fleet.all().chain(fleet.draining()));
+        let mut workers = self.entries(fleet.all().chain(fleet.draining()));
+        let encoders = fleet.encoders().all();
+        workers.extend(encoders.iter().map(|encoder| self.encoder_entry(encoder)));
         let body = json!({
             "total": workers.len(),
             "workers": workers,
             "stats": {
                 "prefill_count": fleet.prefill().len(),
                 "decode_count": fleet.decode().len(),
-                "regular_count": 0,
+                "regular_count": fleet.regular().len(),
+                "encode_count": encoders.len(),
             },
         });
         json_response(StatusCode::OK, body.to_string())
@@ -151,32 +161,82 @@ impl WorkersApi {
         servers.map(entry).collect()
     }
 
+    /// An encoder's entry, with the same fields, and where it is registered.
+    fn encoder_entry(&self, encoder: &Encoder) -> Value {
+        let registration = |(prefill, registration): (String, EncoderRegistration)| json!({ "prefill": prefill, "state": registration.as_str() });
+        let registrations: Vec<Value> = encoder.registrations().into_iter().map(registration).collect();
+        json!({
+            "id": encoder.id().to_string(),
+            "url": encoder.url(),
+            "worker_type": ENCODE,
+            "is_healthy": !encoder.is_down(),
+            "status": encoder.health().as_str(),
+            // Prefill servers send it requests, the router none.
+            "load": null,
+            "connection_mode": "http",
+            "source": self.fleet().encoders().source(encoder),
+            "bootstrap_host": null,
+            "bootstrap_port": null,
+            "dp_size": null,
+            "disaggregation_mode": null,
+            "registrations": registrations,
+        })
+    }
+
+    /// Adds an encoder.
+    fn add_encoder(&self, request: &AdminRequest) -> Result<OwnResponse, Error> {
+        let address = request.address("url")?;
+        if self.find_at(&address).is_ok() {
+            return Err(Error::NotChanged(NotChanged::Exists));
+        }
+        let encoder = self.fleet().encoders().add(&address).map_err(Error::NotChanged)?;
+        info!("encoder {} added through the admin API", encoder.url());
+        let message = "The encoder is registered with language-only prefill servers.";
+        Ok(accepted(encoder.id(), encoder.url(), message, &request.unknown_fields(&KNOWN_FIELDS)))
+    }
+
+    /// Removes an encoder. The router has no requests there to wait for.
+    fn remove_encoder(&self, encoder: &Encoder) -> Result<OwnResponse, Error> {
+        self.fleet().encoders().remove(encoder).map_err(Error::NotChanged)?;
+        info!("encoder {} removed through the admin API", encoder.url());
+        let body = json!({
+            "status": "removed",
+            "worker_id": encoder.id().to_string(),
+            "url": encoder.url(),
+            "in_flight": 0,
+            "message": "The encoder is removed, and unregistered from prefill servers.",
+        });
+        Ok(json_response(StatusCode::OK, body.to_string()))
+    }
+
+    /// The encoder with this id, or at this percent-encoded URL.
+    fn find_encoder(&self, id: &str) -> Option<Arc<Encoder>> {
+        let encoders = self.fleet().encoders();
+        match id.parse::<u64>() {
+            Ok(id) => encoders.all().iter().find(|encoder| encoder.id() == id).cloned(),
+            Err(_) => encoders.find(address_of(id)?.key()),
+        }
+    }
+
     fn add(&self, body: &[u8]) -> Result<OwnResponse, Error> {
         let request = AdminRequest::parse(body)?;
-        let server = self.add_server(&request)?;
-        let (id, url) = (server.id().to_string(), server.url());
-        // Accepted, not created: the server is excluded from selection until its first successful probe.
-        let location = format!("/workers/{id}");
-        let body = json!({
-            "status": "accepted",
-            "worker_id": id,
-            "url": url,
-            "location": location,
-            "message": "The server gets requests once it is up.",
-            "ignored": request.unknown_fields(&KNOWN_FIELDS),
-        });
-        let mut response = json_response(StatusCode::ACCEPTED, body.to_string());
-        // Digits and slashes are always a valid header value.
-        if let Ok(location) = HeaderValue::from_str(&location) {
-            response.headers_mut().insert(LOCATION, location);
+        if request.get("worker_type").and_then(Value::as_str) == Some(ENCODE) {
+            return self.add_encoder(&request);
         }
-        Ok(response)
+        let server = self.add_server(&request)?;
+        // Accepted, not created: the server is excluded from selection until its first successful probe.
+        let message = "The server gets requests once it is up.";
+        Ok(accepted(server.id(), server.url(), message, &request.unknown_fields(&KNOWN_FIELDS)))
     }
 
     /// Adds the server that a request describes.
     pub(super) fn add_server(&self, request: &AdminRequest) -> Result<Arc<Backend>, Error> {
-        let role = request.role("worker_type")?;
-        let spec = ServerSpec::new(role, request.address("url")?, request.bootstrap_port()?)
+        let role = self.worker_type(request)?;
+        let address = request.address("url")?;
+        if self.fleet().encoders().find(address.key()).is_some() {
+            return Err(Error::NotChanged(NotChanged::Exists));
+        }
+        let spec = ServerSpec::new(role, address, request.bootstrap_port()?)
             .with_bootstrap_host(request.bootstrap_host()?);
         let server = self.desired.add(&spec).map_err(Error::NotChanged)?;
         let url = server.url();
@@ -195,9 +255,25 @@ impl WorkersApi {
         Ok(())
     }
 
+    /// The role of a server that is to be added. A plain server may leave it out, as with `sglang_router`.
+    fn worker_type(&self, request: &AdminRequest) -> Result<Role, Error> {
+        let is_regular = self.fleet().now().is_regular();
+        match request.get("worker_type") {
+            None if is_regular => Ok(Role::Regular),
+            Some(role) if role == Role::Regular.as_str() && is_regular => Ok(Role::Regular),
+            Some(_) if is_regular => Err(invalid(
+                r#"worker_type must be "regular": the router is in front of plain servers (--worker-urls)"#,
+            )),
+            _ => request.role("worker_type"),
+        }
+    }
+
     async fn remove(&self, id: &str, query: Option<&str>) -> Result<OwnResponse, Error> {
         // Without it a `DELETE` does not wait.
         let timeout = query_timeout(query)?.unwrap_or_default();
+        if let Some(encoder) = self.find_encoder(id) {
+            return self.remove_encoder(&encoder);
+        }
         let server = self.find(id)?;
         self.take_out(&server)?;
         // Also without a timeout: an idle server is reported as removed at once.
@@ -240,9 +316,32 @@ fn find_by_id_or_url<'a>(
     if let Ok(id) = id.parse::<u64>() {
         return servers.find(|server| server.id() == id);
     }
-    let url = percent_decode_str(id).decode_utf8().ok()?;
-    let address = Address::parse(&url).ok()?;
+    let address = address_of(id)?;
     servers.find(|server| server.address().key() == address.key())
+}
+
+/// The address in an id that is a percent-encoded URL.
+fn address_of(id: &str) -> Option<Address> {
+    Address::parse(&percent_decode_str(id).decode_utf8().ok()?).ok()
+}
+
+/// The response to a server that was added.
+fn accepted(id: u64, url: &str, message: &str, ignored: &[&String]) -> OwnResponse {
+    let location = format!("/workers/{id}");
+    let body = json!({
+        "status": "accepted",
+        "worker_id": id.to_string(),
+        "url": url,
+        "location": location,
+        "message": message,
+        "ignored": ignored,
+    });
+    let mut response = json_response(StatusCode::ACCEPTED, body.to_string());
+    // Digits and slashes are always a valid header value.
+    if let Ok(location) = HeaderValue::from_str(&location) {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    response
 }
 
 fn log_removal(server: &Backend, fleet: &Fleet) {

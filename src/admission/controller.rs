@@ -49,6 +49,7 @@ impl Default for AdmissionOptions {
 pub(crate) struct BackendCaps {
     pub(crate) prefill: usize,
     pub(crate) decode: usize,
+    pub(crate) regular: usize,
 }
 
 impl Default for BackendCaps {
@@ -58,8 +59,8 @@ impl Default for BackendCaps {
 }
 
 impl BackendCaps {
-    /// No cap on either role.
-    pub(crate) const NONE: Self = Self { prefill: usize::MAX, decode: usize::MAX };
+    /// No cap on any role.
+    pub(crate) const NONE: Self = Self { prefill: usize::MAX, decode: usize::MAX, regular: usize::MAX };
 }
 
 /// Why a request was not admitted.
@@ -110,6 +111,7 @@ pub(crate) struct AdmissionController {
     pub(super) queue_timeout_ms: AtomicU64,
     prefill_cap: AtomicUsize,
     decode_cap: AtomicUsize,
+    regular_cap: AtomicUsize,
     rate: RateLimiter,
     pub(super) wait_queue: WaitQueue,
     memory: MemoryBudget,
@@ -124,6 +126,7 @@ impl AdmissionController {
             queue_timeout_ms: AtomicU64::new(0),
             prefill_cap: AtomicUsize::new(usize::MAX),
             decode_cap: AtomicUsize::new(usize::MAX),
+            regular_cap: AtomicUsize::new(usize::MAX),
             rate: RateLimiter::new(),
             wait_queue: WaitQueue::default(),
             memory: MemoryBudget::new(),
@@ -141,6 +144,7 @@ impl AdmissionController {
         self.queue_timeout_ms.store(timeout, Relaxed);
         self.prefill_cap.store(options.caps.prefill, Relaxed);
         self.decode_cap.store(options.caps.decode, Relaxed);
+        self.regular_cap.store(options.caps.regular, Relaxed);
         // The rate limiter keeps its bucket, so that a reload does not grant a second burst.
         self.rate.set(options.rate);
         let has_limit =
@@ -157,7 +161,11 @@ impl AdmissionController {
     }
 
     pub(crate) fn caps(&self) -> BackendCaps {
-        BackendCaps { prefill: self.prefill_cap.load(Relaxed), decode: self.decode_cap.load(Relaxed) }
+        BackendCaps {
+            prefill: self.prefill_cap.load(Relaxed),
+            decode: self.decode_cap.load(Relaxed),
+            regular: self.regular_cap.load(Relaxed),
+        }
     }
 
     /// Longest queue, in requests; 0 if no limit is set, as nothing is queued then.

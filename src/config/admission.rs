@@ -60,4 +60,12 @@ impl MiniLbConfig {
         self.options.admission.caps.decode = requests;
         self
     }
+
+    /// As [`max_in_flight_per_prefill`](Self::max_in_flight_per_prefill), for servers of
+    /// [`worker_urls`](Self::worker_urls).
+    #[must_use]
+    pub fn max_in_flight_per_worker(mut self, requests: usize) -> Self {
+        self.options.admission.caps.regular = requests;
+        self
+    }
 }

@@ -10,12 +10,19 @@ impl DiscoveryOptions {
     /// The names, if each is a host and a port.
     pub(super) fn names(&self) -> Result<Vec<DnsName>, ConfigError> {
         let prefill = self.prefill.iter().map(|(name, port)| dns_name(Role::Prefill, name, *port));
-        prefill.chain(self.decode.iter().map(|name| dns_name(Role::Decode, name, None))).collect()
+        let decode = self.decode.iter().map(|name| dns_name(Role::Decode, name, None));
+        let regular = self.regular.iter().map(|name| dns_name(Role::Regular, name, None));
+        prefill.chain(decode).chain(regular).collect()
     }
 }
 
 fn dns_name(role: Role, name: &str, bootstrap_port: Option<u16>) -> Result<DnsName, ConfigError> {
-    let bad = |why: &str| ConfigError(format!("--{role}-dns {}: {why}", name.escape_debug()));
+    let flag = match role {
+        Role::Prefill => "--prefill-dns",
+        Role::Decode => "--decode-dns",
+        Role::Regular => "--worker-dns",
+    };
+    let bad = |why: &str| ConfigError(format!("{flag} {}: {why}", name.escape_debug()));
     // A flag's 0 was rejected when it was parsed; this is for users of the library.
     if bootstrap_port == Some(0) {
         return Err(bad(BAD_BOOTSTRAP_PORT));
@@ -47,6 +54,14 @@ impl MiniLbConfig {
     #[must_use]
     pub fn decode_dns(mut self, name: impl Into<String>) -> Self {
         self.options.discovery.decode.push(name.into());
+        self
+    }
+
+    /// Treats every address of a DNS name (`host:port`) as a server without disaggregation, as
+    /// [`worker_urls`](Self::worker_urls) and [`prefill_dns`](Self::prefill_dns).
+    #[must_use]
+    pub fn worker_dns(mut self, name: impl Into<String>) -> Self {
+        self.options.discovery.regular.push(name.into());
         self
     }
 

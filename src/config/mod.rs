@@ -7,6 +7,7 @@
 mod access;
 mod admission;
 mod discovery;
+mod encoders;
 mod reload;
 mod reports;
 mod settings;
@@ -15,7 +16,7 @@ mod tls;
 use std::fmt;
 use std::time::Duration;
 
-use crate::options::{AdminPort, NamedPolicy};
+use crate::options::{AdminPort, NamedPolicy, WorkerUrls};
 use crate::transport::Http1Engine;
 use crate::upstream::Policy;
 
@@ -110,14 +111,32 @@ impl MiniLbConfig {
         Ok(self)
     }
 
-    /// Chooses servers of both roles with policies of one type. `make` is called once for each role, so that
+    /// Sends each request to one of these servers, which run without disaggregation, and not to a pair. Not
+    /// together with prefill and decode servers. None at all is possible: they can be added later.
+    ///
+    /// ```
+    /// # use mini_lb::{MiniLbConfig, MiniLoadBalancer};
+    /// let config = MiniLbConfig::new("127.0.0.1", 30_000, vec![], vec![], 1_800)
+    ///     .worker_urls(["http://10.0.0.1:30000", "http://10.0.0.2:30000"]);
+    /// assert!(MiniLoadBalancer::new(config).is_ok());
+    /// ```
+    #[must_use]
+    pub fn worker_urls<U: Into<String>>(mut self, urls: impl IntoIterator<Item = U>) -> Self {
+        let urls = urls.into_iter().map(Into::into).collect();
+        self.options.worker_urls = WorkerUrls { is_given: true, urls };
+        self
+    }
+
+    /// Chooses servers of all roles with policies of one type. `make` is called once for each role, so that
     /// each has its own state. Default: [`CacheAware`](crate::CacheAware).
     #[must_use]
     pub fn policy<P: Policy>(self, make: impl Fn() -> P) -> Self {
         // Two policies: with one counter for both roles and two servers each, round robin would choose the
         // same pair each time.
         let prefill = make();
-        self.prefill_policy(prefill).decode_policy(make())
+        let mut config = self.prefill_policy(prefill).decode_policy(make());
+        config.options.policies.regular = NamedPolicy::new(make());
+        config
     }
 
     /// Chooses prefill servers. Default: [`CacheAware`](crate::CacheAware).
@@ -156,6 +175,14 @@ impl MiniLbConfig {
     #[must_use]
     pub fn bootstrap_host(mut self, url: impl Into<String>, host: impl Into<String>) -> Self {
         self.options.bootstrap_hosts.push((url.into(), host.into()));
+        self
+    }
+
+    /// Rejects requests for more than this many samples of each prompt (`n`) with 400: at most 128. Default:
+    /// [`DEFAULT_MAX_SAMPLES`].
+    #[must_use]
+    pub fn max_samples(mut self, samples: u32) -> Self {
+        self.options.max_samples = samples;
         self
     }
 
@@ -317,6 +344,15 @@ impl MiniLbConfig {
     #[must_use]
     pub fn load_poll_interval(mut self, interval: Duration) -> Self {
         self.options.health.load_poll_interval = interval.min(LONGEST_TIMEOUT);
+        self
+    }
+
+    /// Chooses among the data-parallel ranks of decode servers too, and of prefill servers that do not follow
+    /// the room, and tells them which one a request is for. Those of prefill servers that follow the room are
+    /// chosen in any case. Off by default.
+    #[must_use]
+    pub fn dp_aware(mut self, is_on: bool) -> Self {
+        self.options.is_dp_aware = is_on;
         self
     }
 

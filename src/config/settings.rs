@@ -7,13 +7,16 @@ use std::sync::Arc;
 use super::{ConfigSnapshot, MiniLbConfig, Options};
 use crate::admission::AccessOptions;
 use crate::options::BAD_BOOTSTRAP_PORT;
-use crate::upstream::{Address, DnsName, FleetSpec, MAX_SERVERS_PER_ROLE, PrefillSpec, checked_host};
+use crate::upstream::{
+    Address, DnsName, EncoderSpec, FleetSpec, MAX_SERVERS_PER_ROLE, PrefillSpec, checked_host,
+};
 
 /// A configuration that can work.
 pub(crate) struct Settings {
     pub(crate) fleet_spec: FleetSpec,
     pub(crate) access: AccessOptions,
     pub(crate) dns_names: Vec<DnsName>,
+    pub(crate) encoders: EncoderSpec,
     pub(crate) options: Options,
     pub(crate) snapshot: ConfigSnapshot,
 }
@@ -25,17 +28,20 @@ impl MiniLbConfig {
         // What costs nothing is checked first: no file is read for a configuration that cannot work.
         options.check_bounds().map_err(ConfigError)?;
         let dns_names = options.discovery.names()?;
+        options.refuse_two_kinds()?;
         options.check_reports()?;
         let (prefill, decode) = (options.prefill_servers()?, options.decode_servers()?);
-        let addresses = || prefill.iter().map(|spec| &spec.address).chain(&decode);
-        refuse_duplicates(addresses())?;
-        if prefill.len().max(decode.len()) > MAX_SERVERS_PER_ROLE {
+        let (regular, encoders) = (options.plain_servers()?, options.encoders.spec()?);
+        let addresses = || prefill.iter().map(|spec| &spec.address).chain(&decode).chain(&regular);
+        refuse_duplicates(addresses().chain(&encoders.configured))?;
+        if prefill.len().max(decode.len()).max(regular.len()) > MAX_SERVERS_PER_ROLE {
             return Err(ConfigError(format!(
                 "at most {MAX_SERVERS_PER_ROLE} servers of a role are supported"
             )));
         }
         // Servers behind DNS names need no TLS: their URLs are built with http.
-        options.load_tls(addresses().any(|address| address.tls_name.is_some()))?;
+        let mut urls = addresses().chain(&encoders.configured);
+        options.load_tls(urls.any(|address| address.tls_name.is_some()))?;
         // Before the snapshot, so that a key which has changed in its file is a change.
         options.keys.read_files()?;
         let access = options.keys.validate()?;
@@ -47,16 +53,42 @@ impl MiniLbConfig {
         let fleet_spec = FleetSpec {
             prefill,
             decode,
+            regular,
+            is_regular: options.is_regular(),
             prefill_policy: Arc::clone(&options.policies.prefill.policy),
             decode_policy: Arc::clone(&options.policies.decode.policy),
+            regular_policy: Arc::clone(&options.policies.regular.policy),
+            is_dp_aware: options.is_dp_aware,
             health: options.health.clone(),
         };
         let snapshot = ConfigSnapshot::of(&mut options);
-        Ok(Settings { fleet_spec, access, dns_names, options, snapshot })
+        Ok(Settings { fleet_spec, access, dns_names, encoders, options, snapshot })
     }
 }
 
 impl Options {
+    /// If the servers are plain ones, none may be of a pair.
+    fn refuse_two_kinds(&self) -> Result<(), ConfigError> {
+        if !self.is_regular() {
+            return Ok(());
+        }
+        let of_pairs = [
+            ("--prefill", self.prefill.is_empty()),
+            ("--decode", self.decode.is_empty()),
+            ("--prefill-dns", self.discovery.prefill.is_empty()),
+            ("--decode-dns", self.discovery.decode.is_empty()),
+        ];
+        let Some((flag, _)) = of_pairs.into_iter().find(|(_, is_empty)| !is_empty) else { return Ok(()) };
+        let own = if self.worker_urls.is_given { "--worker-urls" } else { "--worker-dns" };
+        Err(ConfigError(format!(
+            "{own} and {flag} exclude each other: requests go to plain servers or to pairs"
+        )))
+    }
+
+    fn plain_servers(&self) -> Result<Vec<Address>, ConfigError> {
+        self.worker_urls.urls.iter().map(|url| address("--worker-urls", url)).collect()
+    }
+
     fn prefill_servers(&self) -> Result<Vec<PrefillSpec>, ConfigError> {
         let server = |(url, port): &(String, Option<u16>)| {
             // A flag's 0 was rejected when it was parsed; this is for users of the library.
@@ -93,12 +125,13 @@ impl Options {
             self.max_retries = 0;
         }
         self.health.enabled = !self.disable_health_check;
+        self.settle_internal_fields();
         self.apply_trace_switch();
     }
 }
 
 /// Reads the URL given with `flag`.
-fn address(flag: &str, url: &str) -> Result<Address, ConfigError> {
+pub(super) fn address(flag: &str, url: &str) -> Result<Address, ConfigError> {
     Address::parse(url).map_err(|why| ConfigError(format!("{flag} {}: {why}", url.escape_debug())))
 }
 
@@ -119,7 +152,7 @@ fn refuse_duplicates<'a>(servers: impl Iterator<Item = &'a Address>) -> Result<(
 pub struct ConfigError(pub(super) String);
 
 impl ConfigError {
-    pub(super) fn new(sentence: String) -> Self {
+    pub(crate) fn new(sentence: String) -> Self {
         Self(sentence)
     }
 }

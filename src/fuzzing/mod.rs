@@ -7,6 +7,7 @@
 mod http;
 mod requests;
 mod router;
+mod samples;
 mod scripted_backend;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use serde_json::{Map, Value};
 
 pub use self::requests::requests;
 pub use self::router::router;
+pub use self::samples::merge_samples;
 use crate::wire::body::ClientBody;
 use crate::wire::bootstrap::BootstrapFields;
 use crate::wire::logprobs::{Merge, PromptLogprobs, StreamSplicer};

@@ -32,7 +32,7 @@ use crate::upstream::{
     Address, FleetSpec, HealthOptions, LiveFleet, Pools, PrefillSpec, Random, Role, SocketOptions,
 };
 use crate::wire::logprobs::{Merge, PromptLogprobs};
-use crate::wire::shape::{BodyInspector, BodyShape, Dialect, InternalFields};
+use crate::wire::shape::{BodyInspector, BodyShape, Dialect, InternalFields, RequestedSamples};
 
 /// Longer than all timeouts together.
 const FOREVER: Duration = Duration::from_secs(3_600);
@@ -117,7 +117,7 @@ impl Scenario {
     /// Whether decode's response must reach the client. Not if prefill sends events: one may be an error,
     /// which the client gets instead.
     fn is_sound(&self) -> bool {
-        let is_plain = |shape: &BodyShape| shape.merge.is_none() && !shape.parallel_sampling;
+        let is_plain = |shape: &BodyShape| shape.merge.is_none() && shape.samples == RequestedSamples::One;
         let prefill = self.prefill.is_sound() && self.prefill.framing == ScriptFraming::Length;
         let is_waiting = self.client == FuzzClient::Waits && self.valid.as_ref().is_some_and(is_plain);
         is_waiting && prefill && self.decode.is_sound()
@@ -146,8 +146,12 @@ impl Scenario {
         let fleet = LiveFleet::new(FleetSpec {
             prefill: vec![prefill],
             decode,
+            regular: Vec::new(),
+            is_regular: false,
             prefill_policy: Arc::new(Random),
             decode_policy: Arc::new(Random),
+            regular_policy: Arc::new(Random),
+            is_dp_aware: false,
             health,
         });
         let options = SocketOptions {
@@ -161,7 +165,7 @@ impl Scenario {
         let (prefill, decode) = (self.prefill.clone(), self.decode.clone());
         let connect = move |backend: &crate::upstream::Backend| match backend.role() {
             Role::Prefill => prefill.connect(),
-            Role::Decode => decode.connect(),
+            Role::Decode | Role::Regular => decode.connect(),
         };
         let pools = Pools::in_memory(&options, Box::new(connect));
         let limits = RequestLimits {
@@ -177,6 +181,7 @@ impl Scenario {
             hash_key_headers: vec!["x-session-id".to_owned()],
             internal_fields: InternalFields::default(),
             abort_on_disconnect: false,
+            max_samples: 4,
         };
         let controller = AdmissionController::new(&AdmissionOptions::default());
         let admission = AdmissionHandle::new(Arc::new(controller));
@@ -298,8 +303,14 @@ impl ProxyHandler {
             "/v1/messages" => Dialect::Messages,
             _ => Dialect::Generate,
         };
-        let request = self.proxy.read(dialect, head, client, record, timer).await?;
-        client.cancel_on_disconnect(self.proxy.dispatch(&request, None, record, timer)).await.transpose()
+        let request = self.proxy.read(Some(dialect), head, client, record, timer).await?;
+        if request.samples() > 1 {
+            let dispatch = Box::pin(self.proxy.fan_out(request, None, &head.headers, record));
+            return client.cancel_on_disconnect(dispatch).await.transpose();
+        }
+        let (sample, prompt) = record.sample_and_prompt();
+        let dispatch = self.proxy.dispatch(&request, request.own(), None, prompt, sample, timer);
+        client.cancel_on_disconnect(dispatch).await.transpose()
     }
 }
 

@@ -12,12 +12,13 @@ use super::*;
 const MAX_SEED: usize = 16 << 10;
 
 type Target = (&'static str, fn(&[u8]));
-const TARGETS: [Target; 5] = [
+const TARGETS: [Target; 6] = [
     ("inspect_and_rewrite", inspect_and_rewrite),
     ("split_events", split_events),
     ("splice_logprobs", splice_logprobs),
     ("router", router),
     ("requests", requests),
+    ("merge_samples", merge_samples),
 ];
 
 /// One recorded exchange: the request as prefill received it, and both responses.
@@ -73,6 +74,10 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
             "inspect_and_rewrite" => vec![seed([kind, 5, 0, 0], &[&body(&request)])],
             "split_events" => vec![seed([5, 200, 0, 0], &[&body(&decode)])],
             "splice_logprobs" => vec![seed([kind / 2, 5, 0, 0], &[&body(&prefill), &body(&decode)])],
+            // A server's response to several samples is no copy's, but another one of what servers send.
+            "merge_samples" => {
+                vec![seed([kind, 5, 0x20, 0], &[&body(&decode), &body(&decode), &body(&decode)])]
+            }
             "requests" => vec![seed([7, 0, 0, 0], &[&request.repeat(2)])],
             _ => vec![
                 seed([kind, 0, 0, 0], &[&body(&request), &prefill, &decode]),
@@ -146,6 +151,11 @@ proptest! {
     #[test]
     fn no_truncated_response_looks_complete_to_the_client(input in inputs(3)) {
         router(&input);
+    }
+
+    #[test]
+    fn merged_samples_are_what_copies_sent(input in inputs(5)) {
+        merge_samples(&input);
     }
 
     #[test]

@@ -7,6 +7,10 @@ pub const DEFAULT_MAX_PAYLOAD_SIZE: usize = 512 << 20;
 /// Default largest response that is buffered for a logprob merge: 256 MiB. A 128k-token prompt with 20 top
 /// logprobs per token is about 90 MB.
 pub const DEFAULT_MAX_MERGE_SIZE: usize = 256 << 20;
+/// Default largest number of samples of each prompt: enough for the 10 of pass@10.
+pub const DEFAULT_MAX_SAMPLES: u32 = 16;
+/// The largest number that can be set: all samples of a request are polled by one task.
+pub(crate) const MAX_SAMPLES_LIMIT: u32 = 128;
 /// Default longest time of a request, as in `sglang_router`.
 pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(1_800);
 /// Default longest time without data from decode within a stream.

@@ -6,7 +6,7 @@ use std::num::IntErrorKind;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::values::{AdminPort, NamedPolicy, PemFile, PemFiles, Policies};
+use super::values::{AdminPort, NamedPolicy, PemFile, PemFiles, Policies, WorkerUrls};
 use crate::transport::Http1Engine;
 use crate::upstream::{CacheAware, ConsistentHash, LeastLoad, PowerOfTwo, Random, RoundRobin};
 use crate::wire::shape::FieldTreatment;
@@ -175,6 +175,17 @@ impl OptionField for Vec<String> {
     }
 }
 
+/// An empty list is one that was given, too.
+impl OptionField for WorkerUrls {
+    fn clear(&mut self) {
+        *self = Self { is_given: true, urls: Vec::new() };
+    }
+
+    fn add(&mut self, values: &[String]) -> Result<(), String> {
+        self.urls.add(values)
+    }
+}
+
 /// A URL or a name, and a bootstrap port.
 impl OptionField for Vec<(String, Option<u16>)> {
     fn clear(&mut self) {
@@ -211,13 +222,14 @@ impl OptionField for Vec<(String, String)> {
     }
 }
 
-/// Both roles, each with a policy of its own.
+/// All roles, each with a policy of its own.
 impl OptionField for Policies {
     fn clear(&mut self) {}
 
     fn add(&mut self, values: &[String]) -> Result<(), String> {
-        // Made twice, as each role has a counter of its own.
+        // Made for each, as each role has a counter of its own.
         self.prefill.add(values)?;
+        self.regular.add(values)?;
         self.decode.add(values)
     }
 }
@@ -264,6 +276,17 @@ impl OptionField for FieldTreatment {
     fn add(&mut self, values: &[String]) -> Result<(), String> {
         *self = one_of(values, &[("strip", Self::Strip), ("reject", Self::Reject), ("pass", Self::Pass)])?;
         Ok(())
+    }
+}
+
+/// Unset, it depends on the servers.
+impl OptionField for Option<FieldTreatment> {
+    fn clear(&mut self) {
+        *self = None;
+    }
+
+    fn add(&mut self, values: &[String]) -> Result<(), String> {
+        self.insert(FieldTreatment::Strip).add(values)
     }
 }
 

@@ -17,7 +17,8 @@ mod values;
 pub(crate) use field::BAD_BOOTSTRAP_PORT;
 pub use spec::{Bounds, OptionDefault, OptionSpec, Reload, ValueKind};
 pub(crate) use values::{
-    AdminAddress, AdminPort, DiscoveryOptions, Keys, NamedPolicy, Options, PemFile, TlsOptions,
+    AdminAddress, AdminPort, DiscoveryOptions, EncoderOptions, Keys, NamedPolicy, Options, PemFile,
+    TlsOptions, WorkerUrls,
 };
 
 use field::OptionField;

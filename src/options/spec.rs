@@ -24,6 +24,8 @@ pub struct OptionSpec {
     pub secret: bool,
     /// Whether `-1` stands for no limit.
     pub minus_one_is_no_limit: bool,
+    /// Whether the flag of a list may be given without a value, which is an empty list.
+    pub may_be_empty: bool,
     /// What it does, in one or two sentences.
     pub help: &'static str,
 }
@@ -185,6 +187,7 @@ impl OptionSpec {
             reported_as: None,
             secret: false,
             minus_one_is_no_limit: false,
+            may_be_empty: false,
             help: "",
         }
     }
@@ -241,6 +244,13 @@ impl OptionSpec {
     #[must_use]
     pub const fn minus_one_is_no_limit(mut self) -> Self {
         self.minus_one_is_no_limit = true;
+        self
+    }
+
+    /// The flag may be given without a value.
+    #[must_use]
+    pub const fn may_be_empty(mut self) -> Self {
+        self.may_be_empty = true;
         self
     }
 

@@ -64,19 +64,65 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                 ),
                 field: |options| &mut options.discovery.decode,
             },
+            Entry {
+                spec: OptionSpec::new("worker-urls", ValueKind::WordList("URL"))
+                    .reported_as("servers")
+                    .may_be_empty()
+                    .help(
+                        "Servers without disaggregation: each request goes to one of them, byte for byte, and not to \
+                         a pair. Not together with prefill and decode servers. Without a URL the router starts \
+                         with none",
+                    ),
+                field: |options| &mut options.worker_urls,
+            },
+            Entry {
+                spec: OptionSpec::new("worker-dns", List("HOST:PORT")).help(
+                    "A DNS name each address of which is such a server. It is looked up again and again. May be \
+                     repeated",
+                ),
+                field: |options| &mut options.discovery.regular,
+            },
+        ],
+    },
+    OptionSection {
+        title: "Encoders",
+        entries: &[
+            Entry {
+                spec: OptionSpec::new("encode", List("URL")).help(
+                    "An encoder (SGLang's --encoder-only), by the URL under which prefill servers reach it. It is \
+                     registered with each language-only prefill server. May be repeated",
+                ),
+                field: |options| &mut options.encoders.urls,
+            },
+            Entry {
+                spec: OptionSpec::new("encode-dns", List("HOST:PORT")).help(
+                    "A DNS name each address of which is an encoder. It is looked up again and again. May be repeated",
+                ),
+                field: |options| &mut options.encoders.names,
+            },
+            Entry {
+                spec: OptionSpec::new("encoder-bootstrap-port", Single("PORT"))
+                    .default(Unset("as each server says, or 8997"))
+                    .between(1, 65_535)
+                    .help(
+                        "Port on which all language-only prefill servers take registrations of encoders, if it is not \
+                         the one that they say",
+                    ),
+                field: |options| &mut options.encoders.bootstrap_port,
+            },
         ],
     },
     OptionSection {
         title: "Load balancing",
         entries: &[
-            // Sets both roles, so it stands before the options of one role, which override it.
+            // Sets all roles, so it stands before the options of one role, which override it.
             Entry {
                 spec: OptionSpec::new("policy", Single(POLICIES))
                     .default(Text("cache_aware"))
                     .reported_as("prefill-policy, decode-policy")
                     .help(
-                        "How servers are chosen. cache_aware is for prefill servers; of decode servers it chooses as \
-                         least_load",
+                        "How servers are chosen. cache_aware is for prefill servers and plain ones; of decode servers \
+                         it chooses as least_load",
                     ),
                 field: |options| &mut options.policies,
             },
@@ -226,13 +272,13 @@ pub(super) static SECTIONS: &[OptionSection] = &[
             },
             Entry {
                 spec: OptionSpec::new("internal-fields", Single("strip|reject|pass"))
-                    .default(Text("strip"))
+                    .default(Unset("strip; pass with --worker-urls"))
                     .help(
                         "What is done with fields of a request by which SGLang takes orders from an orchestrator, \
                          such as encoder_urls, to which a server connects: they are removed, or the request is \
-                         refused, or they are passed on. bootstrap_* fields are always removed",
+                         refused, or they are passed on. bootstrap_* fields are always removed for pairs",
                     ),
-                field: |options| &mut options.internal_fields.orchestration,
+                field: |options| &mut options.orchestration_fields,
             },
             Entry {
                 spec: OptionSpec::new("dp-rank-fields", Single("pass|strip|reject"))
@@ -242,6 +288,15 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                          client chooses data-parallel ranks",
                     ),
                 field: |options| &mut options.internal_fields.dp_rank,
+            },
+            Entry {
+                spec: OptionSpec::new("dp-aware", Switch).help(
+                    "Choose among the data-parallel ranks of decode servers too, and of prefill servers that do not \
+                     follow the bootstrap room, and tell them the rank with routed_dp_rank and disagg_prefill_dp_rank \
+                     (SGLang 0.5.10 or newer). Those of prefill servers that do, which is SGLang's default, are \
+                     chosen in any case",
+                ),
+                field: |options| &mut options.is_dp_aware,
             },
             // 0 is allowed, and is what `disable-retries` means.
             Entry {
@@ -327,6 +382,16 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                 field: |options| &mut options.shutdown_grace_period,
             },
             Entry {
+                spec: OptionSpec::new("max-n", Single("COUNT"))
+                    .default(Number(DEFAULT_MAX_SAMPLES as u64))
+                    .between(1, MAX_SAMPLES_LIMIT as u64)
+                    .help(
+                        "Most samples of each prompt (n) that a request may ask for. Each is a request of its own to \
+                         the servers; with more it is rejected with 400",
+                    ),
+                field: |options| &mut options.max_samples,
+            },
+            Entry {
                 spec: OptionSpec::new("max-payload-size", Single("BYTES"))
                     .default(Number(DEFAULT_MAX_PAYLOAD_SIZE as u64))
                     .at_least(1)
@@ -409,6 +474,13 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                     .at_least(1)
                     .help("Concurrent requests on one decode server"),
                 field: |options| &mut options.admission.caps.decode,
+            },
+            Entry {
+                spec: OptionSpec::new("max-in-flight-per-worker", Single("COUNT"))
+                    .default(Unset("no limit"))
+                    .at_least(1)
+                    .help("Concurrent requests on one plain server"),
+                field: |options| &mut options.admission.caps.regular,
             },
         ],
     },
@@ -512,7 +584,7 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                 spec: OptionSpec::new("load-poll-secs", Single("SECONDS"))
                     .default(Seconds(Duration::ZERO))
                     .help(
-                        "Asks each prefill server this often with GET /v1/loads how much waits on it, so that \
+                        "Asks each prefill or plain server this often with GET /v1/loads how much waits on it, so that \
                          policies count the work that others give to it. For several routers, or clients that \
                          use none; with one router it costs time to first token. 0 is off",
                     ),

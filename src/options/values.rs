@@ -11,7 +11,7 @@ use crate::admission::AdmissionOptions;
 use crate::observe::report::ReportOptions;
 use crate::tls::{ClientFiles, KeyFiles, ServerTls};
 use crate::upstream::{CacheAware, HealthOptions, Policy, Random, SocketOptions};
-use crate::wire::shape::InternalFields;
+use crate::wire::shape::{FieldTreatment, InternalFields};
 
 /// Which part of the memory request bodies may take if no option says so: the kernel's socket buffers,
 /// responses, and what the allocator keeps need the rest.
@@ -28,13 +28,18 @@ pub(crate) struct Options {
     /// URL and bootstrap port of each server.
     pub(crate) prefill: Vec<(String, Option<u16>)>,
     pub(crate) decode: Vec<String>,
+    pub(crate) worker_urls: WorkerUrls,
     /// URL of a prefill server, and the host that decode servers know it by.
     pub(crate) bootstrap_hosts: Vec<(String, String)>,
     pub(crate) policies: Policies,
     pub(crate) hash_key_headers: Vec<String>,
     pub(crate) prefix_index_bytes: usize,
+    /// Those for an orchestrator have their value once the configuration is validated.
     pub(crate) internal_fields: InternalFields,
+    pub(crate) orchestration_fields: Option<FieldTreatment>,
+    pub(crate) is_dp_aware: bool,
     pub(crate) abort_on_disconnect: bool,
+    pub(crate) max_samples: u32,
     pub(crate) max_payload_size: usize,
     pub(crate) max_merge_size: usize,
     pub(crate) request_timeout: Duration,
@@ -56,6 +61,7 @@ pub(crate) struct Options {
     pub(crate) health: HealthOptions,
     pub(crate) sockets: SocketOptions,
     pub(crate) discovery: DiscoveryOptions,
+    pub(crate) encoders: EncoderOptions,
     pub(crate) worker_threads: usize,
     pub(crate) admission: AdmissionOptions,
     pub(crate) keys: Keys,
@@ -79,10 +85,32 @@ impl Options {
     }
 }
 
+impl Options {
+    /// Whether the servers are plain ones, without disaggregation.
+    pub(crate) fn is_regular(&self) -> bool {
+        self.worker_urls.is_given || !self.discovery.regular.is_empty()
+    }
+
+    /// Sets what depends on the servers: the client of a plain one gets what the server alone would give it,
+    /// unless an operator wants less.
+    pub(crate) fn settle_internal_fields(&mut self) {
+        let usual = if self.is_regular() { FieldTreatment::Pass } else { FieldTreatment::Strip };
+        self.internal_fields.orchestration = self.orchestration_fields.unwrap_or(usual);
+    }
+}
+
+/// URLs of plain servers.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct WorkerUrls {
+    /// Also if there is none: servers may be added later.
+    pub(crate) is_given: bool,
+    pub(crate) urls: Vec<String>,
+}
+
 impl Policies {
     /// Gives the policy that has a prefix index its bound, and tells it whether there are other routers.
     pub(crate) fn configure_cache_aware(&self, index_bytes: usize, has_peers: bool) {
-        for NamedPolicy { policy, .. } in [&self.prefill, &self.decode] {
+        for NamedPolicy { policy, .. } in [&self.prefill, &self.decode, &self.regular] {
             let policy: &dyn Any = &**policy;
             if let Some(cache_aware) = policy.downcast_ref::<CacheAware>() {
                 cache_aware.set_index_bytes(index_bytes);
@@ -92,11 +120,13 @@ impl Policies {
     }
 }
 
-/// How servers of both roles are chosen.
+/// How servers of each role are chosen.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Policies {
     pub(crate) prefill: NamedPolicy,
     pub(crate) decode: NamedPolicy,
+    /// Set with both others only.
+    pub(crate) regular: NamedPolicy,
 }
 
 /// A policy and the name of its type, by which a reload sees that it is another one.
@@ -131,7 +161,18 @@ pub(crate) struct DiscoveryOptions {
     /// As `host:port`, with the bootstrap port of all servers of that name.
     pub(crate) prefill: Vec<(String, Option<u16>)>,
     pub(crate) decode: Vec<String>,
+    pub(crate) regular: Vec<String>,
     pub(crate) interval: Duration,
+}
+
+/// Encoders, and where prefill servers take their registrations.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct EncoderOptions {
+    pub(crate) urls: Vec<String>,
+    /// Names whose addresses are encoders, as `host:port`.
+    pub(crate) names: Vec<String>,
+    /// If not the one that each prefill server says.
+    pub(crate) bootstrap_port: Option<u16>,
 }
 
 /// Keys and origins as they were given, and the files that have keys.

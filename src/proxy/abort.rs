@@ -1,4 +1,4 @@
-//! Asks both servers to abort a request that ends before its response does (`--abort-on-disconnect`).
+//! Asks the servers to abort a request that ends before its response does (`--abort-on-disconnect`).
 //!
 //! A closed connection does the same, but Python servers notice that of a response that has not begun only at
 //! their next poll, which is up to 4 s of decoding for nobody. Requests of clients to `/abort_request` are
@@ -15,7 +15,7 @@ use tracing::debug;
 
 use crate::error::{Cause, Error};
 use crate::http1::{HeaderId, OutgoingBody, RawHeaders};
-use crate::upstream::{Backend, Pools, ServerPair};
+use crate::upstream::{Backend, OWN_RID, Pools, ServerPair};
 use crate::wire::upstream_request::UpstreamHead;
 
 /// Longest time for one server to answer: it answers at once.
@@ -37,10 +37,10 @@ pub(super) fn new_rid() -> Option<String> {
     let mut bytes = [0; 16];
     // It fails only where the kernel has no random numbers; the request then goes without an id.
     RANDOM.fill(&mut bytes).ok()?;
-    Some(format!("minilb-{:032x}", u128::from_ne_bytes(bytes)))
+    Some(format!("{OWN_RID}{:032x}", u128::from_ne_bytes(bytes)))
 }
 
-/// What is sent to both servers of a request to abort it.
+/// What is sent to the servers of a request to abort it.
 pub(super) struct AbortRequest {
     head: UpstreamHead,
     bodies: Vec<Bytes>,
@@ -56,18 +56,21 @@ impl AbortRequest {
     }
 }
 
-/// Aborts a request on both servers when it is dropped, unless its response is complete by then.
+/// Aborts a request on its servers when it is dropped, unless its response is complete by then.
 pub(super) struct AbortOnDrop {
     request: Arc<AbortRequest>,
-    servers: [Arc<Backend>; 2],
+    server: Arc<Backend>,
+    /// Decode's, besides prefill's.
+    other: Option<Arc<Backend>>,
     pools: Arc<Pools>,
     is_armed: bool,
 }
 
 impl AbortOnDrop {
     pub(super) fn new(request: &Arc<AbortRequest>, pair: &ServerPair, pools: &Arc<Pools>) -> Self {
-        let servers = [Arc::clone(pair.prefill()), Arc::clone(pair.decode())];
-        Self { request: Arc::clone(request), servers, pools: Arc::clone(pools), is_armed: false }
+        let server = Arc::clone(pair.prefill());
+        let other = (!pair.is_single()).then(|| Arc::clone(pair.decode()));
+        Self { request: Arc::clone(request), server, other, pools: Arc::clone(pools), is_armed: false }
     }
 
     /// The request is sent now.
@@ -98,12 +101,16 @@ impl AbortOnDrop {
             ABORTS.fetch_sub(1, Relaxed);
             return;
         }
-        let (request, pools, servers) =
-            (Arc::clone(&self.request), Arc::clone(&self.pools), self.servers.clone());
+        let (request, pools) = (Arc::clone(&self.request), Arc::clone(&self.pools));
+        let (server, other) = (Arc::clone(&self.server), self.other.clone());
         let under_way = UnderWay;
         runtime.spawn(async move {
-            let [prefill, decode] = servers.each_ref().map(|server| abort(&pools, server, &request));
-            tokio::join!(prefill, decode);
+            let at_other = async {
+                if let Some(other) = &other {
+                    abort(&pools, other, &request).await;
+                }
+            };
+            tokio::join!(abort(&pools, &server, &request), at_other);
             drop(under_way);
         });
     }

@@ -1,4 +1,5 @@
-//! What an event on one of a request's two legs means for the request: the only place that decides it.
+//! What an event on one of a request's two legs means for the request: the only place that decides it. A
+//! plain server's leg stands in decode's place, as if prefill's had ended well.
 //!
 //! Events go in and actions come out. There is no socket, clock or async code here, so that all orders of
 //! events can be enumerated (`decision/tests.rs`, which also holds the invariants). Events are observed, and
@@ -36,7 +37,7 @@ pub(super) enum LegEvent {
 pub(super) enum Action {
     /// Nothing.
     Wait,
-    /// Write the request to both legs.
+    /// Write the request to both legs, or to the one that there is.
     SendBoth,
     /// Open a new connection to the same server.
     Reconnect(Role),
@@ -110,6 +111,8 @@ enum Stage {
 pub(super) struct Decision {
     /// The response needs prefill's whole response as well.
     is_merge: bool,
+    /// There is one leg, in decode's place.
+    is_single: bool,
     prefill: Phase,
     decode: Phase,
     stage: Stage,
@@ -118,7 +121,12 @@ pub(super) struct Decision {
 impl Decision {
     pub(super) fn new(is_merge: bool) -> Self {
         let (prefill, decode) = (Phase::Connecting, Phase::Connecting);
-        Self { is_merge, prefill, decode, stage: Stage::Deciding }
+        Self { is_merge, is_single: false, prefill, decode, stage: Stage::Deciding }
+    }
+
+    /// That of a request to a plain server.
+    pub(super) fn single() -> Self {
+        Self { is_single: true, prefill: Phase::Ended, ..Self::new(false) }
     }
 
     /// Decides what follows from an event.
@@ -133,7 +141,7 @@ impl Decision {
     fn on_before_response(&mut self, role: Role, event: LegEvent) -> Action {
         match event {
             LegEvent::Connected => self.on_connected(role),
-            LegEvent::ConnectFailed if *self.phase(role) == Phase::Connecting => {
+            LegEvent::ConnectFailed if self.is_unsent(role) => {
                 self.end();
                 Action::OtherPair(role)
             }
@@ -178,11 +186,25 @@ impl Decision {
             return Action::SendAgain(role);
         }
         *self.phase(role) = Phase::Connected;
+        if self.is_single {
+            self.decode = Phase::Sent;
+            return Action::SendBoth;
+        }
         if *self.phase(other(role)) != Phase::Connected {
             return Action::Wait;
         }
         (self.prefill, self.decode) = (Phase::Sent, Phase::Sent);
         Action::SendBoth
+    }
+
+    /// Whether no server has the request when this leg could not be connected. If its kept-alive connection
+    /// was closed as idle, the partner has the request; without a partner nobody has.
+    fn is_unsent(&mut self, role: Role) -> bool {
+        match *self.phase(role) {
+            Phase::Connecting => true,
+            Phase::Reconnecting => self.is_single,
+            _ => false,
+        }
     }
 
     /// The same server gets the request on a new connection, once: its partner has it already, and no server
@@ -309,7 +331,7 @@ impl Decision {
     pub(super) fn is_over(&self, role: Role) -> bool {
         let phase = match role {
             Role::Prefill => self.prefill,
-            Role::Decode => self.decode,
+            Role::Decode | Role::Regular => self.decode,
         };
         phase == Phase::Over
     }
@@ -341,7 +363,7 @@ impl Decision {
     fn phase(&mut self, role: Role) -> &mut Phase {
         match role {
             Role::Prefill => &mut self.prefill,
-            Role::Decode => &mut self.decode,
+            Role::Decode | Role::Regular => &mut self.decode,
         }
     }
 }
@@ -349,7 +371,7 @@ impl Decision {
 fn other(role: Role) -> Role {
     match role {
         Role::Prefill => Role::Decode,
-        Role::Decode => Role::Prefill,
+        Role::Decode | Role::Regular => Role::Prefill,
     }
 }
 

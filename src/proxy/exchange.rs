@@ -1,4 +1,5 @@
-//! One request and its attempts: sends both legs at once, and decides when and with what the response starts.
+//! One request and its attempts: sends both legs at once, or the one to a plain server, and decides when and
+//! with what the response starts.
 //!
 //! What the client receives from then on is for [`relay`](super::relay). Servers are chosen by `upstream`;
 //! here is decided only whether a request is sent again.
@@ -17,32 +18,35 @@ use super::abort::{AbortOnDrop, AbortRequest, new_rid};
 use super::decision::Action;
 use super::intake::{self, IntakeLimits, ReadBody};
 use super::leg::HeldResponse;
-use super::leg_pair::{AttemptContext, Deadline, LegPair, MergeOptions, Wait};
+use super::leg_pair::{AttemptContext, Deadline, LegPair, LegRequests, MergeOptions, Wait};
 use super::merge;
 use super::relay::{MAX_REFUSAL_PAUSE, Relay, TimeLimit};
 use crate::admission::{AdmissionHandle, Reservation};
 use crate::error::{Cause, Error, OwnResponse};
-use crate::http1::{BodyTimeouts, OutgoingRequest, RawHeaders, RequestHead};
-use crate::observe::record::{Attempt, Record, RequestId};
+use crate::http1::{BodyTimeouts, HeaderId, OutgoingBody, OutgoingRequest, RawHeaders, RequestHead};
+use crate::observe::record::{Attempt, Record, RequestId, SampleRecord};
 use crate::timer::Timer;
 use crate::transport::RequestBody;
-use crate::upstream::{Backend, Demand, InFlight, LiveFleet, Needs, PairPermits, Pools, Role, ServerPair};
+use crate::upstream::{
+    Backend, Demand, Entered, InFlight, LiveFleet, Needs, PairPermits, Pools, Role, ServerPair,
+};
 use crate::wire::body::ClientBody;
 use crate::wire::bootstrap::MAX_BOOTSTRAP_ROOM;
 use crate::wire::client_response::ClientResponseHead;
 use crate::wire::headers;
 use crate::wire::logprobs::StreamSplicer;
 use crate::wire::plan::{OwnIds, RequestPlan};
-use crate::wire::shape::{BodyShape, Dialect, HashKey, InternalFields, key_hash};
+use crate::wire::shape::{BodyShape, Dialect, HashKey, InternalFields, Prompt, RequestedSamples, key_hash};
 use crate::wire::upstream_request::UpstreamHead;
 
 /// Sends generation requests to pairs of servers.
+#[derive(Clone)]
 pub(crate) struct Proxy {
-    fleet: Arc<LiveFleet>,
+    pub(super) fleet: Arc<LiveFleet>,
     pools: Arc<Pools>,
     limits: Arc<ArcSwap<RequestLimits>>,
     /// Where memory for bodies is reserved.
-    admission: Arc<AdmissionHandle>,
+    pub(super) admission: Arc<AdmissionHandle>,
 }
 
 /// Bounds of one request.
@@ -67,6 +71,8 @@ pub(crate) struct RequestLimits {
     pub(crate) internal_fields: InternalFields,
     /// Servers are asked to abort a request whose client has left.
     pub(crate) abort_on_disconnect: bool,
+    /// Most samples of each prompt (`n`).
+    pub(crate) max_samples: u32,
 }
 
 /// Random in each process, and the same for all workers: they share what they know of prompts.
@@ -84,27 +90,78 @@ fn hash_key(needs: Needs, is_traced: bool) -> Option<HashKey> {
 
 /// A generation request whose body has been read. It keeps its limits if a reload changes them.
 pub(crate) struct ReadRequest {
-    limits: Arc<RequestLimits>,
-    dialect: Dialect,
+    pub(super) limits: Arc<RequestLimits>,
+    pub(super) dialect: Dialect,
     upstream_head: UpstreamHead,
     body: ClientBody,
     /// Its prompt is in the record if a load trace is written: it outlives this.
-    shape: BodyShape,
-    plan: RequestPlan,
-    /// With which servers are asked to abort it.
-    abort: Option<Arc<AbortRequest>>,
+    pub(super) shape: BodyShape,
+    /// If it has one sample.
+    own: SamplePlan,
+    /// What a plain server says of the prompt is for a policy that knows prompts.
+    reads_usage: bool,
     /// The hash of a header that names the conversation.
     key: Option<u64>,
-    deadline: Deadline,
+    pub(super) deadline: Deadline,
     /// Of the body's memory. Dropped after it.
     _reservation: Reservation,
 }
 
+/// What servers get for one sample of a request, and by which ids they know it.
+pub(crate) struct SamplePlan {
+    plan: RequestPlan,
+    rids: Vec<String>,
+    /// With which servers are asked to abort it.
+    abort: Option<Arc<AbortRequest>>,
+    /// It is one of several, whose responses are merged.
+    is_copy: bool,
+}
+
+impl SamplePlan {
+    /// Of a request with one sample.
+    fn new(plan: RequestPlan, rids: Vec<String>, limits: &RequestLimits, headers: &RawHeaders) -> Self {
+        let is_aborted = limits.abort_on_disconnect && !rids.is_empty();
+        let abort = is_aborted.then(|| Arc::new(AbortRequest::new(&rids, headers)));
+        Self { plan, rids, abort, is_copy: false }
+    }
+
+    /// The ids that servers know it by.
+    pub(super) fn rids(&self) -> &[String] {
+        &self.rids
+    }
+
+    /// Of one of several samples. `rid` is this copy's own.
+    pub(super) fn of_copy(request: &ReadRequest, rid: Option<String>, headers: &RawHeaders) -> Self {
+        // The client's part of it may be any text.
+        let escaped = rid.as_ref().map(|rid| serde_json::json!(rid).to_string());
+        let ids = OwnIds { rid: escaped.as_deref().map(|rid| &rid[1..rid.len() - 1]), request_id: None };
+        let fields = &request.shape.fields;
+        let plan = match &request.shape.samples {
+            RequestedSamples::Many(samples) => RequestPlan::sglang_sample(fields, samples, ids),
+            RequestedSamples::One | RequestedSamples::Refused(_) => RequestPlan::sglang(fields, ids),
+        };
+        Self { is_copy: true, ..Self::new(plan, Vec::from_iter(rid), &request.limits, headers) }
+    }
+}
+
 impl ReadRequest {
-    /// What policies may know of it.
-    fn demand<'a>(&'a self, record: &'a Record) -> Demand<'a> {
-        let prompt = self.shape.prompt.as_ref().or(record.prompt());
-        Demand { prompt, body: self.body.len() as u64, key: self.key }
+    /// What its servers get, if it has one sample.
+    pub(crate) fn own(&self) -> &SamplePlan {
+        &self.own
+    }
+
+    /// How many samples of each prompt it has.
+    pub(crate) fn samples(&self) -> u32 {
+        match &self.shape.samples {
+            RequestedSamples::Many(samples) => samples.count,
+            RequestedSamples::One | RequestedSamples::Refused(_) => 1,
+        }
+    }
+
+    /// What policies may know of it. `kept` is its prompt if it is in the record.
+    fn demand<'a>(&'a self, kept: Option<&'a Prompt>) -> Demand<'a> {
+        let prompt = self.shape.prompt.as_ref().or(kept);
+        Demand { prompt, body: self.body.len() as u64, key: self.key, ranks: self.shape.ranks }
     }
 }
 
@@ -125,10 +182,10 @@ impl Proxy {
         Self { fleet, pools, limits, admission }
     }
 
-    /// Reads the body of a generation request.
+    /// Reads the body of a generation request, or of another one (no dialect) that a plain server gets.
     pub(crate) async fn read(
         &self,
-        dialect: Dialect,
+        dialect: Option<Dialect>,
         head: &RequestHead,
         request: &mut impl RequestBody,
         record: &mut Record,
@@ -136,7 +193,15 @@ impl Proxy {
     ) -> Result<ReadRequest, Error> {
         let limits = self.limits.load_full();
         let (max, timeouts) = (limits.max_payload_size, limits.body_timeouts);
-        let (needs, is_traced) = (self.fleet.now().needs(), record.wants_prompt());
+        let (needs, refuses_media, is_regular) = {
+            let fleet = self.fleet.now();
+            (fleet.needs(), fleet.encoders().are_down(), fleet.is_regular())
+        };
+        let is_traced = record.wants_prompt();
+        let is_lenient = is_regular && limits.internal_fields.passes_all();
+        // Fields that an operator does not want at servers are looked for in any JSON.
+        let looks = !is_lenient && !is_multipart(&head.headers);
+        let scanned = dialect.or(looks.then_some(Dialect::Generate));
         let reading = IntakeLimits {
             max,
             timeouts,
@@ -145,59 +210,69 @@ impl Proxy {
             // With the key alone all hashes are the same in every process.
             stable_prefix: needs.prompt && needs.key,
             internal_fields: limits.internal_fields,
+            refuses_media,
+            is_lenient,
         };
-        let read = intake::read(&head.headers, request, dialect, reading, timer).await?;
+        let read = intake::read(&head.headers, request, scanned, reading, timer).await?;
         let ReadBody { body, mut shape, waited, reservation } = read;
         let now = Instant::now();
         record.body_read(body.len(), shape.stream, waited.then(|| now.into_std()));
-        // SGLang runs the n samples of a request in one bootstrap room, and decode hangs (#24223, #26486).
-        if shape.parallel_sampling {
-            return Err(Error::ManySamples);
-        }
-        if shape.has_previous_response {
-            return Err(Error::PreviousResponse);
+        if !is_regular {
+            check_samples(&shape, &limits)?;
+            if shape.has_previous_response {
+                return Err(Error::PreviousResponse);
+            }
         }
         if is_traced && let Some(prompt) = shape.prompt.take() {
             record.set_prompt(prompt);
         }
         let deadline = Deadline::since(now, limits.request_timeout);
-        let upstream_head = UpstreamHead::new(&head.method, head.target.as_str(), &head.headers, true);
+        let upstream_head = UpstreamHead::new(&head.method, head.target.as_str(), &head.headers, !is_regular);
         let names = limits.hash_key_headers.iter().filter(|_| needs.key);
         let key = names.filter_map(|name| head.headers.get(name.as_str())).next().map(key_hash);
-        let (plan, abort) = plan(dialect, &mut shape, &limits, &head.headers);
+        let reads_usage = is_regular && needs.prompt && dialect.is_some();
+        let dialect = dialect.unwrap_or(Dialect::Generate);
+        let own = match is_regular {
+            true => plain_plan(&mut shape, &limits, &head.headers),
+            false => plan(dialect, &mut shape, &limits, &head.headers),
+        };
         Ok(ReadRequest {
             limits,
             dialect,
             upstream_head,
             body,
             shape,
-            plan,
-            abort,
+            own,
+            reads_usage,
             key,
             deadline,
             _reservation: reservation,
         })
     }
 
-    /// Sends a request to a pair, and to another one after a failure that allows it. `admitted` is the pair
-    /// if the requests in flight on each server are limited; otherwise the policy chooses it here.
+    /// Sends one sample of a request to a pair, and to another one after a failure that allows it. `admitted`
+    /// is the pair if the requests in flight on each server are limited; otherwise the policy chooses it
+    /// here. `prompt` is that of the request if it is in the record.
     pub(crate) async fn dispatch(
         &self,
         request: &ReadRequest,
+        sample: &SamplePlan,
         admitted: Option<AdmittedPair>,
-        record: &mut Record,
+        prompt: Option<&Prompt>,
+        record: &mut SampleRecord,
         timer: &mut Timer,
     ) -> Result<UpstreamResponse, Error> {
         let exchange =
-            Exchange { fleet: &self.fleet, pools: &self.pools, admission: &self.admission, request };
+            Exchange { fleet: &self.fleet, pools: &self.pools, admission: &self.admission, request, sample };
+        let demand = request.demand(prompt);
         let admission = admitted.as_ref().map(|admitted| Arc::clone(&admitted.admission));
         let (mut pair, mut legs) = match admitted {
             Some(AdmittedPair { permits, admission }) => {
                 let caps = admission.controller().caps();
-                let permits = self.fleet.now().settle(permits, request.demand(record), caps, &admission);
+                let permits = self.fleet.now().settle(permits, demand, caps, &admission);
                 with_legs(permits.into_legs())
             }
-            None => with_legs(self.fleet.now().enter_pair(request.demand(record)).map_err(Error::NoServer)?),
+            None => with_legs(self.fleet.now().enter_pair(demand).map_err(Error::NoServer)?),
         };
         let mut retries = request.limits.max_retries;
         loop {
@@ -205,6 +280,8 @@ impl Proxy {
                 request_id = record.request_id().map(RequestId::as_str),
                 prefill = pair.prefill().url(),
                 decode = pair.decode().url(),
+                prefill_rank = pair.prefill_rank(),
+                decode_rank = pair.decode_rank(),
                 selection = %pair.summary(),
                 "selected a pair"
             );
@@ -217,7 +294,6 @@ impl Proxy {
             // Closes both legs before the next attempt: a leg without its partner holds a slot of its server,
             // for up to 300 s.
             drop(result);
-            let demand = request.demand(record);
             (pair, legs) =
                 exchange.select_other_pair(&failed, demand, admission.as_ref()).map_err(Error::NoServer)?;
             retries -= 1;
@@ -225,14 +301,9 @@ impl Proxy {
     }
 }
 
-/// What the legs of a request get, and with what they are aborted, if they are. An id that the router sets
-/// is one of the shape's from then on.
-fn plan(
-    dialect: Dialect,
-    shape: &mut BodyShape,
-    limits: &RequestLimits,
-    headers: &RawHeaders,
-) -> (RequestPlan, Option<Arc<AbortRequest>>) {
+/// What the legs of a request with one sample get, and with what they are aborted, if they are. An id that
+/// the router sets is one of its ids from then on.
+fn plan(dialect: Dialect, shape: &mut BodyShape, limits: &RequestLimits, headers: &RawHeaders) -> SamplePlan {
     let is_response = dialect == Dialect::Responses;
     // Each of the two servers would draw another id for the response.
     let response_id =
@@ -241,17 +312,47 @@ fn plan(
     let rid = if needs_rid { new_rid() } else { None };
     let ids = OwnIds { rid: rid.as_deref(), request_id: response_id.as_deref() };
     let plan = RequestPlan::sglang(&shape.fields, ids);
-    shape.rids.extend(rid.into_iter().chain(response_id));
-    let is_aborted = limits.abort_on_disconnect && !shape.rids.is_empty();
-    (plan, is_aborted.then(|| Arc::new(AbortRequest::new(&shape.rids, headers))))
+    let mut rids = std::mem::take(&mut shape.rids);
+    rids.extend(rid.into_iter().chain(response_id));
+    SamplePlan::new(plan, rids, limits, headers)
 }
 
-/// The attempts of one request.
+/// What a plain server gets: the client's body, without fields that an operator does not want there. Nothing
+/// is merged, the server itself makes several samples, and a request can be aborted by the client's own ids
+/// only.
+fn plain_plan(shape: &mut BodyShape, limits: &RequestLimits, headers: &RawHeaders) -> SamplePlan {
+    (shape.merge, shape.samples) = (None, RequestedSamples::One);
+    let plan = match limits.internal_fields.passes_all() {
+        true => RequestPlan::untouched(),
+        false => RequestPlan::sglang(&shape.fields, OwnIds::default()),
+    };
+    SamplePlan::new(plan, std::mem::take(&mut shape.rids), limits, headers)
+}
+
+/// Whether a body is a form, which has no fields of JSON: SGLang takes audio so.
+fn is_multipart(headers: &RawHeaders) -> bool {
+    let media_type = headers.get(HeaderId::ContentType).unwrap_or_default();
+    media_type.get(..10).is_some_and(|start| start.eq_ignore_ascii_case(b"multipart/"))
+}
+
+/// Rejects what a regular server rejects, and more samples than are allowed.
+fn check_samples(shape: &BodyShape, limits: &RequestLimits) -> Result<(), Error> {
+    match &shape.samples {
+        RequestedSamples::Many(samples) if samples.count > limits.max_samples => {
+            Err(Error::TooManySamples { samples: samples.count, limit: limits.max_samples })
+        }
+        RequestedSamples::Refused(refused) => Err(Error::InvalidSamples(refused)),
+        RequestedSamples::One | RequestedSamples::Many(_) => Ok(()),
+    }
+}
+
+/// The attempts of one sample.
 struct Exchange<'a> {
     fleet: &'a LiveFleet,
     pools: &'a Arc<Pools>,
     admission: &'a Arc<AdmissionHandle>,
     request: &'a ReadRequest,
+    sample: &'a SamplePlan,
 }
 
 impl Exchange<'_> {
@@ -288,8 +389,9 @@ impl Exchange<'_> {
                 }
                 let server = match role {
                     Role::Prefill => pair.prefill(),
-                    Role::Decode => pair.decode(),
+                    Role::Decode | Role::Regular => pair.decode(),
                 };
+                let role = server.role();
                 debug!(status, "retrying the request: {role} server {} responded {status}", server.url());
                 Some(Arc::clone(server))
             }
@@ -307,24 +409,28 @@ impl Exchange<'_> {
         resent: &mut Vec<Arc<Backend>>,
     ) -> AttemptResult {
         let ReadRequest { limits, shape, deadline, .. } = self.request;
-        let (on_prefill, on_decode) = (attempt.begin_leg(on_prefill), attempt.begin_leg(on_decode));
+        let on_prefill = on_prefill.map(|on_prefill| attempt.begin_leg(on_prefill));
+        let on_decode = attempt.begin_leg(on_decode);
         let (max_held, admission) = (limits.max_merge_size, self.admission);
         let merge = shape.merge.map(|merge| {
             let is_late = shape.stream && merge.is_late();
             MergeOptions { merge, is_late, max_held, admission }
         });
         let mut pair = LegPair::new(self.pools, on_prefill, on_decode, merge);
-        if !shape.rids.is_empty() {
-            let abort = self.request.abort.as_ref();
-            let abort = abort.map(|abort| AbortOnDrop::new(abort, attempt.pair, self.pools));
-            pair.identify(self.fleet.running().register(&shape.rids, attempt.pair), abort);
+        if self.request.reads_usage {
+            pair.read_usage();
+        }
+        let SamplePlan { rids, abort, is_copy, .. } = self.sample;
+        if !rids.is_empty() {
+            let abort = abort.as_ref().map(|abort| AbortOnDrop::new(abort, attempt.pair, self.pools));
+            pair.identify(self.fleet.running().register(rids, attempt.pair), abort);
         }
         // A new room for each attempt: two live requests in one room crash both schedulers (sglang #40125),
         // and the last attempt may still be live on its servers. Decode takes room 0 for "not arrived yet".
-        let bootstrap_room = fastrand::u64(1..=MAX_BOOTSTRAP_ROOM);
+        let bootstrap_room = attempt.pair.bootstrap_room(fastrand::u64(1..=MAX_BOOTSTRAP_ROOM));
         let requests = || self.leg_requests(&attempt, bootstrap_room);
         let early_head_at =
-            limits.stream_keepalive.filter(|_| shape.stream).map(|after| Instant::now() + after);
+            limits.stream_keepalive.filter(|_| shape.stream && !is_copy).map(|after| Instant::now() + after);
         let context = AttemptContext { pools: self.pools, deadline: *deadline, early_head_at, requests };
         let wait = poll_fn(|cx| pair.poll_decided(&context, timer, cx)).await;
         resent.extend(pair.resent().map(Arc::clone));
@@ -354,24 +460,42 @@ impl Exchange<'_> {
         }
     }
 
-    /// The requests to prefill and to decode.
-    fn leg_requests(&self, attempt: &Attempt<'_>, bootstrap_room: u64) -> [OutgoingRequest; 2] {
-        let ReadRequest { limits, upstream_head, body, shape, plan, .. } = self.request;
+    /// The requests to prefill and to decode, or to the plain server.
+    fn leg_requests(&self, attempt: &Attempt<'_>, bootstrap_room: u64) -> LegRequests {
+        let ReadRequest { upstream_head, body, shape, .. } = self.request;
+        let SamplePlan { plan, .. } = self.sample;
         let (prefill, decode) = (attempt.pair.prefill(), attempt.pair.decode());
-        let fields = prefill.bootstrap().expect("a prefill server has bootstrap fields");
-        let bodies = plan.bodies(body, fields, bootstrap_room);
         let lines = |role| attempt.trace_headers(role);
+        // A plain server has none, and gets the client's body.
+        let Some(fields) = prefill.bootstrap() else {
+            let request = self.generating_request(decode, lines(Role::Regular), &plan.single_body(body));
+            return LegRequests { prefill: None, decode: request };
+        };
+        let told = attempt.pair.told_ranks();
+        let bodies = if told.is_none() || shape.ranks.is_set {
+            plan.bodies(body, fields, bootstrap_room)
+        } else {
+            plan.bodies_with_ranks(body, fields, bootstrap_room, told)
+        };
         // Prefill's response is always read: it may be a refusal, also inside a stream.
         let to_prefill =
             upstream_head.for_readable_response(prefill.target(), lines(Role::Prefill), bodies.prefill());
+        let to_decode = self.generating_request(decode, lines(Role::Decode), bodies.decode());
+        LegRequests { prefill: Some(to_prefill), decode: to_decode }
+    }
+
+    /// The request to the server whose response the client gets.
+    fn generating_request(&self, server: &Backend, lines: &[u8], body: &OutgoingBody) -> OutgoingRequest {
+        let ReadRequest { limits, upstream_head, shape, .. } = self.request;
         // An early head with comments in plain text may go out before decode has chosen a coding.
-        let is_plain = shape.merge.is_some() || (shape.stream && limits.stream_keepalive.is_some());
-        let to_decode = if is_plain {
-            upstream_head.for_readable_response(decode.target(), lines(Role::Decode), bodies.decode())
+        let is_plain = shape.merge.is_some()
+            || self.sample.is_copy
+            || (shape.stream && limits.stream_keepalive.is_some());
+        if is_plain {
+            upstream_head.for_readable_response(server.target(), lines, body)
         } else {
-            upstream_head.for_backend(decode.target(), lines(Role::Decode), bodies.decode())
-        };
-        [to_prefill, to_decode]
+            upstream_head.for_backend(server.target(), lines, body)
+        }
     }
 
     /// Passes on the response of one server.
@@ -475,8 +599,8 @@ impl AttemptResult {
     }
 }
 
-/// The entries of one request in the in-flight counts of prefill and of decode.
-type Legs = (InFlight, InFlight);
+/// The entries of one request in the in-flight counts of prefill, if it runs on a pair, and of decode.
+type Legs = (Option<InFlight>, InFlight);
 
 /// A pair with a permit on each server. The permits were taken before the request's body was read.
 pub(crate) struct AdmittedPair {
@@ -485,6 +609,6 @@ pub(crate) struct AdmittedPair {
     pub(crate) admission: Arc<AdmissionHandle>,
 }
 
-fn with_legs((pair, on_prefill, on_decode): (ServerPair, InFlight, InFlight)) -> (ServerPair, Legs) {
+fn with_legs((pair, on_prefill, on_decode): Entered) -> (ServerPair, Legs) {
     (pair, (on_prefill, on_decode))
 }

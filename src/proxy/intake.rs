@@ -13,7 +13,7 @@ use crate::timer::Timer;
 use crate::transport::{BodyReader, RequestBody, RequestBodyError};
 use crate::wire::body::ClientBody;
 use crate::wire::headers::unreadable_encoding;
-use crate::wire::shape::{BodyInspector, BodyShape, Dialect, HashKey, InternalFields};
+use crate::wire::shape::{BodyInspector, BodyShape, Dialect, HashKey, InternalFields, MediaFinder};
 
 /// A body of at most this size is read without waiting for memory, above the bound if need be: most come with
 /// their head, and are in memory already.
@@ -36,6 +36,10 @@ pub(super) struct IntakeLimits<'a> {
     /// Its beginning is hashed with a key that is the same in every process besides.
     pub(super) stable_prefix: bool,
     pub(super) internal_fields: InternalFields,
+    /// Images, audio and video are rejected: all encoders are down.
+    pub(super) refuses_media: bool,
+    /// A body that cannot be read is the server's to judge: it gets the same bytes.
+    pub(super) is_lenient: bool,
 }
 
 /// A body that was read to its end.
@@ -47,29 +51,27 @@ pub(super) struct ReadBody {
     pub(super) reservation: Reservation,
 }
 
-/// Reads a whole request body.
+/// Reads a whole request body. It is scanned if it is of a `dialect`.
 pub(super) async fn read(
     headers: &RawHeaders,
     request: &mut impl RequestBody,
-    dialect: Dialect,
+    dialect: Option<Dialect>,
     limits: IntakeLimits<'_>,
     timer: &mut Timer,
 ) -> Result<ReadBody, Error> {
-    if let Some(encoding) = unreadable_encoding(headers) {
+    let encoding = unreadable_encoding(headers);
+    if let Some(encoding) = encoding.filter(|_| !limits.is_lenient) {
         return Err(Error::BodyEncoded { encoding: String::from_utf8_lossy(encoding).into_owned() });
     }
     // Before a client that waits for it gets `100 Continue` (RFC 9110, section 10.1.1).
     let length = limits.check(request.content_length_hint())?;
     let mut memory = reserve(length, request, limits.admission).await?;
     let mut reader = BodyReader::new(limits.timeouts);
-    let mut inspector = BodyInspector::new(dialect).with_internal_fields(limits.internal_fields);
-    if let Some(key) = limits.hash_key {
-        inspector = inspector.with_prompt(key);
-    }
-    if limits.stable_prefix {
-        inspector = inspector.with_stable_prefix();
-    }
-    let mut scan = Scan { inspector, ahead: 0 };
+    let dialect = dialect.filter(|_| encoding.is_none());
+    let inspector = dialect.map(|dialect| limits.inspector(dialect));
+    // Boxed: few requests need it, and a second pass over the body.
+    let media = dialect.filter(|_| limits.refuses_media).map(|dialect| Box::new(MediaFinder::new(dialect)));
+    let mut scan = Scan { inspector, is_lenient: limits.is_lenient, media, ahead: 0 };
     let (mut body, mut chunks_cost) = (ClientBody::default(), 0);
     loop {
         let chunk = std::future::poll_fn(|cx| {
@@ -86,11 +88,22 @@ pub(super) async fn read(
         hold(length + chunks_cost, request, &mut memory).await?;
         body.push(data);
     }
-    let shape = scan.inspector.finish().map_err(Error::InvalidBody)?;
+    let shape = scan.finish()?;
     Ok(ReadBody { body, shape, waited: reader.has_waited(), reservation: memory })
 }
 
 impl IntakeLimits<'_> {
+    fn inspector(&self, dialect: Dialect) -> BodyInspector {
+        let mut inspector = BodyInspector::new(dialect).with_internal_fields(self.internal_fields);
+        if let Some(key) = self.hash_key {
+            inspector = inspector.with_prompt(key);
+        }
+        if self.stable_prefix {
+            inspector = inspector.with_stable_prefix();
+        }
+        inspector
+    }
+
     fn check(&self, length: u64) -> Result<usize, Error> {
         check_length(length, self.max, self.admission.controller().memory().limit())
     }
@@ -159,7 +172,10 @@ pub(crate) async fn wait_for_memory(
 
 /// Scans a body in the order of its bytes.
 struct Scan {
-    inspector: BodyInspector,
+    /// `None`: nothing is looked for, or no more, as the body is not what was expected.
+    inspector: Option<BodyInspector>,
+    is_lenient: bool,
+    media: Option<Box<MediaFinder>>,
     /// Bytes of the next chunk that were scanned before it was complete.
     ahead: usize,
 }
@@ -179,6 +195,22 @@ impl Scan {
     }
 
     fn feed(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.inspector.feed(bytes).map_err(Error::InvalidBody)
+        let Some(inspector) = &mut self.inspector else { return Ok(()) };
+        match inspector.feed(bytes) {
+            Err(_) if self.is_lenient => self.inspector = None,
+            scanned => scanned.map_err(Error::InvalidBody)?,
+        }
+        let Some(media) = &mut self.media else { return Ok(()) };
+        media.feed(bytes);
+        // At once: the rest of 50 MB need not be sent.
+        if media.found() { Err(Error::NoEncoder) } else { Ok(()) }
+    }
+
+    fn finish(self) -> Result<BodyShape, Error> {
+        let Some(inspector) = self.inspector else { return Ok(BodyShape::default()) };
+        match inspector.finish() {
+            Err(_) if self.is_lenient => Ok(BodyShape::default()),
+            shape => shape.map_err(Error::InvalidBody),
+        }
     }
 }

@@ -54,8 +54,9 @@ pub(super) struct Leg {
     waited_at: Option<Instant>,
     head: Option<ResponseHead>,
     body: Reading,
-    /// What a prefill server says of the prompt.
+    /// What the server says of the prompt.
     usage: UsageReader,
+    usage_reading: UsageReading,
     /// The leg's outcome if the response is read to its end.
     outcome: Outcome,
     failure: Option<Cause>,
@@ -93,6 +94,20 @@ pub(super) struct HeldBody {
     /// At the limit reading pauses. Otherwise the body is too large.
     pauses: bool,
     errors: ErrorSearch,
+}
+
+/// What is read of a response that is relayed, to learn what a plain server says of the prompt.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum UsageReading {
+    /// Nothing. Prefill's response is read besides, as it is discarded.
+    Off,
+    /// Each piece.
+    Whole,
+    /// The first piece of a stream: events of `/generate` say it from the first one on, and to search each
+    /// would cost more than to relay it.
+    FirstPiece,
+    /// The first piece of a stream was read.
+    Done,
 }
 
 /// The search for an error event in a stream.
@@ -133,6 +148,7 @@ impl Leg {
             head: None,
             body,
             usage: UsageReader::default(),
+            usage_reading: UsageReading::Off,
             outcome: Outcome::Completed,
             failure: None,
             hidden_error: None,
@@ -146,6 +162,11 @@ impl Leg {
     /// Whether it has a connection to which nothing was written. That one is open when it starts is no event.
     pub(super) fn is_connected(&self) -> bool {
         matches!(self.connection, Connection::Open(_))
+    }
+
+    /// Reads in the response what the server says of the prompt.
+    pub(super) fn read_usage(&mut self) {
+        self.usage_reading = UsageReading::Whole;
     }
 
     /// Looks whether the connection has been closed while the partner's was awaited.
@@ -235,6 +256,9 @@ impl Leg {
         }
         self.outcome = outcome(head.status);
         let (is_accepted, is_stream) = (head.status.is_success(), head.is_event_stream);
+        if is_stream && self.usage_reading == UsageReading::Whole {
+            self.usage_reading = UsageReading::FirstPiece;
+        }
         if !is_accepted {
             // The status settles the outcome: closing the rest of an error response is no cancellation.
             self.set_outcome(self.outcome);
@@ -362,11 +386,21 @@ impl Leg {
             Some(Ok(data)) => {
                 // For every piece, but the record reads the clock for the first one only.
                 self.data_received();
+                self.search_usage(&data);
                 Poll::Ready(Some(Ok(data)))
             }
             Some(Err(error)) => Poll::Ready(Some(Err(self.fail_with(error.into())))),
             None => Poll::Ready(None),
         }
+    }
+
+    fn search_usage(&mut self, data: &[u8]) {
+        match self.usage_reading {
+            UsageReading::Off | UsageReading::Done => return,
+            UsageReading::Whole => {}
+            UsageReading::FirstPiece => self.usage_reading = UsageReading::Done,
+        }
+        self.usage.push(data);
     }
 
     /// Whether the response has a status of success, and no error was found in it.
@@ -423,6 +457,11 @@ impl Leg {
 
     /// Ends a leg whose body has ended: records the outcome and returns the connection to its pool.
     pub(super) fn park(&mut self) {
+        if let (true, Outcome::Completed, Some(record)) =
+            (self.usage_reading != UsageReading::Off, self.outcome, &self.record)
+        {
+            record.prefill_completed(self.usage.usage());
+        }
         self.set_outcome(self.outcome);
         match std::mem::replace(&mut self.connection, Connection::Closed) {
             Connection::Responding(lease) | Connection::Ended(lease) => lease.park(),

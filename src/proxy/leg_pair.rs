@@ -1,5 +1,5 @@
-//! Both legs of a request: observes their events, asks [`decision`](super::decision) what follows, and does
-//! it.
+//! Both legs of a request, or the one to a plain server: observes their events, asks
+//! [`decision`](super::decision) what follows, and does it.
 //!
 //! Both legs are polled by the request's own task at every wait. Which bytes the client gets from them is for
 //! [`relay`](super::relay); which servers they run on, for [`exchange`](super::exchange).
@@ -62,6 +62,12 @@ pub(super) struct AttemptContext<'a, R> {
     pub(super) requests: R,
 }
 
+/// The requests of one attempt. That to a plain server is in decode's place.
+pub(super) struct LegRequests {
+    pub(super) prefill: Option<OutgoingRequest>,
+    pub(super) decode: OutgoingRequest,
+}
+
 /// A merge of both responses.
 pub(super) struct MergeOptions<'a> {
     pub(super) merge: Merge,
@@ -83,7 +89,8 @@ pub(super) enum Wait {
 /// The two legs of one attempt.
 pub(super) struct LegPair {
     decision: Decision,
-    prefill: Leg,
+    /// `None`: the other leg is that to a plain server.
+    prefill: Option<Leg>,
     decode: Leg,
     /// What follows from the connections that were open from the start.
     first_action: Action,
@@ -105,11 +112,11 @@ pub(super) struct LegPair {
 }
 
 impl LegPair {
-    /// Starts both legs. With `merge` both responses are held until they can be merged; with a late one,
-    /// prefill's.
+    /// Starts both legs, or the one to a plain server. With `merge` both responses are held until they can be
+    /// merged; with a late one, prefill's.
     pub(super) fn new(
         pools: &Arc<Pools>,
-        prefill: LegRecord,
+        prefill: Option<LegRecord>,
         decode: LegRecord,
         merge: Option<MergeOptions<'_>>,
     ) -> Box<Self> {
@@ -118,12 +125,13 @@ impl LegPair {
             Some(merge) => Reading::Hold(HeldBody::new(merge.max_held)),
             None => otherwise,
         };
-        let prefill = Leg::new(pools, prefill, reading(Reading::Discard(ErrorSearch::Pending)));
+        let prefill =
+            prefill.map(|prefill| Leg::new(pools, prefill, reading(Reading::Discard(ErrorSearch::Pending))));
         let decode = Leg::new(pools, decode, if is_held { reading(Reading::Peek) } else { Reading::Peek });
-        let mut decision = Decision::new(is_held);
+        let mut decision = if prefill.is_some() { Decision::new(is_held) } else { Decision::single() };
         let mut first_action = Action::Wait;
-        for (role, leg) in [(Role::Prefill, &prefill), (Role::Decode, &decode)] {
-            if leg.is_connected() {
+        for (role, leg) in [(Role::Prefill, prefill.as_ref()), (Role::Decode, Some(&decode))] {
+            if leg.is_some_and(Leg::is_connected) {
                 first_action = decision.on(role, LegEvent::Connected);
             }
         }
@@ -149,10 +157,15 @@ impl LegPair {
         (self._registration, self.abort) = (Some(registration), abort.map(Box::new));
     }
 
+    /// Reads in a plain server's response what it says of the prompt.
+    pub(super) fn read_usage(&mut self) {
+        self.decode.read_usage();
+    }
+
     /// Runs both legs until the response can start, or the attempt has failed.
     pub(super) fn poll_decided(
         &mut self,
-        context: &AttemptContext<'_, impl Fn() -> [OutgoingRequest; 2]>,
+        context: &AttemptContext<'_, impl Fn() -> LegRequests>,
         timer: &mut Timer,
         cx: &mut Context<'_>,
     ) -> Poll<Wait> {
@@ -165,18 +178,21 @@ impl LegPair {
             };
             match action {
                 Action::Reconnect(role) => {
-                    self.resent[role as usize] = true;
+                    self.resent[role.leg()] = true;
                     self.leg_mut(role).reconnect(context.pools);
                 }
                 Action::SendBoth => {
                     self.abort.iter_mut().for_each(|abort| abort.arm());
-                    let [prefill, decode] = (context.requests)();
-                    self.prefill.send(prefill);
+                    let LegRequests { prefill, decode } = (context.requests)();
+                    if let (Some(leg), Some(request)) = (&mut self.prefill, prefill) {
+                        leg.send(request);
+                    }
                     self.decode.send(decode);
                 }
                 Action::SendAgain(role) => {
-                    let [prefill, decode] = (context.requests)();
-                    self.leg_mut(role).send(if role == Role::Prefill { prefill } else { decode });
+                    let LegRequests { prefill, decode } = (context.requests)();
+                    let of_prefill = prefill.filter(|_| role == Role::Prefill);
+                    self.leg_mut(role).send(of_prefill.unwrap_or(decode));
                 }
                 decided => return Poll::Ready(Wait::Decided(decided)),
             }
@@ -219,7 +235,7 @@ impl LegPair {
     /// Counts what a merge holds, also above the bound: it is under way, and ends only if it goes on.
     fn charge_memory(&mut self) {
         if let Some(memory) = &mut self.memory {
-            let held = self.prefill.held_length() + self.decode.held_length();
+            let held = self.prefill.as_ref().map_or(0, Leg::held_length) + self.decode.held_length();
             memory.charge(held.saturating_sub(memory.bytes()));
         }
     }
@@ -242,10 +258,10 @@ impl LegPair {
         // While one leg waited for the other's connection, its own may have been closed as idle.
         if event == LegEvent::Connected && self.has_waited {
             let (other, leg) = match role {
-                Role::Prefill => (Role::Decode, &mut self.decode),
-                Role::Decode => (Role::Prefill, &mut self.prefill),
+                Role::Prefill => (Role::Decode, Some(&mut self.decode)),
+                Role::Decode | Role::Regular => (Role::Prefill, self.prefill.as_mut()),
             };
-            if let Err(lost) = leg.check_connection() {
+            if let Some(Err(lost)) = leg.map(Leg::check_connection) {
                 self.postponed = Some((role, event));
                 return Poll::Ready((other, lost));
             }
@@ -255,15 +271,17 @@ impl LegPair {
 
     /// The next event of prefill. For a merge its response has ended when its lists are read.
     fn poll_prefill(&mut self, cx: &mut Context<'_>) -> Poll<LegEvent> {
+        let Some(prefill) = &mut self.prefill else { return Poll::Pending };
         if self.lists.as_ref().is_none_or(|lists| lists.is_awaited()) {
-            let event = ready!(self.prefill.poll_event(cx));
+            let event = ready!(prefill.poll_event(cx));
             if event != LegEvent::Ended {
                 return Poll::Ready(event);
             }
             // Its last part is not counted yet.
             self.charge_memory();
-            let body = self.prefill.take_held();
-            self.prefill.park();
+            let prefill = self.leg_mut(Role::Prefill);
+            let body = prefill.take_held();
+            prefill.park();
             let Some(lists) = &mut self.lists else { return Poll::Ready(event) };
             lists.begin(body);
         }
@@ -273,7 +291,7 @@ impl LegPair {
         Poll::Ready(match ready!(lists.poll_read(cx)) {
             Ok(()) => LegEvent::Ended,
             Err(reason) => {
-                self.prefill.set_failure(Cause::Unmergeable(reason));
+                self.leg_mut(Role::Prefill).set_failure(Cause::Unmergeable(reason));
                 LegEvent::Broken
             }
         })
@@ -301,8 +319,9 @@ impl LegPair {
     }
 
     fn close_what_is_over(&mut self) {
-        for (role, leg) in [(Role::Prefill, &mut self.prefill), (Role::Decode, &mut self.decode)] {
-            if self.decision.is_over(role) {
+        let legs = [(Role::Prefill, self.prefill.as_mut()), (Role::Decode, Some(&mut self.decode))];
+        for (role, leg) in legs {
+            if let Some(leg) = leg.filter(|_| self.decision.is_over(role)) {
                 leg.close();
             }
         }
@@ -310,21 +329,22 @@ impl LegPair {
 
     /// The servers that got the request again because their kept-alive connection was stale.
     pub(super) fn resent(&self) -> impl Iterator<Item = &Arc<Backend>> {
-        let legs = [(Role::Prefill, &self.prefill), (Role::Decode, &self.decode)];
-        legs.into_iter().filter(|(role, _)| self.resent[*role as usize]).map(|(_, leg)| leg.backend())
+        let legs = self.prefill.iter().chain([&self.decode]).map(Leg::backend);
+        legs.filter(|backend| self.resent[backend.role().leg()])
     }
 
+    /// The leg of this role. There is only one to a plain server.
     pub(super) fn leg(&self, role: Role) -> &Leg {
-        match role {
-            Role::Prefill => &self.prefill,
-            Role::Decode => &self.decode,
+        match (role, &self.prefill) {
+            (Role::Prefill, Some(prefill)) => prefill,
+            _ => &self.decode,
         }
     }
 
     pub(super) fn leg_mut(&mut self, role: Role) -> &mut Leg {
-        match role {
-            Role::Prefill => &mut self.prefill,
-            Role::Decode => &mut self.decode,
+        match (role, &mut self.prefill) {
+            (Role::Prefill, Some(prefill)) => prefill,
+            _ => &mut self.decode,
         }
     }
 
@@ -345,7 +365,7 @@ impl LegPair {
     }
 
     pub(super) fn take_hidden_error(&mut self) -> HeldResponse {
-        self.prefill.take_hidden_error()
+        self.leg_mut(Role::Prefill).take_hidden_error()
     }
 
     /// Prefill's lists, for a merge.
@@ -367,9 +387,11 @@ impl LegPair {
 
     /// Prefill has failed, and so far decode's response has not needed it.
     fn record_late_failure(&mut self) {
-        let Some(mut lists) = self.lists.take() else { return log_late_failure(&mut self.prefill) };
+        let Some(mut lists) = self.lists.take() else {
+            return log_late_failure(self.leg_mut(Role::Prefill));
+        };
         lists.fail(self.take_error(Role::Prefill));
-        self.prefill.close();
+        self.leg_mut(Role::Prefill).close();
         self.lists = Some(lists);
     }
 
@@ -411,15 +433,17 @@ impl LegPair {
         self.decision.on(source, LegEvent::Ended);
         self.abort.iter_mut().for_each(|abort| abort.disarm());
         self.leg_mut(source).park();
-        if let Some(lists) = self.lists.take() {
-            self.prefill.discard_held();
+        let lists = self.lists.take();
+        let prefill = self.prefill.as_mut()?;
+        if let Some(lists) = lists {
+            prefill.discard_held();
             if let Some(error) = lists.into_failure() {
-                log_late_error(&self.prefill, Some(error));
+                log_late_error(prefill, Some(error));
             }
         }
         // The request's record ends now, and prefill's head may come later.
-        self.prefill.record_write_time();
-        self.decision.drains_prefill().then_some(self.prefill)
+        prefill.record_write_time();
+        self.prefill.take_if(|_| self.decision.drains_prefill())
     }
 
     /// Fails a response that has started, for a reason that the router has found.

@@ -16,7 +16,7 @@ use crate::wire::segments::SegmentedBytes;
 
 /// Largest body that is parsed in the worker's own thread. Lists are parsed at 180 MB/s and more, so this
 /// takes at most 1.5 ms; 90 MB took half a second, in which no other request of the worker went on.
-const MAX_INLINE: usize = 256 << 10;
+pub(super) const MAX_INLINE: usize = 256 << 10;
 
 /// Prefill's part of a merged response.
 pub(super) struct PrefillLists {
@@ -123,6 +123,6 @@ fn length(pieces: &[Bytes]) -> usize {
 }
 
 /// The pieces as one. Most bodies arrive with one read and are not copied.
-fn join(mut pieces: Vec<Bytes>) -> Bytes {
+pub(super) fn join(mut pieces: Vec<Bytes>) -> Bytes {
     if pieces.len() == 1 { pieces.remove(0) } else { pieces.concat().into() }
 }

@@ -2,6 +2,7 @@
 //!
 //! The life of a request, in order: [`intake`] reads the body, [`exchange`] chooses servers, [`leg_pair`]
 //! runs both legs until the response can start, each [`leg`] on one server, and [`relay`] is the body of the
+//! response. A request for several samples (`n` > 1) is several requests, of which [`samples`] makes one
 //! response. What an event of a leg means is decided in one place, [`decision`]. Both legs run in the
 //! request's own task, so that dropping the task closes both. Who may send a request and when it
 //! may start is decided in `admission`; how its body is changed, in `wire`.
@@ -14,6 +15,7 @@ mod leg;
 mod leg_pair;
 mod merge;
 mod relay;
+mod samples;
 
 pub(crate) use exchange::{AdmittedPair, Proxy, RequestLimits, UpstreamResponse};
 pub(crate) use relay::Relay;

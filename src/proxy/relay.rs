@@ -60,7 +60,18 @@ enum Source {
     Undecided(Undecided),
     /// A body that is held in memory as a whole.
     Buffered(SegmentedBytes),
+    /// Several responses that become one stream.
+    Merged(Box<dyn MergedStream>),
     Ended,
+}
+
+/// A stream of events that is made of several responses, each with time limits of its own.
+pub(super) trait MergedStream: Send {
+    /// The next whole events; `None` is the clean end.
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>>;
+
+    /// Whether all has been returned.
+    fn is_ended(&self) -> bool;
 }
 
 /// The legs of a response, and what is done with their bytes.
@@ -210,6 +221,30 @@ impl Relay {
         Self::new(Source::Undecided(Undecided { pair, max_event }), Some(time_limit))
     }
 
+    /// Merges several responses. `time_limit` is there for its comments. With `is_early` the first of them is
+    /// due now, and goes out with the head.
+    pub(super) fn merged(stream: Box<dyn MergedStream>, mut time_limit: TimeLimit, is_early: bool) -> Self {
+        if is_early && let Some(keep_alive) = &mut time_limit.keep_alive {
+            keep_alive.next = Instant::now();
+        }
+        Self::new(Source::Merged(stream), Some(time_limit))
+    }
+
+    /// Makes it a part of a merged response, which has the comments, and the event of an error, instead.
+    pub(super) fn into_part(mut self: Box<Self>) -> Box<Self> {
+        self.is_event_stream = false;
+        self
+    }
+
+    /// Fails a response that has started, for a reason that was found in it. Without legs the reason comes
+    /// back.
+    pub(super) fn fail(&mut self, cause: Cause) -> Result<Error, Cause> {
+        match &mut self.source {
+            Source::Legs(relayed) => Ok(relayed.pair.fail(relayed.source, cause)),
+            _ => Err(cause),
+        }
+    }
+
     /// Sends a body that is held in memory as a whole.
     pub(super) fn buffered(body: impl Into<SegmentedBytes>) -> Self {
         Self::new(Source::Buffered(body.into()), None)
@@ -241,6 +276,7 @@ impl Relay {
         match &mut self.source {
             Source::Legs(relayed) => relayed.poll_data(cx),
             Source::Undecided(_) => Poll::Pending,
+            Source::Merged(stream) => stream.poll_data(cx).map_ok(SegmentedBytes::One),
             Source::Buffered(body) if body.is_empty() => Poll::Ready(None),
             Source::Buffered(body) => Poll::Ready(Some(Ok(std::mem::take(body)))),
             Source::Ended => Poll::Ready(None),
@@ -252,7 +288,7 @@ impl Relay {
     fn poll_prefill(&mut self, cx: &mut Context<'_>) -> Option<Error> {
         match &mut self.source {
             Source::Legs(relayed) => relayed.pair.poll_beside(cx),
-            Source::Undecided(_) | Source::Buffered(_) | Source::Ended => None,
+            Source::Undecided(_) | Source::Buffered(_) | Source::Merged(_) | Source::Ended => None,
         }
     }
 
@@ -359,7 +395,7 @@ impl Source {
         match self {
             Self::Legs(relayed) => relayed.size_hint(),
             Self::Buffered(body) => SizeHint::with_exact(body.len() as u64),
-            Self::Undecided(_) | Self::Ended => SizeHint::default(),
+            Self::Undecided(_) | Self::Merged(_) | Self::Ended => SizeHint::default(),
         }
     }
 }
@@ -514,6 +550,7 @@ impl Body for Relay {
             Source::Legs(relayed) => relayed.is_ended(),
             Source::Undecided(_) => false,
             Source::Buffered(body) => body.is_empty(),
+            Source::Merged(stream) => stream.is_ended(),
             Source::Ended => true,
         }
     }

@@ -73,6 +73,7 @@ fn limits(options: &Options) -> RequestLimits {
         hash_key_headers: options.hash_key_headers.clone(),
         internal_fields: options.internal_fields,
         abort_on_disconnect: options.abort_on_disconnect,
+        max_samples: options.max_samples,
     }
 }
 

@@ -30,7 +30,7 @@ use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, info, warn};
 
-use crate::admin::{Draining, OperatorEndpoints, WorkersApi, follow_names, probe_all};
+use crate::admin::{Draining, OperatorEndpoints, WorkersApi, follow_names, keep_encoders, probe_all};
 use crate::config::Options;
 use crate::observe::metrics::Metrics;
 use crate::observe::report::{RequestLogger, log_backend_changes, log_limit};
@@ -93,13 +93,17 @@ pub(crate) async fn serve(
 /// Says which role has no server yet. They may all come later, but a flag may as well have been forgotten.
 fn warn_of_no_servers(desired_fleet: &DesiredFleet) {
     let (fleet, names) = (desired_fleet.fleet().snapshot(), desired_fleet.dns_names());
-    for role in [Role::Prefill, Role::Decode] {
-        if fleet.servers(role).is_empty() && !names.iter().any(|name| name.role == role) {
-            warn!(
-                "there is no {role} server: requests get 503 until one is added with --{role}, --{role}-dns or \
-                 POST /workers"
-            );
-        }
+    let has_name = |role: Role| names.iter().any(|name| name.role == role);
+    for role in fleet.roles().iter().filter(|role| fleet.servers(**role).is_empty() && !has_name(**role)) {
+        let [flag, dns_flag] = match role {
+            Role::Prefill => ["--prefill", "--prefill-dns"],
+            Role::Decode => ["--decode", "--decode-dns"],
+            Role::Regular => ["--worker-urls", "--worker-dns"],
+        };
+        warn!(
+            "there is no {role} server: requests get 503 until one is added with {flag}, {dns_flag} or \
+             POST /workers"
+        );
     }
 }
 
@@ -146,11 +150,14 @@ impl ClientServer<'_> {
     /// Serves until `shutdown` completes, and then shuts down.
     async fn run(self, shutdown: impl Future<Output = ()>) {
         let Self { listener, workers, shared, desired_fleet, options } = self;
+        let encoders = desired_fleet.fleet().encoders();
         let acceptor = Acceptor { listener, dialer: Dialer::new(&options.sockets), workers: &workers };
         tokio::select! {
             () = acceptor.accept_until_shutdown(shutdown, shared.draining, shared.settings) => {}
             () = probe_all(desired_fleet, &shared.admission.access, &options.sockets) => {}
-            () = follow_names(desired_fleet, options.discovery.interval) => {}
+            () = follow_names(&**desired_fleet, options.discovery.interval) => {}
+            () = follow_names(&*encoders, options.discovery.interval) => {}
+            () = keep_encoders(desired_fleet.fleet(), &shared.admission.access, &options.sockets) => {}
         }
         // Closes the listener, so that the kernel refuses connections instead of queueing them.
         drop(acceptor);

@@ -14,8 +14,8 @@ use crate::wire::shape::Dialect;
 /// Who answers a request.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Route {
-    /// A pair of servers, through the proxy.
-    Generate(Dialect, Endpoint),
+    /// A pair of servers or a plain one, through the proxy; without a dialect, a plain one only.
+    Generate(Option<Dialect>, Endpoint),
     /// The router itself, from what it knows or what servers say.
     Router(RouterEndpoint, Access),
     /// The API that lists and changes servers, for operators.
@@ -23,24 +23,29 @@ pub(super) enum Route {
 }
 
 impl Route {
-    /// Finds the route of a path. The endpoint is known even if the method is not one of its.
-    pub(super) fn find(method: &Method, path: &str) -> (Endpoint, Result<Self, Error>) {
+    /// Finds the route of a path. The endpoint is known even if the method is not one of its. `is_regular`:
+    /// whether the servers are plain ones.
+    pub(super) fn find(
+        method: &Method,
+        path: &str,
+        is_regular: impl Fn() -> bool,
+    ) -> (Endpoint, Result<Self, Error>) {
         let (route, allow) = match path {
-            "/generate" => (Self::Generate(Dialect::Generate, Endpoint::Generate), "POST, PUT"),
-            "/v1/chat/completions" => (Self::Generate(Dialect::Chat, Endpoint::Chat), "POST"),
-            "/v1/completions" => (Self::Generate(Dialect::Completions, Endpoint::Completions), "POST"),
-            "/v1/responses" => (Self::Generate(Dialect::Responses, Endpoint::Responses), "POST"),
-            "/v1/messages" => (Self::Generate(Dialect::Messages, Endpoint::Messages), "POST"),
-            "/invocations" => (Self::Generate(Dialect::Chat, Endpoint::Invocations), "POST"),
+            "/generate" => (Self::Generate(Some(Dialect::Generate), Endpoint::Generate), "POST, PUT"),
+            "/v1/chat/completions" => (Self::Generate(Some(Dialect::Chat), Endpoint::Chat), "POST"),
+            "/v1/completions" => (Self::Generate(Some(Dialect::Completions), Endpoint::Completions), "POST"),
+            "/v1/responses" => (Self::Generate(Some(Dialect::Responses), Endpoint::Responses), "POST"),
+            "/v1/messages" => (Self::Generate(Some(Dialect::Messages), Endpoint::Messages), "POST"),
+            "/invocations" => (Self::Generate(Some(Dialect::Chat), Endpoint::Invocations), "POST"),
             // After the generation routes, which are nearly all requests.
-            _ => return Self::find_other(method, path),
+            _ => return Self::find_other(method, path, is_regular()),
         };
         let allowed = if allows(allow, method) { Ok(route) } else { Err(Error::MethodNotAllowed { allow }) };
         (route.endpoint(), allowed)
     }
 
     /// Finds the route of a path that does not generate.
-    fn find_other(method: &Method, path: &str) -> (Endpoint, Result<Self, Error>) {
+    fn find_other(method: &Method, path: &str, is_regular: bool) -> (Endpoint, Result<Self, Error>) {
         let Some(entry) = RouteEntry::find(path) else { return (Endpoint::Other, Err(Error::NotFound)) };
         let (endpoint, route) = match entry.action {
             RouteAction::ByRouter(endpoint) => {
@@ -48,7 +53,16 @@ impl Route {
                 (route.endpoint(), Ok(route))
             }
             RouteAction::ByWorkersApi => (Endpoint::Workers, Ok(Self::Workers)),
-            RouteAction::NotPossible(reason) => (Endpoint::NotPossible, Err(Error::NotPossible(reason))),
+            RouteAction::OnPlainServer(_) if is_regular => {
+                (Endpoint::OneServer, Ok(Self::Generate(None, Endpoint::OneServer)))
+            }
+            // What is not for one server of several is not possible, whatever they are.
+            RouteAction::NotPossible(reason) if is_regular => {
+                (Endpoint::Other, Err(Error::NotServed(reason)))
+            }
+            RouteAction::NotPossible(reason) | RouteAction::OnPlainServer(reason) => {
+                (Endpoint::NotPossible, Err(Error::NotPossible(reason)))
+            }
             RouteAction::NotServed(instead) => (Endpoint::Other, Err(Error::NotServed(instead))),
             // All of them were found before.
             RouteAction::OnPair => (Endpoint::Other, Err(Error::NotFound)),
@@ -150,7 +164,7 @@ mod tests {
         ] {
             let entry = RouteEntry::find(path).expect("a row");
             assert_eq!(entry.action, RouteAction::OnPair, "{path}");
-            let (_, refused) = Route::find(&Method::TRACE, path);
+            let (_, refused) = Route::find(&Method::TRACE, path, || false);
             assert!(
                 matches!(refused, Err(Error::MethodNotAllowed { allow }) if allow == entry.allow),
                 "{path}"

@@ -145,7 +145,7 @@ impl Service {
     /// Answers a generation request once it is authorized: admit, read, pick, send, relay.
     async fn generate<C: ClientTransport>(
         &self,
-        dialect: Dialect,
+        dialect: Option<Dialect>,
         exchange: Exchange<'_, C>,
     ) -> Result<HandlerResult, Error> {
         let admitted = match self.admit(exchange.client, exchange.record.started_at()).await {
@@ -156,9 +156,16 @@ impl Service {
         let Exchange { head, client, record, timer, .. } = exchange;
         self.logger.start_trace(head, record);
         let request = self.proxy.read(dialect, head, client, record, timer).await?;
-        // Pinned here: passed by value, the future would be copied at every step on the way.
-        let dispatch = pin!(self.proxy.dispatch(&request, admitted.pair, record, timer));
-        let response = client.cancel_on_disconnect(dispatch).await.transpose()?;
+        let response = if request.samples() > 1 {
+            // Boxed: rare, and the future of other requests would be larger.
+            let dispatch = self.proxy.fan_out(request, admitted.pair, &head.headers, record);
+            client.cancel_on_disconnect(Box::pin(dispatch)).await.transpose()?
+        } else {
+            let (sample, prompt) = record.sample_and_prompt();
+            let dispatch = self.proxy.dispatch(&request, request.own(), admitted.pair, prompt, sample, timer);
+            // Pinned here: passed by value, the future would be copied at every step on the way.
+            client.cancel_on_disconnect(pin!(dispatch)).await.transpose()?
+        };
         Ok(response.map_or(HandlerResult::Disconnected, |response| {
             HandlerResult::Relayed(response, admitted.permit)
         }))
@@ -172,7 +179,8 @@ impl Service {
     ) -> Result<Route, Error> {
         let head = &mut *exchange.head;
         merge_slashes(head);
-        let (endpoint, route) = Route::find(&head.method, head.path());
+        let is_regular = || self.fleet.now().is_regular();
+        let (endpoint, route) = Route::find(&head.method, head.path(), is_regular);
         exchange.record.set_endpoint(endpoint);
         match &route {
             // Operators have a key of their own.

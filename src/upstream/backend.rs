@@ -8,14 +8,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
 use super::completed_prefill::{CompletedPrefill, Expectation, ToldTokens};
 use super::connection_counts::{ConnectionCounts, Connections};
 use super::health::{HealthState, HealthTracker, Signal, hastens_probe, health_signal};
-use super::load_table::Slot;
+use super::load_table::{LoadTable, Slot};
 use super::outcome::OutcomeCounts;
+use super::ranks::{RankLayout, RankSlot, Ranks};
 use super::{Address, Outcome, Role};
 use crate::wire::bootstrap::BootstrapFields;
 use crate::wire::shape::key_hash;
@@ -36,14 +38,25 @@ pub(crate) struct Description {
     /// Its `--disaggregation-mode`.
     pub(crate) role: Option<Role>,
     pub(crate) bootstrap_port: Option<u16>,
+    /// Whether it has media encoded by encoders.
+    pub(crate) language_only: Option<bool>,
+    /// Where it takes their registrations then.
+    pub(crate) encoder_bootstrap_port: Option<u16>,
     /// Its number of data-parallel ranks.
     pub(crate) dp_size: Option<u64>,
-    /// How many tokens its cache holds; 0 if it keeps none from one request to the next.
+    /// Whether the remainder of a request's room is its rank (`load_balance_method`).
+    pub(crate) follows_bootstrap_room: Option<bool>,
+    /// How many tokens the cache holds, that of each rank; 0 if it keeps none from one request to the next.
     pub(crate) cache_tokens: Option<u64>,
 }
 
 /// The [`Backend::id`] of the next backend.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+/// An id that no other server of this process has.
+pub(super) fn next_id() -> u64 {
+    NEXT_ID.fetch_add(1, Ordering::Relaxed)
+}
 
 /// The [`Backend::cache_epoch`] of the next cache that is empty.
 static NEXT_EPOCH: AtomicU64 = AtomicU64::new(1);
@@ -51,7 +64,7 @@ static NEXT_EPOCH: AtomicU64 = AtomicU64::new(1);
 /// The [`Description::cache_tokens`] of a server that has not told it.
 const UNKNOWN: u64 = u64::MAX;
 
-/// A prefill or decode server.
+/// A server.
 #[derive(Debug)]
 pub struct Backend {
     id: u64,
@@ -68,6 +81,8 @@ pub struct Backend {
     is_stale: AtomicBool,
     /// Counts its requests and their work.
     slot: Slot,
+    /// Where those are counted, too, if it has several ranks that the router chooses.
+    ranks: ArcSwapOption<Ranks>,
     url_hash: u64,
     cache_tokens: AtomicU64,
     cache_epoch: AtomicU64,
@@ -98,6 +113,10 @@ impl Backend {
         Self::new(Role::Decode, address, None, health, slot)
     }
 
+    pub(super) fn regular(address: Address, health: HealthTracker, slot: Slot) -> Self {
+        Self::new(Role::Regular, address, None, health, slot)
+    }
+
     fn new(
         role: Role,
         address: Address,
@@ -107,7 +126,7 @@ impl Backend {
     ) -> Self {
         let target = UpstreamTarget::new(&address.authority, &address.base_path);
         Self {
-            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            id: next_id(),
             role,
             url_hash: key_hash(address.url.as_bytes()),
             address,
@@ -117,6 +136,7 @@ impl Backend {
             description: Mutex::default(),
             is_stale: AtomicBool::new(false),
             slot,
+            ranks: ArcSwapOption::empty(),
             cache_tokens: AtomicU64::new(UNKNOWN),
             cache_epoch: AtomicU64::new(NEXT_EPOCH.fetch_add(1, Ordering::Relaxed)),
             told: ToldTokens::default(),
@@ -139,6 +159,10 @@ impl Backend {
         self.is_at(Role::Decode, address)
     }
 
+    pub(super) fn is_regular(&self, address: &Address) -> bool {
+        self.is_at(Role::Regular, address)
+    }
+
     fn is_at(&self, role: Role, address: &Address) -> bool {
         self.role == role && self.address.url == address.url
     }
@@ -158,13 +182,13 @@ impl Backend {
         &self.address.url
     }
 
-    /// The `bootstrap_host` that requests carry; `None` for a decode server.
+    /// The `bootstrap_host` that requests carry; `None` if it is no prefill server.
     pub fn bootstrap_host(&self) -> Option<&str> {
         self.bootstrap.as_ref().map(BootstrapFields::host)
     }
 
     /// The `bootstrap_port` that requests carry: the configured one, or the one that the server reports.
-    /// `None` for a decode server, and if the port is not known, where requests carry `null`.
+    /// `None` if it is no prefill server, and if the port is not known, where requests carry `null`.
     pub fn bootstrap_port(&self) -> Option<u16> {
         self.bootstrap().and_then(BootstrapFields::port)
     }
@@ -243,7 +267,8 @@ impl Backend {
     }
 
     /// The bytes of prompt that a prefill server has been given and has not computed yet, without those that
-    /// it was believed to have cached; of a decode server, the prompts of its requests.
+    /// it was believed to have cached; of a decode server, the prompts of its requests. Of a plain server,
+    /// the prompts of its requests without what it was believed to have cached.
     pub fn work(&self) -> u64 {
         self.slot.load().work()
     }
@@ -257,12 +282,55 @@ impl Backend {
     /// A prefill server has told that so many tokens wait on it, while this router's own work there was `own`
     /// bytes.
     pub(crate) fn record_waiting_tokens(&self, tokens: u64, own: u64) {
-        self.slot.set_foreign_work(self.told.bytes_of(tokens).saturating_sub(own));
+        self.set_foreign_work(self.told.bytes_of(tokens).saturating_sub(own));
     }
 
     /// What the server has told of others' work is too old.
     pub(crate) fn forget_foreign_work(&self) {
-        self.slot.set_foreign_work(0);
+        self.set_foreign_work(0);
+    }
+
+    /// Others choose their ranks as they like: the sum is taken as even.
+    fn set_foreign_work(&self, bytes: u64) {
+        self.slot.set_foreign_work(bytes);
+        self.for_each_rank(|rank, count| rank.slot().set_foreign_work(bytes / count));
+    }
+
+    /// Gives the server the ranks that it has told, as far as the router chooses among them. Returns whether
+    /// they are others now. Requests on the ones before stay counted there.
+    pub(super) fn update_ranks(&self, loads: &Arc<LoadTable>, is_dp_aware: bool) -> bool {
+        let description = self.description().unwrap_or_default();
+        let Description { dp_size, follows_bootstrap_room, .. } = description;
+        let layout = RankLayout::of(self.role, dp_size, follows_bootstrap_room, is_dp_aware);
+        if self.ranks.load().as_deref().map(Ranks::layout) == layout {
+            return false;
+        }
+        let ranks = layout.map(|layout| Ranks::new(layout, self.url(), loads));
+        if ranks.as_ref().is_some_and(|ranks| ranks.all().is_empty()) {
+            let (role, url) = (self.role, self.url());
+            warn!("{role} server {url}: its ranks are not told apart, as there are too many of all servers");
+        }
+        // Who had what is not known of the new ones.
+        self.forget_cache();
+        self.ranks.store(ranks.map(Arc::new));
+        true
+    }
+
+    /// Calls back with each rank and how many there are.
+    fn for_each_rank(&self, mut each: impl FnMut(&Arc<RankSlot>, u64)) {
+        if let Some(ranks) = &*self.ranks.load() {
+            ranks.all().iter().for_each(|rank| each(rank, ranks.all().len() as u64));
+        }
+    }
+
+    /// Its ranks, if it has several that the router chooses among.
+    pub(super) fn ranks(&self) -> Vec<Arc<RankSlot>> {
+        self.ranks.load().as_deref().map_or_else(Vec::new, |ranks| ranks.all().to_vec())
+    }
+
+    /// The [work](Self::work) of each rank; empty if the router does not choose among them.
+    pub(crate) fn work_by_rank(&self) -> Vec<u64> {
+        self.ranks().iter().map(|rank| rank.load().work()).collect()
     }
 
     pub(super) fn load_slot(&self) -> &Slot {
@@ -277,8 +345,8 @@ impl Backend {
         self.url_hash
     }
 
-    /// How many tokens its cache holds (`max_total_num_tokens`), if it has told: 0 with
-    /// `--disable-radix-cache`.
+    /// How many tokens its cache holds, or that of each of its ranks (`max_total_num_tokens`), if it has
+    /// told: 0 with `--disable-radix-cache`.
     pub fn cache_tokens(&self) -> Option<u64> {
         Some(self.cache_tokens.load(Ordering::Relaxed)).filter(|tokens| *tokens != UNKNOWN)
     }
@@ -313,17 +381,19 @@ impl Backend {
     /// A prefill leg has ended well: counts what its response says, and tells the policy.
     pub(super) fn prefill_completed(
         self: &Arc<Self>,
+        rank: Option<&RankSlot>,
         expected: Expectation,
         usage: Option<Usage>,
         time: Option<Duration>,
     ) {
         let told = usage.map(|usage| self.told.count(usage, expected.prompt_bytes));
         let (prompt_tokens, cached_tokens) = told.unwrap_or_default();
-        let completed = CompletedPrefill { server: self, expected, prompt_tokens, cached_tokens, time };
+        let completed = CompletedPrefill { server: self, rank, expected, prompt_tokens, cached_tokens, time };
+        let slot = rank.map_or(&self.slot, RankSlot::slot);
         if let Some(time) = time {
-            self.slot.add_sample(expected.work_before, completed.new_bytes(), time);
+            slot.add_sample(expected.work_before, completed.new_bytes(), time);
         }
-        self.slot.tell_policy(&completed);
+        slot.tell_policy(&completed);
     }
 
     /// How many requests have ended with this outcome on this server.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::Backend;
+use super::ranks::RankSlot;
 use crate::wire::usage::{CachedTokens, Usage};
 
 /// A prompt has at most as many tokens as bytes, and these: a chat template, tools and images add some that
@@ -43,6 +44,7 @@ impl Expectation {
 #[derive(Debug)]
 pub struct CompletedPrefill<'a> {
     pub(super) server: &'a Arc<Backend>,
+    pub(super) rank: Option<&'a RankSlot>,
     pub(super) expected: Expectation,
     pub(super) prompt_tokens: Option<u64>,
     pub(super) cached_tokens: Option<u64>,
@@ -57,7 +59,12 @@ impl<'a> CompletedPrefill<'a> {
 
     /// Its [`Choice::slot`](super::Choice::slot).
     pub fn slot(&self) -> usize {
-        usize::from(self.server.slot())
+        usize::from(self.rank.map_or(self.server.slot(), |rank| rank.slot().index()))
+    }
+
+    /// The data-parallel rank that has computed it, if the server has several.
+    pub fn rank(&self) -> Option<usize> {
+        self.rank.map(|rank| rank.rank().number().into())
     }
 
     /// The size of the prompt in bytes, as [`Choice::prompt_bytes`](super::Choice::prompt_bytes).
@@ -70,7 +77,8 @@ impl<'a> CompletedPrefill<'a> {
         self.expected.cached_bytes
     }
 
-    /// The [work](super::Choice::work) of the server when it was chosen, without this request.
+    /// The [work](super::Choice::work) of the server, or of its rank, when it was chosen, without this
+    /// request.
     pub fn work_before(&self) -> u64 {
         self.expected.work_before
     }

@@ -13,7 +13,8 @@ use tracing::{info, warn};
 
 use super::server_spec::{DnsName, ServerSpec};
 use super::{Address, Backend, FleetSpec, LiveFleet, Role};
-use sources::{ServerSource, Sources};
+pub(super) use sources::ServerSource;
+use sources::Sources;
 
 /// Most servers of one role, from all sources together. A bound for DNS names with thousands of addresses:
 /// every server has a probe task, and a connection pool per worker.
@@ -30,6 +31,8 @@ pub(crate) enum NotChanged {
     Busy,
     /// The role has [`MAX_SERVERS_PER_ROLE`] servers.
     Full(Role),
+    /// There are [`MAX_ENCODERS`](super::MAX_ENCODERS) encoders.
+    TooManyEncoders,
 }
 
 /// The sources of servers, and the fleet that they make.
@@ -148,18 +151,20 @@ impl DesiredFleet {
     /// Recomputes the fleet from configuration, DNS and operators' changes, and publishes it.
     fn rebuild_fleet(&self, sources: &mut Sources) {
         sources.drop_superseded();
-        let mut spec = FleetSpec { prefill: Vec::new(), decode: Vec::new(), ..sources.configured.clone() };
+        let mut spec = sources.configured.without_servers();
         for (server, _) in sources.effective() {
             match server {
                 ServerSpec::Prefill(prefill) => spec.prefill.push(prefill),
                 ServerSpec::Decode(address) => spec.decode.push(address),
+                ServerSpec::Regular(address) => spec.regular.push(address),
             }
         }
-        if spec.prefill.len().max(spec.decode.len()) > MAX_SERVERS_PER_ROLE {
+        if spec.prefill.len().max(spec.decode.len()).max(spec.regular.len()) > MAX_SERVERS_PER_ROLE {
             warn!("more than {MAX_SERVERS_PER_ROLE} servers of one role: the excess is ignored");
             // The last ones, which DNS and operators added: the configuration comes first.
             spec.prefill.truncate(MAX_SERVERS_PER_ROLE);
             spec.decode.truncate(MAX_SERVERS_PER_ROLE);
+            spec.regular.truncate(MAX_SERVERS_PER_ROLE);
         }
         self.fleet.apply(spec);
     }

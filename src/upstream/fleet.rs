@@ -1,4 +1,5 @@
-//! All backends at one moment, and the selection of a prefill-decode pair for a request.
+//! All backends at one moment, and the selection of a prefill-decode pair, or of a plain server, for a
+//! request.
 //!
 //! A [`Fleet`] is immutable: [`LiveFleet`] replaces it as a whole, so that a reader sees one
 //! consistent state without a lock. Which servers there should be is decided in
@@ -18,9 +19,10 @@ use super::completed_prefill::Expectation;
 use super::health::{HealthTracker, SharedHealthOptions};
 use super::load_table::LoadTable;
 use super::policy::Candidates;
+use super::ranks::RankSlot;
 use super::{
-    Address, Backend, CacheAware, Choice, Demand, HealthOptions, InFlight, IndexUsage, Needs, Policy,
-    PrefillSpec, Random, Role, RunningRequests, SelectedBy, Selection, SelectionReason, ServerPair,
+    Address, Backend, CacheAware, Choice, Demand, Encoders, HealthOptions, InFlight, IndexUsage, Needs,
+    Policy, PrefillSpec, Random, Role, RunningRequests, SelectedBy, Selection, SelectionReason, ServerPair,
 };
 pub(crate) use permits::PairPermits;
 
@@ -29,14 +31,35 @@ pub(crate) use permits::PairPermits;
 pub(crate) struct FleetSpec {
     pub(crate) prefill: Vec<PrefillSpec>,
     pub(crate) decode: Vec<Address>,
+    /// Servers without disaggregation.
+    pub(crate) regular: Vec<Address>,
+    /// Each request goes to one plain server, and not to a pair.
+    pub(crate) is_regular: bool,
     pub(crate) prefill_policy: Arc<dyn Policy>,
     pub(crate) decode_policy: Arc<dyn Policy>,
+    pub(crate) regular_policy: Arc<dyn Policy>,
+    /// Servers that do not follow the room are told the rank that was chosen for them.
+    pub(crate) is_dp_aware: bool,
     /// For all servers.
     pub(crate) health: HealthOptions,
 }
 
+impl FleetSpec {
+    /// The same without servers.
+    pub(crate) fn without_servers(&self) -> Self {
+        let (prefill, decode, regular) = Default::default();
+        Self { prefill, decode, regular, ..self.clone() }
+    }
+}
+
 #[cfg(test)]
 impl FleetSpec {
+    /// Servers `http://regular-0:80` and so on, without health checks.
+    pub(crate) fn unknown_regular(servers: usize) -> Self {
+        let address = |number| Address::parse(&format!("http://regular-{number}:80")).unwrap();
+        Self { regular: (0..servers).map(address).collect(), is_regular: true, ..Self::unknown(0, 0) }
+    }
+
     /// Servers `http://prefill-0:80`, `http://prefill-1:80` and so on, without health checks.
     pub(crate) fn unknown(prefill: usize, decode: usize) -> Self {
         use std::time::Duration;
@@ -50,8 +73,12 @@ impl FleetSpec {
         Self {
             prefill: (0..prefill).map(spec).collect(),
             decode: (0..decode).map(|number| address("decode", number)).collect(),
+            regular: Vec::new(),
+            is_regular: false,
             prefill_policy: Arc::new(super::RoundRobin::default()),
             decode_policy: Arc::new(super::RoundRobin::default()),
+            regular_policy: Arc::new(super::RoundRobin::default()),
+            is_dp_aware: false,
             health: HealthOptions {
                 enabled: false,
                 interval: Duration::from_secs(1),
@@ -106,17 +133,28 @@ impl LiveFleet {
         self.changes.send_replace(());
     }
 
-    /// Tells the policies that a server has told the capacity of its cache.
-    pub(crate) fn capacity_changed(&self) {
+    /// A server has told something else about itself: its ranks are candidates from now on, and the policies
+    /// are told. All servers stay.
+    pub(crate) fn descriptions_changed(&self) {
         let _lock = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let fleet = self.now();
-        fleet.prefill.tell_policy();
-        fleet.decode.tell_policy();
+        if fleet.update_ranks() {
+            self.current.store(Arc::new(fleet.with_new_ranks()));
+        } else {
+            fleet.prefill.tell_policy();
+            fleet.decode.tell_policy();
+            fleet.regular.tell_policy();
+        }
     }
 
     /// The requests in progress that clients can name.
     pub(crate) fn running(&self) -> &Arc<RunningRequests> {
         &self.running
+    }
+
+    /// The encoders, which are there beside all fleets.
+    pub(crate) fn encoders(&self) -> Arc<Encoders> {
+        Arc::clone(&self.current.load().encoders)
     }
 
     /// The health check options in force.
@@ -139,53 +177,97 @@ pub(crate) fn difference<'a>(
     backends.iter().filter(|backend| !others.iter().any(|other| Arc::ptr_eq(backend, other)))
 }
 
-/// The servers of both roles at one moment.
+/// The servers of all roles at one moment.
 pub(crate) struct Fleet {
     prefill: RoleGroup,
     decode: RoleGroup,
+    regular: RoleGroup,
+    /// Each request goes to one plain server, and not to a pair.
+    is_regular: bool,
     /// Removed from rotation with requests in flight at the time. Kept until the fleet changes again.
     draining: Vec<Arc<Backend>>,
+    is_dp_aware: bool,
     health: Arc<SharedHealthOptions>,
+    /// Shared by all fleets, as they change on their own.
+    encoders: Arc<Encoders>,
 }
 
 impl Fleet {
     fn empty(health: HealthOptions) -> Self {
         let health = Arc::new(SharedHealthOptions::new(health));
-        let (prefill, decode) = (RoleGroup::empty(Role::Prefill), RoleGroup::empty(Role::Decode));
-        Self { prefill, decode, draining: Vec::new(), health }
+        let [prefill, decode, regular] = [Role::Prefill, Role::Decode, Role::Regular].map(RoleGroup::empty);
+        let encoders = Arc::new(Encoders::new(Arc::clone(&health)));
+        let (is_regular, is_dp_aware, draining) = (false, false, Vec::new());
+        Self { prefill, decode, regular, is_regular, draining, is_dp_aware, health, encoders }
     }
 
     /// The fleet of `spec`, reusing the [`Backend`] of each server that keeps its address and bootstrap
     /// fields, with its health, counts and connections. The others drain: they are selected no more and
     /// finish their requests.
     fn updated(&self, spec: FleetSpec) -> Self {
-        let FleetSpec { prefill, decode, prefill_policy, decode_policy, health } = spec;
-        self.health.apply(health);
+        self.health.apply(spec.health);
         let tracker = |group: &RoleGroup| {
             // Beside other servers a new one must pass a probe before it gets requests; alone, it is tried at
             // once.
             let new = if group.servers().is_empty() { HealthTracker::new } else { HealthTracker::starting };
             new(Arc::clone(&self.health), Arc::clone(&group.excluded))
         };
-        let prefill = prefill.into_iter().map(|spec| {
+        let prefill = spec.prefill.into_iter().map(|spec| {
             let known = self.find_known(|server| server.is_prefill(&spec));
             let slot = || self.prefill.loads.take_slot();
             known.unwrap_or_else(|| Arc::new(Backend::prefill(spec, tracker(&self.prefill), slot())))
         });
-        let decode = decode.into_iter().map(|address| {
+        let decode = spec.decode.into_iter().map(|address| {
             let known = self.find_known(|server| server.is_decode(&address));
             let slot = || self.decode.loads.take_slot();
             known.unwrap_or_else(|| Arc::new(Backend::decode(address, tracker(&self.decode), slot())))
         });
-        let prefill = self.prefill.updated(prefill.collect(), prefill_policy);
-        let decode = self.decode.updated(decode.collect(), decode_policy);
-        // Quadratic, with at most 1,024 servers of a role, and only when the fleet changes.
-        let is_active = |server: &Arc<Backend>| {
-            prefill.servers().iter().chain(decode.servers()).any(|active| Arc::ptr_eq(active, server))
+        let regular = spec.regular.into_iter().map(|address| {
+            let known = self.find_known(|server| server.is_regular(&address));
+            let slot = || self.regular.loads.take_slot();
+            known.unwrap_or_else(|| Arc::new(Backend::regular(address, tracker(&self.regular), slot())))
+        });
+        let (prefill, decode): (Vec<_>, Vec<_>) = (prefill.collect(), decode.collect());
+        // Plain servers choose among their ranks themselves: they get the client's bytes.
+        self.prefill.update_ranks(&prefill, spec.is_dp_aware);
+        self.decode.update_ranks(&decode, spec.is_dp_aware);
+        let mut updated = Self {
+            prefill: self.prefill.updated(prefill, spec.prefill_policy),
+            decode: self.decode.updated(decode, spec.decode_policy),
+            regular: self.regular.updated(regular.collect(), spec.regular_policy),
+            is_regular: spec.is_regular,
+            draining: Vec::new(),
+            is_dp_aware: spec.is_dp_aware,
+            health: Arc::clone(&self.health),
+            encoders: Arc::clone(&self.encoders),
         };
+        // Quadratic, with at most 1,024 servers of a role, and only when the fleet changes.
+        let is_active = |server: &Arc<Backend>| updated.all().any(|active| Arc::ptr_eq(active, server));
         let draining = self.known_servers().filter(|server| !is_active(server) && server.in_flight() > 0);
-        let draining = draining.cloned().collect();
-        Self { prefill, decode, draining, health: Arc::clone(&self.health) }
+        updated.draining = draining.cloned().collect();
+        updated
+    }
+
+    /// Gives the servers the ranks that they have told. Returns whether any has others now.
+    fn update_ranks(&self) -> bool {
+        // Both: the second has its effect even if the first has changed something.
+        self.prefill.update_ranks(self.prefill(), self.is_dp_aware)
+            | self.decode.update_ranks(self.decode(), self.is_dp_aware)
+    }
+
+    /// The same servers and policies, with the servers' ranks as candidates.
+    fn with_new_ranks(&self) -> Self {
+        let again = |group: &RoleGroup| group.updated(group.servers.clone(), Arc::clone(&group.policy));
+        Self {
+            prefill: again(&self.prefill),
+            decode: again(&self.decode),
+            regular: again(&self.regular),
+            is_regular: self.is_regular,
+            draining: self.draining.clone(),
+            is_dp_aware: self.is_dp_aware,
+            health: Arc::clone(&self.health),
+            encoders: Arc::clone(&self.encoders),
+        }
     }
 
     fn find_known(&self, matches: impl Fn(&Backend) -> bool) -> Option<Arc<Backend>> {
@@ -197,31 +279,62 @@ impl Fleet {
         self.all().chain(self.draining())
     }
 
-    /// What the policies want to know of requests.
-    pub(crate) fn needs(&self) -> Needs {
-        self.prefill.needs.and(self.decode.needs)
+    pub(crate) fn encoders(&self) -> &Encoders {
+        &self.encoders
     }
 
-    /// How full the index of the prefill policy is, if it has one.
+    /// What the policies want to know of requests.
+    pub(crate) fn needs(&self) -> Needs {
+        if self.is_regular { self.regular.needs } else { self.prefill.needs.and(self.decode.needs) }
+    }
+
+    /// Whether requests with the same prompt are meant to go to the same prefill server.
+    pub(crate) fn keeps_prompts_together(&self) -> bool {
+        self.prefill.needs != Needs::default() || self.prefill.servers().len() == 1
+    }
+
+    /// How full the index of the policy that looks at prompts is, if there is one.
     pub(crate) fn prefix_index_usage(&self) -> Option<IndexUsage> {
-        (&*self.prefill.policy as &dyn Any).downcast_ref::<CacheAware>()?.index_usage()
+        let group = if self.is_regular { &self.regular } else { &self.prefill };
+        (&*group.policy as &dyn Any).downcast_ref::<CacheAware>()?.index_usage()
+    }
+
+    /// Whether each request goes to one plain server, and not to a pair.
+    pub(crate) fn is_regular(&self) -> bool {
+        self.is_regular
+    }
+
+    /// The roles of which servers are needed.
+    pub(crate) fn roles(&self) -> &'static [Role] {
+        if self.is_regular { &[Role::Regular] } else { &[Role::Prefill, Role::Decode] }
     }
 
     /// Selects a pair. The error is the role that has no server.
     pub(crate) fn select_pair(&self, demand: Demand<'_>) -> Result<ServerPair, Role> {
+        if self.is_regular {
+            let Picked { server, by, .. } = self.regular.pick(demand).ok_or(Role::Regular)?;
+            return Ok(ServerPair::single(server, by));
+        }
         let prefill = self.prefill.pick(demand).ok_or(Role::Prefill)?;
         Ok(pair_of(prefill, self.decode.pick(demand).ok_or(Role::Decode)?))
     }
 
     /// Selects a pair, and counts the request on both of its servers.
-    pub(crate) fn enter_pair(&self, demand: Demand<'_>) -> Result<(ServerPair, InFlight, InFlight), Role> {
+    pub(crate) fn enter_pair(&self, demand: Demand<'_>) -> Result<Entered, Role> {
         let stopwatch = Stopwatch::start();
+        if self.is_regular {
+            let picked = self.regular.pick(demand).ok_or(Role::Regular)?;
+            let nanos = stopwatch.nanos();
+            let mut entered = enter_single(picked);
+            entered.0.selection_nanos = nanos;
+            return Ok(entered);
+        }
         let prefill = self.prefill.pick(demand).ok_or(Role::Prefill)?;
         let decode = self.decode.pick(demand).ok_or(Role::Decode)?;
         let nanos = stopwatch.nanos();
         let (mut pair, on_prefill, on_decode) = enter(prefill, decode);
         pair.selection_nanos = nanos;
-        Ok((pair, on_prefill, on_decode))
+        Ok((pair, Some(on_prefill), on_decode))
     }
 
     /// The same for a retry: without the server that has just failed, if its role has another one.
@@ -229,9 +342,14 @@ impl Fleet {
         &self,
         failed: &Arc<Backend>,
         demand: Demand<'_>,
-    ) -> Result<(ServerPair, InFlight, InFlight), Role> {
+    ) -> Result<Entered, Role> {
+        if self.is_regular {
+            return Ok(enter_single(self.regular.pick_other(failed, demand).ok_or(Role::Regular)?));
+        }
         let prefill = self.prefill.pick_other(failed, demand).ok_or(Role::Prefill)?;
-        Ok(enter(prefill, self.decode.pick_other(failed, demand).ok_or(Role::Decode)?))
+        let decode = self.decode.pick_other(failed, demand).ok_or(Role::Decode)?;
+        let (pair, on_prefill, on_decode) = enter(prefill, decode);
+        Ok((pair, Some(on_prefill), on_decode))
     }
 
     pub(crate) fn prefill(&self) -> &[Arc<Backend>] {
@@ -242,11 +360,16 @@ impl Fleet {
         self.decode.servers()
     }
 
+    pub(crate) fn regular(&self) -> &[Arc<Backend>] {
+        self.regular.servers()
+    }
+
     /// The servers of one role that are in rotation.
     pub(crate) fn servers(&self, role: Role) -> &[Arc<Backend>] {
         match role {
             Role::Prefill => self.prefill(),
             Role::Decode => self.decode(),
+            Role::Regular => self.regular(),
         }
     }
 
@@ -257,7 +380,7 @@ impl Fleet {
 
     /// The servers in rotation, prefill first.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Backend>> {
-        self.prefill().iter().chain(self.decode())
+        self.prefill().iter().chain(self.decode()).chain(self.regular())
     }
 }
 
@@ -281,6 +404,7 @@ impl Stopwatch {
 #[derive(Debug)]
 struct Picked {
     server: Arc<Backend>,
+    rank: Option<Arc<RankSlot>>,
     by: SelectedBy,
     expected: Expectation,
 }
@@ -289,14 +413,25 @@ fn pair_of(prefill: Picked, decode: Picked) -> ServerPair {
     ServerPair::new((prefill.server, prefill.by), (decode.server, decode.by))
 }
 
+/// A pair, and its entries in the in-flight counts of prefill and of decode. A plain server has one entry.
+pub(crate) type Entered = (ServerPair, Option<InFlight>, InFlight);
+
 fn enter(prefill: Picked, decode: Picked) -> (ServerPair, InFlight, InFlight) {
-    let [on_prefill, on_decode] = [&prefill, &decode].map(|picked| {
-        let mut in_flight = InFlight::enter(Arc::clone(&picked.server));
-        in_flight.add_work(picked.by.work());
-        in_flight.set_expectation(picked.expected);
-        in_flight
-    });
+    let [on_prefill, on_decode] = [&prefill, &decode].map(count);
     (pair_of(prefill, decode), on_prefill, on_decode)
+}
+
+fn enter_single(picked: Picked) -> Entered {
+    let in_flight = count(&picked);
+    (ServerPair::single(picked.server, picked.by), None, in_flight)
+}
+
+/// Counts a request on the server that was picked for it.
+fn count(picked: &Picked) -> InFlight {
+    let mut in_flight = InFlight::enter(Arc::clone(&picked.server), picked.rank.clone());
+    in_flight.add_work(picked.by.work());
+    in_flight.set_expectation(picked.expected);
+    in_flight
 }
 
 /// How much a server is wanted. Others than the first are used only while no server of the role has it.
@@ -320,6 +455,7 @@ fn rank(server: &Backend) -> Rank {
 /// The servers of one role, and the policy that selects among them.
 struct RoleGroup {
     role: Role,
+    servers: Vec<Arc<Backend>>,
     candidates: Candidates,
     loads: Arc<LoadTable>,
     policy: Arc<dyn Policy>,
@@ -332,6 +468,7 @@ impl RoleGroup {
     fn empty(role: Role) -> Self {
         Self {
             role,
+            servers: Vec::new(),
             candidates: Candidates::default(),
             loads: Arc::default(),
             policy: Arc::new(Random),
@@ -341,7 +478,13 @@ impl RoleGroup {
     }
 
     fn servers(&self) -> &[Arc<Backend>] {
-        &self.candidates.servers
+        &self.servers
+    }
+
+    fn update_ranks(&self, servers: &[Arc<Backend>], is_dp_aware: bool) -> bool {
+        // Of each server, so not with `any`.
+        let update = |server: &Arc<Backend>| server.update_ranks(&self.loads, is_dp_aware);
+        servers.iter().filter(|server| update(server)).count() > 0
     }
 
     /// The same role with other servers, which share the count of excluded ones.
@@ -350,7 +493,8 @@ impl RoleGroup {
         let policy = if keeps { Arc::clone(&self.policy) } else { next };
         let updated = Self {
             role: self.role,
-            candidates: Candidates::new(servers),
+            candidates: Candidates::new(&servers),
+            servers,
             loads: Arc::clone(&self.loads),
             needs: policy.needs(self.role),
             policy,
@@ -362,7 +506,7 @@ impl RoleGroup {
     }
 
     fn tell_policy(&self) {
-        self.policy.servers_changed(self.servers());
+        self.policy.servers_changed(&self.candidates.servers);
     }
 
     /// Selects among the healthy servers, or among all if none is: one that may be down is better than none
@@ -396,25 +540,53 @@ impl RoleGroup {
         if self.servers().iter().all(&matches) {
             return self.pick_of(&self.candidates, demand);
         }
-        let matching = self.servers().iter().filter(|server| matches(server)).cloned();
-        self.pick_of(&Candidates::new(matching.collect()), demand)
+        self.pick_of(&self.candidates.filtered(|server, _| matches(server)), demand)
     }
 
     fn pick_of(&self, candidates: &Candidates, demand: Demand<'_>) -> Option<Picked> {
         if candidates.servers.is_empty() {
             return None;
         }
+        // The client's choice of a rank counts; where no server has such a rank, one will refuse the request.
+        if candidates.has_ranks()
+            && let Some(chosen) = demand.ranks.of(self.role == Role::Prefill)
+        {
+            let has = |rank: &Arc<RankSlot>| rank.rank().number() == chosen;
+            let having = candidates.filtered(|_, rank| rank.is_none_or(has));
+            if !having.servers.is_empty() {
+                return Some(self.choose(&having, demand));
+            }
+        }
+        Some(self.choose(candidates, demand))
+    }
+
+    fn choose(&self, candidates: &Candidates, demand: Demand<'_>) -> Picked {
         let choice = Choice::new(self.role, candidates, &self.loads, demand);
-        let Selection { server, cached, reason, memo } = self.policy.choose(&choice);
+        let selection = self.policy.choose(&choice);
+        let Selection { server, cached, reason, memo, .. } = selection;
+        let rank = if candidates.has_ranks() { choice.rank_of(&selection) } else { None };
         let by = self.selected_by(demand, cached, reason, candidates.servers.len());
+        let by = SelectedBy { rank: rank.map(|rank| rank.rank()), ..by };
         let expected = Expectation {
             prompt_bytes: by.prompt_bytes,
             cached_bytes: cached,
             // What others have given to it is computed before this request, too.
-            work_before: server.work() + server.foreign_work(),
+            work_before: match rank {
+                None => server.work() + server.foreign_work(),
+                Some(rank) => rank.load().work() + rank.slot().foreign_work(),
+            },
             memo,
         };
-        Some(Picked { server: Arc::clone(server), by, expected })
+        Picked { server: Arc::clone(server), rank: rank.cloned(), by, expected }
+    }
+
+    /// The least loaded rank of a server that was selected without its rank.
+    fn rank_of(&self, server: &Arc<Backend>) -> Option<Arc<RankSlot>> {
+        if !self.candidates.has_ranks() {
+            return None;
+        }
+        let choice = Choice::new(self.role, &self.candidates, &self.loads, Demand::default());
+        choice.rank_of(&Selection::new(server)).cloned()
     }
 
     fn selected_by(
@@ -426,7 +598,13 @@ impl RoleGroup {
     ) -> SelectedBy {
         // Whatever the policy looks at, there was nothing to select.
         let reason = if candidates == 1 { SelectionReason::Only } else { reason };
-        SelectedBy { policy: self.policy.name(), reason, prompt_bytes: demand.prompt_bytes(), cached }
+        SelectedBy {
+            policy: self.policy.name(),
+            reason,
+            prompt_bytes: demand.prompt_bytes(),
+            cached,
+            rank: None,
+        }
     }
 }
 

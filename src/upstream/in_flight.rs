@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::completed_prefill::Expectation;
+use super::ranks::RankSlot;
 use super::{Backend, Outcome};
 use crate::admission::{AdmissionHandle, WakeOnDrop};
 use crate::wire::usage::Usage;
@@ -16,9 +17,11 @@ pub(crate) struct InFlight {
 }
 
 impl InFlight {
-    /// Starts a leg, whatever the number in flight.
-    pub(crate) fn enter(backend: Arc<Backend>) -> Self {
-        Self::with_permit(BackendPermit::acquire(backend))
+    /// Starts a leg, whatever the number in flight, on a rank of the backend if it has several.
+    pub(crate) fn enter(backend: Arc<Backend>, rank: Option<Arc<RankSlot>>) -> Self {
+        let mut permit = BackendPermit::acquire(backend);
+        permit.set_rank(rank);
+        Self::with_permit(permit)
     }
 
     /// Starts a leg with a permit that was acquired before.
@@ -47,7 +50,8 @@ impl InFlight {
 
     /// The whole response of a prefill server has arrived, this long after the request was written.
     pub(crate) fn prefill_completed(&self, usage: Option<Usage>, time: Option<Duration>) {
-        self.permit.backend.prefill_completed(self.permit.expected, usage, time);
+        let BackendPermit { backend, rank, expected, .. } = &self.permit;
+        backend.prefill_completed(rank.as_deref(), *expected, usage, time);
     }
 
     /// Sets the leg's outcome, which is recorded when this is dropped.
@@ -67,6 +71,8 @@ impl Drop for InFlight {
 #[derive(Debug)]
 pub(crate) struct BackendPermit {
     backend: Arc<Backend>,
+    /// Where it is counted, too.
+    rank: Option<Arc<RankSlot>>,
     work: u64,
     pub(super) expected: Expectation,
     /// Wakes the admission queue, if requests in flight are capped. Fields are dropped after `Drop::drop`, so
@@ -78,14 +84,19 @@ impl BackendPermit {
     /// Acquires a slot, above any cap.
     pub(super) fn acquire(backend: Arc<Backend>) -> Self {
         backend.load_slot().enter();
-        Self { backend, work: 0, expected: Expectation::default(), _wake: None }
+        Self { backend, rank: None, work: 0, expected: Expectation::default(), _wake: None }
     }
 
     /// Acquires a slot if fewer than `cap` requests are in flight.
     pub(super) fn try_acquire(backend: &Arc<Backend>, cap: usize) -> Option<Self> {
         let is_acquired = backend.load_slot().try_enter(cap);
-        let new =
-            || Self { backend: Arc::clone(backend), work: 0, expected: Expectation::default(), _wake: None };
+        let new = || Self {
+            backend: Arc::clone(backend),
+            rank: None,
+            work: 0,
+            expected: Expectation::default(),
+            _wake: None,
+        };
         is_acquired.then(new)
     }
 
@@ -93,9 +104,21 @@ impl BackendPermit {
         &self.backend
     }
 
+    /// Counts the request on a rank of the backend, too, before it has any work.
+    pub(super) fn set_rank(&mut self, rank: Option<Arc<RankSlot>>) {
+        debug_assert!(self.rank.is_none() && self.work == 0, "a request is on one rank");
+        if let Some(rank) = &rank {
+            rank.slot().enter();
+        }
+        self.rank = rank;
+    }
+
     /// Counts this many bytes as the backend's work until the permit is released.
     pub(super) fn add_work(&mut self, bytes: u64) {
         self.work += self.backend.load_slot().add_work(bytes);
+        if let Some(rank) = &self.rank {
+            rank.slot().add_work(bytes);
+        }
     }
 
     /// Makes the release of this permit wake the head of the admission queue.
@@ -108,5 +131,8 @@ impl BackendPermit {
 impl Drop for BackendPermit {
     fn drop(&mut self) {
         self.backend.load_slot().leave(self.work);
+        if let Some(rank) = &self.rank {
+            rank.slot().leave(self.work);
+        }
     }
 }

@@ -1,10 +1,11 @@
-//! The load of each server of a role: requests under way, and the bytes of prompt that are still to compute.
+//! The load of each server of a role, and of each rank of one: requests under way, and the bytes of prompt
+//! that are still to compute.
 //!
 //! Both are one number, so that a policy compares a thousand servers by reading a few kilobytes, and none of
 //! their [`Backend`](super::Backend)s. Who counts, and for how long, is for `in_flight`.
 
 use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -12,9 +13,13 @@ use arc_swap::ArcSwapOption;
 use super::speed::{EVEN, Samples, slowness};
 use super::{CompletedPrefill, Policy};
 
-/// Most servers of one role that have a load of their own: four times as many as there may be, since one that
-/// was removed keeps its place until its last request has ended. Beyond that they share the last place.
+/// Most servers and ranks of one role that have a load of their own: four times as many as there may be
+/// servers, since one that was removed keeps its place until its last request has ended. Beyond that servers
+/// share the last place, and ranks are not told apart.
 pub(crate) const MAX_SLOTS: usize = 4_096;
+
+/// Places that ranks leave to servers: one for each that a role may have.
+const KEPT_FOR_SERVERS: usize = 1_024;
 
 /// The lowest bit of the number of requests. Below are the bytes.
 const REQUEST: u64 = 1 << 44;
@@ -62,6 +67,8 @@ pub(crate) struct LoadTable {
     /// The bytes of prompt that each server has been given by others than this router.
     foreign: Box<[AtomicU64; MAX_SLOTS]>,
     samples: Samples,
+    /// Whose turn it is among equal ranks.
+    turn: AtomicUsize,
     /// Who compares the loads, and learns from the legs that have ended.
     policy: ArcSwapOption<Arc<dyn Policy>>,
     slots: Mutex<SlotAllocator>,
@@ -74,6 +81,16 @@ struct SlotAllocator {
     returned: Vec<u16>,
 }
 
+impl SlotAllocator {
+    fn take(&mut self) -> Option<u16> {
+        self.returned.pop().or_else(|| {
+            let number = self.taken;
+            self.taken += usize::from(number < MAX_SLOTS - 1);
+            (number < MAX_SLOTS - 1).then(|| place(number) as u16)
+        })
+    }
+}
+
 impl Default for LoadTable {
     fn default() -> Self {
         let loads = Box::new([const { AtomicU64::new(0) }; MAX_SLOTS]);
@@ -84,6 +101,7 @@ impl Default for LoadTable {
             with_foreign: AtomicUsize::new(0),
             foreign: Box::new([const { AtomicU64::new(0) }; MAX_SLOTS]),
             samples: Samples::default(),
+            turn: AtomicUsize::new(0),
             policy: ArcSwapOption::empty(),
             slots: Mutex::default(),
         }
@@ -144,15 +162,35 @@ impl LoadTable {
         self.policy.store(Some(Arc::new(Arc::clone(policy))));
     }
 
+    /// Counts up. Relaxed: it orders nothing but itself.
+    pub(super) fn next_turn(&self) -> usize {
+        self.turn.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// Gives a server its place.
     pub(super) fn take_slot(self: &Arc<Self>) -> Slot {
+        let index = self.allocator().take();
+        self.slot_at(index)
+    }
+
+    /// Gives the ranks of a server their places: all, or none if servers might be left without.
+    pub(super) fn take_slots(self: &Arc<Self>, count: usize) -> Option<Vec<Slot>> {
+        let mut slots = self.allocator();
+        let free = slots.returned.len() + MAX_SLOTS - 1 - slots.taken;
+        if free < count + KEPT_FOR_SERVERS {
+            return None;
+        }
+        let taken: Vec<_> = (0..count).map(|_| slots.take()).collect();
+        drop(slots);
+        Some(taken.into_iter().map(|index| self.slot_at(index)).collect())
+    }
+
+    fn allocator(&self) -> MutexGuard<'_, SlotAllocator> {
         // Poisoning is ignored: no step in between can panic.
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let index = slots.returned.pop().or_else(|| {
-            let number = slots.taken;
-            slots.taken += usize::from(number < MAX_SLOTS - 1);
-            (number < MAX_SLOTS - 1).then(|| place(number) as u16)
-        });
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn slot_at(self: &Arc<Self>, index: Option<u16>) -> Slot {
         Slot {
             table: Arc::clone(self),
             index: index.unwrap_or(SHARED),
@@ -186,6 +224,11 @@ pub(super) struct Slot {
 impl Slot {
     pub(super) fn index(&self) -> u16 {
         self.index
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_shared(&self) -> bool {
+        self.is_shared
     }
 
     /// It has computed the `new` bytes of a request, after others, in this time.
@@ -256,8 +299,7 @@ impl Drop for Slot {
         }
         self.table.set_slowness(self.index, EVEN);
         self.table.set_foreign_work(self.index, 0);
-        let mut slots = self.table.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.returned.push(self.index);
+        self.table.allocator().returned.push(self.index);
     }
 }
 

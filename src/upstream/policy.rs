@@ -17,8 +17,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::load_table::{Load, LoadTable};
+use super::ranks::RankSlot;
+use super::selection::ANY_RANK;
 use super::{Backend, CompletedPrefill, Role, Selection, SelectionReason};
-use crate::wire::shape::Prompt;
+use crate::wire::shape::{ClientRanks, Prompt};
 
 pub use cache_aware::CacheAware;
 pub(crate) use cache_aware::DEFAULT_INDEX_BYTES;
@@ -69,8 +71,9 @@ pub trait Policy: Any + Send + Sync {
         Needs::default()
     }
 
-    /// The servers of the role are others now, or one of them has told the capacity of its cache. Called
-    /// outside of requests, so that memory can be allocated here.
+    /// The servers of the role are others now, or one of them has told its ranks or the capacity of its
+    /// cache. As in [`Choice::servers`], one with several ranks is there once for each. Called outside of
+    /// requests, so that memory can be allocated here.
     fn servers_changed(&self, servers: &[Arc<Backend>]) {
         let _ = servers;
     }
@@ -114,6 +117,8 @@ pub(crate) struct Demand<'a> {
     pub(crate) body: u64,
     /// From a header.
     pub(crate) key: Option<u64>,
+    /// That the client has chosen.
+    pub(crate) ranks: ClientRanks,
 }
 
 impl Demand<'_> {
@@ -122,12 +127,15 @@ impl Demand<'_> {
     }
 }
 
-/// The servers of a role, or those of them that a policy may choose from.
-#[derive(Debug, Clone, Default)]
+/// The servers of a role, or those of them that a policy may choose from: one with several ranks is there
+/// once for each.
+#[derive(Debug, Default)]
 pub(super) struct Candidates {
     pub(super) servers: Vec<Arc<Backend>>,
-    /// The slot of each server, and a hash of its URL: copied here, so that no other memory is read for
-    /// servers that are not chosen.
+    /// The rank of each; empty if no server has several.
+    ranks: Vec<Option<Arc<RankSlot>>>,
+    /// The slot of each, and a hash of its URL: copied here, so that no other memory is read for servers that
+    /// are not chosen.
     slots: Vec<u16>,
     url_hashes: Vec<u64>,
     /// The position of each server by its slot, if there are enough to make a search slow.
@@ -140,9 +148,37 @@ const MAX_SEARCHED: usize = 16;
 const NOWHERE: u16 = u16::MAX;
 
 impl Candidates {
-    pub(super) fn new(servers: Vec<Arc<Backend>>) -> Self {
-        let slots: Vec<_> = servers.iter().map(|server| server.slot()).collect();
-        let url_hashes = servers.iter().map(|server| server.url_hash()).collect();
+    pub(super) fn new(servers: &[Arc<Backend>]) -> Self {
+        let with_ranks = |server: &Arc<Backend>| {
+            let ranks = server.ranks();
+            let alone = ranks.is_empty().then_some(None);
+            let server = Arc::clone(server);
+            ranks.into_iter().map(Some).chain(alone).map(move |rank| (Arc::clone(&server), rank))
+        };
+        Self::of(servers.iter().flat_map(with_ranks))
+    }
+
+    /// Those of them that match.
+    pub(super) fn filtered(&self, matches: impl Fn(&Arc<Backend>, Option<&Arc<RankSlot>>) -> bool) -> Self {
+        let all = (0..self.servers.len()).map(|index| (&self.servers[index], self.rank(index)));
+        let matching = all.filter(|(server, rank)| matches(server, *rank));
+        Self::of(matching.map(|(server, rank)| (Arc::clone(server), rank.cloned())))
+    }
+
+    fn of(candidates: impl Iterator<Item = (Arc<Backend>, Option<Arc<RankSlot>>)>) -> Self {
+        let (servers, mut ranks): (Vec<_>, Vec<_>) = candidates.unzip();
+        if ranks.iter().all(Option::is_none) {
+            ranks = Vec::new();
+        }
+        let rank = |index: usize| ranks.get(index).and_then(Option::as_ref);
+        let slot = |(index, server): (usize, &Arc<Backend>)| {
+            rank(index).map_or(server.slot(), |rank| rank.slot().index())
+        };
+        let url_hash = |(index, server): (usize, &Arc<Backend>)| {
+            rank(index).map_or(server.url_hash(), |rank| rank.url_hash())
+        };
+        let slots: Vec<_> = servers.iter().enumerate().map(slot).collect();
+        let url_hashes = servers.iter().enumerate().map(url_hash).collect();
         let mut positions = Vec::new();
         if servers.len() > MAX_SEARCHED {
             positions.resize(usize::from(slots.iter().copied().max().unwrap_or(0)) + 1, NOWHERE);
@@ -150,7 +186,15 @@ impl Candidates {
                 positions[usize::from(*slot)] = position as u16;
             }
         }
-        Self { servers, slots, url_hashes, positions }
+        Self { servers, ranks, slots, url_hashes, positions }
+    }
+
+    pub(super) fn has_ranks(&self) -> bool {
+        !self.ranks.is_empty()
+    }
+
+    pub(super) fn rank(&self, index: usize) -> Option<&Arc<RankSlot>> {
+        self.ranks.get(index)?.as_ref()
     }
 }
 
@@ -173,9 +217,38 @@ impl<'a> Choice<'a> {
         Self { role, candidates, loads, demand }
     }
 
-    /// The eligible servers of one role, in the order of the configuration. Never empty.
+    /// The eligible servers of one role, in the order of the configuration. Never empty. One with several
+    /// [ranks](Self::rank) that the router chooses among is there once for each, one after the other.
     pub fn servers(&self) -> &'a [Arc<Backend>] {
         &self.candidates.servers
+    }
+
+    /// Which data-parallel rank of the server this candidate is: each has a queue and a cache of its own, and
+    /// its own [work](Self::work), [requests](Self::requests) and [slot](Self::slot) here. `None` if the
+    /// server has one, or if its own load balancer chooses.
+    pub fn rank(&self, index: usize) -> Option<usize> {
+        self.candidates.rank(index).map(|rank| rank.rank().number().into())
+    }
+
+    /// Selects the candidate with this index: the server and, if it has several, this rank of it.
+    pub fn select(&self, index: usize) -> Selection<'a> {
+        Selection { index: index as u32, ..Selection::new(&self.candidates.servers[index]) }
+    }
+
+    /// The rank that was selected, or the best one if any of the server will do.
+    pub(super) fn rank_of(&self, selection: &Selection<'_>) -> Option<&'a Arc<RankSlot>> {
+        let Candidates { servers, slots, .. } = self.candidates;
+        if selection.index != ANY_RANK {
+            return self.candidates.rank(selection.index as usize);
+        }
+        let of_server = |index: &usize| Arc::ptr_eq(&servers[*index], selection.server);
+        let load = |index: &usize| match self.role {
+            Role::Prefill => self.weighted_work(*index, 0),
+            _ => self.loads.get(slots[*index]).by_requests(),
+        };
+        let start = self.loads.next_turn() % servers.len();
+        let best = (start..servers.len()).chain(0..start).filter(of_server).min_by_key(load)?;
+        self.candidates.rank(best)
     }
 
     /// The role of the servers.
@@ -202,9 +275,10 @@ impl<'a> Choice<'a> {
     }
 
     /// The bytes of prompt that a prefill server has been given and has not computed yet, without those that
-    /// it was believed to have cached; of a decode server, the prompts of its requests. What a prefill server
-    /// has told of others' work (`--load-poll-secs`) is in it. `index` is that of the server in
-    /// [`servers`](Self::servers), here and below.
+    /// it was believed to have cached; of a decode server, the prompts of its requests; of a plain server,
+    /// those without what it was believed to have cached. What a prefill server has told of others' work
+    /// (`--load-poll-secs`) is in it. `index` is that of the server in [`servers`](Self::servers), here and
+    /// below.
     pub fn work(&self, index: usize) -> u64 {
         self.load(index).work() + self.loads.foreign_work(self.candidates.slots[index])
     }
@@ -243,7 +317,7 @@ impl<'a> Choice<'a> {
         positions.get(slot).filter(|position| **position != NOWHERE).map(|position| usize::from(*position))
     }
 
-    /// A hash of the server's URL. It is the same in every process.
+    /// A hash of the server's URL, and of the rank if it has several. It is the same in every process.
     pub fn url_hash(&self, index: usize) -> u64 {
         self.candidates.url_hashes[index]
     }
@@ -263,8 +337,13 @@ impl<'a> Choice<'a> {
     /// from a random one on.
     fn least_by(&self, value: impl Fn(u16, Load) -> u64) -> usize {
         let slots = &self.candidates.slots[..];
-        // Otherwise the first of several idle servers would receive all requests.
-        let start = fastrand::usize(..slots.len());
+        // Otherwise the first of several idle servers would receive all requests. Ranks of a server compute
+        // in step, each batch as slow as the slowest, so they take turns: chance would make them differ.
+        let start = if self.candidates.ranks.is_empty() {
+            fastrand::usize(..slots.len())
+        } else {
+            self.loads.next_turn() % slots.len()
+        };
         let (before, from_start) = slots.split_at(start);
         let mut best = (u64::MAX, start);
         for (first, slots) in [(start, from_start), (0, before)] {
@@ -285,11 +364,11 @@ pub struct Random;
 
 impl Policy for Random {
     fn pick<'a>(&self, choice: &Choice<'a>) -> &'a Arc<Backend> {
-        &choice.servers()[fastrand::usize(..choice.servers().len())]
+        self.choose(choice).server()
     }
 
     fn choose<'a>(&self, choice: &Choice<'a>) -> Selection<'a> {
-        Selection::new(self.pick(choice)).because(SelectionReason::Random)
+        choice.select(fastrand::usize(..choice.servers().len())).because(SelectionReason::Random)
     }
 
     fn name(&self) -> &'static str {
@@ -305,14 +384,14 @@ pub struct RoundRobin {
 
 impl Policy for RoundRobin {
     fn pick<'a>(&self, choice: &Choice<'a>) -> &'a Arc<Backend> {
-        // Relaxed: the counter orders nothing but itself. It wraps after 2^64 requests, where at most one
-        // round is uneven.
-        let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        &choice.servers()[turn % choice.servers().len()]
+        self.choose(choice).server()
     }
 
     fn choose<'a>(&self, choice: &Choice<'a>) -> Selection<'a> {
-        Selection::new(self.pick(choice)).because(SelectionReason::Turn)
+        // Relaxed: the counter orders nothing but itself. It wraps after 2^64 requests, where at most one
+        // round is uneven.
+        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        choice.select(turn % choice.servers().len()).because(SelectionReason::Turn)
     }
 
     fn name(&self) -> &'static str {

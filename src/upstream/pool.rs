@@ -17,7 +17,7 @@ use bytes::{Bytes, BytesMut};
 use super::connection_counts::{ConnectionCounts, Shard};
 use super::dial::{DialError, Dialed};
 use super::id_map::IdMap;
-use super::{Backend, Dialer, SocketOptions};
+use super::{Address, Backend, Dialer, SocketOptions};
 #[cfg(any(test, fuzzing))]
 use crate::http1::Stream;
 use crate::http1::{BodyProgress, ConnError, OutgoingRequest, ResponseHead, SendError, WriteTiming};
@@ -112,6 +112,20 @@ impl Pools {
         let Dialed { stream, connect_time } = self.connect(backend).await?;
         pool.connect_micros.store(u32::try_from(connect_time.as_micros()).unwrap_or(u32::MAX), Relaxed);
         pool.counts.opened(self.shard);
+        Ok(Lease { conn: self.engine.connect(stream), pool, is_reused: false })
+    }
+
+    /// A new connection to a server that is no backend. It is closed after its one request.
+    pub(crate) async fn open_to(&self, address: &Address) -> Result<Lease, DialError> {
+        let Dialed { stream, .. } = self.dialer.dial(address).await?;
+        // A pool that keeps nothing and is counted nowhere.
+        let pool = Arc::new(Pool {
+            idle: Mutex::default(),
+            max_idle: 0,
+            counts: Arc::default(),
+            shard: self.shard,
+            connect_micros: AtomicU32::new(0),
+        });
         Ok(Lease { conn: self.engine.connect(stream), pool, is_reused: false })
     }
 

@@ -1,4 +1,4 @@
-//! The two roles of prefill-decode disaggregation.
+//! What servers do: the two roles of prefill-decode disaggregation, and that of a server without it.
 
 use std::fmt;
 
@@ -9,14 +9,26 @@ pub enum Role {
     Prefill,
     /// Generates the tokens.
     Decode,
+    /// Does both, without disaggregation.
+    Regular,
 }
 
 impl Role {
-    /// `prefill` or `decode`, as in error codes and logs.
+    /// `prefill`, `decode` or `regular`, as in error codes and logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Prefill => "prefill",
             Self::Decode => "decode",
+            Self::Regular => "regular",
+        }
+    }
+
+    /// The place of its leg among the two that a request may have: a plain server's is the one that
+    /// generates.
+    pub(crate) fn leg(self) -> usize {
+        match self {
+            Self::Prefill => 0,
+            Self::Decode | Self::Regular => 1,
         }
     }
 }

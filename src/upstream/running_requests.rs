@@ -8,6 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Backend, ServerPair};
 
+/// What an id begins with that the router gives to a request. That of one of several copies is the client's
+/// id, a hyphen and such an id.
+pub(crate) const OWN_RID: &str = "minilb-";
+
 /// The requests in progress that have a `rid`, of all workers.
 ///
 /// There are as many as requests in flight. A lock is taken twice for each request that has a `rid`, and for
@@ -44,6 +48,15 @@ impl RunningRequests {
             }
         }
         servers
+    }
+
+    /// The ids of the copies of the requests for several samples that have this id. Servers do not know those
+    /// by the client's own.
+    pub(crate) fn copies_of(&self, rid: &str) -> Vec<String> {
+        let start = format!("{rid}-{OWN_RID}");
+        let by_rid = self.lock();
+        let from = by_rid.range::<str, _>((Bound::Included(&*start), Bound::Unbounded));
+        from.map(|(id, _)| id.clone()).take_while(|id| id.starts_with(&start)).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Vec<ServerPair>>> {
@@ -105,7 +118,10 @@ mod tests {
         for unknown in ["r-3", "q", "r-1_", "r-11"] {
             assert_eq!(urls(&running, unknown).is_empty(), unknown != "r-1_", "{unknown}");
         }
-        drop(second);
+        let copy = running.register(&["r-minilb-1".into()], &pairs[1]);
+        assert_eq!(running.copies_of("r"), ["r-minilb-1"]);
+        assert!(running.copies_of("r-1").is_empty());
+        drop((second, copy));
         assert_eq!(urls(&running, "r-2"), of_first);
         drop(first);
         assert!(running.lock().is_empty());

@@ -6,7 +6,9 @@
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
+use super::ranks::DpRank;
 use super::{Backend, Role};
+use crate::wire::plan::ToldRanks;
 
 /// What a request costs beside its bytes: a prefill that finds the whole prompt in its cache takes about as
 /// long as one of 256 tokens. Without it, requests that are all cached would count as no work, and meet.
@@ -55,15 +57,22 @@ impl SelectionReason {
 #[derive(Debug, Clone, Copy)]
 pub struct Selection<'a> {
     pub(super) server: &'a Arc<Backend>,
+    /// Which of the candidates it is, or [`ANY_RANK`].
+    pub(super) index: u32,
     pub(super) cached: u64,
     pub(super) reason: SelectionReason,
     pub(super) memo: u128,
 }
 
+/// The policy has selected a server, and any of its ranks will do.
+pub(super) const ANY_RANK: u32 = u32::MAX;
+
 impl<'a> Selection<'a> {
-    /// This server, which is not believed to have any of the prompt.
+    /// This server, which is not believed to have any of the prompt. If it has data-parallel ranks, the one
+    /// with the least load gets the request, and of equal ones each in turn;
+    /// [`Choice::select`](super::Choice::select) selects one.
     pub fn new(server: &'a Arc<Backend>) -> Self {
-        Self { server, cached: 0, reason: SelectionReason::Unknown, memo: 0 }
+        Self { server, index: ANY_RANK, cached: 0, reason: SelectionReason::Unknown, memo: 0 }
     }
 
     /// The server is believed to have this many bytes of the prompt in its cache.
@@ -101,6 +110,8 @@ pub(crate) struct SelectedBy {
     pub(crate) prompt_bytes: u64,
     /// How many bytes of the prompt the server is believed to have in its cache.
     pub(crate) cached: u64,
+    /// The rank that the request is for, if the server has several and the router chooses.
+    pub(super) rank: Option<DpRank>,
 }
 
 impl SelectedBy {
@@ -110,12 +121,13 @@ impl SelectedBy {
     }
 }
 
-/// The prefill and the decode server that serve one request together.
+/// The prefill and the decode server that serve one request together, or the plain server that serves it
+/// alone.
 #[derive(Debug, Clone)]
 pub struct ServerPair {
     prefill: Arc<Backend>,
     decode: Arc<Backend>,
-    /// By role.
+    /// By leg.
     selected_by: [SelectedBy; 2],
     /// How long the selection took, if it was measured.
     pub(super) selection_nanos: Option<u32>,
@@ -129,6 +141,24 @@ impl ServerPair {
         Self { prefill, decode, selected_by: [prefill_by, decode_by], selection_nanos: None }
     }
 
+    /// A plain server, which serves a request alone.
+    pub(super) fn single(server: Arc<Backend>, by: SelectedBy) -> Self {
+        let prefill = Arc::clone(&server);
+        Self { prefill, decode: server, selected_by: [by; 2], selection_nanos: None }
+    }
+
+    /// Whether one server does both: then [`prefill`](Self::prefill) and [`decode`](Self::decode) are the
+    /// same.
+    pub fn is_single(&self) -> bool {
+        self.decode.role() == Role::Regular
+    }
+
+    /// The servers, each once.
+    pub(crate) fn servers(&self) -> impl Iterator<Item = &Arc<Backend>> {
+        let decode = (!self.is_single()).then_some(&self.decode);
+        std::iter::once(&self.prefill).chain(decode)
+    }
+
     /// The server that computes the prompt's KV cache.
     pub fn prefill(&self) -> &Arc<Backend> {
         &self.prefill
@@ -139,8 +169,34 @@ impl ServerPair {
         &self.decode
     }
 
+    /// The data-parallel rank of the prefill server that gets the request. `None` if it has one rank, or if
+    /// its own load balancer chooses.
+    pub fn prefill_rank(&self) -> Option<usize> {
+        self.rank_number(Role::Prefill)
+    }
+
+    /// The same of the decode server.
+    pub fn decode_rank(&self) -> Option<usize> {
+        self.rank_number(Role::Decode)
+    }
+
+    fn rank_number(&self, role: Role) -> Option<usize> {
+        self.selected_by(role).rank.map(|rank| rank.number().into())
+    }
+
+    /// The bootstrap room of the pair that takes the place of a random one: prefill's rank follows from it.
+    pub(crate) fn bootstrap_room(&self, random: u64) -> u64 {
+        self.selected_by(Role::Prefill).rank.map_or(random, |rank| rank.bootstrap_room(random))
+    }
+
+    /// The ranks that the servers are told by fields of the request.
+    pub(crate) fn told_ranks(&self) -> ToldRanks {
+        let told = |role| self.selected_by(role).rank.and_then(DpRank::told);
+        ToldRanks { prefill: told(Role::Prefill), decode: told(Role::Decode) }
+    }
+
     pub(crate) fn selected_by(&self, role: Role) -> &SelectedBy {
-        &self.selected_by[role as usize]
+        &self.selected_by[role.leg()]
     }
 
     /// How long both policies took, of the requests of which it was measured.
@@ -150,12 +206,13 @@ impl ServerPair {
 
     /// Why the request goes to these servers.
     pub(crate) fn summary(&self) -> SelectionSummary {
-        SelectionSummary::new(&self.selected_by)
+        SelectionSummary::new(&self.selected_by, self.is_single())
     }
 }
 
 /// Why a request went to its two servers, for logs: prefill's [reason](SelectionReason), how many bytes of
-/// the prompt were believed to be in its cache and how many there are, and decode's reason.
+/// the prompt were believed to be in its cache and how many there are, and decode's reason. Of a plain server
+/// the first three.
 ///
 /// `prefix:45056/47210,load` is a prefill server that is believed to have 45,056 of 47,210 bytes, and the
 /// decode server with the least load.
@@ -170,11 +227,14 @@ pub struct SelectionSummary {
 const MAX_SUMMARY: usize = 2 * "key_overflow".len() + 2 * 20 + 3;
 
 impl SelectionSummary {
-    fn new([prefill, decode]: &[SelectedBy; 2]) -> Self {
+    fn new([prefill, decode]: &[SelectedBy; 2], is_single: bool) -> Self {
         let mut summary = Self { text: [0; MAX_SUMMARY], length: 0 };
         let (cached, bytes) = (prefill.cached, prefill.prompt_bytes);
         // It fits.
-        let _ = write!(summary, "{}:{cached}/{bytes},{}", prefill.reason.as_str(), decode.reason.as_str());
+        let _ = write!(summary, "{}:{cached}/{bytes}", prefill.reason.as_str());
+        if !is_single {
+            let _ = write!(summary, ",{}", decode.reason.as_str());
+        }
         summary
     }
 
@@ -211,8 +271,9 @@ mod tests {
 
     #[test]
     fn the_longest_summary_fits() {
-        let by = |reason| SelectedBy { policy: "", reason, prompt_bytes: u64::MAX, cached: u64::MAX };
-        let summary = SelectionSummary::new(&[SelectionReason::KeyOverflow; 2].map(by));
+        let by =
+            |reason| SelectedBy { policy: "", reason, prompt_bytes: u64::MAX, cached: u64::MAX, rank: None };
+        let summary = SelectionSummary::new(&[SelectionReason::KeyOverflow; 2].map(by), false);
         let number = u64::MAX;
         assert_eq!(summary.as_str(), format!("key_overflow:{number}/{number},key_overflow"));
     }

@@ -7,13 +7,16 @@ use super::{Address, Backend, PrefillSpec, Role};
 pub(crate) enum ServerSpec {
     Prefill(PrefillSpec),
     Decode(Address),
+    /// A plain server.
+    Regular(Address),
 }
 
 impl ServerSpec {
-    /// A server at `address`, whose host is the bootstrap host too. The port is ignored for decode servers.
+    /// A server at `address`, whose host is the bootstrap host too. The port is for prefill servers only.
     pub(crate) fn new(role: Role, address: Address, bootstrap_port: Option<u16>) -> Self {
         match role {
             Role::Decode => Self::Decode(address),
+            Role::Regular => Self::Regular(address),
             // SGLang's bootstrap server listens on the same host unless an operator says otherwise.
             Role::Prefill => {
                 Self::Prefill(PrefillSpec { bootstrap_host: address.host.clone(), address, bootstrap_port })
@@ -21,7 +24,7 @@ impl ServerSpec {
         }
     }
 
-    /// The same with another bootstrap host, if one is given. Decode servers have none.
+    /// The same with another bootstrap host, if one is given. Only prefill servers have one.
     pub(crate) fn with_bootstrap_host(mut self, host: Option<String>) -> Self {
         if let (Self::Prefill(spec), Some(host)) = (&mut self, host) {
             spec.bootstrap_host = host;
@@ -33,13 +36,14 @@ impl ServerSpec {
         match self {
             Self::Prefill(_) => Role::Prefill,
             Self::Decode(_) => Role::Decode,
+            Self::Regular(_) => Role::Regular,
         }
     }
 
     pub(super) fn address(&self) -> &Address {
         match self {
             Self::Prefill(spec) => &spec.address,
-            Self::Decode(address) => address,
+            Self::Decode(address) | Self::Regular(address) => address,
         }
     }
 
@@ -56,9 +60,11 @@ impl ServerSpec {
     pub(super) fn is_same_as(&self, other: &Self) -> bool {
         let bootstrap = |spec: &Self| match spec {
             Self::Prefill(spec) => Some((spec.bootstrap_host.clone(), spec.bootstrap_port)),
-            Self::Decode(_) => None,
+            Self::Decode(_) | Self::Regular(_) => None,
         };
-        self.address().url == other.address().url && bootstrap(self) == bootstrap(other)
+        self.role() == other.role()
+            && self.address().url == other.address().url
+            && bootstrap(self) == bootstrap(other)
     }
 }
 

@@ -66,6 +66,17 @@ impl ClientBody {
         OutgoingBody::new(chunks)
     }
 
+    /// The body with the changes of `edit`, and nothing added.
+    pub(crate) fn cut(&self, edit: &BodyEdit) -> OutgoingBody {
+        if edit.changes.is_empty() {
+            return OutgoingBody::new(self.chunks.clone());
+        }
+        let mut chunks = Vec::with_capacity(self.chunks.len() + 2 * edit.changes.len() + 1);
+        self.for_each_before_close(edit, |chunk, range| chunks.push(chunk.slice(range)));
+        self.for_each_in(edit.close..self.length, |chunk, range| chunks.push(chunk.slice(range)));
+        OutgoingBody::new(chunks)
+    }
+
     /// Visits what there is before the closing brace when the changes are made.
     fn for_each_before_close(&self, edit: &BodyEdit, mut visit: impl FnMut(&Bytes, Range<usize>)) {
         let mut from = 0;

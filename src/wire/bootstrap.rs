@@ -2,6 +2,8 @@
 //!
 //! The caller draws `bootstrap_room`: there is no randomness here.
 
+use std::num::NonZeroU16;
+
 use bytes::{BufMut, Bytes, BytesMut};
 
 /// Rooms are drawn from `1..=MAX_BOOTSTRAP_ROOM`. SGLang's decode side takes room 0 for "not arrived yet"
@@ -11,6 +13,16 @@ pub(crate) const MAX_BOOTSTRAP_ROOM: u64 = 1 << 62;
 
 /// Decimal digits of the largest room.
 const MAX_ROOM_DIGITS: usize = 19;
+
+/// A room that leads a prefill server with `size` data-parallel ranks to this one: SGLang takes the
+/// remainder. It is near `random`, and not larger than the largest.
+pub(crate) fn room_of_rank(random: u64, rank: u16, size: NonZeroU16) -> u64 {
+    let size = u64::from(size.get());
+    let room = random - random % size + u64::from(rank);
+    let room = if room > random { room.checked_sub(size).unwrap_or(room) } else { room };
+    // 0 is none.
+    if room == 0 { size } else { room }
+}
 
 /// The part of the fields that is the same for every request to one prefill server, rendered once.
 #[derive(Debug)]
@@ -75,6 +87,19 @@ mod tests {
             written("[::1]", None, 1, false),
             r#""bootstrap_host":"[::1]","bootstrap_port":null,"bootstrap_room":1"#
         );
+    }
+
+    #[test]
+    fn a_room_has_the_rank_as_its_remainder_and_is_never_0_or_too_large() {
+        for size in [1, 2, 3, 8, 512, u16::MAX] {
+            for random in [1, 2, 7, 511, 512, 1_000_003, MAX_BOOTSTRAP_ROOM] {
+                for rank in [0, 1, size / 2, size - 1].into_iter().filter(|rank| *rank < size) {
+                    let room = room_of_rank(random, rank, NonZeroU16::new(size).unwrap());
+                    assert_eq!(room % u64::from(size), u64::from(rank), "{size} {random}");
+                    assert!((1..=MAX_BOOTSTRAP_ROOM).contains(&room), "{size} {random} {room}");
+                }
+            }
+        }
     }
 
     #[test]

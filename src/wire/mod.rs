@@ -11,6 +11,7 @@ pub(crate) mod headers;
 mod json;
 pub(crate) mod logprobs;
 pub(crate) mod plan;
+pub(crate) mod samples;
 pub(crate) mod segments;
 pub(crate) mod shape;
 pub(crate) mod sse;

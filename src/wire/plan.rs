@@ -7,7 +7,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::body::ClientBody;
 use super::bootstrap::BootstrapFields;
-use super::shape::{BodyEdit, BodyFields, ChangedField, FieldChange};
+use super::shape::{BodyEdit, BodyFields, ChangedField, FieldChange, ManySamples};
 use crate::http1::OutgoingBody;
 
 /// What one leg gets.
@@ -46,16 +46,58 @@ pub(crate) struct OwnIds<'a> {
     pub(crate) request_id: Option<&'a str>,
 }
 
+/// Data-parallel ranks that servers are told, because they do not follow the room.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct ToldRanks {
+    /// Of the prefill server; the decode server must know it, too.
+    pub(crate) prefill: Option<u16>,
+    pub(crate) decode: Option<u16>,
+}
+
+impl ToldRanks {
+    pub(crate) fn is_none(self) -> bool {
+        self == Self::default()
+    }
+
+    /// What is added to prefill's and to decode's body, each field with a comma before it. The field for the
+    /// other server's rank also keeps prefill from looking for its rank in the room.
+    fn fields(self) -> [String; 2] {
+        let routed = |rank: Option<u16>| rank.map(|rank| format!(r#","routed_dp_rank":{rank}"#));
+        let computed = self.prefill.map(|rank| format!(r#","disagg_prefill_dp_rank":{rank}"#));
+        [self.prefill, self.decode].map(|own| routed(own).into_iter().chain(computed.clone()).collect())
+    }
+}
+
 impl RequestPlan {
     /// SGLang's protocol: both legs get the same body, without the client's internal fields.
     pub(crate) fn sglang(fields: &BodyFields, ids: OwnIds<'_>) -> Self {
-        let own = |id: Option<&str>| {
-            id.map_or(FieldChange::Keep, |id| FieldChange::Replace(format!("\"{id}\"").into()))
-        };
-        let change = |field| match field {
+        Self::with_ids(fields, ids, |field| match field {
             ChangedField::Internal => FieldChange::Cut,
-            ChangedField::Rid => own(ids.rid),
-            ChangedField::RequestId => own(ids.request_id),
+            ChangedField::Rid | ChangedField::RequestId => FieldChange::Keep,
+            ChangedField::Samples | ChangedField::SamplingParams => FieldChange::Keep,
+        })
+    }
+
+    /// The same for one of the copies of a request for several samples: it asks for one.
+    pub(crate) fn sglang_sample(fields: &BodyFields, samples: &ManySamples, ids: OwnIds<'_>) -> Self {
+        Self::with_ids(fields, ids, |field| match field {
+            ChangedField::Internal | ChangedField::Samples => FieldChange::Cut,
+            ChangedField::SamplingParams => FieldChange::Replace(samples.sampling_params.clone()),
+            // A server takes an id only once at a time. A regular one draws new ids for all samples.
+            ChangedField::Rid => FieldChange::Cut,
+            ChangedField::RequestId => FieldChange::Keep,
+        })
+    }
+
+    /// Both legs with these changes, but for own ids in place of the client's.
+    fn with_ids(fields: &BodyFields, ids: OwnIds<'_>, change: impl Fn(ChangedField) -> FieldChange) -> Self {
+        let change = |field| {
+            let id = match field {
+                ChangedField::Rid => ids.rid,
+                ChangedField::RequestId => ids.request_id,
+                _ => None,
+            };
+            id.map_or_else(|| change(field), |id| FieldChange::Replace(format!("\"{id}\"").into()))
         };
         let mut added = BytesMut::new();
         for (field, name, id) in
@@ -77,10 +119,36 @@ impl RequestPlan {
         Self { prefill, decode: Some(LegPlan::default()) }
     }
 
+    /// The client's body as it is.
+    pub(crate) fn untouched() -> Self {
+        Self { prefill: LegPlan::default(), decode: None }
+    }
+
+    /// The body for a plain server, without bootstrap fields.
+    pub(crate) fn single_body(&self, body: &ClientBody) -> OutgoingBody {
+        body.cut(&self.prefill.edit)
+    }
+
     /// The bodies of prefill's and of decode's leg.
     pub(crate) fn bodies(&self, body: &ClientBody, bootstrap: &BootstrapFields, room: u64) -> LegBodies {
         let of = |leg: &LegPlan| body.edited(&leg.edit, bootstrap, room, &leg.added);
         LegBodies { prefill: of(&self.prefill), decode: self.decode.as_ref().map(of) }
+    }
+
+    /// The same with fields that tell the servers their ranks.
+    pub(crate) fn bodies_with_ranks(
+        &self,
+        body: &ClientBody,
+        bootstrap: &BootstrapFields,
+        room: u64,
+        ranks: ToldRanks,
+    ) -> LegBodies {
+        let [for_prefill, for_decode] = ranks.fields();
+        let with = |leg: &LegPlan, fields: String| {
+            body.edited(&leg.edit, bootstrap, room, &[&leg.added, fields.as_bytes()].concat())
+        };
+        let decode = self.decode.as_ref().unwrap_or(&self.prefill);
+        LegBodies { prefill: with(&self.prefill, for_prefill), decode: Some(with(decode, for_decode)) }
     }
 }
 
@@ -97,5 +165,27 @@ impl LegBodies {
 
     pub(crate) fn decode(&self) -> &OutgoingBody {
         self.decode.as_ref().unwrap_or(&self.prefill)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decode_is_told_the_rank_of_prefill_and_its_own() {
+        let fields = |prefill, decode| ToldRanks { prefill, decode }.fields();
+        assert_eq!(
+            fields(Some(3), Some(0)),
+            [
+                r#","routed_dp_rank":3,"disagg_prefill_dp_rank":3"#,
+                r#","routed_dp_rank":0,"disagg_prefill_dp_rank":3"#
+            ]
+        );
+        assert_eq!(
+            fields(Some(3), None),
+            [r#","routed_dp_rank":3,"disagg_prefill_dp_rank":3"#, r#","disagg_prefill_dp_rank":3"#]
+        );
+        assert_eq!(fields(None, Some(1)), ["", r#","routed_dp_rank":1"#]);
     }
 }

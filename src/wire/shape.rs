@@ -12,15 +12,21 @@ mod error;
 mod fields;
 mod inspector;
 mod internal_fields;
+mod media;
 mod prompt;
+mod ranks;
+mod samples;
 mod strict;
 
 pub(crate) use edit::{BodyEdit, BodyFields, ChangedField, FieldChange, RangeChange};
 pub(crate) use error::BodyError;
 pub(crate) use inspector::BodyInspector;
 pub(crate) use internal_fields::{FieldTreatment, InternalFields};
+pub(crate) use media::MediaFinder;
 pub use prompt::Prompt;
 pub(crate) use prompt::{HashKey, key_hash};
+pub(crate) use ranks::ClientRanks;
+pub(crate) use samples::{ManySamples, RefusedSamples, RequestedSamples};
 
 use super::logprobs::Merge;
 
@@ -40,14 +46,14 @@ pub(crate) enum Dialect {
 }
 
 /// What the router must know of a request body.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct BodyShape {
     /// The client requests server-sent events.
     pub(crate) stream: bool,
     /// The client requests prompt logprobs, which only prefill has.
     pub(crate) merge: Option<Merge>,
-    /// The client requests more than one sample a prompt (`n` > 1).
-    pub(crate) parallel_sampling: bool,
+    /// How many samples of each prompt the client requests (`n`).
+    pub(crate) samples: RequestedSamples,
     /// The client's ids of the request (`rid`), one for each prompt of a batch that lists them; none of too
     /// many, or too long ones.
     pub(crate) rids: Vec<String>,
@@ -57,6 +63,8 @@ pub(crate) struct BodyShape {
     pub(crate) has_request_id: bool,
     /// The client refers to an earlier response (`previous_response_id`).
     pub(crate) has_previous_response: bool,
+    /// The data-parallel ranks that the client has chosen, if that is left to it.
+    pub(crate) ranks: ClientRanks,
     /// Where the fields lie that the router may change.
     pub(crate) fields: BodyFields,
     /// The prompt, if it was asked for.

@@ -21,17 +21,54 @@ pub(crate) struct EventSplitter {
     /// How much of `frame` was searched. No byte is searched twice, so that an event of many small frames
     /// takes linear time.
     searched: usize,
-    line_end: LineEnd,
+    ends: EventEnds,
     limit: usize,
 }
 
+/// Finds the ends of events in a stream that is searched piece by piece, no byte twice.
+#[derive(Debug)]
+pub(crate) struct EventEnds {
+    line_end: LineEnd,
+}
+
 /// The line end that the searched bytes end with.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum LineEnd {
     None,
     Lf,
     LfCr,
     Cr,
+}
+
+impl EventEnds {
+    pub(crate) const fn new() -> Self {
+        Self { line_end: LineEnd::None }
+    }
+
+    /// How many of the stream's next bytes belong to the current event, if it ends within them.
+    pub(crate) fn find(&mut self, bytes: &[u8]) -> Option<usize> {
+        let mut searched = 0;
+        while searched < bytes.len() {
+            // Behind a line end the next byte decides, else only a line end matters.
+            if self.line_end == LineEnd::None {
+                searched += memchr::memchr2(b'\n', b'\r', &bytes[searched..])?;
+            }
+            let byte = bytes[searched];
+            searched += 1;
+            self.line_end = match (self.line_end, byte) {
+                (LineEnd::Lf | LineEnd::LfCr, b'\n') | (LineEnd::Cr | LineEnd::LfCr, b'\r') => {
+                    self.line_end = LineEnd::None;
+                    return Some(searched);
+                }
+                // Also after CR: CR LF is one line end, not two.
+                (_, b'\n') => LineEnd::Lf,
+                (LineEnd::Lf, b'\r') => LineEnd::LfCr,
+                (_, b'\r') => LineEnd::Cr,
+                _ => LineEnd::None,
+            };
+        }
+        None
+    }
 }
 
 /// An event is larger than the limit.
@@ -52,7 +89,7 @@ impl std::error::Error for EventTooLarge {}
 impl EventSplitter {
     /// A splitter for events of at most `limit` bytes each.
     pub(crate) fn new(limit: usize) -> Self {
-        Self { partial: Vec::new(), frame: Bytes::new(), searched: 0, line_end: LineEnd::None, limit }
+        Self { partial: Vec::new(), frame: Bytes::new(), searched: 0, ends: EventEnds::new(), limit }
     }
 
     /// Appends the next bytes of the stream. [`Self::next`] returns the events in them.
@@ -97,7 +134,7 @@ impl EventSplitter {
     /// Takes the bytes that no event was returned of, in at most two calls.
     pub(crate) fn take_remaining(&mut self) -> Option<Bytes> {
         self.searched = 0;
-        self.line_end = LineEnd::None;
+        self.ends = EventEnds::new();
         let partial = Bytes::from(mem::take(&mut self.partial));
         // In two parts instead of a copy of both: a stream with nothing left to splice comes this way.
         let rest = if partial.is_empty() { mem::take(&mut self.frame) } else { partial };
@@ -106,30 +143,9 @@ impl EventSplitter {
 
     /// Continues the last search, up to the event's end or the frame's. Returns whether the event ends.
     fn find_end(&mut self) -> bool {
-        while self.searched < self.frame.len() {
-            // Behind a line end the next byte decides, else only a line end matters.
-            if self.line_end == LineEnd::None {
-                let Some(offset) = memchr::memchr2(b'\n', b'\r', &self.frame[self.searched..]) else {
-                    self.searched = self.frame.len();
-                    return false;
-                };
-                self.searched += offset;
-            }
-            let byte = self.frame[self.searched];
-            self.searched += 1;
-            self.line_end = match (self.line_end, byte) {
-                (LineEnd::Lf | LineEnd::LfCr, b'\n') | (LineEnd::Cr | LineEnd::LfCr, b'\r') => {
-                    self.line_end = LineEnd::None;
-                    return true;
-                }
-                // Also after CR: CR LF is one line end, not two.
-                (_, b'\n') => LineEnd::Lf,
-                (LineEnd::Lf, b'\r') => LineEnd::LfCr,
-                (_, b'\r') => LineEnd::Cr,
-                _ => LineEnd::None,
-            };
-        }
-        false
+        let end = self.ends.find(&self.frame[self.searched..]);
+        self.searched = end.map_or(self.frame.len(), |length| self.searched + length);
+        end.is_some()
     }
 }
 

@@ -8,6 +8,7 @@ mod client;
 mod engine;
 mod fixtures;
 mod http;
+pub mod media;
 pub mod processes;
 pub mod program;
 pub mod raw;
@@ -18,7 +19,7 @@ mod tls;
 
 pub use client::{Client, Response};
 pub use engine::{configure, skip_on_hyper};
-pub use fixtures::{Exchange, exchanges, fixture, fixture_names};
+pub use fixtures::{Exchange, Recording, exchanges, fixture, fixture_names};
 pub use http::{Head, dechunk};
 pub use router::{BOOTSTRAP_PORT, Router};
 pub use router_process::RouterProcess;

@@ -38,6 +38,16 @@ impl Router {
         Self::run(options(without_probes(config))).await
     }
 
+    /// A router in front of plain servers.
+    pub async fn start_plain(
+        servers: &[&ScriptedServer],
+        options: impl FnOnce(MiniLbConfig) -> MiniLbConfig,
+    ) -> Self {
+        let config = MiniLbConfig::new("127.0.0.1", 30_000, Vec::new(), Vec::new(), 60).worker_threads(1);
+        let config = config.worker_urls(servers.iter().map(|server| server.url()));
+        Self::run(options(without_probes(config))).await
+    }
+
     pub async fn start_with_config(config: MiniLbConfig) -> Self {
         Self::run(without_probes(config)).await
     }

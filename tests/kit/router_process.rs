@@ -25,7 +25,18 @@ impl RouterProcess {
 
     /// The same with health checks.
     pub async fn start_probing(prefill: &str, decode: &str, args: &[&str]) -> Self {
-        let mut program = Self::spawn(prefill, decode, args);
+        Self::spawn(prefill, decode, args).listening(args).await
+    }
+
+    /// The program in front of plain servers, without health checks.
+    pub async fn start_plain(urls: &[String], args: &[&str]) -> Self {
+        let servers = ["--worker-urls"].into_iter().chain(urls.iter().map(String::as_str));
+        let args = [&["--disable-health-check"], args].concat();
+        Self::spawn_with(&servers.collect::<Vec<_>>(), &args).listening(&args).await
+    }
+
+    async fn listening(self, args: &[&str]) -> Self {
+        let mut program = self;
         // A successful connect is not enough: another process may have taken the port in between.
         let says_so = !args.contains(&"warn");
         with_timeout("the program to listen", async {
@@ -43,14 +54,18 @@ impl RouterProcess {
     }
 
     pub fn spawn(prefill: &str, decode: &str, args: &[&str]) -> Self {
+        Self::spawn_with(&["--prefill", prefill, "8998", "--decode", decode], args)
+    }
+
+    pub fn spawn_with(servers: &[&str], args: &[&str]) -> Self {
         let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = free.local_addr().expect("a bound address");
         drop(free);
         let port = address.port().to_string();
-        let plain =
-            ["--prefill", prefill, "8998", "--decode", decode, "--host", "127.0.0.1", "--port", &port];
+        let plain = ["--host", "127.0.0.1", "--port", &port];
         let quiet = ["--shutdown-lame-duck-secs", "0", "--worker-threads", "1"];
         let mut child = Command::new(env!("CARGO_BIN_EXE_mini-lb"))
+            .args(servers)
             .args(plain)
             .args(quiet)
             .args(["--prometheus-port", "0"])

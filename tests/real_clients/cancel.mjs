@@ -1,6 +1,6 @@
 // Gives a request up in the middle. Run by tests/real_clients.rs, which watches the servers meanwhile.
 //
-//     ROUTER=http://host:port API_KEY=key node cancel.mjs stream|wait chat|responses
+//     ROUTER=http://host:port API_KEY=key node cancel.mjs stream|wait chat|samples|responses
 //
 // Each step is told on stdout; the next one begins with a line on stdin. The process, and with it its other
 // connections, stays alive until the end of stdin.
@@ -14,6 +14,7 @@ const messages = [{ role: "user", content: "Count for ever." }];
 const apis = {
   chat: (more, options) =>
     client.chat.completions.create({ model: "tiny", messages, max_tokens: 100_000, ...more }, options),
+  samples: (more, options) => apis.chat({ n: 3, ...more }, options),
   responses: (more, options) =>
     client.responses.create({ model: "tiny", input: messages, max_output_tokens: 100_000, ...more }, options),
 };

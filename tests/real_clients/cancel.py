@@ -26,6 +26,10 @@ def chat(**more):
     return openai_client().chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=LONG, **more)
 
 
+def samples(**more):
+    return chat(n=3, **more)
+
+
 def responses(**more):
     return openai_client().responses.create(model="tiny", input=MESSAGES, max_output_tokens=LONG, **more)
 
@@ -55,13 +59,14 @@ async def langchain(stream=False):
 
 CLIENTS = {
     "openai-chat": chat,
+    "openai-samples": samples,
     "openai-responses": responses,
     "anthropic": messages,
     "litellm": litellm,
     "langchain": langchain,
 }
 # Streams that can be closed by another task than the one that reads them.
-CLOSE = ["openai-chat", "openai-responses", "anthropic"]
+CLOSE = ["openai-chat", "openai-samples", "openai-responses", "anthropic"]
 
 
 async def step(name):

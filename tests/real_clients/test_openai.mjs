@@ -91,6 +91,40 @@ test("a completion stream with the prompt's logprobs has them in its first chunk
   assert.equal(chunks.length, 12);
 });
 
+/** The chunks of a stream, sample by sample: samples run at their own pace. Those of none come last. */
+function bySample(chunks) {
+  const place = (chunk) => chunk.choices[0]?.index ?? 99;
+  return chunks.toSorted((one, other) => place(one) - place(other));
+}
+
+test("several samples are choices of one answer, with logprobs and usage", async () => {
+  const asked = { ...chat, n: 3, logprobs: true, top_logprobs: 2 };
+  const answer = await same((client) => client.chat.completions.create(asked));
+  assert.deepEqual(answer.choices.map((choice) => choice.index), [0, 1, 2]);
+  assert.equal(answer.usage.completion_tokens, 36);
+  const batch = { ...completion, prompt: ["one two", "three"], n: 2 };
+  const completed = await same((client) => client.completions.create(batch));
+  assert.deepEqual(completed.choices.map((choice) => choice.index), [0, 1, 2, 3]);
+});
+
+test("several samples are streamed with one id and one usage", async () => {
+  const asked = { ...chat, n: 3, stream: true, stream_options: { include_usage: true } };
+  const chunks = await same(async (client) => bySample(await all(client.chat.completions.create(asked))));
+  assert.equal(chunks.at(-1).usage.completion_tokens, 36);
+  assert.equal(chunks.filter((chunk) => chunk.usage).length, 1);
+  const ours = await all(router.chat.completions.create(asked));
+  assert.equal(new Set(ours.map((chunk) => chunk.id)).size, 1);
+});
+
+test("each of several samples may call a tool", async () => {
+  const tool = { type: "function", function: { name: "weather", parameters: { type: "object" } } };
+  const asked = { ...chat, n: 2, tools: [tool], tool_choice: "required" };
+  const answer = await same((client) => client.chat.completions.create(asked));
+  assert.deepEqual(answer.choices.map((choice) => choice.message.tool_calls.length), [1, 1]);
+  const chunks = (client) => all(client.chat.completions.create({ ...asked, stream: true }));
+  await same(async (client) => bySample(await chunks(client)));
+});
+
 // SGLang keeps two tokens of these for itself.
 const response = { model: "tiny", input: messages, max_output_tokens: 14 };
 
@@ -144,10 +178,10 @@ test("a wrong value is the server's 400", async () => {
   assert.equal(message, "temperature must be a non-negative finite number, got -1.0.");
 });
 
-test("several samples are refused by name", async () => {
-  const error = await errorOf(() => router.chat.completions.create({ ...chat, n: 2 }));
+test("too many samples are refused by name", async () => {
+  const error = await errorOf(() => router.chat.completions.create({ ...chat, n: 99 }));
   assert.ok(error instanceof OpenAI.BadRequestError);
-  assert.equal(error.code, "n_not_supported");
+  assert.equal(error.code, "n_too_large");
 });
 
 test("a wrong key is the server's 401", async () => {

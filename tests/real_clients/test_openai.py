@@ -170,6 +170,93 @@ class Completions(Same):
         self.assertEqual([len(choice.logprobs.tokens) for choice in batch.choices], [3 + 12, 2 + 12])
 
 
+def by_sample(chunks):
+    """The chunks of a stream, sample by sample: samples run at their own pace. Those of none come last."""
+    return sorted(chunks, key=lambda chunk: chunk.choices[0].index if chunk.choices else 99)
+
+
+class Samples(Same):
+    def streamed(self, ask):
+        """The chunks of a stream for several samples, sample by sample; all have one id."""
+        ids = set()
+
+        def asked(client):
+            chunks = list(ask(client))
+            if client is router:
+                ids.update(chunk.id for chunk in chunks)
+            return by_sample(chunks)
+
+        chunks = self.same(asked)
+        self.assertEqual(len(ids), 1)
+        return chunks
+
+    def test_samples_are_choices_of_one_answer(self):
+        answer = self.same(lambda client: client.chat.completions.create(**CHAT, n=3))
+        self.assertEqual([choice.index for choice in answer.choices], [0, 1, 2])
+        self.assertEqual({choice.finish_reason for choice in answer.choices}, {"length"})
+        single = router.chat.completions.create(**CHAT)
+        self.assertEqual(answer.usage.prompt_tokens, single.usage.prompt_tokens)
+        self.assertEqual(answer.usage.completion_tokens, 36)
+        self.assertEqual(answer.usage.total_tokens, answer.usage.prompt_tokens + 36)
+
+    def test_samples_of_a_batch_are_prompt_by_prompt(self):
+        asked = COMPLETION | {"prompt": [PROMPT, "one two", "three"]}
+        answer = self.same(lambda client: client.completions.create(**asked, n=2))
+        self.assertEqual([choice.index for choice in answer.choices], list(range(6)))
+        singles = [router.completions.create(**COMPLETION | {"prompt": prompt}) for prompt in asked["prompt"]]
+        texts = [single.choices[0].text for single in singles for _ in range(2)]
+        self.assertEqual([choice.text for choice in answer.choices], texts)
+
+    def test_samples_are_streamed_with_one_usage(self):
+        options = {"n": 3, "stream": True, "stream_options": {"include_usage": True}}
+        chunks = self.streamed(lambda client: client.chat.completions.create(**CHAT, **options))
+        self.assertEqual((chunks[-1].choices, chunks[-1].usage.completion_tokens), ([], 36))
+        self.assertTrue(all(chunk.usage is None for chunk in chunks[:-1]))
+        whole = router.chat.completions.create(**CHAT).choices[0].message.content
+        for sample in range(3):
+            choices = [chunk.choices[0] for chunk in chunks[:-1] if chunk.choices[0].index == sample]
+            self.assertEqual("".join(choice.delta.content or "" for choice in choices), whole)
+            self.assertEqual(choices[-1].finish_reason, "length")
+
+    def test_completions_of_a_batch_are_streamed_as_samples(self):
+        asked = COMPLETION | {"prompt": [PROMPT, "one two"], "n": 2, "stream": True, "logprobs": 1}
+        chunks = self.streamed(lambda client: client.completions.create(**asked))
+        self.assertEqual([chunk.choices[0].index for chunk in chunks], [n for n in range(4) for _ in range(12)])
+
+    def test_samples_have_logprobs_of_their_own(self):
+        options = {"n": 3, "logprobs": True, "top_logprobs": 2}
+        answer = self.same(lambda client: client.chat.completions.create(**CHAT, **options))
+        for choice in answer.choices:
+            text = "".join(token.token for token in choice.logprobs.content)
+            self.assertEqual(text, choice.message.content)
+        echo = {"n": 2, "echo": True, "logprobs": 2}
+        answer = self.same(lambda client: client.completions.create(**COMPLETION, **echo))
+        self.assertEqual([len(choice.logprobs.tokens) for choice in answer.choices], [4 + 12] * 2)
+        self.streamed(lambda client: client.chat.completions.create(**CHAT, **options, stream=True))
+
+    def test_each_sample_may_call_a_tool(self):
+        options = {"n": 3, "tools": [TOOL], "tool_choice": "required"}
+        answer = self.same(lambda client: client.chat.completions.create(**CHAT, **options))
+        calls = [choice.message.tool_calls[0].function.name for choice in answer.choices]
+        self.assertEqual(calls, ["weather"] * 3)
+        chunks = self.streamed(lambda client: client.chat.completions.create(**CHAT, **options, stream=True))
+        parts = [part for chunk in chunks for part in chunk.choices[0].delta.tool_calls or []]
+        self.assertEqual([part.function.name for part in parts if part.function.name], ["weather"] * 3)
+
+    def test_generated_samples_are_a_list(self):
+        def ask(url):
+            asked = {"text": PROMPT, "sampling_params": {"max_new_tokens": 5, "n": 3}}
+            answers = requests.post(f"{url}/generate", json=asked, headers=same.BEARER, timeout=30).json()
+            return [(answer["text"], answer["output_ids"]) for answer in answers]
+
+        ours = ask(ROUTER)
+        self.assertEqual((len(ours), ours), (3, ask(ALONE)))
+
+    def test_a_wrong_value_beside_n_is_the_servers_400(self):
+        ask = lambda client: client.chat.completions.create(**CHAT, n=2, temperature=-1)
+        self.same_error(openai.BadRequestError, ask)
+
+
 class Responses(Same):
     TOOL = {"type": "function", "name": "weather", "parameters": SCHEMA}
 
@@ -259,17 +346,17 @@ class Errors(Same):
         )
         self.assertIn("messages", error.message)
 
-    def test_several_samples_are_refused_by_name(self):
+    def test_too_many_samples_are_refused_by_name(self):
         for ask in [
-            lambda: router.chat.completions.create(**CHAT, n=2),
-            lambda: router.chat.completions.create(**CHAT, n=2, stream=True),
-            lambda: router.completions.create(**COMPLETION, n=2),
+            lambda: router.chat.completions.create(**CHAT, n=99),
+            lambda: router.chat.completions.create(**CHAT, n=99, stream=True),
+            lambda: router.completions.create(**COMPLETION, n=99),
         ]:
             with self.assertRaises(openai.BadRequestError) as caught:
                 ask()
-            self.assertEqual(caught.exception.code, "n_not_supported")
+            self.assertEqual(caught.exception.code, "n_too_large")
             self.assertEqual(caught.exception.type, "invalid_request_error")
-            self.assertIn("n > 1", caught.exception.message)
+            self.assertIn("--max-n", caught.exception.message)
 
     def test_an_endpoint_that_pairs_cannot_serve_is_a_501_of_its_own(self):
         with self.assertRaises(openai.InternalServerError) as caught:
@@ -291,7 +378,7 @@ class Errors(Same):
             with self.assertRaises(openai.BadRequestError):
                 client.chat.completions.create(**CHAT, temperature=-1)
             with self.assertRaises(openai.BadRequestError):
-                client.chat.completions.create(**CHAT, n=2)
+                client.chat.completions.create(**CHAT, n=99)
             self.assertEqual(client.chat.completions.create(**CHAT).usage.completion_tokens, 12)
 
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use clap::{Parser, ValueEnum};
-use loadtest::sim::{Role, Sim, SimConfig};
+use loadtest::sim::{EncoderConfig, LoadBalance, Role, Sim, SimConfig};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -17,8 +17,17 @@ enum Server {
     Prefill,
     Decode,
     Regular,
+    /// Encodes images, audio and video for language-only servers.
+    Encode,
     /// A prefill and a decode server in one process.
     Pair,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Balance {
+    FollowBootstrapRoom,
+    RoundRobin,
 }
 
 /// Simulates SGLang servers: their protocol, errors and timeouts, without a model.
@@ -68,6 +77,30 @@ struct Flags {
     /// Leave out the prompt's empty lists of logprobs, as SGLang's Rust front end does.
     #[arg(long)]
     rust_front_end: bool,
+    /// Have images, audio and video encoded by encoders.
+    #[arg(long)]
+    language_only: bool,
+    /// Language-only: port on which encoders are registered, 0 picks a free one.
+    #[arg(long, default_value_t = 8997)]
+    encoder_bootstrap_port: u16,
+    /// Language-only: encoders that are registered from the start.
+    #[arg(long, num_args = 1..)]
+    encoder_urls: Vec<String>,
+    /// Encoder: the status with which every /encode fails.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(400..600))]
+    encode_status: Option<u16>,
+    /// Encoder: milliseconds that /health takes.
+    #[arg(long, default_value_t = 0.0, value_parser = number)]
+    health_ms: f64,
+    /// Data-parallel ranks.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    dp_size: u16,
+    /// How a rank is chosen for a request that names none [default: by the room on prefill, else in turn].
+    #[arg(long)]
+    load_balance_method: Option<Balance>,
+    /// Each rank remembers whole prompts, and reports them as cached when they come again.
+    #[arg(long)]
+    prefix_cache: bool,
     /// Bearer token that requests must have.
     #[arg(long)]
     api_key: Option<String>,
@@ -106,6 +139,17 @@ impl Flags {
             context_length: self.context_length,
             incremental_output: self.incremental_streaming_output,
             rust_front_end: self.rust_front_end,
+            // A decode server of a pair lays out placeholders and encodes nothing.
+            language_only: self.language_only && role == Role::Prefill,
+            encoder_bootstrap_port: Some(self.encoder_bootstrap_port),
+            encoder_urls: self.encoder_urls.clone(),
+            encoder: EncoderConfig { failure: self.encode_status, health_time: millis(self.health_ms) },
+            dp_size: self.dp_size,
+            load_balance: self.load_balance_method.map(|method| match method {
+                Balance::FollowBootstrapRoom => LoadBalance::FollowBootstrapRoom,
+                Balance::RoundRobin => LoadBalance::RoundRobin,
+            }),
+            prefix_cache: self.prefix_cache,
             api_key: self.api_key.clone(),
             record: false,
         }
@@ -116,6 +160,7 @@ impl Flags {
             Server::Prefill => Ok(vec![Sim::start(self.config(Role::Prefill, self.port)).await?]),
             Server::Decode => Ok(vec![Sim::start(self.config(Role::Decode, self.port)).await?]),
             Server::Regular => Ok(vec![Sim::start(self.config(Role::Regular, self.port)).await?]),
+            Server::Encode => Ok(vec![Sim::start(self.config(Role::Encoder, self.port)).await?]),
             Server::Pair => {
                 let prefill = Sim::start(self.config(Role::Prefill, self.port)).await?;
                 let decode = self.config(Role::Decode, self.decode_port);
@@ -130,8 +175,12 @@ fn announce(sim: &Sim) -> io::Result<()> {
     let name = if sim.role() == Role::Regular { "regular" } else { sim.role().name() };
     let mut out = io::stdout().lock();
     write!(out, "{name} listening on {}", sim.url())?;
-    if let Some(port) = sim.bootstrap_port().filter(|_| sim.role() != Role::Regular) {
+    let has_bootstrap = matches!(sim.role(), Role::Prefill | Role::Decode);
+    if let Some(port) = sim.bootstrap_port().filter(|_| has_bootstrap) {
         write!(out, " bootstrap {port}")?;
+    }
+    if let Some(port) = sim.encoder_bootstrap_port() {
+        write!(out, " encoders {port}")?;
     }
     writeln!(out)?;
     out.flush()

@@ -4,7 +4,7 @@
 
 use super::metric::{Metric, Spread};
 use super::results::{BUSY, Outcome, Results, Row};
-use crate::testbed::HYPER;
+use crate::testbed::{HYPER, ONE_LEG};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Bound {
@@ -68,6 +68,7 @@ pub(super) fn promises(results: &Results) -> Vec<Promise> {
     };
     let cpu = |what, limit, scenario| cpu_of("mini-lb", what, limit, scenario);
     let hyper_cpu = |what, limit, scenario| cpu_of(HYPER, what, limit, scenario);
+    let one_leg_cpu = |what, limit, scenario| cpu_of(ONE_LEG, what, limit, scenario);
     let less = |what, limit, scenario, peer| {
         let rounds = ratios(scenario, Metric::CpuPerRequest, peer);
         compared(at_least(what, limit, None), rounds.into_iter().map(|ratio| 1.0 / ratio).collect())
@@ -104,6 +105,7 @@ pub(super) fn promises(results: &Results) -> Vec<Promise> {
             2.0,
             ours("spread_32", Metric::ConnectionImbalance),
         ),
+        one_leg_cpu("one leg, 300 B chat: CPU per request, relative to haproxy", 1.0, "chat_300b"),
         hyper_cpu("hyper engine, 300 B chat: CPU per request, relative to haproxy", 2.4, "chat_300b"),
         hyper_cpu("hyper engine, streams of 64 tokens: CPU, relative to haproxy", 1.5, "stream_64"),
         hyper_cpu("hyper engine, 64 KiB prompts: CPU, relative to haproxy", 1.35, "body_64k"),

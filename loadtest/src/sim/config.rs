@@ -2,6 +2,8 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use super::encoder::EncoderConfig;
+
 /// Which of SGLang's servers is simulated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -11,16 +13,40 @@ pub enum Role {
     Decode,
     /// No disaggregation: responds alone and ignores bootstrap fields.
     Regular,
+    /// Encodes images, audio and video for language-only servers.
+    Encoder,
 }
 
 impl Role {
-    /// The role's name as `/server_info` reports it (`null`, as text, for a regular server).
+    /// The role's name as `/server_info` reports it (`null`, as text, for a regular server). An
+    /// encoder has no such page.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Prefill => "prefill",
             Self::Decode => "decode",
             Self::Regular => "null",
+            Self::Encoder => "encode",
+        }
+    }
+}
+
+/// How a server chooses a rank for a request that names none (`--load-balance-method`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadBalance {
+    /// By the remainder of the room: the default of prefill servers.
+    FollowBootstrapRoom,
+    /// One after the other: the default of others.
+    RoundRobin,
+}
+
+impl LoadBalance {
+    /// Its name in `/server_info`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::FollowBootstrapRoom => "follow_bootstrap_room",
+            Self::RoundRobin => "round_robin",
         }
     }
 }
@@ -82,6 +108,20 @@ pub struct SimConfig {
     /// The prompt's empty lists of logprobs are left out but for the first, as by SGLang's Rust front end. On
     /// decode that is all others.
     pub rust_front_end: bool,
+    /// It has media encoded by encoders, which are registered with it.
+    pub language_only: bool,
+    /// Language-only: port of the encoder bootstrap server, `None` or 0 picks a free one.
+    pub encoder_bootstrap_port: Option<u16>,
+    /// Language-only: the encoders that are registered from the start.
+    pub encoder_urls: Vec<String>,
+    /// How an encoder behaves.
+    pub encoder: EncoderConfig,
+    /// Data-parallel ranks.
+    pub dp_size: u16,
+    /// How they are chosen, if not by the role's default.
+    pub load_balance: Option<LoadBalance>,
+    /// Each rank remembers whole prompts, and reports them as cached when they come again.
+    pub prefix_cache: bool,
     /// Bearer token that requests must have, if any.
     pub api_key: Option<String>,
     /// Whether requests are kept for [`Sim::recorded_requests`](super::Sim::recorded_requests).
@@ -104,6 +144,13 @@ impl Default for SimConfig {
             context_length: 1 << 20,
             incremental_output: false,
             rust_front_end: false,
+            language_only: false,
+            encoder_bootstrap_port: None,
+            encoder_urls: Vec::new(),
+            encoder: EncoderConfig::default(),
+            dp_size: 1,
+            load_balance: None,
+            prefix_cache: false,
             api_key: None,
             record: true,
         }
@@ -121,6 +168,22 @@ impl SimConfig {
     #[must_use]
     pub fn decode() -> Self {
         Self { role: Role::Decode, ..Self::default() }
+    }
+
+    /// The defaults of an encoder.
+    #[must_use]
+    pub fn encoder() -> Self {
+        Self { role: Role::Encoder, ..Self::default() }
+    }
+
+    /// How ranks are chosen.
+    #[must_use]
+    pub fn balance(&self) -> LoadBalance {
+        self.load_balance.unwrap_or(match self.role {
+            Role::Decode => LoadBalance::RoundRobin,
+            // As it was recorded from a regular server, too.
+            Role::Prefill | Role::Regular | Role::Encoder => LoadBalance::FollowBootstrapRoom,
+        })
     }
 
     pub(crate) fn scaled(&self, seconds: f64) -> Duration {

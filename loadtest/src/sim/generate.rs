@@ -118,7 +118,11 @@ impl Object<'_> {
 
     fn write_counts(&self, out: &mut Vec<u8>, output: &Output, part: Part) {
         let tokens = output.produced;
-        put(out, format_args!(",\"reasoning_tokens\":0,\"completion_tokens\":{tokens},\"cached_tokens\":0"));
+        let cached = self.item.dispatch.cached;
+        put(
+            out,
+            format_args!(",\"reasoning_tokens\":0,\"completion_tokens\":{tokens},\"cached_tokens\":{cached}"),
+        );
         if matches!(part, Part::Whole | Part::Last) {
             put(
                 out,
@@ -127,7 +131,11 @@ impl Object<'_> {
                 ),
             );
         }
-        out.extend_from_slice(b",\"cached_tokens_details\":null,\"dp_rank\":null");
+        out.extend_from_slice(b",\"cached_tokens_details\":null,\"dp_rank\":");
+        match self.item.dispatch.rank {
+            Some(rank) => put(out, format_args!("{rank}")),
+            None => out.extend_from_slice(b"null"),
+        }
         if matches!(part, Part::Whole | Part::Last)
             && tokens > 0
             && let Some(rows) = experts::rows(self.item, self.role, output)

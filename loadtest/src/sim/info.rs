@@ -69,7 +69,8 @@ pub(crate) fn server_info(state: &State) -> SimResponse {
         ("@ROLE@", state.config.role.name().to_owned()),
         ("@PORT@", state.port().to_string()),
         ("@BOOTSTRAP_PORT@", bootstrap.to_string()),
-        ("@BALANCE@", if decode { "round_robin" } else { "follow_bootstrap_room" }.to_owned()),
+        ("@BALANCE@", state.config.balance().name().to_owned()),
+        ("@DP_SIZE@", state.config.dp_size.to_string()),
         ("@BACKUP@", if decode { "\"cpu_tensor\"" } else { "null" }.to_owned()),
         ("@SLOTS@", if decode { "0" } else { "null" }.to_owned()),
         ("@HICACHE@", if decode { "null" } else { "2.0" }.to_owned()),
@@ -77,7 +78,11 @@ pub(crate) fn server_info(state: &State) -> SimResponse {
     let text = values
         .iter()
         .fold(SERVER_INFO.trim_end().to_owned(), |text, (mark, value)| text.replace(mark, value));
-    SimResponse::json(text)
+    // As in the recording, but for language-only servers.
+    let Some(port) = state.config.encoder_bootstrap_port else { return SimResponse::json(text) };
+    let text = text.replace("\"language_only\":false", "\"language_only\":true");
+    let port = format!("\"encoder_bootstrap_port\":{port}");
+    SimResponse::json(text.replace("\"encoder_bootstrap_port\":8997", &port))
 }
 
 fn model_card(state: &State) -> String {
@@ -215,9 +220,25 @@ pub(crate) fn metrics(state: &State) -> SimResponse {
         "# HELP sglang:num_running_reqs The number of running requests.\n# TYPE sglang:num_running_reqs gauge\n\
          sglang:num_running_reqs{{model_name=\"{name}\"}} {running}.0\n"
     );
+    let body = body + &rank_metrics(state);
     let mut response = SimResponse::bare(200, body);
     response.content_type = Some("text/plain; version=0.0.4; charset=utf-8");
     response
+}
+
+/// What each rank was given, if there are several.
+fn rank_metrics(state: &State) -> String {
+    let ranks = state.ranks.stats();
+    if ranks.len() < 2 {
+        return String::new();
+    }
+    let name = "sglang:num_requests_total";
+    let mut text = format!("# HELP {name} Number of requests processed.\n# TYPE {name} counter\n");
+    for (rank, stats) in ranks.iter().enumerate() {
+        let (model, requests) = (&state.config.model, stats.requests);
+        text += &format!("{name}{{dp_rank=\"{rank}\",model_name=\"{model}\"}} {requests}.0\n");
+    }
+    text
 }
 
 #[cfg(test)]

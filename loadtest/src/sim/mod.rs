@@ -1,5 +1,6 @@
-//! Simulated SGLang prefill, decode and regular servers, with the response shapes, errors and timeouts of the
-//! real ones. The text is made up; no model runs. Load generation and routing are done elsewhere.
+//! Simulated SGLang prefill, decode and regular servers and encoders, with the response shapes, errors and
+//! timeouts of the real ones. The text is made up; no model runs. Load generation and routing are done
+//! elsewhere.
 //!
 //! ```
 //! # async fn example() -> std::io::Result<()> {
@@ -15,6 +16,7 @@ mod bootstrap_fields;
 mod chat;
 mod completions;
 mod config;
+mod encoder;
 mod errors;
 mod experts;
 mod generate;
@@ -25,6 +27,7 @@ mod messages_api;
 mod openai;
 mod output;
 mod prompt;
+mod ranks;
 mod rendezvous;
 mod request;
 mod response;
@@ -47,10 +50,12 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time};
 
 pub use config::{
     BODY_LIMIT, BOOTSTRAP_TIMEOUT, CRASH_DELAY, DEFAULT_BOOTSTRAP_PORT, DISCONNECT_POLL, DRAIN_POLL,
-    HANDSHAKE_TIMEOUT, HEALTH_TIME, HEARTBEAT_TIMEOUT, Role, SILENT_TIME, STREAM_DISCONNECT_POLL, SimConfig,
-    WAITING_TIMEOUT,
+    HANDSHAKE_TIMEOUT, HEALTH_TIME, HEARTBEAT_TIMEOUT, LoadBalance, Role, SILENT_TIME,
+    STREAM_DISCONNECT_POLL, SimConfig, WAITING_TIMEOUT,
 };
+pub use encoder::EncoderConfig;
 pub use prompt::{hash_ids, hash_text, hash_value};
+pub use ranks::RankStats;
 pub use state::{RecordedRequest, Stats};
 
 use state::State;
@@ -73,18 +78,32 @@ impl Sim {
         let addr = listener.local_addr()?;
         let bootstrap = match config.role {
             Role::Prefill => Some(TcpListener::bind((addr.ip(), config.bootstrap_port.unwrap_or(0))).await?),
-            Role::Decode | Role::Regular => None,
+            Role::Decode | Role::Regular | Role::Encoder => None,
+        };
+        let registry = match config.language_only {
+            true => Some(TcpListener::bind((addr.ip(), config.encoder_bootstrap_port.unwrap_or(0))).await?),
+            false => None,
+        };
+        let registry_port = match &registry {
+            Some(listener) => Some(listener.local_addr()?.port()),
+            None => None,
         };
         let bootstrap_port = match &bootstrap {
             Some(listener) => Some(listener.local_addr()?.port()),
             None => config.bootstrap_port,
         };
+        let config = SimConfig { encoder_bootstrap_port: registry_port, ..config };
         let (stop, stopped) = watch::channel(false);
         let state = Arc::new(State::new(config, addr, bootstrap_port, stopped.clone()));
         let api = server::accept(listener, Arc::clone(&state), stopped.clone(), server::connection);
         let mut listeners = vec![tokio::spawn(api)];
         if let Some(listener) = bootstrap {
             let serve = rendezvous::bootstrap::connection;
+            let stopped = stopped.clone();
+            listeners.push(tokio::spawn(server::accept(listener, Arc::clone(&state), stopped, serve)));
+        }
+        if let Some(listener) = registry {
+            let serve = encoder::registry::connection;
             listeners.push(tokio::spawn(server::accept(listener, Arc::clone(&state), stopped, serve)));
         }
         Ok(Self { state, stop, listeners })
@@ -108,6 +127,28 @@ impl Sim {
         self.state.bootstrap_port
     }
 
+    /// Language-only: port of its encoder bootstrap server.
+    #[must_use]
+    pub fn encoder_bootstrap_port(&self) -> Option<u16> {
+        self.state.config.encoder_bootstrap_port
+    }
+
+    /// Language-only: the encoders that are registered.
+    #[must_use]
+    pub fn encoder_urls(&self) -> Vec<String> {
+        self.state.encoding.urls()
+    }
+
+    /// Encoder: `/encode` fails with this status from now on, or succeeds.
+    pub fn fail_encodes(&self, status: Option<u16>) {
+        self.state.encoding.fail_encodes(status);
+    }
+
+    /// Encoder: `/health` answers with this status from now on, or 200.
+    pub fn fail_health(&self, status: Option<u16>) {
+        self.state.encoding.fail_health(status);
+    }
+
     /// The role.
     #[must_use]
     pub fn role(&self) -> Role {
@@ -118,6 +159,12 @@ impl Sim {
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.state.stats()
+    }
+
+    /// What each data-parallel rank was given, by number.
+    #[must_use]
+    pub fn rank_stats(&self) -> Vec<RankStats> {
+        self.state.ranks.stats()
     }
 
     /// The most recent requests, oldest first; empty if recording is off.

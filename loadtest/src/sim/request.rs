@@ -9,7 +9,9 @@ use tokio::sync::watch;
 use super::{
     bootstrap_fields::{self, BootstrapTarget},
     config::{Role, SimConfig},
+    encoder::media::{self, Media},
     prompt::Prompt,
+    ranks::Dispatch,
     responses_api::Settings,
     sampling::{self, Sampling},
 };
@@ -73,7 +75,11 @@ pub(crate) struct Item {
     pub logprobs: Option<Logprobs>,
     /// The first token whose routed experts are listed; `None` lists none.
     pub experts: Option<usize>,
+    /// Language-only: what encoders have to encode.
+    pub media: Vec<Media>,
     pub bootstrap: BootstrapTarget,
+    /// Where it runs, once that is decided.
+    pub dispatch: Dispatch,
     pub rid: String,
     /// Set to true to cancel the item.
     pub cancel: watch::Sender<bool>,
@@ -136,7 +142,7 @@ impl Request {
         let count = prompts.list.len();
         let samplings = sampling::all(endpoint, &fields, count)?;
         let targets = match config.role {
-            Role::Regular => (0..count).map(|_| BootstrapTarget::Missing).collect(),
+            Role::Regular | Role::Encoder => (0..count).map(|_| BootstrapTarget::Missing).collect(),
             _ => bootstrap_fields::targets(&fields, count, prompts.batch)?,
         };
         let rids = match &settings {
@@ -149,10 +155,16 @@ impl Request {
             .map(|(at, (((prompt, sampling), bootstrap), rid))| Item {
                 logprobs: logprobs(endpoint, &fields, at),
                 experts: experts(&fields),
+                media: if config.language_only {
+                    media::of(endpoint, &fields, at, prompts.batch)
+                } else {
+                    Vec::new()
+                },
                 cancel: watch::Sender::new(false),
                 prompt,
                 sampling,
                 bootstrap,
+                dispatch: Dispatch::default(),
                 rid,
             })
             .collect();

@@ -26,10 +26,11 @@ use tokio::{
 };
 
 use super::{
-    config::{BODY_LIMIT, CRASH_DELAY},
-    errors,
+    config::{BODY_LIMIT, CRASH_DELAY, Role},
+    encoder, errors,
     generation::{self, ClosedWithoutResponse},
     info,
+    ranks::NamedRanks,
     request::{Endpoint, Fields, Reject, Request, per_item, wants_stream},
     response::{ResponseBody, SimResponse},
     responses_api::Settings,
@@ -180,6 +181,10 @@ impl Call<'_> {
 
     async fn dispatch(&self) -> Result<Response<ResponseBody>, ClosedWithoutResponse> {
         let (method, path) = (&self.head.method, self.head.uri.path());
+        if self.state.config.role == Role::Encoder {
+            self.remember(None);
+            return Ok(encoder::server::respond(self.state, method, path, &self.body).await.into_response());
+        }
         let generating = match path {
             "/generate" if method == Method::POST || method == Method::PUT => Some(Endpoint::Generate),
             "/v1/chat/completions" | "/invocations" if method == Method::POST => Some(Endpoint::Chat),
@@ -238,7 +243,10 @@ impl Call<'_> {
             (endpoint == Endpoint::Responses).then(|| Arc::new(Settings::of(&self.body, &fields, config)));
         let stream = wants_stream(&fields);
         let model = fields.get("model").and_then(Value::as_str).unwrap_or(&config.model).to_owned();
-        match Request::parse(endpoint, fields, settings.clone(), config) {
+        let header = self.head.headers.get("x-data-parallel-rank").and_then(|rank| rank.to_str().ok());
+        let named = NamedRanks::of(&fields, header, endpoint);
+        let parsed = Request::parse(endpoint, fields, settings.clone(), config);
+        match parsed.and_then(|request| self.dispatched(request, named)) {
             Ok(request) if request.items.is_empty() => Ok(SimResponse::json("[]").into_response()),
             Ok(request) => generation::respond(self.state, request).await,
             Err(Reject::Value(message)) if stream && endpoint.streams_at_once() => {
@@ -246,6 +254,14 @@ impl Call<'_> {
             }
             Err(reject) => self.reject(endpoint, reject).await,
         }
+    }
+
+    /// Decides on which rank each item runs.
+    fn dispatched(&self, mut request: Request, named: NamedRanks) -> Result<Request, Reject> {
+        for item in &mut request.items {
+            item.dispatch = self.state.ranks.dispatch(&self.state.config, item, named)?;
+        }
+        Ok(request)
     }
 
     /// Parses the body as an object, or returns the error response.

@@ -16,6 +16,8 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     config::SimConfig,
+    encoder::EncoderState,
+    ranks::Ranks,
     rendezvous::{peers::Peers, rooms::Rooms},
 };
 
@@ -132,7 +134,9 @@ pub(crate) struct State {
     pub counters: Counters,
     pub gauges: Gauges,
     pub rooms: Rooms,
+    pub ranks: Ranks,
     pub peers: Peers,
+    pub encoding: EncoderState,
     pub draining: AtomicBool,
     /// When the server was started, which is what its periodic tasks count from.
     pub started: Instant,
@@ -154,7 +158,9 @@ impl State {
         bootstrap_port: Option<u16>,
         stop: watch::Receiver<bool>,
     ) -> Self {
+        let encoding = EncoderState::new(&config.encoder, &config.encoder_urls);
         Self {
+            ranks: Ranks::new(&config),
             config,
             addr,
             bootstrap_port,
@@ -162,6 +168,7 @@ impl State {
             gauges: Gauges::default(),
             rooms: Rooms::default(),
             peers: Peers::default(),
+            encoding,
             draining: AtomicBool::new(false),
             started: Instant::now(),
             silent: watch::Sender::new(false),

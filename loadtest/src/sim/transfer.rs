@@ -8,13 +8,14 @@ use tokio::{sync::watch, time};
 use super::{
     bootstrap_fields::{BootstrapTarget, FAKE_HOST},
     config::{
-        BOOTSTRAP_TIMEOUT, DEFAULT_BOOTSTRAP_PORT, HANDSHAKE_TIMEOUT, HEARTBEAT_TIMEOUT, Role,
+        BOOTSTRAP_TIMEOUT, DEFAULT_BOOTSTRAP_PORT, HANDSHAKE_TIMEOUT, HEARTBEAT_TIMEOUT, LoadBalance, Role,
         WAITING_TIMEOUT,
     },
+    encoder,
     rendezvous::{
         Op,
         peers::{Peer, TransferEnd},
-        rooms::Meeting,
+        rooms::{Meeting, Place},
     },
     request::Item,
     state::{Phase, State, bump},
@@ -49,6 +50,7 @@ pub(crate) async fn transfer(state: &Arc<State>, item: &Item, n: usize) -> Resul
             Ok(!item.prompt.hash)
         }
         BootstrapTarget::At { room, .. } if state.config.role == Role::Prefill => {
+            encode(state, item, *room).await?;
             prefill(state, item, *room).await
         }
         BootstrapTarget::At { host, port, room } => {
@@ -75,8 +77,33 @@ fn prefill_failure(item: &Item, room: i64, stage: &str, why: &str) -> Failure {
     Failure { status: 500, message }
 }
 
+/// Language-only: waits until the encoders have encoded what is no text.
+async fn encode(state: &Arc<State>, item: &Item, room: i64) -> Result<(), Failure> {
+    tokio::select! {
+        biased;
+        encoded = encoder::dispatch(state, &item.rid, &item.media) => encoded,
+        () = cancelled(item) => Err(prefill_failure(item, room, "bootstrap", ABORTED)),
+    }
+}
+
+/// Whether decode finds the rank of an item by the room, or asks for it: SGLang's prefill tells it unless the
+/// request does. The error is a rank that the room contradicts.
+fn is_found_by_room(state: &State, item: &Item, room: i64) -> Result<bool, Failure> {
+    let (rank, of_room) = (item.dispatch.number(), state.ranks.of_room(room));
+    let follows = state.config.balance() == LoadBalance::FollowBootstrapRoom;
+    if item.dispatch.prefill.is_none() && follows && rank != of_room {
+        let why = format!(
+            "follow_bootstrap_room conflict: dispatched to dp_rank {rank} but bootstrap_room {room} implies dp_rank \
+             {of_room}. Set SGLANG_DISAGGREGATION_FORCE_QUERY_PREFILL_DP_RANK=1 to allow mixed routing."
+        );
+        return Err(prefill_failure(item, room, "bootstrap", &why));
+    }
+    Ok(if follows { rank == of_room } else { item.dispatch.prefill.is_none() })
+}
+
 async fn prefill(state: &State, item: &Item, room: i64) -> Result<u64, Failure> {
-    let mut stay = state.rooms.enter(room as u64);
+    let place = Place { rank: item.dispatch.number(), is_found: is_found_by_room(state, item, room)? };
+    let mut stay = state.rooms.enter(room as u64, place);
     if stay.duplicate {
         bump(&state.counters.crashes);
     }
@@ -171,7 +198,7 @@ impl Decode<'_> {
         let peer = self.reach().await?;
         drop(prealloc);
         let _phase = Phase::enter(&self.state.gauges.transfer);
-        let end = match peer.claim(self.room as u64).await {
+        let end = match peer.claim(self.room as u64, self.item.dispatch.prefill).await {
             Some(mut claim) => claim.finished().await,
             None => None,
         };

@@ -20,6 +20,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// The row of this router with its other HTTP/1.1 engine.
 pub(crate) const HYPER: &str = "mini-lb (hyper)";
+/// Its row in front of a plain server: what a reverse proxy does.
+pub(crate) const ONE_LEG: &str = "mini-lb (one leg)";
 
 const HAPROXY: &str = include_str!("../../assets/haproxy.cfg");
 const NGINX: &str = include_str!("../../assets/nginx.conf");
@@ -31,6 +33,8 @@ pub(crate) enum Router {
     Direct,
     /// A build of this project, with its flags besides those that all have.
     MiniLb { name: String, program: PathBuf, flags: &'static str },
+    /// This project's router in front of decode alone, as if that were a plain server.
+    OneLeg(PathBuf),
     /// A plain reverse proxy of decode.
     Haproxy(PathBuf),
     /// A plain reverse proxy of decode.
@@ -78,7 +82,8 @@ impl RouterPaths {
 
     /// All routers that are installed, and the names of the peers that are not.
     pub(crate) fn find(&self) -> io::Result<(Vec<Router>, Vec<&'static str>)> {
-        let mut found = vec![Router::Direct, self.mini_lb()?, self.mini_lb_on_hyper()?];
+        let one_leg = Router::OneLeg(self.program()?);
+        let mut found = vec![Router::Direct, self.mini_lb()?, self.mini_lb_on_hyper()?, one_leg];
         for also in &self.also {
             let (name, path) =
                 also.split_once('=').ok_or_else(|| io::Error::other("--also expects NAME=PATH"))?;
@@ -125,6 +130,7 @@ impl Router {
         match self {
             Self::Direct => "direct",
             Self::MiniLb { name, .. } => name,
+            Self::OneLeg(_) => ONE_LEG,
             Self::Haproxy(_) => "haproxy",
             Self::Nginx(_) => "nginx",
             Self::Sglang(_) => "sglang-router",
@@ -135,7 +141,7 @@ impl Router {
 
     /// Whether it sends a request to prefill and to decode. The others forward it to decode only.
     pub(crate) fn is_pd(&self) -> bool {
-        !matches!(self, Self::Direct | Self::Haproxy(_) | Self::Nginx(_))
+        !matches!(self, Self::Direct | Self::OneLeg(_) | Self::Haproxy(_) | Self::Nginx(_))
     }
 
     /// Whether it starts in a fraction of a second. Python routers take several seconds, which limits how
@@ -187,6 +193,10 @@ impl Router {
             Self::Direct => return Err(io::Error::other("nothing to start")),
             Self::MiniLb { program, flags, .. } => {
                 (program, format!("{pair} --worker-threads {workers} --log-level warn {flags}"))
+            }
+            Self::OneLeg(program) => {
+                let server = format!("--worker-urls http://{decode} --host 127.0.0.1 --port {port}");
+                (program, format!("{server} --worker-threads {workers} --log-level warn"))
             }
             Self::Haproxy(program) => {
                 configured("haproxy.cfg", HAPROXY)?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::histogram::{BucketBounds, Histogram};
 use super::selections::Selections;
 use crate::observe::record::{CompletedRequest, Endpoint, Phase, RequestEnd, RetryCause, StatusClass};
-use crate::upstream::{IdMap, Role};
+use crate::upstream::{IdMap, Role, ServerPair};
 
 /// BucketBounds for whole requests: 1 ms to 1,000 s, as a generation may take minutes.
 pub(super) static REQUEST_BOUNDS: BucketBounds<19> = BucketBounds::micros([
@@ -64,6 +64,8 @@ pub(super) struct Counts {
     pub(super) requests: [ByStreaming<[u64; STATUS_LABELS]>; Endpoint::ALL.len()],
     pub(super) request_bytes: [u64; Endpoint::GENERATING],
     pub(super) response_bytes: [u64; Endpoint::GENERATING],
+    /// Of the requests for several.
+    pub(super) samples: u64,
     pub(super) durations: [ByStreaming<[Histogram<19>; OUTCOMES.len()]>; Endpoint::GENERATING],
     pub(super) times_to_first_byte: [ByStreaming<Histogram<19>>; Endpoint::GENERATING],
     /// From the request's last byte to both legs written: on reused connections, and with at least one opened
@@ -72,7 +74,7 @@ pub(super) struct Counts {
     /// From decode's first byte to its being written to the client.
     pub(super) relay_times: Histogram<14>,
     pub(super) cancellations: [u64; CANCELLATION_CAUSES.len()],
-    /// By role.
+    /// By leg.
     pub(super) retries: [[u64; RetryCause::ALL.len()]; 2],
     /// By the role of the leg that was still running.
     pub(super) after_partner_failure: [Histogram<14>; 2],
@@ -131,6 +133,7 @@ impl Counts {
         }
         self.request_bytes[endpoint as usize] += request.bytes_in();
         self.response_bytes[endpoint as usize] += request.bytes_out();
+        self.samples += request.samples().map_or(0, u64::from);
         if let Some(outcome) = outcome_index(request) {
             let durations = &mut self.durations[endpoint as usize][streaming];
             durations[outcome].observe(&REQUEST_BOUNDS, request.duration);
@@ -158,13 +161,15 @@ impl Counts {
     fn count_legs(&mut self, request: &CompletedRequest<'_>) {
         for retry in request.retries() {
             let role = retry.backend.role();
-            self.retries[role as usize][retry.cause as usize] += 1;
+            self.retries[role.leg()][retry.cause as usize] += 1;
             // Each attempt before the last one ended because of one leg, and the other was closed.
-            self.cancellations[partner_failed_index(role)] += 1;
+            if let Some(cause) = partner_failed_index(role) {
+                self.cancellations[cause] += 1;
+            }
         }
         for role in [Role::Prefill, Role::Decode] {
             if let Some(duration) = request.after_partner_failure(role) {
-                self.after_partner_failure[role as usize].observe(&ROUTER_BOUNDS, duration);
+                self.after_partner_failure[role.leg()].observe(&ROUTER_BOUNDS, duration);
             }
         }
         if let Some(cause) = cancellation_index(request) {
@@ -172,8 +177,10 @@ impl Counts {
         }
         // With retries, the time of the failed attempt is in it, which is not the router's own.
         if request.attempts() == 1
-            && let Some(prefill) = request.nanos_between(Phase::BodyRead, Phase::PrefillWritten)
             && let Some(decode) = request.nanos_between(Phase::BodyRead, Phase::DecodeWritten)
+            && let Some(prefill) = request
+                .nanos_between(Phase::BodyRead, Phase::PrefillWritten)
+                .or_else(|| request.pair().is_some_and(ServerPair::is_single).then_some(decode))
         {
             let opened = usize::from(request.has_opened_connection());
             // A request is sent when its second leg is.
@@ -199,6 +206,7 @@ impl Counts {
         );
         sum(&mut self.request_bytes, &other.request_bytes);
         sum(&mut self.response_bytes, &other.response_bytes);
+        self.samples += other.samples;
         sum_histograms(
             self.durations.as_flattened_mut().as_flattened_mut(),
             other.durations.as_flattened().as_flattened(),
@@ -256,11 +264,13 @@ fn outcome_index(request: &CompletedRequest<'_>) -> Option<usize> {
     }
 }
 
-/// The index of [`CANCELLATION_CAUSES`] of a leg that was closed because the leg of this role had failed.
-fn partner_failed_index(role: Role) -> usize {
+/// The index of [`CANCELLATION_CAUSES`] of a leg that was closed because the leg of this role had failed. A
+/// plain server's has no partner.
+fn partner_failed_index(role: Role) -> Option<usize> {
     match role {
-        Role::Prefill => 2,
-        Role::Decode => 3,
+        Role::Prefill => Some(2),
+        Role::Decode => Some(3),
+        Role::Regular => None,
     }
 }
 
@@ -276,7 +286,7 @@ fn cancellation_index(request: &CompletedRequest<'_>) -> Option<usize> {
         (RequestEnd::Shutdown, _) => Some(4),
         // A prefill leg that had ended was not closed.
         (_, Some(Role::Decode)) if request.time_to(Phase::PrefillEnd).is_some() => None,
-        (_, Some(role)) => Some(partner_failed_index(role)),
+        (_, Some(role)) => partner_failed_index(role),
         (_, None) => None,
     }
 }

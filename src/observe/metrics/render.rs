@@ -14,9 +14,8 @@ use super::queue::QueueMetrics;
 use super::selections::{PromptBytes, SELECTION_BOUNDS, SelectionKey, Selections};
 use crate::admission::AdmissionController;
 use crate::observe::record::{Endpoint, RetryCause};
-use crate::upstream::{Backend, Connections, Fleet, IdMap, Outcome, Role};
+use crate::upstream::{Backend, Connections, EncoderRegistration, Encoders, Fleet, IdMap, Outcome, Role};
 
-const ROLES: [Role; 2] = [Role::Prefill, Role::Decode];
 const STREAMING: [&str; 2] = ["false", "true"];
 const CONNECTIONS: [&str; 2] = ["kept", "opened"];
 /// The labels of the series that pairs without series of their own share.
@@ -43,6 +42,9 @@ families! {
         "Bytes of generation requests' bodies, received from clients.";
     RESPONSE_BYTES counter "mini_lb_response_bytes_total"
         "Bytes of response bodies of generation requests, sent to clients.";
+    SAMPLES counter "mini_lb_samples_total"
+        "Samples of each prompt that completed requests for several (n over 1) have asked for: each is a request \
+         of its own to the servers.";
     SELECTIONS counter "mini_lb_selections_total"
         "Servers that policies have selected for requests and retries, by the reason of the policy.";
     SELECTING histogram "mini_lb_selection_seconds"
@@ -55,6 +57,8 @@ families! {
     WORK gauge "mini_lb_backend_work_bytes"
         "Bytes of prompt that the prefill backend was given and has not computed yet, without those believed \
          to be in its cache, and 1 KiB for each request; of a decode backend, the prompts of its requests.";
+    RANK_WORK gauge "mini_lb_backend_rank_work_bytes"
+        "The same of each data-parallel rank, of backends with several that the router chooses among.";
     FOREIGN_WORK gauge "mini_lb_backend_foreign_work_bytes"
         "Bytes of prompt that wait on the prefill backend and that this router has not given to it, as the backend \
          tells; 0 without --load-poll-secs.";
@@ -123,6 +127,12 @@ families! {
     REUSED counter "mini_lb_backend_connections_reused_total"
         "Requests sent on a reused keep-alive connection to the backend.";
     IDLE gauge "mini_lb_backend_idle_connections" "Idle keep-alive connections to the backend.";
+    ENCODER_UP gauge "mini_lb_encoder_up"
+        "1 if the encoder is known to be healthy, 0 if it is not or was not probed yet.";
+    ENCODER_REGISTRATIONS gauge "mini_lb_encoder_registrations"
+        "Prefill servers by the state of the encoder's registration there: registered; refused, where the server is \
+         not language-only or nobody listens; unreachable, after another failure; pending, while one of the two is \
+         down.";
     BUILD gauge "mini_lb_build_info" "Always 1, with the version as its label.";
     CPU counter "process_cpu_seconds_total" "User and system CPU time of the process.";
     START gauge "process_start_time_seconds" "Start time of the process, in seconds since the Unix epoch.";
@@ -141,7 +151,7 @@ pub(super) fn render(
 ) -> String {
     let mut text = Exposition::default();
     requests(&mut text, counts);
-    errors(&mut text, counts);
+    errors(&mut text, counts, fleet.roles());
     router(&mut text, counts);
     selections(&mut text, &counts.selections);
     prefix_index(&mut text, fleet);
@@ -149,6 +159,7 @@ pub(super) fn render(
     admission_queue(&mut text, queue, admission);
     roles(&mut text, fleet);
     backends(&mut text, fleet, &counts.selections.prompts);
+    encoders(&mut text, fleet.encoders());
     text.family(&BUILD);
     text.value(&BUILD, &[("version", env!("CARGO_PKG_VERSION"))], 1);
     process(&mut text, ProcessStats::read());
@@ -201,9 +212,11 @@ fn requests(text: &mut Exposition, counts: &Counts) {
             text.value(family, &[("endpoint", endpoint)], bytes[index]);
         }
     }
+    text.family(&SAMPLES);
+    text.value(&SAMPLES, &[], counts.samples);
 }
 
-fn errors(text: &mut Exposition, counts: &Counts) {
+fn errors(text: &mut Exposition, counts: &Counts, roles: &[Role]) {
     text.family(&ERRORS);
     // Sorted: each worker meets codes in its own order, and scrapes should have one.
     let errors: BTreeMap<&str, u64> = counts.errors.iter().copied().collect();
@@ -215,18 +228,18 @@ fn errors(text: &mut Exposition, counts: &Counts) {
         text.value(&CANCELLED, &[("cause", cause)], count);
     }
     text.family(&RETRIES);
-    for role in ROLES {
-        for (cause, count) in RetryCause::ALL.iter().zip(counts.retries[role as usize]) {
+    for role in roles {
+        for (cause, count) in RetryCause::ALL.iter().zip(counts.retries[role.leg()]) {
             text.value(&RETRIES, &[("role", role.as_str()), ("cause", cause.as_str())], count);
         }
     }
     text.family(&RAN_ON);
-    for role in ROLES {
+    for role in roles {
         text.histogram(
             &RAN_ON,
             &[("role", role.as_str())],
             &ROUTER_BOUNDS,
-            &counts.after_partner_failure[role as usize],
+            &counts.after_partner_failure[role.leg()],
         );
     }
 }
@@ -287,14 +300,14 @@ fn admission_queue(text: &mut Exposition, queue: &QueueMetrics, admission: &Admi
 
 fn roles(text: &mut Exposition, fleet: &Fleet) {
     text.family(&BACKENDS);
-    for role in ROLES {
-        let count = fleet.known_servers().filter(|server| server.role() == role).count();
+    for role in fleet.roles() {
+        let count = fleet.known_servers().filter(|server| server.role() == *role).count();
         text.value(&BACKENDS, &[("role", role.as_str())], count);
     }
     text.family(&HEALTHY_BACKENDS);
-    for role in ROLES {
+    for role in fleet.roles() {
         // `all` leaves out servers that drain: they do not make a role ready.
-        let count = fleet.all().filter(|server| server.role() == role && server.is_ready()).count();
+        let count = fleet.all().filter(|server| server.role() == *role && server.is_ready()).count();
         text.value(&HEALTHY_BACKENDS, &[("role", role.as_str())], count);
     }
 }
@@ -346,6 +359,7 @@ fn backends(text: &mut Exposition, fleet: &Fleet, prompts: &IdMap<u64, PromptByt
     each(&REUSED, &|_, connections| connections.reused);
     each(&IDLE, &|_, connections| connections.idle);
     each(&WORK, &|backend, _| backend.work());
+    rank_work(text, &servers);
     told_tokens(text, &servers);
     text.family(&LEGS);
     for ((role, url), server) in &servers {
@@ -355,7 +369,7 @@ fn backends(text: &mut Exposition, fleet: &Fleet, prompts: &IdMap<u64, PromptByt
         }
     }
     // Decode has none: it gets the whole KV cache in any case.
-    servers.retain(|_, server| server.role() == Role::Prefill);
+    servers.retain(|_, server| server.role() != Role::Decode);
     text.family(&FOREIGN_WORK);
     for ((role, url), server) in &servers {
         text.value(&FOREIGN_WORK, &[("role", *role), ("backend", *url)], server.foreign_work());
@@ -372,6 +386,19 @@ fn backends(text: &mut Exposition, fleet: &Fleet, prompts: &IdMap<u64, PromptByt
     }
 }
 
+fn rank_work(text: &mut Exposition, servers: &BTreeMap<(&str, &str), &Backend>) {
+    text.family(&RANK_WORK);
+    for ((role, url), server) in servers {
+        for (rank, work) in server.work_by_rank().into_iter().enumerate() {
+            text.value(
+                &RANK_WORK,
+                &[("role", *role), ("backend", *url), ("dp_rank", &rank.to_string())],
+                work,
+            );
+        }
+    }
+}
+
 /// What prefill servers say in their responses.
 fn told_tokens(text: &mut Exposition, servers: &BTreeMap<(&str, &str), &Backend>) {
     type Told = fn(&Backend) -> u64;
@@ -379,8 +406,26 @@ fn told_tokens(text: &mut Exposition, servers: &BTreeMap<(&str, &str), &Backend>
         [(&PROMPT_TOKENS, Backend::told_prompt_tokens), (&CACHED_TOKENS, Backend::told_cached_tokens)];
     for (family, value) in families {
         text.family(family);
-        for ((role, url), server) in servers.iter().filter(|(_, server)| server.role() == Role::Prefill) {
+        for ((role, url), server) in servers.iter().filter(|(_, server)| server.role() != Role::Decode) {
             text.value(family, &[("role", *role), ("backend", *url)], value(server));
+        }
+    }
+}
+
+/// Without encoders the families have no samples.
+fn encoders(text: &mut Exposition, encoders: &Encoders) {
+    let all = encoders.all();
+    text.family(&ENCODER_UP);
+    for encoder in all.iter() {
+        text.value(&ENCODER_UP, &[("encoder", encoder.url())], u64::from(encoder.is_up()));
+    }
+    text.family(&ENCODER_REGISTRATIONS);
+    for encoder in all.iter() {
+        let registrations = encoder.registrations();
+        for state in EncoderRegistration::ALL {
+            let count = registrations.iter().filter(|(_, registration)| *registration == state).count();
+            let labels = [("encoder", encoder.url()), ("state", state.as_str())];
+            text.value(&ENCODER_REGISTRATIONS, &labels, count);
         }
     }
 }

@@ -24,14 +24,14 @@ pub(super) struct PromptBytes {
 pub(super) struct Selections {
     /// A list, because a router has one policy for each role, and a policy few reasons.
     pub(super) reasons: Vec<(SelectionKey, u64)>,
-    /// By the id of the prefill backend.
+    /// By the id of the prefill backend, or of the plain one.
     pub(super) prompts: IdMap<u64, PromptBytes>,
     pub(super) times: Histogram<13>,
 }
 
 impl Selections {
     pub(super) fn count(&mut self, pair: &ServerPair) {
-        for role in [Role::Prefill, Role::Decode] {
+        for role in pair.servers().map(|server| server.role()) {
             let SelectedBy { policy, reason, .. } = *pair.selected_by(role);
             self.count_reasons((role, policy, reason), 1);
         }

@@ -28,10 +28,10 @@ fn succeed(recorder: &Arc<Recorder>, fleet: &LiveFleet) {
     record.set_endpoint(Endpoint::Generate);
     record.body_read(10, false, None);
     let pair = fleet.now().select_pair(Demand::default()).unwrap();
-    let attempt = record.begin_attempt(&pair);
+    let attempt = record.sample_and_prompt().0.begin_attempt(&pair);
     let sent = WriteTiming { on_reused: true, written_at: Some(std::time::Instant::now()) };
     for server in [pair.prefill(), pair.decode()] {
-        let mut leg = attempt.begin_leg(InFlight::enter(Arc::clone(server)));
+        let mut leg = attempt.begin_leg(InFlight::enter(Arc::clone(server), None));
         leg.response_head_received(sent, BodyProgress::Some);
     }
     record.set_status(200);

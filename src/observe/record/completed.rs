@@ -148,7 +148,7 @@ pub(crate) struct CompletedRequest<'a> {
 impl<'a> CompletedRequest<'a> {
     pub(super) fn new(record: &'a Record, end: RequestEnd, duration: Duration) -> Self {
         let status_class = StatusClass::new(record.status);
-        let failed_leg = record.timeline.failed_leg();
+        let failed_leg = record.sample.timeline.failed_leg();
         let refused_by = refused_by(record, end, status_class, failed_leg);
         // The router's own error comes first: if it broke off a relayed response, it is why the request
         // failed.
@@ -213,22 +213,27 @@ impl<'a> CompletedRequest<'a> {
     /// The trace that it belongs to.
     #[cfg(feature = "otel")]
     pub(crate) fn trace(&self) -> Option<&'a Trace> {
-        self.record.trace.as_deref()
+        self.record.sample.trace.as_deref()
     }
 
     /// The backends of the last attempt. `None`: it was sent to none.
     pub(crate) fn pair(&self) -> Option<&'a ServerPair> {
-        self.record.pair.as_ref()
+        self.record.sample.pair.as_ref()
     }
 
-    /// How many pairs it was sent to, one after the other.
+    /// How many samples it has, if servers were to generate several.
+    pub(crate) fn samples(&self) -> Option<u32> {
+        self.record.copies().map(|copies| copies.count)
+    }
+
+    /// How many pairs it was sent to, one after the other; with several samples, for all of them.
     pub(crate) fn attempts(&self) -> u32 {
-        self.record.attempts
+        self.record.sample.attempts
     }
 
     /// Why it was retried: one reason for each attempt after the first.
     pub(crate) fn retries(&self) -> &'a [RetryReason] {
-        &self.record.retries
+        &self.record.sample.retries
     }
 
     /// Bytes of the request's body.
@@ -253,25 +258,25 @@ impl<'a> CompletedRequest<'a> {
 
     /// Time from the request's head to a phase of the last attempt. `None`: it was not reached.
     pub(crate) fn time_to(&self, phase: Phase) -> Option<Duration> {
-        self.record.timeline.time_to(phase)
+        self.record.sample.timeline.time_to(phase)
     }
 
     /// Nanoseconds from one phase to another, and 0 if the other came first. `None`: one of them was not
     /// reached.
     pub(crate) fn nanos_between(&self, from: Phase, to: Phase) -> Option<u64> {
-        let timeline = &self.record.timeline;
+        let timeline = &self.record.sample.timeline;
         Some(timeline.nanos_to(to)?.saturating_sub(timeline.nanos_to(from)?))
     }
 
     /// Whether a leg of the last attempt opened a connection, instead of reusing one.
     pub(crate) fn has_opened_connection(&self) -> bool {
-        self.record.timeline.has_opened_connection()
+        self.record.sample.timeline.has_opened_connection()
     }
 
     /// How long the leg of this role ran after its partner had failed. If that happened in several attempts,
     /// in the last of them.
     pub(crate) fn after_partner_failure(&self, role: Role) -> Option<Duration> {
-        self.record.timeline.after_partner_failure(role)
+        self.record.sample.timeline.after_partner_failure(role)
     }
 }
 
@@ -285,7 +290,7 @@ fn refused_by(
     // An error of the router's own has a status too.
     let is_relayed = !matches!(end, RequestEnd::Failed(_));
     let is_error = matches!(status_class, StatusClass::ClientError | StatusClass::ServerError);
-    let pair = record.pair.as_ref().filter(|_| is_relayed && is_error)?;
+    let pair = record.sample.pair.as_ref().filter(|_| is_relayed && is_error)?;
     Some(match failed_leg {
         Some(Role::Prefill) => pair.prefill(),
         // Decode's response is relayed unless prefill's was chosen.
@@ -306,12 +311,12 @@ fn refusal(backend: &Backend, status: Option<u16>, status_class: StatusClass) ->
 fn progress(record: &Record, status_class: StatusClass, is_refused: bool) -> Progress {
     let is_success = status_class == StatusClass::Success;
     let has_head = record.request_id().is_none() || record.target.is_some();
-    match record.attempts {
+    match record.sample.attempts {
         // The body of an error counts as its head: that the request was refused is known from there on.
         _ if is_success && record.bytes_out > 0 => Progress::ResponseBody,
         _ if is_success || is_refused => Progress::ResponseHead,
         1.. => Progress::Legs,
-        0 if record.timeline.has_reached(Phase::BodyRead) => Progress::PairSelection,
+        0 if record.sample.timeline.has_reached(Phase::BodyRead) => Progress::PairSelection,
         0 if has_head => Progress::Request,
         0 => Progress::Head,
     }

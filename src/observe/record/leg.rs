@@ -43,7 +43,7 @@ impl LegRecord {
     pub(crate) fn request_written(&self, write: WriteTiming) {
         let written = match self.role {
             Role::Prefill => Phase::PrefillWritten,
-            Role::Decode => Phase::DecodeWritten,
+            Role::Decode | Role::Regular => Phase::DecodeWritten,
         };
         if let Some(at) = write.written_at {
             self.timeline.mark_at(written, self.timeline.since_head(at));
@@ -55,13 +55,13 @@ impl LegRecord {
         let now = self.timeline.now();
         let head = match self.role {
             Role::Prefill => Phase::PrefillHead,
-            Role::Decode => Phase::DecodeHead,
+            Role::Decode | Role::Regular => Phase::DecodeHead,
         };
         self.request_written(write);
         self.timeline.mark_at(head, now);
         // A short response arrives in one read: its first byte, and perhaps its end, have the time of its
         // head.
-        if body != BodyProgress::None && self.role == Role::Decode {
+        if body != BodyProgress::None && self.role != Role::Prefill {
             self.timeline.mark_at(Phase::DecodeByte, now);
         }
         self.ended_with_head = (body == BodyProgress::All).then_some(now);
@@ -73,7 +73,7 @@ impl LegRecord {
     /// A part of the response body has arrived. Called for each chunk, so the clock is read for the first one
     /// only.
     pub(crate) fn body_received(&self) {
-        if self.role == Role::Decode && !self.timeline.has_reached(Phase::DecodeByte) {
+        if self.role != Role::Prefill && !self.timeline.has_reached(Phase::DecodeByte) {
             self.timeline.mark(Phase::DecodeByte);
         }
     }
@@ -93,7 +93,7 @@ impl LegRecord {
                 let ended = self.ended_with_head.unwrap_or_else(|| self.timeline.now());
                 self.timeline.mark_at(Phase::PrefillEnd, ended);
             }
-            // The end of decode's leg is the end of the request, which the record notes by itself.
+            // The end of the leg that generates is the end of the request, which the record notes by itself.
             Outcome::Completed | Outcome::Cancelled => {}
             _ => self.timeline.leg_failed(self.role),
         }

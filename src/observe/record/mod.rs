@@ -10,6 +10,7 @@ mod endpoint;
 mod leg;
 mod request_id;
 mod retry_reason;
+mod sample;
 mod timeline;
 #[cfg(feature = "otel")]
 mod trace;
@@ -24,7 +25,7 @@ use hyper::Method;
 use hyper::http::uri::PathAndQuery;
 
 use crate::error::Error;
-use crate::upstream::{Backend, InFlight, Role, ServerPair};
+use crate::upstream::{InFlight, Role, ServerPair};
 use crate::wire::segments::SegmentedBytes;
 use crate::wire::shape::Prompt;
 
@@ -35,6 +36,7 @@ pub(crate) use leg::LegRecord;
 pub(crate) use request_id::MAX_REQUEST_ID;
 pub(crate) use request_id::{RequestId, RequestIdentity};
 pub(crate) use retry_reason::{RetryCause, RetryReason};
+pub(crate) use sample::{CopiesRecord, CopyRecord, CopyWatch, SampleRecord};
 pub(crate) use timeline::Phase;
 use timeline::{SinceHead, Timeline};
 #[cfg(feature = "otel")]
@@ -80,8 +82,7 @@ impl Recorder {
     /// the next several times, and has several hundred bytes.
     pub(crate) fn begin(self: &Arc<Self>) -> Box<Record> {
         Box::new(Record {
-            recorder: Arc::clone(self),
-            timeline: Arc::new(Timeline::new(Instant::now())),
+            sample: SampleRecord::new(Arc::clone(self), Instant::now()),
             method: None,
             target: None,
             endpoint: Endpoint::Other,
@@ -91,17 +92,13 @@ impl Recorder {
             // future.
             end: RequestEnd::ClientDisconnected,
             error: String::new(),
-            pair: None,
-            attempts: 0,
-            retries: Vec::new(),
             bytes_in: 0,
             bytes_out: 0,
             has_sent_chunk: false,
             duration: None,
             proxied_for: None,
             traced: None,
-            #[cfg(feature = "otel")]
-            trace: None,
+            copies: None,
         })
     }
 
@@ -126,9 +123,8 @@ impl Recorder {
 
 /// A request in progress. It is completed when this is dropped.
 pub(crate) struct Record {
-    recorder: Arc<Recorder>,
-    /// Shared with the legs, which reach phases.
-    timeline: Arc<Timeline>,
+    /// Its attempts; while it has several samples, none.
+    sample: SampleRecord,
     method: Option<Method>,
     target: Option<PathAndQuery>,
     endpoint: Endpoint,
@@ -137,9 +133,6 @@ pub(crate) struct Record {
     end: RequestEnd,
     /// The error that it ended with, as a sentence.
     error: String,
-    pair: Option<ServerPair>,
-    attempts: u32,
-    retries: Vec<RetryReason>,
     bytes_in: u64,
     bytes_out: u64,
     /// A chunk of the response body has been handed to the client's connection.
@@ -150,28 +143,28 @@ pub(crate) struct Record {
     proxied_for: Option<Box<SocketAddr>>,
     /// Only while a load trace is written.
     traced: Option<Box<TracedRequest>>,
-    #[cfg(feature = "otel")]
-    trace: Option<Box<Trace>>,
+    /// Only with several samples.
+    copies: Option<Arc<CopiesRecord>>,
 }
 
 impl Record {
     /// Sets what its head says.
     pub(crate) fn set_identity(&mut self, identity: RequestIdentity) {
         // Always there: no leg shares the timeline before the request is sent.
-        if let Some(timeline) = Arc::get_mut(&mut self.timeline) {
+        if let Some(timeline) = Arc::get_mut(&mut self.sample.timeline) {
             timeline.request_id = Some(identity.id);
         }
         (self.method, self.target) = (identity.method, identity.target);
     }
 
     pub(crate) fn request_id(&self) -> Option<&RequestId> {
-        self.timeline.request_id.as_ref()
+        self.sample.timeline.request_id.as_ref()
     }
 
     /// Makes it a part of a trace.
     #[cfg(feature = "otel")]
     pub(crate) fn set_trace(&mut self, trace: Trace) {
-        self.trace = Some(Box::new(trace));
+        self.sample.trace = Some(Box::new(trace));
     }
 
     /// Sets the client for whom a load balancer has connected.
@@ -181,7 +174,7 @@ impl Record {
 
     /// When its head was read.
     pub(crate) fn started_at(&self) -> Instant {
-        self.timeline.started_at
+        self.sample.timeline.started_at
     }
 
     pub(crate) fn endpoint(&self) -> Endpoint {
@@ -197,19 +190,20 @@ impl Record {
     pub(crate) fn body_read(&mut self, bytes: usize, streaming: bool, at: Option<Instant>) {
         self.bytes_in = bytes as u64;
         self.streaming = streaming;
-        let at = at.map_or(SinceHead::HEAD, |at| self.timeline.since_head(at));
-        self.timeline.mark_at(Phase::BodyRead, at);
+        let at = at.map_or(SinceHead::HEAD, |at| self.sample.timeline.since_head(at));
+        self.sample.timeline.mark_at(Phase::BodyRead, at);
     }
 
     /// Whether the prompt is wanted at the end of this generation request, whose body is about to be read.
     pub(crate) fn wants_prompt(&self) -> bool {
-        if self.recorder.wants_prompts {
-            self.recorder
+        if self.sample.recorder.wants_prompts {
+            self.sample
+                .recorder
                 .observers
                 .iter()
                 .for_each(|observer| observer.generation_arrived(self.started_at()));
         }
-        self.recorder.wants_prompts
+        self.sample.recorder.wants_prompts
     }
 
     /// Keeps the prompt, which is [wanted](Self::wants_prompt), to the end of the request.
@@ -222,34 +216,22 @@ impl Record {
         self.traced.as_ref().map(|traced| &traced.prompt)
     }
 
-    /// Records that it is sent to a pair, for the first time or again.
-    pub(crate) fn begin_attempt<'a>(&'a mut self, pair: &'a ServerPair) -> Attempt<'a> {
-        self.attempts += 1;
-        self.pair = Some(pair.clone());
-        self.recorder.observers.iter().for_each(|observer| observer.pair_selected(pair));
-        self.timeline.begin_attempt();
-        #[cfg(feature = "otel")]
-        let trace_headers = match &mut self.trace {
-            Some(trace) => trace.begin_attempt(pair, self.timeline.started_at.elapsed()),
-            None => Default::default(),
-        };
-        Attempt {
-            pair,
-            timeline: &self.timeline,
-            #[cfg(feature = "otel")]
-            trace_headers,
-        }
+    /// The record of its one sample, and the prompt, if it is kept here.
+    pub(crate) fn sample_and_prompt(&mut self) -> (&mut SampleRecord, Option<&Prompt>) {
+        (&mut self.sample, self.traced.as_ref().map(|traced| &traced.prompt))
     }
 
-    /// Records that a backend got it again, on a new connection in place of a stale one.
-    pub(crate) fn add_resend(&mut self, backend: &Arc<Backend>) {
-        self.retries.push(RetryReason::stale(backend));
+    /// Records that it has so many samples, with records of their own.
+    pub(crate) fn begin_copies(&mut self, count: u32) -> (Arc<CopiesRecord>, Vec<CopyRecord>) {
+        let all = CopiesRecord::new(count);
+        self.copies = Some(Arc::clone(&all));
+        let copies = (0..count as usize).map(|number| CopyRecord::new(&self.sample, number, &all)).collect();
+        (all, copies)
     }
 
-    /// Records that it will be sent to another pair because of this backend: of an error, or else of its
-    /// status.
-    pub(crate) fn add_retry(&mut self, backend: &Arc<Backend>, error: Option<&Error>) {
-        self.retries.push(RetryReason::new(backend, error));
+    /// The records of its copies, if it has several samples.
+    pub(crate) fn copies(&self) -> Option<&Arc<CopiesRecord>> {
+        self.copies.as_ref()
     }
 
     /// Records the status of the response to the client.
@@ -274,12 +256,12 @@ impl Record {
             return None;
         }
         self.has_sent_chunk = true;
-        self.timeline.mark(Phase::FirstByteToClient);
+        self.sample.timeline.mark(Phase::FirstByteToClient);
         if is_last {
-            self.duration = self.timeline.time_to(Phase::FirstByteToClient);
+            self.duration = self.sample.timeline.time_to(Phase::FirstByteToClient);
         }
         // A merged response has waited for prefill, which is no time of the router's.
-        self.timeline.instant_of(Phase::DecodeByte).filter(|_| !self.timeline.is_merged())
+        self.sample.timeline.instant_of(Phase::DecodeByte).filter(|_| !self.sample.timeline.is_merged())
     }
 
     /// Keeps the end of the response, of which this is the next part, for a load trace.
@@ -300,13 +282,16 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
+        if let Some(copies) = self.copies.clone() {
+            self.sample.absorb(&copies);
+        }
         // Both drop the request's future. After the grace period it was the router.
-        let is_shutdown =
-            self.end == RequestEnd::ClientDisconnected && self.recorder.is_grace_period_over.load(Relaxed);
+        let is_shutdown = self.end == RequestEnd::ClientDisconnected
+            && self.sample.recorder.is_grace_period_over.load(Relaxed);
         let end = if is_shutdown { RequestEnd::Shutdown } else { self.end };
-        let duration = self.duration.unwrap_or_else(|| self.timeline.started_at.elapsed());
+        let duration = self.duration.unwrap_or_else(|| self.sample.timeline.started_at.elapsed());
         let completed = CompletedRequest::new(self, end, duration);
-        for observer in &self.recorder.observers {
+        for observer in &self.sample.recorder.observers {
             observer.request_completed(&completed);
         }
     }
@@ -316,7 +301,7 @@ impl Drop for Record {
 pub(crate) struct Attempt<'a> {
     pub(crate) pair: &'a ServerPair,
     timeline: &'a Arc<Timeline>,
-    /// By role.
+    /// By leg.
     #[cfg(feature = "otel")]
     trace_headers: [Vec<u8>; 2],
 }
@@ -330,7 +315,7 @@ impl Attempt<'_> {
     /// Header lines, each with its CRLF, that only the leg of this role gets: each has a span of its own.
     pub(crate) fn trace_headers(&self, role: Role) -> &[u8] {
         #[cfg(feature = "otel")]
-        let headers = &self.trace_headers[role as usize];
+        let headers = &self.trace_headers[role.leg()];
         #[cfg(not(feature = "otel"))]
         let (_, headers) = (role, b"");
         headers

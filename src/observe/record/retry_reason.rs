@@ -29,6 +29,7 @@ impl RetryReason {
         let code = match backend.role() {
             Role::Prefill => "prefill_closed",
             Role::Decode => "decode_closed",
+            Role::Regular => "regular_closed",
         };
         Self { backend: Arc::clone(backend), code: Some(code), cause: RetryCause::Closed }
     }

@@ -73,10 +73,10 @@ fn completed(happens: impl FnOnce(&Recorder, &mut Record, &ServerPair)) -> Seen 
 }
 
 fn legs(record: &mut Record, pair: &ServerPair) -> (LegRecord, LegRecord) {
-    let attempt = record.begin_attempt(pair);
+    let attempt = record.sample_and_prompt().0.begin_attempt(pair);
     (
-        attempt.begin_leg(InFlight::enter(Arc::clone(pair.prefill()))),
-        attempt.begin_leg(InFlight::enter(Arc::clone(pair.decode()))),
+        attempt.begin_leg(InFlight::enter(Arc::clone(pair.prefill()), None)),
+        attempt.begin_leg(InFlight::enter(Arc::clone(pair.decode()), None)),
     )
 }
 
@@ -140,8 +140,8 @@ fn a_retry_resets_the_phases_and_keeps_its_reason() {
         prefill.response_head_received(written(), BodyProgress::Some);
         decode.set_outcome(Outcome::Refused);
         drop((prefill, decode));
-        record.add_retry(pair.decode(), None);
-        record.begin_attempt(pair);
+        record.sample_and_prompt().0.add_retry(pair.decode(), None);
+        record.sample_and_prompt().0.begin_attempt(pair);
     });
     assert_eq!((seen.attempts, seen.failed_leg), (2, None));
     assert_eq!(seen.retries, [(Role::Decode, RetryCause::Status)]);
@@ -172,9 +172,9 @@ fn an_early_end_is_the_clients_until_the_grace_period_is_over() {
 #[test]
 fn a_merged_response_has_no_relay_time() {
     completed(|_, record, pair| {
-        let attempt = record.begin_attempt(pair);
+        let attempt = record.sample_and_prompt().0.begin_attempt(pair);
         attempt
-            .begin_leg(InFlight::enter(Arc::clone(pair.decode())))
+            .begin_leg(InFlight::enter(Arc::clone(pair.decode()), None))
             .response_head_received(written(), BodyProgress::Some);
         attempt.set_merged();
         assert!(record.record_chunk(1, false).is_none());
@@ -214,4 +214,55 @@ fn a_request_that_is_rejected_before_it_is_parsed_has_the_same_event() {
     let seen = observer.0.lock().unwrap().remove(0);
     assert_eq!((seen.end, seen.status), (Some(RequestEnd::Failed("not_found")), Some(404)));
     assert_eq!((seen.progress, seen.reached), ("head", vec![]));
+}
+
+#[test]
+fn a_request_for_several_samples_ends_as_its_decisive_copy_with_the_attempts_of_all() {
+    let run = |decisive: Option<usize>| {
+        completed(|_, record, pair| {
+            let (all, mut copies) = record.begin_copies(3);
+            copies[0].sample().begin_attempt(pair);
+            let retried = copies[1].sample();
+            retried.begin_attempt(pair);
+            retried.add_retry(pair.decode(), None);
+            let attempt = retried.begin_attempt(pair);
+            let mut prefill = attempt.begin_leg(InFlight::enter(Arc::clone(pair.prefill()), None));
+            prefill.set_outcome(Outcome::ServerError);
+            drop(prefill);
+            if let Some(copy) = decisive {
+                all.set_decisive(copy);
+            }
+            record.set_status(503);
+            record.record_chunk(5, true);
+            record.set_complete();
+            // In any order; the third was never sent.
+            copies.rotate_left(1);
+        })
+    };
+    let (first, second) = (run(None), run(Some(1)));
+    for seen in [&first, &second] {
+        assert_eq!((seen.attempts, &seen.retries[..]), (3, &[(Role::Decode, RetryCause::Status)][..]));
+        assert_eq!((seen.bytes, seen.status), ((7, 5), Some(503)));
+        // The client's, whatever copy decides.
+        assert_eq!(seen.reached, [Phase::BodyRead, Phase::FirstByteToClient]);
+    }
+    assert_eq!((first.failed_leg, second.failed_leg), (None, Some(Role::Prefill)));
+    assert!(second.failure.is_some_and(|(_, cause)| cause.contains("prefill server")));
+}
+
+#[test]
+fn a_copy_tells_how_much_of_its_prompt_is_missing_and_when_it_is_there() {
+    completed(|_, record, pair| {
+        let (_, mut copies) = record.begin_copies(2);
+        let watch = copies[0].watch();
+        assert_eq!(
+            (watch.missing_bytes(), watch.has_prompt(), watch.server().is_some()),
+            (None, false, false)
+        );
+        let attempt = copies[0].sample().begin_attempt(pair);
+        assert_eq!((watch.missing_bytes(), watch.has_prompt()), (Some(0), false));
+        assert!(Arc::ptr_eq(&watch.server().unwrap(), pair.decode()));
+        attempt.begin_leg(InFlight::enter(Arc::clone(pair.prefill()), None)).set_outcome(Outcome::Completed);
+        assert!(watch.has_prompt() && !copies[1].watch().has_prompt());
+    });
 }

@@ -16,7 +16,7 @@ pub(crate) enum Phase {
     BodyRead,
     /// The request was written to the prefill backend.
     PrefillWritten,
-    /// The request was written to the decode backend.
+    /// The request was written to the decode backend, or to the plain one; so below.
     DecodeWritten,
     /// The head of prefill's response arrived.
     PrefillHead,
@@ -53,9 +53,9 @@ pub(super) struct Timeline {
     reached: [AtomicU64; PHASES],
     /// When the first leg failed, as in [`SinceHead`].
     failed_at: AtomicU64,
-    /// Which leg failed first: 1 is prefill, 2 is decode, 0 is neither.
+    /// Which leg failed first: 1 is prefill, 2 is decode, 3 is a plain server's, 0 is none.
     failed: AtomicU8,
-    /// By role: nanoseconds that a leg ran after its partner had failed; 0 if it did not.
+    /// By leg: nanoseconds that it ran after its partner had failed; 0 if it did not.
     after_partner_failure: [AtomicU64; 2],
     opened_connection: AtomicBool,
     merged: AtomicBool,
@@ -100,6 +100,11 @@ impl Timeline {
     /// Nanoseconds from the request's head to a phase.
     pub(super) fn nanos_to(&self, phase: Phase) -> Option<u64> {
         non_zero(&self.reached[phase as usize])
+    }
+
+    /// When a phase was reached.
+    pub(super) fn moment_of(&self, phase: Phase) -> Option<SinceHead> {
+        self.nanos_to(phase).map(SinceHead)
     }
 
     /// Time from the request's head to a phase.
@@ -160,7 +165,8 @@ impl Timeline {
         match self.failed.load(Relaxed) {
             0 => None,
             1 => Some(Role::Prefill),
-            _ => Some(Role::Decode),
+            2 => Some(Role::Decode),
+            _ => Some(Role::Regular),
         }
     }
 
@@ -170,12 +176,12 @@ impl Timeline {
         if self.failed_leg().is_some_and(|failed| failed != role) {
             // At least 1: a cancellation in the same nanosecond is one.
             let nanos = self.now().0.saturating_sub(self.failed_at.load(Relaxed));
-            self.after_partner_failure[role as usize].store(nanos.max(1), Relaxed);
+            self.after_partner_failure[role.leg()].store(nanos.max(1), Relaxed);
         }
     }
 
     pub(super) fn after_partner_failure(&self, role: Role) -> Option<Duration> {
-        non_zero(&self.after_partner_failure[role as usize]).map(Duration::from_nanos)
+        non_zero(&self.after_partner_failure[role.leg()]).map(Duration::from_nanos)
     }
 }
 

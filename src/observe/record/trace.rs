@@ -59,16 +59,25 @@ impl Trace {
         Some(Self { id: trace, span, parent: Some(parent), flags, state, started_at, legs: Vec::new() })
     }
 
-    /// Starts the spans of an attempt's legs. Returns the header line for each backend, by role.
+    /// For a copy of the request, whose legs are spans of the same trace.
+    pub(super) fn of_copy(&self) -> Self {
+        let Self { id, span, parent, flags, started_at, ref state, legs: _ } = *self;
+        Self { id, span, parent, flags, state: state.clone(), started_at, legs: Vec::new() }
+    }
+
+    /// Starts the spans of an attempt's legs. Returns the header line for each leg's backend.
     pub(super) fn begin_attempt(&mut self, pair: &ServerPair, now: Duration) -> [Vec<u8>; 2] {
         for leg in self.legs.iter_mut().filter(|leg| leg.retried.is_none()) {
             leg.retried = Some(now);
         }
-        [pair.prefill(), pair.decode()].map(|backend| {
+        let mut headers = <[Vec<u8>; 2]>::default();
+        for backend in pair.servers() {
             let span = fastrand::u64(1..);
             self.legs.push(LegSpan { backend: Arc::clone(backend), span, started: now, retried: None });
-            format!("traceparent: 00-{:032x}-{span:016x}-{:02x}\r\n", self.id, self.flags).into_bytes()
-        })
+            let line = format!("traceparent: 00-{:032x}-{span:016x}-{:02x}\r\n", self.id, self.flags);
+            headers[backend.role().leg()] = line.into_bytes();
+        }
+        headers
     }
 }
 

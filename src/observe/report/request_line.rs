@@ -43,6 +43,8 @@ pub struct RequestLine<'a> {
     pub prefill: Option<&'a str>,
     /// The URL of the decode server of the last attempt. `None` if the request was sent to no pair.
     pub decode: Option<&'a str>,
+    /// The URL of the plain server of the last attempt (`--worker-urls`). `None` if it was sent to none.
+    pub server: Option<&'a str>,
     /// Why the servers of the last attempt were selected. `None` if the request was sent to no pair.
     pub selection: Option<SelectionSummary>,
     /// How far the request had come when it ended: `head` (it was not parsed), `request` (its body was not
@@ -51,7 +53,10 @@ pub struct RequestLine<'a> {
     pub phase: &'static str,
     /// What went wrong. `None` if nothing did, and if the client disconnected.
     pub failure: Option<RequestFailure<'a>>,
-    /// The number of pairs that the request was sent to, one after the other.
+    /// How many samples of each prompt it asked for. `None` if it was one.
+    pub samples: Option<u32>,
+    /// The number of pairs that the request was sent to, one after the other; with several samples, for all
+    /// of them.
     pub attempts: u32,
     /// Why the request was retried: for each attempt after the first the code of the error before it, or
     /// `status`, separated by commas. `None` if it was not.
@@ -84,11 +89,11 @@ pub struct RequestFailure<'a> {
 pub struct RequestTimes {
     /// Until the last byte of the request's body was read.
     pub request: Option<Duration>,
-    /// Until the request was written to both servers.
+    /// Until the request was written to its servers.
     pub sent: Option<Duration>,
     /// Until the head of prefill's response arrived.
     pub prefill_head: Option<Duration>,
-    /// Until the head of decode's response arrived.
+    /// Until the head of decode's response arrived, or of a plain server's.
     pub decode_head: Option<Duration>,
     /// Until the first byte of the response's body was handed to the client's connection.
     pub first_byte: Option<Duration>,
@@ -168,7 +173,9 @@ macro_rules! fields {
             plain phase = Some($line.phase),
             plain prefill = $line.prefill,
             plain decode = $line.decode,
+            plain server = $line.server,
             plain selection = $line.selection.as_ref().map(SelectionSummary::as_str),
+            number samples = $line.samples.map(u64::from),
             number attempts = Some(u64::from($line.attempts)),
             plain retried = $line.retried.as_deref(),
             flag streaming = Some($line.streaming),
@@ -220,10 +227,13 @@ impl<'a> RequestLine<'a> {
     /// `access_log`: a line is wanted for each request.
     pub(super) fn new(request: &'a CompletedRequest<'_>, access_log: bool) -> Self {
         let pair = request.pair();
+        let is_single = pair.is_some_and(ServerPair::is_single);
+        let of_two = pair.filter(|_| !is_single);
         // A request is sent when its second leg is.
         let written = || {
-            let (prefill, decode) = (Phase::PrefillWritten, Phase::DecodeWritten);
-            Some(request.time_to(prefill)?.max(request.time_to(decode)?))
+            let decode = request.time_to(Phase::DecodeWritten)?;
+            let prefill = if is_single { decode } else { request.time_to(Phase::PrefillWritten)? };
+            Some(prefill.max(decode))
         };
         Self {
             request_id: request.request_id(),
@@ -232,14 +242,16 @@ impl<'a> RequestLine<'a> {
             client: request.proxied_for().map(|address| address.to_string()),
             status: request.status(),
             streaming: request.streaming(),
-            prefill: pair.map(|pair| pair.prefill().url()),
-            decode: pair.map(|pair| pair.decode().url()),
+            prefill: of_two.map(|pair| pair.prefill().url()),
+            decode: of_two.map(|pair| pair.decode().url()),
+            server: pair.filter(|_| is_single).map(|server| server.decode().url()),
             selection: pair.map(ServerPair::summary),
             phase: request.progress.as_str(),
             failure: request.failure.as_ref().map(|failure| {
                 let (code, cause) = (failure.code, failure.cause.as_ref());
                 RequestFailure { code, cause }
             }),
+            samples: request.samples(),
             attempts: request.attempts(),
             retried: retried(request),
             bytes_in: request.bytes_in(),

@@ -133,14 +133,14 @@ impl RequestSpans<'_> {
     fn leg_end(&self, leg: &LegSpan) -> Duration {
         let prefill_end = match leg.backend.role() {
             Role::Prefill => self.request.time_to(Phase::PrefillEnd),
-            Role::Decode => None,
+            Role::Decode | Role::Regular => None,
         };
         leg.retried.or(prefill_end).unwrap_or(self.request.duration)
     }
 
     /// The events of the last attempt's leg of this role.
     fn leg_events(&self, role: Role) -> Value {
-        let reached = LEG_EVENTS[role as usize].iter().filter_map(|(name, phase)| {
+        let reached = LEG_EVENTS[role.leg()].iter().filter_map(|(name, phase)| {
             let at = unix_nanos(self.trace.started_at + self.request.time_to(*phase)?);
             Some(json!({ "name": name, "timeUnixNano": at }))
         });

@@ -69,7 +69,8 @@ impl Sources {
             let addresses = self.resolved.get(name).into_iter().flatten().cloned();
             addresses.map(|address| ServerSpec::new(name.role, address, name.bootstrap_port))
         });
-        let configured = prefill.chain(decode).map(|spec| (spec, ServerSource::Configuration));
+        let regular = self.configured.regular.iter().cloned().map(ServerSpec::Regular);
+        let configured = prefill.chain(decode).chain(regular).map(|spec| (spec, ServerSource::Configuration));
         let all = configured.chain(resolved.map(|spec| (spec, ServerSource::Dns)));
         // The first one wins, so configuration comes before DNS.
         let mut seen = HashSet::new();

@@ -1,4 +1,4 @@
-//! Selection of a pair where the requests in flight on each server are capped.
+//! Selection of servers where the requests in flight on each are capped.
 //!
 //! Selection and permit are one step: a request that waits for capacity holds no permit, and one that was
 //! admitted has its permits already. It is admitted before its body is read, so that a queue costs little
@@ -7,15 +7,15 @@
 
 use std::sync::Arc;
 
-use super::{Fleet, Picked, Rank, RoleGroup, ServerPair, Stopwatch, rank};
+use super::{Entered, Fleet, Picked, Rank, RoleGroup, ServerPair, Stopwatch, rank};
 use crate::admission::{AdmissionHandle, BackendCaps};
 use crate::upstream::completed_prefill::Expectation;
 use crate::upstream::in_flight::BackendPermit;
 use crate::upstream::{Backend, Demand, InFlight, Needs, Role, SelectedBy, SelectionReason};
 
-/// A pair, and a permit for one request on each of its servers.
+/// A pair, and a permit for one request on each of its servers. A plain server is in decode's place.
 pub(crate) struct PairPermits {
-    prefill: Reserved,
+    prefill: Option<Reserved>,
     decode: Reserved,
     /// Of the selection, if it was measured.
     nanos: Option<u32>,
@@ -41,11 +41,16 @@ impl Reserved {
 
 impl PairPermits {
     /// The pair, and one request in flight on each of its servers.
-    pub(crate) fn into_legs(self) -> (ServerPair, InFlight, InFlight) {
+    pub(crate) fn into_legs(self) -> Entered {
         let server = |reserved: &Reserved| (Arc::clone(reserved.permit.backend()), reserved.by);
-        let mut pair = ServerPair::new(server(&self.prefill), server(&self.decode));
+        let (decode, by) = server(&self.decode);
+        let mut pair = match &self.prefill {
+            Some(prefill) => ServerPair::new(server(prefill), (decode, by)),
+            None => ServerPair::single(decode, by),
+        };
         pair.selection_nanos = self.nanos;
-        (pair, InFlight::with_permit(self.prefill.permit), InFlight::with_permit(self.decode.permit))
+        let on_prefill = self.prefill.map(|prefill| InFlight::with_permit(prefill.permit));
+        (pair, on_prefill, InFlight::with_permit(self.decode.permit))
     }
 }
 
@@ -58,10 +63,16 @@ impl Fleet {
         handle: &Arc<AdmissionHandle>,
     ) -> Result<Option<PairPermits>, Role> {
         // Waiting would not help: an error now is better than a timeout in the queue.
-        for group in [&self.prefill, &self.decode] {
-            if group.servers().is_empty() {
-                return Err(group.role);
+        for role in self.roles() {
+            if self.servers(*role).is_empty() {
+                return Err(*role);
             }
+        }
+        if self.is_regular {
+            let permit = self.regular.try_acquire(caps.regular);
+            let waking =
+                |permit: Reserved| PairPermits { prefill: None, decode: permit.waking(handle), nanos: None };
+            return Ok(permit.map(waking));
         }
         // Checked for both roles first: a policy's turn on one role would be lost if the other has no
         // capacity.
@@ -70,7 +81,7 @@ impl Fleet {
         }
         let permits = self.prefill.try_acquire(caps.prefill).zip(self.decode.try_acquire(caps.decode));
         Ok(permits.map(|(prefill, decode)| PairPermits {
-            prefill: prefill.waking(handle),
+            prefill: Some(prefill.waking(handle)),
             decode: decode.waking(handle),
             nanos: None,
         }))
@@ -87,8 +98,11 @@ impl Fleet {
     ) -> PairPermits {
         let PairPermits { prefill, decode, .. } = permits;
         let stopwatch = Stopwatch::start();
-        let prefill = self.prefill.settle(prefill, demand, caps.prefill, handle);
-        let decode = self.decode.settle(decode, demand, caps.decode, handle);
+        let prefill = prefill.map(|prefill| self.prefill.settle(prefill, demand, caps.prefill, handle));
+        let decode = match self.is_regular {
+            true => self.regular.settle(decode, demand, caps.regular, handle),
+            false => self.decode.settle(decode, demand, caps.decode, handle),
+        };
         PairPermits { prefill, decode, nanos: stopwatch.nanos() }
     }
 
@@ -107,11 +121,16 @@ impl Fleet {
             let below_cap = group.pick_where(|server| is_other(server) && server.in_flight() < cap, demand);
             let picked = below_cap.or_else(|| group.pick_other(failed, demand)).ok_or(group.role)?;
             let mut permit = BackendPermit::acquire(picked.server).waking(handle);
+            permit.set_rank(picked.rank);
             permit.expected = picked.expected;
             Ok(Reserved { permit, by: picked.by }.with_work())
         };
         // Both permits are new: the failed attempt has released its own.
-        let prefill = acquire(&self.prefill, caps.prefill)?;
+        if self.is_regular {
+            let decode = acquire(&self.regular, caps.regular)?;
+            return Ok(PairPermits { prefill: None, decode, nanos: None });
+        }
+        let prefill = Some(acquire(&self.prefill, caps.prefill)?);
         Ok(PairPermits { prefill, decode: acquire(&self.decode, caps.decode)?, nanos: None })
     }
 }
@@ -131,17 +150,18 @@ impl RoleGroup {
     fn try_acquire(&self, cap: usize) -> Option<Reserved> {
         let best = self.best_rank();
         loop {
-            let (server, by) = if self.selects_late() {
+            let (server, rank, by) = if self.selects_late() {
                 // Not by the policy, whose selection counts.
                 let eligible = self.servers().iter().filter(|server| is_eligible(server, best, cap));
                 let server = Arc::clone(eligible.min_by_key(|server| server.in_flight())?);
-                (server, self.by_load(Demand::default()))
+                (server, None, self.by_load(Demand::default()))
             } else {
                 let picked = self.pick_where(|server| is_eligible(server, best, cap), Demand::default())?;
-                (picked.server, picked.by)
+                (picked.server, picked.rank, picked.by)
             };
             // Another worker may have taken the last permit since; another server may still have one.
-            if let Some(permit) = BackendPermit::try_acquire(&server, cap) {
+            if let Some(mut permit) = BackendPermit::try_acquire(&server, cap) {
+                permit.set_rank(rank);
                 return Some(Reserved { permit, by });
             }
         }
@@ -150,6 +170,14 @@ impl RoleGroup {
     /// What is said of a server that was selected for its capacity, and not by the policy.
     fn by_load(&self, demand: Demand<'_>) -> SelectedBy {
         self.selected_by(demand, 0, SelectionReason::Load, self.servers().len())
+    }
+
+    /// A server that was reserved takes the request, on whichever rank has the least load.
+    fn on_any_rank(&self, mut permit: BackendPermit, demand: Demand<'_>) -> Reserved {
+        let rank = self.rank_of(permit.backend());
+        let by = SelectedBy { rank: rank.as_ref().map(|rank| rank.rank()), ..self.by_load(demand) };
+        permit.set_rank(rank);
+        Reserved { permit, by }
     }
 
     /// Selects late if the policy does, among the servers that have capacity and the one that was reserved.
@@ -171,12 +199,14 @@ impl RoleGroup {
         let is_reserved = |server: &Arc<Backend>| Arc::ptr_eq(server, permit.backend());
         let picked = self.pick_where(|server| is_reserved(server) || is_eligible(server, best, cap), demand);
         let other = match picked {
-            Some(Picked { server, by, expected }) if is_reserved(&server) => {
+            Some(Picked { server, rank, by, expected }) if is_reserved(&server) => {
+                permit.set_rank(rank);
                 permit.expected = expected;
                 return Reserved { permit, by }.with_work();
             }
-            Some(Picked { server, by, expected }) => {
+            Some(Picked { server, rank, by, expected }) => {
                 BackendPermit::try_acquire(&server, cap).map(|mut permit| {
+                    permit.set_rank(rank);
                     permit.expected = expected;
                     Reserved { permit, by }.waking(handle)
                 })
@@ -185,7 +215,7 @@ impl RoleGroup {
             None => None,
         };
         // If another worker was faster, the reserved server will do.
-        other.unwrap_or_else(|| Reserved { permit, by: self.by_load(demand) }).with_work()
+        other.unwrap_or_else(|| self.on_any_rank(permit, demand)).with_work()
     }
 }
 

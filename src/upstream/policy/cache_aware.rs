@@ -32,7 +32,9 @@ pub(crate) const DEFAULT_INDEX_BYTES: usize = 64 << 20;
 
 /// Selects the prefill server with the fewest bytes to wait for: those of the requests before, and those of
 /// the request's own prompt that the server is not believed to have in its prefix cache. Of decode servers it
-/// selects as [`LeastLoad`](super::LeastLoad): decode gets the whole KV cache from prefill in any case.
+/// selects as [`LeastLoad`](super::LeastLoad): decode gets the whole KV cache from prefill in any case. Plain
+/// servers have a prefix cache and all the load: of them it selects as of prefill servers, where the bytes of
+/// a request count until its response has ended.
 ///
 /// Which server has what is remembered by hashes of the prompts that were sent to it, in a table of fixed
 /// size. A note is forgotten when the server has computed more since then than its cache can hold
@@ -167,7 +169,8 @@ impl CacheAware {
     ) -> [Holder; HOMES] {
         if !self.has_peers.load(Relaxed) || found.is_head_hot(prompt) {
             // Of the servers that are not among the holders the one with the least work is the cheapest.
-            return [self.unlisted(index, choice, prompt, found, least_loaded(choice)); HOMES];
+            let least = choice.first_through(choice.prompt_bytes());
+            return [self.unlisted(index, choice, prompt, found, least); HOMES];
         }
         let homes = homes_of(choice, prompt.prefix()).map(|server| {
             let listed = found.holders().iter().find(|holder| holder.index == server).copied();
@@ -251,23 +254,24 @@ impl Policy for CacheAware {
 
     fn choose<'a>(&self, choice: &Choice<'a>) -> Selection<'a> {
         let index = self.index.load();
-        let (Role::Prefill, Some(index), Some(prompt)) = (choice.role(), index.as_deref(), choice.prompt())
+        let (Role::Prefill | Role::Regular, Some(index), Some(prompt)) =
+            (choice.role(), index.as_deref(), choice.prompt())
         else {
-            return Selection::new(&choice.servers()[least_loaded(choice)]).because(SelectionReason::Load);
+            return choice.select(least_loaded(choice)).because(SelectionReason::Load);
         };
         let mut found = self.look_up(index, choice, prompt);
         let others = self.others(index, choice, prompt, &mut found);
         let Holder { index: chosen, blocks } = cheapest(choice, prompt, &found, others);
-        let server = &choice.servers()[chosen];
+        let selection = choice.select(chosen);
         let slot = choice.slot(chosen);
-        self.clocks[slot].is_current(server, &self.bytes_per_token);
+        self.clocks[slot].is_current(selection.server(), &self.bytes_per_token);
         let cached = (blocks * Prompt::BLOCK_BYTES) as u64;
         let ages = self.note(index, slot, prompt, prompt.bytes().saturating_sub(cached), found.hot);
         if let Some(entry) = found.deepest.checked_sub(1).and_then(|last| index.find(prompt.block(last))) {
             entry.continued();
         }
         let reason = if blocks > 0 { SelectionReason::Prefix } else { SelectionReason::Load };
-        Selection::new(server).with_cached(cached).because(reason).with_memo(ages.to_memo())
+        selection.with_cached(cached).because(reason).with_memo(ages.to_memo())
     }
 
     fn name(&self) -> &'static str {
@@ -275,8 +279,8 @@ impl Policy for CacheAware {
     }
 
     fn needs(&self, role: Role) -> Needs {
-        let is_prefill = role == Role::Prefill;
-        Needs { prompt: is_prefill, key: is_prefill && self.has_peers.load(Relaxed) }
+        let has_cache = role != Role::Decode;
+        Needs { prompt: has_cache, key: has_cache && self.has_peers.load(Relaxed) }
     }
 
     fn servers_changed(&self, servers: &[Arc<Backend>]) {

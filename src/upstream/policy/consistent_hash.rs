@@ -29,7 +29,7 @@ impl Policy for ConsistentHash {
             Some(key) => first_below_bound(choice, key),
             None => (least_loaded(choice), SelectionReason::Load),
         };
-        Selection::new(&choice.servers()[index]).because(reason)
+        choice.select(index).because(reason)
     }
 
     fn name(&self) -> &'static str {
@@ -46,7 +46,7 @@ fn first_below_bound(choice: &Choice<'_>, key: u64) -> (usize, SelectionReason) 
     // What is counted on each server, and what this request adds.
     match choice.role() {
         Role::Prefill => first_below(choice, key, choice.prompt_bytes().max(1), |index| choice.work(index)),
-        Role::Decode => first_below(choice, key, 1, |index| choice.requests(index) as u64),
+        Role::Decode | Role::Regular => first_below(choice, key, 1, |index| choice.requests(index) as u64),
     }
 }
 

@@ -6,17 +6,17 @@ use super::{Choice, Policy, Selection, SelectionReason};
 use crate::upstream::{Backend, Role};
 
 /// What a server of a role has to do, to be compared. A prefill server computes one prompt after the other,
-/// so the bytes before a request are its wait. A decode server runs all its requests at once, and each slows
-/// the others down.
+/// so the bytes before a request are its wait. A decode or a plain server runs all its requests at once, and
+/// each slows the others down.
 pub(super) fn load_of(choice: &Choice<'_>, index: usize) -> (usize, u64) {
     match choice.role() {
         Role::Prefill => (0, choice.weighted_work(index, choice.prompt_bytes())),
-        Role::Decode => (choice.requests(index), choice.work(index)),
+        Role::Decode | Role::Regular => (choice.requests(index), choice.work(index)),
     }
 }
 
 /// Selects the server with the least load: of prefill servers, the one with the fewest bytes of prompt to
-/// compute; of decode servers, the one with the fewest requests, then the fewest bytes.
+/// compute; of decode and of plain servers, the one with the fewest requests, then the fewest bytes.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LeastLoad;
 
@@ -26,7 +26,7 @@ impl Policy for LeastLoad {
     }
 
     fn choose<'a>(&self, choice: &Choice<'a>) -> Selection<'a> {
-        Selection::new(self.pick(choice)).because(SelectionReason::Load)
+        choice.select(least_loaded(choice)).because(SelectionReason::Load)
     }
 
     fn name(&self) -> &'static str {
@@ -39,8 +39,21 @@ pub(super) fn least_loaded(choice: &Choice<'_>) -> usize {
     // Apart, so that each loop compares single numbers.
     match choice.role() {
         Role::Prefill => choice.first_through(choice.prompt_bytes()),
-        Role::Decode => choice.least_by(|_, load| load.by_requests()),
+        Role::Decode | Role::Regular => choice.least_by(|_, load| load.by_requests()),
     }
+}
+
+/// The index of the server with less load of two random ones.
+fn less_loaded_of_two(choice: &Choice<'_>) -> usize {
+    let count = choice.servers().len();
+    let first = fastrand::usize(..count);
+    if count == 1 {
+        return first;
+    }
+    // Another one: each of the others is as likely.
+    let second = (first + fastrand::usize(1..count)) % count;
+    let is_less = load_of(choice, second) < load_of(choice, first);
+    if is_less { second } else { first }
 }
 
 /// Selects the server with less load of two random ones, as [`LeastLoad`] measures it.
@@ -49,19 +62,11 @@ pub struct PowerOfTwo;
 
 impl Policy for PowerOfTwo {
     fn pick<'a>(&self, choice: &Choice<'a>) -> &'a Arc<Backend> {
-        let servers = choice.servers();
-        let first = fastrand::usize(..servers.len());
-        if servers.len() == 1 {
-            return &servers[first];
-        }
-        // Another one: each of the others is as likely.
-        let second = (first + fastrand::usize(1..servers.len())) % servers.len();
-        let is_less = load_of(choice, second) < load_of(choice, first);
-        &servers[if is_less { second } else { first }]
+        self.choose(choice).server()
     }
 
     fn choose<'a>(&self, choice: &Choice<'a>) -> Selection<'a> {
-        Selection::new(self.pick(choice)).because(SelectionReason::Load)
+        choice.select(less_loaded_of_two(choice)).because(SelectionReason::Load)
     }
 
     fn name(&self) -> &'static str {

@@ -30,7 +30,7 @@ impl Rig {
 
     /// Puts a request on a server for as long as the result lives.
     fn occupy(&self, role: Role, index: usize, work: u64) -> InFlight {
-        let mut leg = InFlight::enter(self.server(role, index));
+        let mut leg = InFlight::enter(self.server(role, index), None);
         leg.add_work(work);
         leg
     }
@@ -38,7 +38,7 @@ impl Rig {
     /// The pair that is chosen, by index, and its legs.
     fn send(&self, demand: Demand<'_>) -> ([usize; 2], [InFlight; 2]) {
         let (pair, prefill, decode) = self.fleet.now().enter_pair(demand).unwrap();
-        (self.indices(&pair), [prefill, decode])
+        (self.indices(&pair), [prefill.expect("a pair"), decode])
     }
 
     /// The same for a request that ends at once.
@@ -64,12 +64,12 @@ impl Rig {
                 crate::upstream::Description { cache_tokens: Some(tokens), ..Default::default() };
             server.record_description(description);
         }
-        self.fleet.capacity_changed();
+        self.fleet.descriptions_changed();
     }
 }
 
 fn asking(prompt: &Prompt) -> Demand<'_> {
-    Demand { prompt: Some(prompt), body: prompt.bytes() + 100, key: None }
+    Demand { prompt: Some(prompt), body: prompt.bytes() + 100, ..Demand::default() }
 }
 
 fn of_size(bytes: u64) -> Demand<'static> {
@@ -342,14 +342,14 @@ fn a_server_is_found_by_its_slot_in_small_and_large_fleets() {
         // Slots are not in the order of the servers any more.
         spec.prefill.rotate_left(count / 3);
         fleet.apply(spec.clone());
-        let candidates = Candidates::new(fleet.now().prefill().to_vec());
+        let candidates = Candidates::new(fleet.now().prefill());
         let loads = LoadTable::default();
         let choice = Choice::new(Role::Prefill, &candidates, &loads, Demand::default());
         for index in 0..count {
             assert_eq!(choice.index_of_slot(choice.slot(index)), Some(index));
         }
         assert_eq!(choice.index_of_slot(Choice::MAX_SLOTS - 1), None);
-        let few = Candidates::new(fleet.now().prefill()[..1].to_vec());
+        let few = Candidates::new(&fleet.now().prefill()[..1]);
         let choice_of_few = Choice::new(Role::Prefill, &few, &loads, Demand::default());
         assert_eq!(choice_of_few.index_of_slot(choice.slot(count - 1)), (count == 1).then_some(0));
     }

@@ -17,6 +17,10 @@ pub(crate) enum ChangedField {
     Rid,
     /// `request_id`
     RequestId,
+    /// `n` of chat and completions, unless it is 1.
+    Samples,
+    /// `sampling_params`, if they have an `n` over 1.
+    SamplingParams,
 }
 
 /// What a plan does with a field.
@@ -168,6 +172,15 @@ impl FieldFinder {
         }
         let (previous_end, value) = (self.last_end, name..name);
         self.found.spans.push(FieldSpan { field, name, value, previous_end, next: None, fields: 1 });
+        Ok(())
+    }
+
+    /// The current field, whose value starts at `value`, matters for what its value is. To be called before
+    /// [`value_ended`](Self::value_ended).
+    pub(super) fn value_matters(&mut self, field: ChangedField, value: usize) -> Result<(), BodyError> {
+        self.is_recorded = true;
+        self.record(field)?;
+        self.value_started(value);
         Ok(())
     }
 

@@ -142,7 +142,7 @@ impl BodyInspector {
             (ScanState::NameStart, _) => return expected("a field's name"),
             (ScanState::Colon, b':') => ScanState::ValueStart,
             (ScanState::Colon, _) => return expected("':'"),
-            (ScanState::ValueStart, _) => return self.start_value(byte, at),
+            (ScanState::ValueStart, _) => return self.start_value(chunk, at),
             (ScanState::CommaOrEnd, b',') => ScanState::NameStart,
             (ScanState::CommaOrEnd, b'}') => self.close_object(offset),
             (ScanState::CommaOrEnd, _) => return expected("',' or '}'"),
@@ -218,17 +218,22 @@ impl BodyInspector {
         match self.internal.find(name) {
             Some((_, FieldTreatment::Strip)) => Ok(TopLevelField::Stripped),
             Some((name, FieldTreatment::Reject)) => Err(BodyError::InternalField { name }),
-            Some((_, FieldTreatment::Pass)) | None => Ok(TopLevelField::Other),
+            Some((name, FieldTreatment::Pass)) => Ok(TopLevelField::passed(name)),
+            None => Ok(TopLevelField::Other),
         }
     }
 
-    fn start_value(&mut self, byte: u8, at: usize) -> Result<usize, BodyError> {
+    fn start_value(&mut self, chunk: &[u8], at: usize) -> Result<usize, BodyError> {
+        let byte = chunk[at];
         if let Some(prompt) = &mut self.prompt {
             prompt.value_started(byte, at);
         }
         // Scalars of other fields are kept, too, if they span chunks: they are checked as a whole.
         self.fields.value_started(self.base + at);
-        self.value.start(self.field != TopLevelField::Other || !matches!(byte, b'"' | b'{' | b'['));
+        self.value.start(self.field.is_read() || !matches!(byte, b'"' | b'{' | b'['));
+        if self.field == TopLevelField::Prompt {
+            self.features.set_prompt(&chunk[at..]);
+        }
         match byte {
             b'"' => {
                 self.value.push(b"\"");
@@ -296,7 +301,7 @@ impl BodyInspector {
         let end = at + length;
         // A scalar within one chunk, the usual case, is checked where it is.
         let is_whole = self.value.bytes.is_empty() && !self.value.is_too_long;
-        if is_whole && self.field == TopLevelField::Other && is_json(&chunk[at..end]) {
+        if is_whole && !self.field.is_read() && is_json(&chunk[at..end]) {
             return self.end_value(chunk, end);
         }
         self.value.push(&chunk[at..end]);
@@ -306,20 +311,23 @@ impl BodyInspector {
 
     /// The current field's value ends before `chunk[end]`. Returns the new position.
     fn end_value(&mut self, chunk: &[u8], end: usize) -> Result<usize, BodyError> {
-        self.fields.value_ended(self.base + end);
         if let Some(prompt) = &mut self.prompt {
             prompt.value_ended(chunk, end);
         }
         match self.field {
-            TopLevelField::Other => {}
+            TopLevelField::Prompt | TopLevelField::Other => {}
             field => {
                 // No server sees what is removed, so none would reject it.
                 if field.changed().is_some() {
                     self.check_value(end)?;
                 }
-                self.features.set(field, &mut self.value);
+                if let Some(changed) = self.features.set(field, &mut self.value) {
+                    let start = self.base + end - self.value.bytes.len();
+                    self.fields.value_matters(changed, start)?;
+                }
             }
         }
+        self.fields.value_ended(self.base + end);
         // A comma and the next name's quote are often the next bytes: this saves two steps.
         let (state, length) = match chunk[end..] {
             [b',', b'"', ..] => (self.start_name(self.base + end + 1), 2),
@@ -342,7 +350,7 @@ impl BodyInspector {
 
 /// Skips a string's contents from `chunk[at]` on. Returns where it stopped, and `None` if the string ended;
 /// otherwise whether the chunk's last byte is a backslash that escapes the next chunk's first.
-fn skip_string(chunk: &[u8], mut at: usize, escaped: bool) -> (usize, Option<bool>) {
+pub(super) fn skip_string(chunk: &[u8], mut at: usize, escaped: bool) -> (usize, Option<bool>) {
     if escaped {
         at += 1;
     }

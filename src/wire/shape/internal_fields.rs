@@ -57,6 +57,11 @@ fn kind(name: &[u8]) -> Option<(&'static str, Kind)> {
 }
 
 impl InternalFields {
+    /// Whether servers get whatever a client sends.
+    pub(crate) fn passes_all(self) -> bool {
+        self.orchestration == FieldTreatment::Pass && self.dp_rank == FieldTreatment::Pass
+    }
+
     /// What is done with the field of this name, if it is an internal one.
     pub(super) fn find(self, name: &[u8]) -> Option<(&'static str, FieldTreatment)> {
         let (known, kind) = kind(name)?;

@@ -31,7 +31,7 @@ const KEYS: usize = 2;
 /// model and the same tools. Hashes are keyed at random in each process, but for that of the
 /// [beginning](Self::prefix) if it was asked for. Of a batch they are those of its first prompt and what
 /// follows it.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Prompt {
     bytes: u64,
     blocks: BlockList,
@@ -417,7 +417,7 @@ thread_local! {
 }
 
 /// The hashes of up to [`MAX_BLOCKS`] blocks, in memory that is used again.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 struct BlockList(Vec<u64>);
 
 impl BlockList {

@@ -9,13 +9,22 @@ use crate::wire::plan::{OwnIds, RequestPlan};
 
 mod generators;
 mod properties;
+mod samples;
 
 const FIELDS: &str = r#""bootstrap_host":"h","bootstrap_port":1,"bootstrap_room":2"#;
 const DIALECTS: [Dialect; 5] =
     [Dialect::Generate, Dialect::Chat, Dialect::Completions, Dialect::Responses, Dialect::Messages];
 
-/// What a body requests: a stream, more than one sample, prompt logprobs.
-type Features = (bool, bool, Option<Merge>);
+/// What a body requests: a stream, samples, prompt logprobs.
+type Features = (bool, Requested, Option<Merge>);
+
+/// How many samples a body requests.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Requested {
+    One,
+    Many,
+    Refused,
+}
 
 /// `text` in chunks of these lengths, repeated as needed.
 fn chunks<'a>(mut text: &'a [u8], lengths: &'a [usize]) -> impl Iterator<Item = &'a [u8]> {
@@ -61,7 +70,12 @@ fn rejected(text: impl AsRef<[u8]>) -> String {
 }
 
 fn features(shape: &BodyShape) -> Features {
-    (shape.stream, shape.parallel_sampling, shape.merge)
+    let samples = match shape.samples {
+        RequestedSamples::One => Requested::One,
+        RequestedSamples::Many(_) => Requested::Many,
+        RequestedSamples::Refused(_) => Requested::Refused,
+    };
+    (shape.stream, samples, shape.merge)
 }
 
 fn rewritten(text: &str) -> String {
@@ -381,7 +395,6 @@ fn a_number_of_100000_digits_is_accepted() {
         assert_eq!(rewritten(&text), format!("{{\"a\":{number},{FIELDS}}}"));
         assert!(rejected(format!("{{\"a\":{number}x}}")).ends_with("expected a JSON value at byte 5"));
     }
-    assert!(accepted(Dialect::Chat, &format!("{{\"n\":{digits}}}")).parallel_sampling);
 }
 
 #[test]
@@ -395,19 +408,22 @@ fn a_value_too_long_to_keep_counts_as_a_request_for_logprobs_only() {
     let merge = Some(Merge::Generate);
     assert_eq!(
         requested(&format!("{{\"return_logprob\":true,\"token_ids_logprob\":{long}}}")),
-        (false, false, merge)
+        (false, Requested::One, merge)
     );
     assert_eq!(
         requested(&format!("{{\"return_logprob\":{long},\"logprob_start_len\":0}}")),
-        (false, false, merge)
+        (false, Requested::One, merge)
     );
     assert_eq!(
         requested(&format!("{{\"logprob_start_len\":{long},\"return_logprob\":1}}")),
-        (false, false, merge)
+        (false, Requested::One, merge)
     );
-    assert_eq!(requested(&format!("{{\"token_ids_logprob\":{long}}}")), (false, false, None));
-    assert_eq!(requested(&format!("{{\"stream\":{long},\"sampling_params\":{long}}}")), (false, false, None));
-    assert_eq!(requested(&format!("{{\"stream\":{long},\"stream\":true}}")), (true, false, None));
+    assert_eq!(requested(&format!("{{\"token_ids_logprob\":{long}}}")), (false, Requested::One, None));
+    assert_eq!(
+        requested(&format!("{{\"stream\":{long},\"sampling_params\":{long}}}")),
+        (false, Requested::One, None)
+    );
+    assert_eq!(requested(&format!("{{\"stream\":{long},\"stream\":true}}")), (true, Requested::One, None));
     assert_eq!(rewritten(&format!("{{\"bootstrap_room\":{long}}}")), format!("{{{FIELDS}}}"));
 }
 
@@ -432,55 +448,19 @@ fn stream_accepts_what_pydantic_accepts_as_true() {
 #[test]
 fn the_last_of_duplicate_fields_counts() {
     let generate = |text: &str| features(&accepted(Dialect::Generate, text));
-    assert_eq!(generate(r#"{"stream":true,"stream":false}"#), (false, false, None));
-    assert_eq!(generate(r#"{"stream":false,"\u0073tream":true}"#), (true, false, None));
-    assert_eq!(generate(r#"{"sampling_params":{"n":2},"sampling_params":null}"#), (false, false, None));
-    assert_eq!(generate(r#"{"sampling_params":{"n":1,"n":2}}"#), (false, true, None));
-    assert_eq!(generate(r#"{"sampling_params":{"n":2,"\u006e":1}}"#), (false, false, None));
+    assert_eq!(generate(r#"{"stream":true,"stream":false}"#), (false, Requested::One, None));
+    assert_eq!(generate(r#"{"stream":false,"\u0073tream":true}"#), (true, Requested::One, None));
+    assert_eq!(
+        generate(r#"{"sampling_params":{"n":2},"sampling_params":null}"#),
+        (false, Requested::One, None)
+    );
+    assert_eq!(generate(r#"{"sampling_params":{"n":1,"n":2}}"#), (false, Requested::Many, None));
+    assert_eq!(generate(r#"{"sampling_params":{"n":2,"\u006e":1}}"#), (false, Requested::One, None));
     let others = (0..40).map(|it| format!("\"{it}\":0,")).collect::<String>();
     assert_eq!(
         generate(&format!("{{\"sampling_params\":{{\"n\":1,{others}\"n\":2}}}}")),
-        (false, true, None)
+        (false, Requested::Many, None)
     );
-}
-
-#[test]
-fn an_n_over_one_requests_parallel_sampling() {
-    for (value, expected) in [
-        ("2", true),
-        ("1.5", true),
-        ("1E+400", true),
-        ("1", false),
-        ("0", false),
-        ("-2", false),
-        ("null", false),
-        ("\"2\"", true),
-        ("\"1\"", false),
-        ("\"two\"", false),
-        ("true", false),
-    ] {
-        for dialect in [Dialect::Chat, Dialect::Completions] {
-            assert_eq!(
-                accepted(dialect, &format!("{{\"n\":{value}}}")).parallel_sampling,
-                expected,
-                "{value}"
-            );
-        }
-        assert!(!accepted(Dialect::Generate, &format!("{{\"n\":{value}}}")).parallel_sampling);
-    }
-    for (params, expected) in [
-        ("{\"n\":2}", true),
-        ("{\"a\":{\"n\":2}}", false),
-        ("[{\"n\":1},{},null,{ \"n\" : 3 }]", true),
-        ("[{\"n\":1}]", false),
-        ("[[{\"n\":2}]]", false),
-        ("2", false),
-        ("{\"n\":2,\"a\":nope}", false),
-    ] {
-        let text = format!("{{\"sampling_params\":{params}}}");
-        assert_eq!(accepted(Dialect::Generate, &text).parallel_sampling, expected, "{text}");
-        assert!(!accepted(Dialect::Chat, &text).parallel_sampling);
-    }
 }
 
 #[test]
@@ -531,5 +511,5 @@ fn a_merge_is_needed_for_prompt_logprobs_and_routed_experts_only() {
 #[test]
 fn a_number_over_64_bits_does_not_hide_other_fields() {
     let params = r#"{"sampling_params":{"n":2,"a":123456789012345678901234567890}}"#;
-    assert!(accepted(Dialect::Generate, params).parallel_sampling);
+    assert!(matches!(accepted(Dialect::Generate, params).samples, RequestedSamples::Many(_)));
 }

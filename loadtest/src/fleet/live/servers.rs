@@ -330,14 +330,16 @@ async fn respond(
             let _ = pieces.send((event(is_chat, "x") + &last).into());
             None
         }
-        Role::Decode | Role::Regular => match decode(shared.clone(), index, &received).await {
-            Some(first) => Some(first),
-            None => {
-                *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
-                let _ = pieces.send(LOST.into());
-                return Ok(response);
+        Role::Decode | Role::Regular | Role::Encoder => {
+            match decode(shared.clone(), index, &received).await {
+                Some(first) => Some(first),
+                None => {
+                    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+                    let _ = pieces.send(LOST.into());
+                    return Ok(response);
+                }
             }
-        },
+        }
     };
     if let Some((first_token, end)) = first {
         shared.clock.until(first_token).await;

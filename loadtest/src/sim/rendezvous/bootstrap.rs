@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{Frame, Op, PROTOCOL, QUEUE, ROUTE, rooms::Partner};
-use crate::sim::state::State;
+use crate::sim::{config::LoadBalance, state::State};
 
 /// Serves one connection to the bootstrap port.
 pub(crate) async fn connection(stream: TcpStream, state: Arc<State>) {
@@ -29,7 +29,7 @@ pub(crate) async fn connection(stream: TcpStream, state: Arc<State>) {
 fn respond(request: Request<Incoming>, state: &Arc<State>) -> Response<Full<Bytes>> {
     match request.uri().path() {
         "/health" => plain(200, "text/plain; charset=utf-8", "OK".to_owned()),
-        "/route" => plain(200, "application/json; charset=utf-8", route(state.port())),
+        "/route" => plain(200, "application/json; charset=utf-8", route(state)),
         ROUTE if request.headers().get(header::UPGRADE).is_some_and(|name| name == PROTOCOL) => {
             let state = Arc::clone(state);
             state.clone().spawn(async move {
@@ -53,10 +53,12 @@ fn upgrade() -> Response<Full<Bytes>> {
     builder.header(header::CONNECTION, "upgrade").body(Full::default()).unwrap_or_default()
 }
 
-fn route(port: u16) -> String {
+fn route(state: &State) -> String {
+    let (port, dp_size) = (state.port(), state.config.dp_size);
+    let follows = state.config.balance() == LoadBalance::FollowBootstrapRoom;
     format!(
-        "{{\"attn_tp_size\": 1, \"attn_cp_size\": 1, \"dp_size\": 1, \"pp_size\": 1, \"page_size\": 1, \
-         \"kv_cache_dtype\": \"auto\", \"follow_bootstrap_room\": true, \"enable_dsa_cache_layer_split\": false, \
+        "{{\"attn_tp_size\": 1, \"attn_cp_size\": 1, \"dp_size\": {dp_size}, \"pp_size\": 1, \"page_size\": 1, \
+         \"kv_cache_dtype\": \"auto\", \"follow_bootstrap_room\": {follows}, \"enable_dsa_cache_layer_split\": false, \
          \"decode_allocation_policy\": \"early\", \"enable_kv_cache_sharding\": false, \
          \"prefill_http_port\": {port}, \"target_tp_rank\": null, \"target_tp_ranks\": null, \
          \"target_cp_ranks\": null, \"target_pp_ranks\": null, \"required_dst_info_num\": null, \
@@ -104,7 +106,10 @@ fn take_frames(
             Op::Claim => {
                 let (gone, abandoned) = watch::channel(false);
                 waiting.insert(frame.leg, gone);
-                state.rooms.claim(frame.value, Partner { leg: frame.leg, out: out.clone(), abandoned });
+                state.rooms.claim(
+                    frame.value,
+                    Partner { leg: frame.leg, rank: frame.rank, out: out.clone(), abandoned },
+                );
             }
             Op::Abandon => {
                 if let Some(gone) = waiting.remove(&frame.leg) {

@@ -16,7 +16,9 @@ pub(crate) const PROTOCOL: &str = "sglang-sim";
 /// Bound on frames that wait to be written to one connection.
 pub(crate) const QUEUE: usize = 1024;
 
-const FRAME_BYTES: usize = 17;
+const FRAME_BYTES: usize = 25;
+/// The rank of a frame that names none.
+const ANY_RANK: u64 = u64::MAX;
 
 /// The kind of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +40,8 @@ pub(crate) struct Frame {
     pub op: Op,
     pub leg: u64,
     pub value: u64,
+    /// Of a claim: the rank of prefill on which decode expects the prompt, if it was told.
+    pub rank: Option<u64>,
 }
 
 impl Frame {
@@ -45,6 +49,7 @@ impl Frame {
         out.put_u8(self.op as u8);
         out.put_u64(self.leg);
         out.put_u64(self.value);
+        out.put_u64(self.rank.unwrap_or(ANY_RANK));
     }
 
     /// Takes the next complete frame; `Err` is an unknown kind.
@@ -59,7 +64,8 @@ impl Frame {
             4 => Op::Failed,
             other => return Err(other),
         };
-        Ok(Some(Self { op, leg: buffer.get_u64(), value: buffer.get_u64() }))
+        let (leg, value, rank) = (buffer.get_u64(), buffer.get_u64(), buffer.get_u64());
+        Ok(Some(Self { op, leg, value, rank: (rank != ANY_RANK).then_some(rank) }))
     }
 }
 
@@ -69,7 +75,7 @@ mod tests {
 
     #[test]
     fn a_frame_is_parsed_only_when_it_is_complete() {
-        let frame = Frame { op: Op::Delivered, leg: 7, value: u64::MAX };
+        let frame = Frame { op: Op::Delivered, leg: 7, value: u64::MAX, rank: Some(3) };
         let mut whole = BytesMut::new();
         frame.write(&mut whole);
         let mut part = BytesMut::from(&whole[..FRAME_BYTES - 1]);

@@ -64,19 +64,19 @@ impl Drop for Claim {
     fn drop(&mut self) {
         if lock(&self.peer.waiting).remove(&self.leg).is_some() {
             // A full queue is a stuck partner, which will notice the end of the connection.
-            let _ = self.peer.out.try_send(Frame { op: Op::Abandon, leg: self.leg, value: 0 });
+            let _ = self.peer.out.try_send(Frame { op: Op::Abandon, leg: self.leg, value: 0, rank: None });
         }
     }
 }
 
 impl Peer {
-    /// Claims a room. `None` if the connection is lost already.
-    pub(crate) async fn claim(self: &Arc<Self>, room: u64) -> Option<Claim> {
+    /// Claims a room, of a rank if that was told. `None` if the connection is lost already.
+    pub(crate) async fn claim(self: &Arc<Self>, room: u64, rank: Option<u64>) -> Option<Claim> {
         let leg = self.next.fetch_add(1, Ordering::Relaxed);
         let (send, end) = oneshot::channel();
         lock(&self.waiting).insert(leg, send);
         let claim = Claim { peer: Arc::clone(self), leg, end };
-        self.out.send(Frame { op: Op::Claim, leg, value: room }).await.ok()?;
+        self.out.send(Frame { op: Op::Claim, leg, value: room, rank }).await.ok()?;
         Some(claim)
     }
 }

@@ -13,6 +13,8 @@ use super::{Frame, Op};
 #[derive(Debug)]
 pub(crate) struct Partner {
     pub leg: u64,
+    /// The rank on which it expects the prompt, if it was told.
+    pub rank: Option<u64>,
     /// The connection to its server; closed when that disconnects.
     pub out: mpsc::Sender<Frame>,
     /// Set to true when the decode side abandons the room.
@@ -22,7 +24,7 @@ pub(crate) struct Partner {
 impl Partner {
     pub(crate) async fn send(&self, op: Op, value: u64) {
         // A lost connection is noticed by the decode side itself.
-        let _ = self.out.send(Frame { op, leg: self.leg, value }).await;
+        let _ = self.out.send(Frame { op, leg: self.leg, value, rank: None }).await;
     }
 
     /// Completes when the decode leg is gone.
@@ -35,6 +37,20 @@ impl Partner {
     }
 }
 
+/// Where a prefill leg waits in its room.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub rank: u64,
+    /// A decode leg that was told no rank finds it.
+    pub is_found: bool,
+}
+
+impl Place {
+    fn is_for(self, partner: &Partner) -> bool {
+        partner.rank.map_or(self.is_found, |rank| rank == self.rank)
+    }
+}
+
 /// How a wait in a room ended.
 #[derive(Debug)]
 pub(crate) enum Meeting {
@@ -43,9 +59,16 @@ pub(crate) enum Meeting {
     Alongside,
 }
 
+#[derive(Debug)]
+struct Waiting {
+    id: u64,
+    place: Place,
+    met: oneshot::Sender<Meeting>,
+}
+
 #[derive(Debug, Default)]
 struct Room {
-    legs: Vec<(u64, oneshot::Sender<Meeting>)>,
+    legs: Vec<Waiting>,
     partners: Vec<Partner>,
 }
 
@@ -75,7 +98,7 @@ impl Drop for RoomGuard<'_> {
     fn drop(&mut self) {
         let mut map = self.rooms.lock();
         let Some(room) = map.get_mut(&self.room) else { return };
-        room.legs.retain(|(id, _)| *id != self.id);
+        room.legs.retain(|leg| leg.id != self.id);
         if room.legs.is_empty() && room.partners.is_empty() {
             map.remove(&self.room);
         }
@@ -88,7 +111,7 @@ impl Rooms {
     }
 
     /// Registers a prefill leg.
-    pub(crate) fn enter(&self, room: u64) -> RoomGuard<'_> {
+    pub(crate) fn enter(&self, room: u64, place: Place) -> RoomGuard<'_> {
         let (send, met) = oneshot::channel();
         let id = fastrand::u64(..);
         let mut map = self.lock();
@@ -96,13 +119,14 @@ impl Rooms {
         let duplicate = !entry.legs.is_empty();
         // Drop partners whose server is gone, so that no leg meets one of those.
         entry.partners.retain(|partner| !partner.out.is_closed() && !*partner.abandoned.borrow());
-        if entry.partners.is_empty() {
-            entry.legs.push((id, send));
-        } else {
-            let partner = entry.partners.remove(0);
-            let _ = send.send(Meeting::Partner(partner));
-            if entry.partners.is_empty() {
-                map.remove(&room);
+        match entry.partners.iter().position(|partner| place.is_for(partner)) {
+            None => entry.legs.push(Waiting { id, place, met: send }),
+            Some(first) => {
+                let partner = entry.partners.remove(first);
+                let _ = send.send(Meeting::Partner(partner));
+                if entry.partners.is_empty() && entry.legs.is_empty() {
+                    map.remove(&room);
+                }
             }
         }
         drop(map);
@@ -113,23 +137,22 @@ impl Rooms {
     pub(crate) fn claim(&self, room: u64, partner: Partner) {
         let mut map = self.lock();
         let entry = map.entry(room).or_default();
-        if entry.legs.is_empty() {
-            entry.partners.push(partner);
-            return;
-        }
-        let mut legs = std::mem::take(&mut entry.legs).into_iter();
+        let (legs, others): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut entry.legs).into_iter().partition(|leg| leg.place.is_for(&partner));
+        entry.legs = others;
         let mut met = Meeting::Partner(partner);
-        for (_, leg) in legs.by_ref() {
-            match leg.send(met) {
+        for leg in legs {
+            match leg.met.send(met) {
                 Ok(()) => met = Meeting::Alongside,
                 Err(back) => met = back,
             }
         }
         match met {
             Meeting::Partner(partner) => entry.partners.push(partner),
-            Meeting::Alongside => {
+            Meeting::Alongside if entry.legs.is_empty() && entry.partners.is_empty() => {
                 map.remove(&room);
             }
+            Meeting::Alongside => {}
         }
     }
 
@@ -146,27 +169,31 @@ impl Rooms {
 mod tests {
     use super::*;
 
+    const ANYWHERE: Place = Place { rank: 0, is_found: true };
+
     fn partner(leg: u64) -> (Partner, mpsc::Receiver<Frame>) {
         let (out, frames) = mpsc::channel(1);
-        (Partner { leg, out, abandoned: watch::channel(false).1 }, frames)
+        (Partner { leg, rank: None, out, abandoned: watch::channel(false).1 }, frames)
     }
 
     #[tokio::test]
     async fn two_legs_meet_in_either_order() {
         let rooms = Rooms::default();
-        let mut early = rooms.enter(1);
+        let mut early = rooms.enter(1, ANYWHERE);
         let (late, _frames) = partner(5);
         rooms.claim(1, late);
         assert!(matches!(early.met().await, Some(Meeting::Partner(partner)) if partner.leg == 5));
         let (first, _frames) = partner(6);
         rooms.claim(2, first);
-        assert!(matches!(rooms.enter(2).met().await, Some(Meeting::Partner(partner)) if partner.leg == 6));
+        assert!(
+            matches!(rooms.enter(2, ANYWHERE).met().await, Some(Meeting::Partner(partner)) if partner.leg == 6)
+        );
     }
 
     #[tokio::test]
     async fn a_second_leg_in_a_room_is_a_duplicate_and_completes_too() {
         let rooms = Rooms::default();
-        let (mut first, mut second) = (rooms.enter(1), rooms.enter(1));
+        let (mut first, mut second) = (rooms.enter(1, ANYWHERE), rooms.enter(1, ANYWHERE));
         assert!(!first.duplicate && second.duplicate);
         let (late, _frames) = partner(5);
         rooms.claim(1, late);
@@ -177,10 +204,29 @@ mod tests {
     #[test]
     fn a_room_is_removed_when_all_its_legs_are_gone() {
         let rooms = Rooms::default();
-        drop(rooms.enter(1));
+        drop(rooms.enter(1, ANYWHERE));
         let (waiting, _frames) = partner(5);
         rooms.claim(2, waiting);
         rooms.forget(|partner| partner.leg == 5);
         assert!(rooms.lock().is_empty());
+    }
+
+    #[test]
+    fn a_leg_that_was_told_a_rank_meets_only_that_one() {
+        let rooms = Rooms::default();
+        let mut second = rooms.enter(1, Place { rank: 2, is_found: false });
+        let claim = |leg, rank| {
+            let (partner, frames) = partner(leg);
+            rooms.claim(1, Partner { rank, ..partner });
+            frames
+        };
+        let _open = [claim(5, Some(1)), claim(6, None)];
+        assert!(second.met.try_recv().is_err());
+        let _met = claim(7, Some(2));
+        assert!(matches!(second.met.try_recv(), Ok(Meeting::Partner(partner)) if partner.leg == 7));
+        let mut first = rooms.enter(1, Place { rank: 1, is_found: true });
+        assert!(matches!(first.met.try_recv(), Ok(Meeting::Partner(partner)) if partner.leg == 5));
+        let mut other = rooms.enter(1, Place { rank: 1, is_found: true });
+        assert!(matches!(other.met.try_recv(), Ok(Meeting::Partner(partner)) if partner.leg == 6));
     }
 }

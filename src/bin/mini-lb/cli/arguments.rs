@@ -28,8 +28,11 @@ pub(super) fn command() -> Command {
         .args(options::all().map(|flag| arg(flag.section, &flag.spec)))
         .args(help_args())
         .version(env!("CARGO_PKG_VERSION"))
-        .about("Routes SGLang requests to pairs of a prefill and a decode server, byte for byte.")
-        .override_usage("mini-lb --prefill <URL> [PORT|none]... --decode <URL>... [OPTIONS]")
+        .about("Routes SGLang requests to pairs of a prefill and a decode server, or to plain servers, byte for byte.")
+        .override_usage(
+            "mini-lb --prefill <URL> [PORT|none]... --decode <URL>... [OPTIONS]\n       mini-lb --worker-urls <URL>... \
+             [OPTIONS]",
+        )
         .after_help(EXAMPLE)
 }
 
@@ -47,7 +50,7 @@ fn arg(section: &'static str, spec: &OptionSpec) -> Arg {
         ValueKind::List(name) => arg.action(ArgAction::Append).value_name(name),
         ValueKind::WordList(name) | ValueKind::CommaList(name) => {
             // Several words after one flag, as in sglang_router's command lines.
-            arg.action(ArgAction::Append).value_name(name).num_args(1..)
+            arg.action(ArgAction::Append).value_name(name).num_args(usize::from(!spec.may_be_empty)..)
         }
         ValueKind::Groups { names, required } => {
             arg.action(ArgAction::Append).value_names(names).num_args(required..=names.len())

@@ -69,6 +69,7 @@ pub(crate) fn parse(
 
 /// The library's configuration. The error is a sentence that begins with the flag.
 fn config(layers: &Layers) -> Result<MiniLbConfig, String> {
+    refuse_two_modes(layers)?;
     refuse_policies(layers)?;
     refuse_traces(layers)?;
     let timeout = DEFAULT_REQUEST_TIMEOUT.as_secs();
@@ -160,6 +161,17 @@ fn refuse_unsupported(args: &[OsString]) -> Result<(), clap::Error> {
         }
     }
     Ok(())
+}
+
+/// sglang_router asks for pairs with a flag, which the library does not know.
+fn refuse_two_modes(layers: &Layers) -> Result<(), String> {
+    let given = |names: [&'static str; 2]| names.into_iter().find(|name| layers.is_set(name));
+    match (given(["worker-urls", "worker-dns"]), layers.is_set("pd-disaggregation")) {
+        (Some(flag), true) => Err(format!(
+            "--{flag} and --pd-disaggregation exclude each other: requests go to plain servers or to pairs"
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Names the policies of sglang_router that do not exist here, of which the library knows nothing.

@@ -24,6 +24,7 @@ pub(crate) struct StartLine {
     summary: String,
     prefill: String,
     decode: String,
+    workers: String,
     /// Options of the library that are not at their defaults, as flags.
     changed: String,
     /// Flags that have no effect, and why.
@@ -37,6 +38,7 @@ impl StartLine {
             summary: summary(layers),
             prefill: named(&layers.values("prefill")),
             decode: named(&layers.values("decode")),
+            workers: named(&layers.values("worker-urls")),
             changed: changed(layers),
             without_effect: WITHOUT_EFFECT
                 .iter()
@@ -46,20 +48,22 @@ impl StartLine {
     }
 
     pub(crate) fn log(&self, address: SocketAddr) {
-        let Self { scheme, summary, prefill, decode, changed, without_effect } = self;
+        let Self { scheme, summary, prefill, decode, workers, changed, without_effect } = self;
         for (flag, why) in without_effect {
             warn!(target: "mini_lb", "{flag} has no effect: {why}");
         }
         let version = env!("CARGO_PKG_VERSION");
         // An empty field would look like a value that was lost.
-        let changed = (!changed.is_empty()).then_some(changed);
-        info!(target: "mini_lb", version, prefill, decode, changed, "listening on {scheme}://{address}: {summary}");
+        let shown = |text: &String| (!text.is_empty()).then(|| text.clone());
+        let (prefill, decode, workers, changed) =
+            (shown(prefill), shown(decode), shown(workers), shown(changed));
+        info!(target: "mini_lb", version, prefill, decode, workers, changed, "listening on {scheme}://{address}: {summary}");
     }
 }
 
 fn summary(layers: &Layers) -> String {
     let count = |name| layers.values(name).len();
-    let names = match count("prefill-dns") + count("decode-dns") {
+    let names = match count("prefill-dns") + count("decode-dns") + count("worker-dns") {
         0 => String::new(),
         1 => " and those of 1 DNS name".to_owned(),
         count => format!(" and those of {count} DNS names"),
@@ -73,13 +77,18 @@ fn summary(layers: &Layers) -> String {
     };
     let workers = layers.value("worker-threads").and_then(|text| text.parse().ok());
     let workers = workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let plural = if workers == 1 { "" } else { "s" };
+    if layers.is_set("worker-urls") || count("worker-dns") > 0 {
+        let policy = layers.value("policy").unwrap_or("cache_aware");
+        let servers = count("worker-urls");
+        return format!("{servers} plain servers{names}, policy {policy}, {workers} worker{plural}");
+    }
     format!(
-        "{} prefill, {} decode{names}, policy {}/{}, {workers} worker{}",
+        "{} prefill, {} decode{names}, policy {}/{}, {workers} worker{plural}",
         count("prefill"),
         count("decode"),
         policy("prefill-policy"),
         decode_policy,
-        if workers == 1 { "" } else { "s" },
     )
 }
 

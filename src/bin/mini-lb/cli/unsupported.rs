@@ -30,7 +30,6 @@ pub(crate) const POLICIES: &[(&str, &str)] = &[
 /// Refused: the flag, and what to do instead.
 pub(crate) const REFUSED: &[(&str, &str)] = &[
     // Servers.
-    ("--worker-urls", "name each server with --prefill URL [PORT] or --decode URL"),
     ("--prefill-bootstrap-ports", "write the port after the URL: --prefill URL PORT"),
     ("--service-discovery", DISCOVERY),
     ("--selector", DISCOVERY),
@@ -39,7 +38,6 @@ pub(crate) const REFUSED: &[(&str, &str)] = &[
     ("--prefill-selector", DISCOVERY),
     ("--decode-selector", DISCOVERY),
     ("--enable-igw", "mini-lb routes to the servers of one model; start one mini-lb for each model"),
-    ("--dp-aware", "mini-lb chooses servers, not ranks; leave the rank to SGLang's own DP controller"),
     ("--backend", "mini-lb routes to SGLang servers only; leave the flag out"),
     // Choosing servers.
     ("--bucket-adjust-interval-secs", BUCKET),

@@ -9,12 +9,13 @@ use proptest::sample::select;
 use crate::wire::shape::FieldChange;
 
 /// Names that steer the router on one API or another.
-const STEERING: [&str; 9] = [
+const STEERING: [&str; 10] = [
     "stream",
     "n",
     "sampling_params",
     "return_logprob",
     "logprob_start_len",
+    "top_logprobs_num",
     "return_routed_experts",
     "token_ids_logprob",
     "echo",

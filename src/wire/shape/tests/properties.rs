@@ -74,18 +74,18 @@ fn expected_features(fields: &BTreeMap<String, String>, dialect: Dialect) -> Opt
             let merge = any("return_logprob", is_true)? && (start || ids);
             (
                 stream,
-                any("sampling_params", |params| is_over_one(&params["n"]))?,
+                requested_by_params(fields),
                 merge.then_some(Merge::Generate).or(experts.then_some(Merge::GenerateExperts)),
             )
         }
-        Dialect::Chat => (stream, any("n", is_over_one)?, experts.then_some(Merge::Experts)),
+        Dialect::Chat => (stream, requested_by_n(fields.get("n"))?, experts.then_some(Merge::Experts)),
         // `n` is ignored on these.
-        Dialect::Responses | Dialect::Messages => (stream, false, None),
+        Dialect::Responses | Dialect::Messages => (stream, Requested::One, None),
         Dialect::Completions => {
             let merge = any("echo", is_true)? & any("logprobs", |count| number(count) > Some(0.0))?;
             (
                 stream,
-                any("n", is_over_one)?,
+                requested_by_n(fields.get("n"))?,
                 merge.then_some(Merge::Echo).or(experts.then_some(Merge::Experts)),
             )
         }
@@ -99,8 +99,89 @@ fn is_true(value: &Value) -> bool {
     }
 }
 
-fn is_over_one(value: &Value) -> bool {
-    number(value) > Some(1.0)
+/// By `n` of chat and completions, as pydantic converts it.
+fn requested_by_n(raw: Option<&String>) -> Option<Requested> {
+    let Some(raw) = raw else { return Some(Requested::One) };
+    if raw.parse::<f64>().is_ok_and(f64::is_infinite) {
+        return Some(Requested::Refused);
+    }
+    let count = match value(raw)? {
+        Value::Bool(is_one) => Some(f64::from(is_one)),
+        Value::Number(number) => number.as_f64().filter(|number| number.fract() == 0.0),
+        Value::String(text) => {
+            let text = text.trim();
+            let whole = text.trim_end_matches('0').strip_suffix('.').unwrap_or(text);
+            whole.parse::<i128>().ok().map(|number| number as f64)
+        }
+        _ => None,
+    };
+    Some(match count {
+        None => Requested::Refused,
+        Some(count) if count > 1.0 => Requested::Many,
+        Some(0.0) => Requested::Refused,
+        Some(_) => Requested::One,
+    })
+}
+
+/// By `n` of `sampling_params`, and lists that do not go with it.
+fn requested_by_params(fields: &BTreeMap<String, String>) -> Requested {
+    let count = |params: &str| {
+        let params: BTreeMap<String, Box<RawValue>> = serde_json::from_str(params).unwrap_or_default();
+        params.get("n").map_or("1", |count| count.get()).to_owned()
+    };
+    let params = fields.get("sampling_params").map_or("{}", String::as_str);
+    let counts: Vec<String> = match serde_json::from_str::<Vec<Box<RawValue>>>(params) {
+        Ok(list) => list.iter().map(|params| count(params.get())).collect(),
+        Err(_) => vec![count(params)],
+    };
+    let counts: Option<Vec<Option<i64>>> = counts
+        .iter()
+        .map(|count| if count == "null" { Some(None) } else { count.parse().ok().map(Some) })
+        .collect();
+    let Some(counts) = counts else { return Requested::Refused };
+    let is_list = |name: &str| fields.get(name).is_some_and(|raw| raw.starts_with('['));
+    let is_nested = |name: &str| {
+        let list = fields.get(name).and_then(|raw| serde_json::from_str::<Vec<Box<RawValue>>>(raw).ok());
+        list.is_some_and(|list| list.first().is_some_and(|first| first.get().starts_with('[')))
+    };
+    match counts[..] {
+        [] => Requested::One,
+        [first, ..] if counts.iter().any(|count| *count != first) => Requested::Refused,
+        [None, ..] => Requested::Refused,
+        [Some(..=1), ..] => Requested::One,
+        _ if ["return_logprob", "logprob_start_len", "top_logprobs_num"].into_iter().any(is_list)
+            || is_nested("token_ids_logprob") =>
+        {
+            Requested::Refused
+        }
+        _ => Requested::Many,
+    }
+}
+
+/// What a strict parser must read in the body of a copy.
+fn with_one_sample(mut fields: BTreeMap<String, String>, dialect: Dialect) -> BTreeMap<String, String> {
+    let without_n = |params: &mut Value| {
+        params.as_object_mut().map(|params| params.remove("n"));
+    };
+    fields.remove("rid");
+    if dialect != Dialect::Generate {
+        fields.remove("n");
+        return fields;
+    }
+    let params = fields.get_mut("sampling_params").unwrap();
+    let mut value: Value = serde_json::from_str(params).unwrap();
+    match &mut value {
+        Value::Array(list) => list.iter_mut().for_each(without_n),
+        value => without_n(value),
+    }
+    // To a batch of one they are the same.
+    if let Value::Array(list) = &mut value
+        && list.len() == 1
+    {
+        value = list.remove(0);
+    }
+    *params = value.to_string();
+    fields
 }
 
 /// A number, also from a string or a boolean, as pydantic accepts them.
@@ -265,10 +346,12 @@ proptest! {
         let text = body.text();
         let shape = inspect(dialect, text.as_bytes(), &lengths).unwrap();
         let added = if added { r#","x":"y""# } else { "" };
-        // Adjacent internal fields are one, so they are kept or cut.
-        let of = |field| match (field, changes[field as usize].clone()) {
-            (ChangedField::Internal, FieldChange::Replace(_)) => FieldChange::Cut,
-            (_, change) => change,
+        let of = |field| match field {
+            // What becomes of samples depends on values, which the model below does not read.
+            ChangedField::Samples | ChangedField::SamplingParams => FieldChange::Keep,
+            // Adjacent internal fields are one, so they are kept or cut.
+            ChangedField::Internal if matches!(changes[0], FieldChange::Replace(_)) => FieldChange::Cut,
+            field => changes[field as usize].clone(),
         };
         let plan = RequestPlan::of_prefill(LegPlan::new(&shape.fields, of, added.into()));
         let expected = body.changed(|name| planned_field(name).map(of), &[FIELDS, added].concat());
@@ -277,6 +360,37 @@ proptest! {
             prop_assert_eq!(std::str::from_utf8(&after).unwrap(), &expected);
         }
         prop_assert!(strict(expected.as_bytes()).is_some());
+    }
+
+    #[test]
+    fn a_copy_of_a_request_for_samples_asks_for_one(
+        body in prop_oneof![object().boxed(), steering_object().boxed()], lengths in lengths(),
+    ) {
+        let text = body.text();
+        for dialect in DIALECTS {
+            let shape = inspect(dialect, text.as_bytes(), &lengths).unwrap();
+            let RequestedSamples::Many(samples) = &shape.samples else { continue };
+            let plan = RequestPlan::sglang_sample(&shape.fields, samples, OwnIds::default());
+            let after = planned(text.as_bytes(), &plan, &lengths);
+            prop_assert_eq!(inspect(dialect, &after, &lengths).unwrap().samples, RequestedSamples::One);
+            let read = |text: &[u8]| {
+                let mut fields = strict(text).unwrap();
+                // White space and duplicates within them are of no matter.
+                if let Some(params) = fields.get_mut("sampling_params")
+                    && let Ok(value) = serde_json::from_str::<Value>(params)
+                {
+                    *params = value.to_string();
+                }
+                fields
+            };
+            let expected = with_one_sample(with_bootstrap(read(text.as_bytes()), str::to_owned), dialect);
+            let mut after = read(&after);
+            // What stays of duplicates is what every client may send.
+            if dialect != Dialect::Generate && after.get("n").is_some_and(|n| n == "1") {
+                after.remove("n");
+            }
+            prop_assert_eq!(after, expected);
+        }
     }
 
     #[test]
