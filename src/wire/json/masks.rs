@@ -1,0 +1,216 @@
+//! Finding brackets, and ends of strings, in long texts: 64 bytes at a time, as masks with a bit for each
+//! byte, the way of simdjson's first stage (Langdale and Lemire, "Parsing Gigabytes of JSON per Second").
+//!
+//! In which of the processor's vector instructions is decided when the program runs: AVX-512, AVX2, SSE or
+//! NEON. Like [`search`](super::search) it keeps no JSON: what brackets mean is the caller's business.
+
+use fearless_simd::prelude::*;
+use fearless_simd::{Level, Simd, dispatch, mask8x64, u8x64};
+
+/// Bytes that are read at once: a bit each in a word.
+pub(crate) const BLOCK: usize = 64;
+
+/// After so many blocks without a quote, backslash or bracket, the next ones are only searched for one: much
+/// faster in a long string of base64, a little slower where prose has a backslash in most blocks.
+const CLEAN_BLOCKS: u32 = 4;
+
+/// Where a text is read, and what is known of it there. It may continue in another text.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MaskScan {
+    /// The next byte that is read.
+    pub(crate) at: usize,
+    /// All bits are set within a string.
+    inside: u64,
+    /// 1 if the last byte is a backslash that escapes the next.
+    escaped: u64,
+    /// How many blocks in a row had neither quotes nor backslashes.
+    clean: u32,
+    /// No byte that was read is outside ASCII. It may be `false` for one up to a block before the start.
+    pub(crate) is_ascii: bool,
+}
+
+/// What ends a search.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Target {
+    /// Brackets outside strings.
+    Brackets,
+    /// The quote that ends the string.
+    Quote,
+}
+
+impl MaskScan {
+    /// Starts at this place. `escaped` is `None` outside a string.
+    pub(crate) fn new(at: usize, escaped: Option<bool>) -> Self {
+        let inside = if escaped.is_some() { !0 } else { 0 };
+        Self { at, inside, escaped: u64::from(escaped == Some(true)), clean: 0, is_ascii: true }
+    }
+
+    /// Whether this is within a string, and if so, whether the next byte is escaped.
+    pub(crate) fn escaped(&self) -> Option<bool> {
+        (self.inside != 0).then_some(self.escaped != 0)
+    }
+
+    /// Reads up to the end of the next block with braces or brackets outside strings. Returns the block's
+    /// start and a mask of them, or `None` at the text's end. The text must have at least [`BLOCK`] bytes.
+    pub(crate) fn next_brackets(&mut self, text: &[u8]) -> Option<(usize, u64)> {
+        self.search(Level::new(), text, Target::Brackets)
+    }
+
+    /// Reads up to the string's end, which must not have been read. Returns the offset of its closing quote,
+    /// or `None` at the text's end. The text must have at least [`BLOCK`] bytes.
+    pub(crate) fn end_of_string(&mut self, text: &[u8]) -> Option<usize> {
+        self.search(Level::new(), text, Target::Quote)
+            .map(|(start, mask)| start + mask.trailing_zeros() as usize)
+    }
+
+    /// Reads up to the end of the next block with targets. `level` says what the processor has.
+    fn search(&mut self, level: Level, text: &[u8], target: Target) -> Option<(usize, u64)> {
+        // Else a loop of searches would not end.
+        assert!(text.len() >= BLOCK, "a text shorter than a block");
+        dispatch!(level, simd => search(simd, text, self, target))
+    }
+
+    /// Takes the next block. Returns a mask of the targets in it.
+    #[inline(always)]
+    fn advance<S: Simd>(&mut self, block: &Block<S>, target: Target) -> u64 {
+        let backslashes = block.mask(block.bytes.simd_eq(b'\\'));
+        let (escapes, escaped) = escapes(backslashes, self.escaped);
+        let quotes = block.mask(block.bytes.simd_eq(b'"')) & !escaped;
+        self.clean = if quotes | backslashes == 0 { self.clean + 1 } else { 0 };
+        if target == Target::Quote || (quotes == 0 && self.inside != 0) {
+            self.escaped = escapes >> (block.text.len() - 1);
+            return quotes;
+        }
+        let inside = prefix_xor(quotes) ^ self.inside;
+        // Outside strings no backslash escapes anything (and none is JSON). If there is one, the masks from
+        // there on are wrong; if there is none, each that was taken for an escape is one.
+        if backslashes & !inside != 0 {
+            return self.advance_by_bytes(block.text);
+        }
+        self.escaped = escapes >> (block.text.len() - 1);
+        // Behind the end of a short block there are no quotes: the last bit is that of its last byte.
+        self.inside = (inside.cast_signed() >> (BLOCK - 1)).cast_unsigned();
+        block.mask(brackets(block.bytes)) & !inside
+    }
+
+    /// The same for any bytes, one at a time.
+    #[cold]
+    #[inline(never)]
+    fn advance_by_bytes(&mut self, bytes: &[u8]) -> u64 {
+        let mut brackets = 0;
+        for (number, byte) in bytes.iter().enumerate() {
+            match (self.escaped(), byte) {
+                (Some(true), _) => self.escaped = 0,
+                (Some(false), b'\\') => self.escaped = 1,
+                (_, b'"') => self.inside = !self.inside,
+                (None, b'{' | b'}' | b'[' | b']') => brackets |= 1 << number,
+                _ => {}
+            }
+        }
+        brackets
+    }
+}
+
+/// Bytes that are read at once.
+struct Block<'a, S: Simd> {
+    bytes: u8x64<S>,
+    /// Those that count: all, or the last ones.
+    text: &'a [u8],
+}
+
+impl<S: Simd> Block<'_, S> {
+    /// A bit for each byte that counts.
+    #[inline(always)]
+    fn mask(&self, of_all: mask8x64<S>) -> u64 {
+        of_all.to_bitmask() >> (BLOCK - self.text.len())
+    }
+}
+
+/// `{` and `[`, and `}` and `]`, differ in bit 0x20 only, and no other byte maps to a brace.
+#[inline(always)]
+fn brackets<S: Simd>(bytes: u8x64<S>) -> mask8x64<S> {
+    let folded = bytes | 0x20;
+    folded.simd_eq(b'{') | folded.simd_eq(b'}')
+}
+
+/// Compiled once for each set of vector instructions, so everything it calls is `inline(always)`.
+#[inline(always)]
+fn search<S: Simd>(simd: S, text: &[u8], scan: &mut MaskScan, target: Target) -> Option<(usize, u64)> {
+    // A copy, so that the loop keeps it in registers.
+    let mut state = *scan;
+    let (blocks, rest) = text[state.at..].as_chunks::<BLOCK>();
+    let start = state.at;
+    // All bits that any byte has.
+    let mut bits = u8x64::splat(simd, 0);
+    let mut number = 0;
+    let mut found = None;
+    while number < blocks.len() {
+        let block = Block { bytes: u8x64::simd_from(simd, blocks[number]), text: &blocks[number] };
+        bits |= block.bytes;
+        let targets = state.advance(&block, target);
+        number += 1;
+        if targets != 0 {
+            found = Some((start + (number - 1) * BLOCK, targets));
+            break;
+        }
+        if state.clean >= CLEAN_BLOCKS {
+            let within_string = target == Target::Quote || state.inside != 0;
+            let (pairs, _) = blocks[number..].as_chunks::<2>();
+            for [first, second] in pairs {
+                let (first, second) = (u8x64::simd_from(simd, *first), u8x64::simd_from(simd, *second));
+                let quotes = first.simd_eq(b'"') | second.simd_eq(b'"');
+                let others = if within_string {
+                    first.simd_eq(b'\\') | second.simd_eq(b'\\')
+                } else {
+                    brackets(first) | brackets(second)
+                };
+                if (quotes | others).any_true() {
+                    state.clean = 0;
+                    break;
+                }
+                bits |= first | second;
+                number += 2;
+            }
+        }
+    }
+    state.at = start + number * BLOCK;
+    // The bytes behind the last whole block: as the end of a block that begins before them.
+    if found.is_none()
+        && !rest.is_empty()
+        && let Some(last) = text.last_chunk::<BLOCK>()
+    {
+        let block = Block { bytes: u8x64::simd_from(simd, *last), text: rest };
+        bits |= block.bytes;
+        let targets = state.advance(&block, target);
+        found = (targets != 0).then_some((state.at, targets));
+        state.at = text.len();
+    }
+    state.is_ascii &= !bits.simd_ge(0x80).any_true();
+    *scan = state;
+    found
+}
+
+/// Which backslashes escape the next byte, and which bytes are escaped, of a block with these backslashes.
+/// `escaped` is 1 if its first byte is escaped.
+///
+/// Of a run of backslashes every second one escapes: the runs are found by a subtraction whose borrow passes
+/// through them (simdjson's `json_escape_scanner`).
+#[inline(always)]
+fn escapes(backslashes: u64, escaped: u64) -> (u64, u64) {
+    const ODD: u64 = 0xAAAA_AAAA_AAAA_AAAA;
+    let candidates = backslashes & !escaped;
+    let alternating = ((candidates << 1) | ODD).wrapping_sub(candidates) ^ ODD;
+    (alternating & backslashes, alternating ^ (backslashes | escaped))
+}
+
+/// Each bit becomes the parity of itself and those below it.
+#[inline(always)]
+fn prefix_xor(mut bits: u64) -> u64 {
+    for shift in [1, 2, 4, 8, 16, 32] {
+        bits ^= bits << shift;
+    }
+    bits
+}
+
+#[cfg(test)]
+mod tests;
