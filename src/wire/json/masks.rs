@@ -29,14 +29,10 @@ pub(crate) struct MaskScan {
     pub(crate) is_ascii: bool,
 }
 
-/// What ends a search.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Target {
-    /// Brackets outside strings.
-    Brackets,
-    /// The quote that ends the string.
-    Quote,
-}
+/// What ends a search: brackets outside strings, or the quote that ends a string. Constants, and not variants,
+/// so that each search is compiled by itself.
+const BRACKETS: u8 = 0;
+const QUOTE: u8 = 1;
 
 impl MaskScan {
     /// Starts at this place. `escaped` is `None` outside a string.
@@ -53,50 +49,52 @@ impl MaskScan {
     /// Reads up to the end of the next block with braces or brackets outside strings. Returns the block's
     /// start and a mask of them, or `None` at the text's end. The text must have at least [`BLOCK`] bytes.
     pub(crate) fn next_brackets(&mut self, text: &[u8]) -> Option<(usize, u64)> {
-        self.search(Level::new(), text, Target::Brackets)
+        self.search::<BRACKETS>(Level::new(), text)
     }
 
     /// Reads up to the string's end, which must not have been read. Returns the offset of its closing quote,
     /// or `None` at the text's end. The text must have at least [`BLOCK`] bytes.
     pub(crate) fn end_of_string(&mut self, text: &[u8]) -> Option<usize> {
-        self.search(Level::new(), text, Target::Quote)
-            .map(|(start, mask)| start + mask.trailing_zeros() as usize)
+        self.search::<QUOTE>(Level::new(), text).map(|(start, mask)| start + mask.trailing_zeros() as usize)
     }
 
     /// Reads up to the end of the next block with targets. `level` says what the processor has.
-    fn search(&mut self, level: Level, text: &[u8], target: Target) -> Option<(usize, u64)> {
+    fn search<const TARGET: u8>(&mut self, level: Level, text: &[u8]) -> Option<(usize, u64)> {
         // Else a loop of searches would not end.
         assert!(text.len() >= BLOCK, "a text shorter than a block");
-        dispatch!(level, simd => search(simd, text, self, target))
+        dispatch!(level, simd => search::<_, TARGET>(simd, text, self))
     }
 
-    /// Takes the next block. Returns a mask of the targets in it.
+    /// Takes the next block, or the end of one: `text`. Returns a mask of the targets in it.
     #[inline(always)]
-    fn advance<S: Simd>(&mut self, block: &Block<S>, target: Target) -> u64 {
-        let backslashes = block.mask(block.bytes.simd_eq(b'\\'));
+    fn advance<S: Simd, const TARGET: u8>(&mut self, block: u8x64<S>, text: &[u8]) -> u64 {
+        let mask = |of_all: mask8x64<S>| of_all.to_bitmask() >> (BLOCK - text.len());
+        let backslashes = mask(block.simd_eq(b'\\'));
         let (escapes, escaped) = escapes(backslashes, self.escaped);
-        let quotes = block.mask(block.bytes.simd_eq(b'"')) & !escaped;
+        let quotes = mask(block.simd_eq(b'"')) & !escaped;
         self.clean = if quotes | backslashes == 0 { self.clean + 1 } else { 0 };
-        if target == Target::Quote || (quotes == 0 && self.inside != 0) {
-            self.escaped = escapes >> (block.text.len() - 1);
+        if TARGET == QUOTE || (quotes == 0 && self.inside != 0) {
+            self.escaped = escapes >> (text.len() - 1);
             return quotes;
         }
         let inside = prefix_xor(quotes) ^ self.inside;
         // Outside strings no backslash escapes anything (and none is JSON). If there is one, the masks from
         // there on are wrong; if there is none, each that was taken for an escape is one.
         if backslashes & !inside != 0 {
-            return self.advance_by_bytes(block.text);
+            let (state, brackets) = self.advanced_by_bytes(text);
+            *self = state;
+            return brackets;
         }
-        self.escaped = escapes >> (block.text.len() - 1);
+        self.escaped = escapes >> (text.len() - 1);
         // Behind the end of a short block there are no quotes: the last bit is that of its last byte.
         self.inside = (inside.cast_signed() >> (BLOCK - 1)).cast_unsigned();
-        block.mask(brackets(block.bytes)) & !inside
+        mask(brackets(block)) & !inside
     }
 
-    /// The same for any bytes, one at a time.
+    /// The same for any bytes, one at a time. By value: a reference would keep the caller's state in memory.
     #[cold]
     #[inline(never)]
-    fn advance_by_bytes(&mut self, bytes: &[u8]) -> u64 {
+    fn advanced_by_bytes(mut self, bytes: &[u8]) -> (Self, u64) {
         let mut brackets = 0;
         for (number, byte) in bytes.iter().enumerate() {
             match (self.escaped(), byte) {
@@ -107,22 +105,7 @@ impl MaskScan {
                 _ => {}
             }
         }
-        brackets
-    }
-}
-
-/// Bytes that are read at once.
-struct Block<'a, S: Simd> {
-    bytes: u8x64<S>,
-    /// Those that count: all, or the last ones.
-    text: &'a [u8],
-}
-
-impl<S: Simd> Block<'_, S> {
-    /// A bit for each byte that counts.
-    #[inline(always)]
-    fn mask(&self, of_all: mask8x64<S>) -> u64 {
-        of_all.to_bitmask() >> (BLOCK - self.text.len())
+        (self, brackets)
     }
 }
 
@@ -135,59 +118,71 @@ fn brackets<S: Simd>(bytes: u8x64<S>) -> mask8x64<S> {
 
 /// Compiled once for each set of vector instructions, so everything it calls is `inline(always)`.
 #[inline(always)]
-fn search<S: Simd>(simd: S, text: &[u8], scan: &mut MaskScan, target: Target) -> Option<(usize, u64)> {
+fn search<S: Simd, const TARGET: u8>(simd: S, text: &[u8], scan: &mut MaskScan) -> Option<(usize, u64)> {
     // A copy, so that the loop keeps it in registers.
     let mut state = *scan;
-    let (blocks, rest) = text[state.at..].as_chunks::<BLOCK>();
-    let start = state.at;
+    let (mut blocks, rest) = text[state.at..].as_chunks::<BLOCK>();
     // All bits that any byte has.
     let mut bits = u8x64::splat(simd, 0);
-    let mut number = 0;
-    let mut found = None;
-    while number < blocks.len() {
-        let block = Block { bytes: u8x64::simd_from(simd, blocks[number]), text: &blocks[number] };
-        bits |= block.bytes;
-        let targets = state.advance(&block, target);
-        number += 1;
+    let mut targets = 0;
+    while let [block, others @ ..] = blocks {
+        let bytes = u8x64::simd_from(simd, *block);
+        bits |= bytes;
+        targets = state.advance::<S, TARGET>(bytes, block);
         if targets != 0 {
-            found = Some((start + (number - 1) * BLOCK, targets));
             break;
         }
+        blocks = others;
         if state.clean >= CLEAN_BLOCKS {
-            let within_string = target == Target::Quote || state.inside != 0;
-            let (pairs, _) = blocks[number..].as_chunks::<2>();
-            for [first, second] in pairs {
-                let (first, second) = (u8x64::simd_from(simd, *first), u8x64::simd_from(simd, *second));
-                let quotes = first.simd_eq(b'"') | second.simd_eq(b'"');
-                let others = if within_string {
-                    first.simd_eq(b'\\') | second.simd_eq(b'\\')
-                } else {
-                    brackets(first) | brackets(second)
-                };
-                if (quotes | others).any_true() {
-                    state.clean = 0;
-                    break;
-                }
-                bits |= first | second;
-                number += 2;
-            }
+            let within_string = TARGET == QUOTE || state.inside != 0;
+            (blocks, bits) = skip_clean(simd, blocks, within_string, bits);
+            state.clean = 0;
         }
     }
-    state.at = start + number * BLOCK;
+    state.at = text.len() - rest.len() - blocks.len() * BLOCK;
+    let found = if targets != 0 {
+        state.at += BLOCK;
+        Some((state.at - BLOCK, targets))
     // The bytes behind the last whole block: as the end of a block that begins before them.
-    if found.is_none()
+    } else if let Some(last) = text.last_chunk::<BLOCK>()
         && !rest.is_empty()
-        && let Some(last) = text.last_chunk::<BLOCK>()
     {
-        let block = Block { bytes: u8x64::simd_from(simd, *last), text: rest };
-        bits |= block.bytes;
-        let targets = state.advance(&block, target);
-        found = (targets != 0).then_some((state.at, targets));
+        let bytes = u8x64::simd_from(simd, *last);
+        bits |= bytes;
+        targets = state.advance::<S, TARGET>(bytes, rest);
         state.at = text.len();
-    }
+        (targets != 0).then_some((text.len() - rest.len(), targets))
+    } else {
+        None
+    };
     state.is_ascii &= !bits.simd_ge(0x80).any_true();
     *scan = state;
     found
+}
+
+/// Skips pairs of blocks that have nothing a search stops at. Returns what is left, and all bits of what is not.
+#[inline(always)]
+fn skip_clean<S: Simd>(
+    simd: S,
+    mut blocks: &[[u8; BLOCK]],
+    within_string: bool,
+    mut bits: u8x64<S>,
+) -> (&[[u8; BLOCK]], u8x64<S>) {
+    while let [first, second, others @ ..] = blocks {
+        let (first, second) = (u8x64::simd_from(simd, *first), u8x64::simd_from(simd, *second));
+        let quotes = first.simd_eq(b'"') | second.simd_eq(b'"');
+        let special = if within_string {
+            first.simd_eq(b'\\') | second.simd_eq(b'\\')
+        } else {
+            brackets(first) | brackets(second)
+        };
+        if (quotes | special).any_true() {
+            break;
+        }
+        bits |= first | second;
+        blocks = others;
+    }
+    (blocks, bits)
 }
 
 /// Which backslashes escape the next byte, and which bytes are escaped, of a block with these backslashes.

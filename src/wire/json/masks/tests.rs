@@ -68,7 +68,7 @@ fn search_brackets(level: Level, text: &[u8], ends: &[usize], scan: &mut MaskSca
     let mut brackets = Vec::new();
     for end in ends.iter().chain([&text.len()]) {
         while scan.at < *end {
-            let Some((block, mut mask)) = scan.search(level, &text[..*end], Target::Brackets) else { break };
+            let Some((block, mut mask)) = scan.search::<BRACKETS>(level, &text[..*end]) else { break };
             while mask != 0 {
                 brackets.push(block + mask.trailing_zeros() as usize);
                 mask &= mask - 1;
@@ -110,7 +110,7 @@ proptest! {
         let expected = end_of_string_of(&text, at, escaped);
         for level in levels() {
             let mut scan = MaskScan::new(at, Some(escaped));
-            let found = scan.search(level, &text, Target::Quote);
+            let found = scan.search::<QUOTE>(level, &text);
             let found = found.map(|(block, mask)| block + mask.trailing_zeros() as usize);
             prop_assert_eq!(found.ok_or(scan.escaped == 1), expected, "{:?}", level);
             let read = &text[at..expected.map_or(text.len(), |quote| quote + 1)];
@@ -125,7 +125,7 @@ fn every_byte_is_told_from_the_five_that_matter() {
         for byte in 0..=u8::MAX {
             let text = [byte; BLOCK];
             let mut scan = MaskScan::new(0, None);
-            let found = scan.search(level, &text, Target::Brackets);
+            let found = scan.search::<BRACKETS>(level, &text);
             let is_bracket = matches!(byte, b'{' | b'}' | b'[' | b']');
             assert_eq!(found, is_bracket.then_some((0, !0)), "{byte:#x} {level:?}");
             assert_eq!(scan.is_ascii, byte.is_ascii());
