@@ -58,6 +58,17 @@ impl MaskScan {
         self.search::<QUOTE>(Level::new(), text).map(|(start, mask)| start + mask.trailing_zeros() as usize)
     }
 
+    /// Reads up to the end of an object or list, of which `depth` brackets are open here. Returns the offset of
+    /// the bracket that closes the last of them, or `None` at the text's end. Braces are brackets, too.
+    pub(crate) fn end_of_nested(&mut self, text: &[u8], depth: usize) -> Option<usize> {
+        self.end_of_nested_by(Level::new(), text, depth)
+    }
+
+    fn end_of_nested_by(&mut self, level: Level, text: &[u8], depth: usize) -> Option<usize> {
+        assert!(text.len() >= BLOCK, "a text shorter than a block");
+        dispatch!(level, simd => end_of_nested(simd, text, self, depth))
+    }
+
     /// Reads up to the end of the next block with targets. `level` says what the processor has.
     fn search<const TARGET: u8>(&mut self, level: Level, text: &[u8]) -> Option<(usize, u64)> {
         // Else a loop of searches would not end.
@@ -112,8 +123,13 @@ impl MaskScan {
 /// `{` and `[`, and `}` and `]`, differ in bit 0x20 only, and no other byte maps to a brace.
 #[inline(always)]
 fn brackets<S: Simd>(bytes: u8x64<S>) -> mask8x64<S> {
-    let folded = bytes | 0x20;
-    folded.simd_eq(b'{') | folded.simd_eq(b'}')
+    (bytes | 0x20).simd_eq(b'{') | closing(bytes)
+}
+
+/// The closing ones of them.
+#[inline(always)]
+fn closing<S: Simd>(bytes: u8x64<S>) -> mask8x64<S> {
+    (bytes | 0x20).simd_eq(b'}')
 }
 
 /// Compiled once for each set of vector instructions, so everything it calls is `inline(always)`.
@@ -158,6 +174,57 @@ fn search<S: Simd, const TARGET: u8>(simd: S, text: &[u8], scan: &mut MaskScan) 
     state.is_ascii &= !bits.simd_ge(0x80).any_true();
     *scan = state;
     found
+}
+
+/// The same for the end of an object or list: in lists of lists most blocks have brackets, which are counted
+/// here.
+#[inline(always)]
+fn end_of_nested<S: Simd>(simd: S, text: &[u8], scan: &mut MaskScan, mut depth: usize) -> Option<usize> {
+    let mut state = *scan;
+    let (blocks, rest) = text[state.at..].as_chunks::<BLOCK>();
+    for block in blocks {
+        let bytes = u8x64::simd_from(simd, *block);
+        let brackets = state.advance::<S, BRACKETS>(bytes, block);
+        if brackets != 0
+            && let Some(end) = closes_last(brackets, closing(bytes).to_bitmask(), &mut depth)
+        {
+            return Some(state.at + end);
+        }
+        state.at += BLOCK;
+    }
+    if let Some(last) = text.last_chunk::<BLOCK>()
+        && !rest.is_empty()
+    {
+        let bytes = u8x64::simd_from(simd, *last);
+        let brackets = state.advance::<S, BRACKETS>(bytes, rest);
+        let closing = closing(bytes).to_bitmask() >> (BLOCK - rest.len());
+        if let Some(end) = closes_last(brackets, closing, &mut depth) {
+            return Some(state.at + end);
+        }
+        state.at = text.len();
+    }
+    *scan = state;
+    None
+}
+
+/// Which of a block's brackets closes the last of `depth` open ones; if none does, `depth` counts them.
+#[inline(always)]
+fn closes_last(brackets: u64, closing: u64, depth: &mut usize) -> Option<usize> {
+    let opening = brackets & !closing;
+    let mut closing = brackets & closing;
+    let closed = closing.count_ones() as usize;
+    // Else all of them leave one open.
+    if closed >= *depth {
+        for number in 1..=closed {
+            let before = closing ^ (closing - 1);
+            if *depth + (opening & before).count_ones() as usize == number {
+                return Some(closing.trailing_zeros() as usize);
+            }
+            closing &= closing - 1;
+        }
+    }
+    *depth = *depth + opening.count_ones() as usize - closed;
+    None
 }
 
 /// Skips pairs of blocks that have nothing a search stops at. Returns what is left, and all bits of what is not.

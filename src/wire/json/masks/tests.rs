@@ -119,6 +119,30 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn the_end_of_nested_text_is_found_as_by_counting(
+        text in text(), depth in 1_usize..40, at in any::<prop::sample::Index>(),
+    ) {
+        let at = at.index(text.len());
+        let (brackets, end) = brackets_of(&text, at, None);
+        let mut open = depth;
+        let last = brackets.into_iter().find(|&offset| {
+            if matches!(text[offset], b'{' | b'[') { open += 1 } else { open -= 1 }
+            open == 0
+        });
+        for level in levels() {
+            let mut scan = MaskScan::new(at, None);
+            prop_assert_eq!(scan.end_of_nested_by(level, &text, depth), last, "{:?}", level);
+            if last.is_none() {
+                prop_assert_eq!((scan.at, scan.escaped()), (text.len(), end), "{:?}", level);
+            }
+        }
+    }
+}
+
 #[test]
 fn every_byte_is_told_from_the_five_that_matter() {
     for level in levels() {
