@@ -80,8 +80,8 @@ fn is_json(text: &[u8]) -> bool {
     serde_json::from_slice::<&RawValue>(text).is_ok()
 }
 
-/// A request body: what is read of it does not depend on how it is split into chunks, nor on whether long chunks
-/// are read in blocks, and rewritten it is the same JSON with the three bootstrap fields.
+/// A request body: what is read of it does not depend on how it is split into chunks, nor on whether long
+/// chunks are read in blocks, and rewritten it is the same JSON with the three bootstrap fields.
 pub fn inspect_and_rewrite(data: &[u8]) {
     let Some(input) = FuzzInput::new(data) else { return };
     let dialect = DIALECTS[usize::from(input.options[0]) % DIALECTS.len()];

@@ -29,8 +29,8 @@ pub(crate) struct MaskScan {
     pub(crate) is_ascii: bool,
 }
 
-/// What ends a search: brackets outside strings, or the quote that ends a string. Constants, and not variants,
-/// so that each search is compiled by itself.
+/// What ends a search: brackets outside strings, or the quote that ends a string. Constants, and not
+/// variants, so that each search is compiled by itself.
 const BRACKETS: u8 = 0;
 const QUOTE: u8 = 1;
 
@@ -58,8 +58,8 @@ impl MaskScan {
         self.search::<QUOTE>(Level::new(), text).map(|(start, mask)| start + mask.trailing_zeros() as usize)
     }
 
-    /// Reads up to the end of an object or list, of which `depth` brackets are open here. Returns the offset of
-    /// the bracket that closes the last of them, or `None` at the text's end. Braces are brackets, too.
+    /// Reads up to the end of an object or list, of which `depth` brackets are open here. Returns the offset
+    /// of the bracket that closes the last of them, or `None` at the text's end. Braces are brackets, too.
     pub(crate) fn end_of_nested(&mut self, text: &[u8], depth: usize) -> Option<usize> {
         self.end_of_nested_by(Level::new(), text, depth)
     }
@@ -227,7 +227,7 @@ fn closes_last(brackets: u64, closing: u64, depth: &mut usize) -> Option<usize> 
     None
 }
 
-/// Skips pairs of blocks that have nothing a search stops at. Returns what is left, and all bits of what is not.
+/// Skips pairs of blocks that have nothing a search stops at. Returns what is left, and `bits` with theirs.
 #[inline(always)]
 fn skip_clean<S: Simd>(
     simd: S,

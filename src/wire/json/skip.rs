@@ -6,7 +6,7 @@ use super::search::{WORD, find_string_special, first_word, is_structural, struct
 
 const UNTERMINATED: MalformedJson = MalformedJson::new("a string is not terminated");
 
-/// Bytes of an object or array that are read a word at a time: the end of most is nearer than masks would pay.
+/// Bytes of an object or array that are read a word at a time. The end of most is nearer than masks pay.
 const NEAR: usize = 64;
 
 /// White space between JSON tokens (RFC 8259, section 2).

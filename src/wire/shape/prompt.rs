@@ -213,8 +213,8 @@ impl StreamHasher {
 /// The lanes after these stripes.
 #[inline]
 fn mixed(lanes: [u64; 4], key: &[u64; 4], stripes: &[[u8; STRIPE]]) -> [u64; 4] {
-    // As products that are folded only when they are needed: of lanes in words the compiler makes vectors, out
-    // of which it must move each factor, which takes twice as long.
+    // As products that are folded only when they are needed: of lanes in words the compiler makes vectors,
+    // out of which it must move each factor, which takes twice as long.
     let mut products = lanes.map(u128::from);
     for stripe in stripes {
         let (words, _) = stripe.as_chunks::<8>();

@@ -95,7 +95,7 @@ impl Utf8Validator {
         self.checked = 0;
     }
 
-    /// Skips what `scan` has read of a chunk from `start` on, if all of it is ASCII; validates what is before.
+    /// Skips what `scan` has read of a chunk from `start` on, if it is ASCII; validates what is before.
     #[inline]
     pub(super) fn skip_ascii(
         &mut self,
