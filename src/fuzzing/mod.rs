@@ -82,13 +82,18 @@ fn is_json(text: &[u8]) -> bool {
     serde_json::from_slice::<&RawValue>(text).is_ok()
 }
 
-/// A request body: what is read of it does not depend on how it is split into chunks, and rewritten it is the
-/// same JSON with the three bootstrap fields.
+/// A request body: what is read of it does not depend on how it is split into chunks, nor on whether long
+/// chunks are read in blocks, and rewritten it is the same JSON with the three bootstrap fields.
 pub fn inspect_and_rewrite(data: &[u8]) {
     let Some(input) = FuzzInput::new(data) else { return };
     let dialect = DIALECTS[usize::from(input.options[0]) % DIALECTS.len()];
     let whole = inspect(dialect, vec![input.text]);
     let chunked = inspect(dialect, split_at_random(input.text, input.options[1]));
+    for (result, seed) in [(&whole, 0), (&chunked, input.options[1])] {
+        let chunks = split_at_random(input.text, seed);
+        let expected = inspect_by(BodyInspector::new(dialect).reference(), chunks);
+        assert_eq!(result.as_ref().map(|(_, shape)| shape), expected.as_ref().map(|(_, shape)| shape));
+    }
     match (whole, chunked) {
         (Ok((body, shape)), Ok((chunked_body, chunked_shape))) => {
             assert_eq!(shape, chunked_shape);
@@ -109,7 +114,13 @@ pub fn inspect_and_rewrite(data: &[u8]) {
 }
 
 fn inspect(dialect: Dialect, chunks: Vec<&[u8]>) -> Result<(ClientBody, BodyShape), BodyError> {
-    let mut inspector = BodyInspector::new(dialect);
+    inspect_by(BodyInspector::new(dialect), chunks)
+}
+
+fn inspect_by(
+    mut inspector: BodyInspector,
+    chunks: Vec<&[u8]>,
+) -> Result<(ClientBody, BodyShape), BodyError> {
     let mut body = ClientBody::default();
     for chunk in chunks {
         inspector.feed(chunk)?;

@@ -8,6 +8,7 @@
 //! [`skip`] finds where a value ends, [`walk`] visits each byte of an object or array once, and [`value`]
 //! looks members up by name.
 
+mod masks;
 mod search;
 mod skip;
 mod value;
@@ -15,7 +16,8 @@ mod walk;
 
 use std::fmt;
 
-pub(crate) use search::{find_string_special, find_structural};
+pub(crate) use masks::{BLOCK, MaskScan};
+pub(crate) use search::{find_near_string_special, find_string_special, find_structural};
 pub(crate) use skip::{end_of_value, is_whitespace, skip_whitespace, trim_end};
 pub(crate) use value::JsonValue;
 pub(crate) use walk::{walk_elements, walk_members};

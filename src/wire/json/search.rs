@@ -21,6 +21,12 @@ pub(crate) fn find_string_special(bytes: &[u8]) -> Option<usize> {
     found.or_else(|| memchr::memchr2(b'"', b'\\', &bytes[at..]).map(|offset| at + offset))
 }
 
+/// The same, if it is one of the first bytes.
+#[inline]
+pub(crate) fn find_near_string_special(bytes: &[u8]) -> Option<usize> {
+    find_in_first_words(bytes, |word| equal(word, b'"') | equal(word, b'\\')).0
+}
+
 /// The offset of the first quote, brace or bracket.
 #[inline]
 pub(crate) fn find_structural(bytes: &[u8]) -> Option<usize> {

@@ -1,7 +1,13 @@
 //! Finding where a value ends, for text that is in memory as a whole.
 
 use super::MalformedJson;
+use super::masks::{BLOCK, MaskScan};
 use super::search::{WORD, find_string_special, first_word, is_structural, structural_candidates};
+
+const UNTERMINATED: MalformedJson = MalformedJson::new("a string is not terminated");
+
+/// Bytes of an object or array that are read a word at a time. The end of most is nearer than masks pay.
+const NEAR: usize = 64;
 
 /// White space between JSON tokens (RFC 8259, section 2).
 #[inline]
@@ -50,7 +56,6 @@ pub(super) fn start_of_member_value(text: &[u8], name_end: usize) -> Result<usiz
 
 /// The end of the string whose opening quote is at `start`.
 fn end_of_string(text: &[u8], start: usize) -> Result<usize, MalformedJson> {
-    const UNTERMINATED: MalformedJson = MalformedJson::new("a string is not terminated");
     let mut at = start + 1;
     loop {
         at += find_string_special(text.get(at..).ok_or(UNTERMINATED)?).ok_or(UNTERMINATED)?;
@@ -79,6 +84,9 @@ fn end_of_nested(text: &[u8], start: usize) -> Result<usize, MalformedJson> {
     let mut depth = 0_usize;
     let mut at = start;
     'words: while at < text.len() {
+        if at - start >= NEAR && text.len() >= BLOCK {
+            return end_of_long_nested(text, at, depth);
+        }
         let mut candidates = structural_candidates(first_word(&text[at..]));
         while candidates != 0 {
             let byte = at + candidates.trailing_zeros() as usize / 8;
@@ -100,4 +108,14 @@ fn end_of_nested(text: &[u8], start: usize) -> Result<usize, MalformedJson> {
         at += WORD;
     }
     Err(MalformedJson::new("an object or array is not terminated"))
+}
+
+/// The same from `at` on, where `depth` brackets are open.
+fn end_of_long_nested(text: &[u8], at: usize, depth: usize) -> Result<usize, MalformedJson> {
+    let mut scan = MaskScan::new(at, None);
+    match scan.end_of_nested(text, depth) {
+        Some(last) => Ok(last + 1),
+        None if scan.escaped().is_some() => Err(UNTERMINATED),
+        None => Err(MalformedJson::new("an object or array is not terminated")),
+    }
 }

@@ -150,3 +150,21 @@ proptest! {
         prop_assert_eq!(find_structural(text.as_bytes()), expected);
     }
 }
+
+#[test]
+fn a_long_value_ends_where_its_last_bracket_closes() {
+    for fill in [0, 1, 60, 64, 100, 1_000] {
+        let fill = "1,".repeat(fill);
+        let text = format!(r#"{{"a":[{fill}[{{"]}}":"\\\"]"}},[{fill}[]]]],"b":[{fill}2]}}"#);
+        let all = members_of(text.as_bytes()).unwrap();
+        assert_eq!(all[1], [&b"b"[..], format!("[{fill}2]").as_bytes()]);
+        for cut in 6..all[0][1].len() + 5 {
+            let reason = end_of_value(&text.as_bytes()[..cut], 5).unwrap_err().reason;
+            let is_string = reason == "a string is not terminated";
+            assert!(is_string || reason == "an object or array is not terminated", "{reason}");
+            // As of the text up to the cut, which is short.
+            let in_string = text[..cut].replace(r"\\", "").replace(r#"\""#, "").matches('"').count() % 2 == 1;
+            assert_eq!(is_string, in_string, "{}", &text[..cut]);
+        }
+    }
+}

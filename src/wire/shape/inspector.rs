@@ -5,11 +5,16 @@ use super::fields::{RequestedFeatures, TopLevelField, ValueBuffer};
 use super::prompt::{HashKey, PromptReader};
 use super::strict::{Nesting, Utf8Validator, is_json, unescape};
 use super::{BodyError, BodyShape, Dialect, FieldTreatment, InternalFields};
-use crate::wire::json::{find_string_special, find_structural, is_whitespace};
+use crate::wire::json::{
+    BLOCK, MaskScan, find_near_string_special, find_string_special, find_structural, is_whitespace,
+};
 
 /// The most bytes that are kept of a name. None that matters is longer: `bootstrap_pair_key` with all its
 /// characters written as `\u` escapes has 108.
 pub(super) const MAX_NAME: usize = 256;
+
+/// Bytes that are searched at once in long values.
+const SEGMENT: usize = 16 << 10;
 
 /// What the scanner expects next, or is within.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +52,9 @@ pub(crate) struct BodyInspector {
     features: RequestedFeatures,
     /// `None`: no policy wants to know the prompt.
     prompt: Option<PromptReader>,
+    /// Long chunks are read as short ones are.
+    #[cfg(any(test, fuzzing))]
+    is_reference: bool,
 }
 
 impl BodyInspector {
@@ -64,7 +72,15 @@ impl BodyInspector {
             fields: FieldFinder::default(),
             features: RequestedFeatures::default(),
             prompt: None,
+            #[cfg(any(test, fuzzing))]
+            is_reference: false,
         }
+    }
+
+    /// Validates each chunk first, and reads it a word at a time: what reading in blocks must agree with.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn reference(self) -> Self {
+        Self { is_reference: true, ..self }
     }
 
     /// Treats internal fields like this.
@@ -92,16 +108,34 @@ impl BodyInspector {
         if self.base == 0 && (chunk.starts_with(&[0xEF, 0xBB]) || chunk == [0xEF]) {
             return Err(BodyError::ByteOrderMark);
         }
-        self.utf8.feed(chunk, self.base)?;
+        self.utf8.chunk_started();
+        if !self.reads_blocks(chunk) {
+            self.utf8.feed_rest(chunk, self.base)?;
+        }
         let mut at = 0;
         while at < chunk.len() {
-            at = self.step(chunk, at)?;
+            at = match self.step(chunk, at) {
+                Ok(end) => end,
+                Err(error @ BodyError::NotUtf8 { .. }) => return Err(error),
+                // Of a chunk that is not UTF-8 that is the error, wherever it is.
+                Err(error) => return Err(self.utf8.feed_rest(chunk, self.base).err().unwrap_or(error)),
+            };
         }
+        self.utf8.feed_rest(chunk, self.base)?;
         if let Some(prompt) = &mut self.prompt {
             prompt.chunk_ended(chunk);
         }
         self.base += chunk.len();
         Ok(())
+    }
+
+    /// Whether long values are read in blocks. A block must lie within the chunk.
+    fn reads_blocks(&self, chunk: &[u8]) -> bool {
+        #[cfg(any(test, fuzzing))]
+        if self.is_reference {
+            return false;
+        }
+        chunk.len() >= BLOCK
     }
 
     /// The body's shape, once all of it was fed.
@@ -121,8 +155,8 @@ impl BodyInspector {
         match self.state {
             ScanState::InName { escaped } => self.in_name(chunk, at, escaped),
             ScanState::InString { escaped } => self.in_string(chunk, at, escaped),
-            ScanState::Nested => self.in_nested(chunk, at),
-            ScanState::NestedString { escaped } => Ok(self.in_nested_string(chunk, at, escaped)),
+            ScanState::Nested => self.in_nested(chunk, at, None),
+            ScanState::NestedString { escaped } => self.in_nested(chunk, at, Some(escaped)),
             ScanState::Scalar => self.in_scalar(chunk, at),
             _ if is_whitespace(chunk[at]) => Ok(at + 1),
             _ => self.token(chunk, at),
@@ -253,7 +287,11 @@ impl BodyInspector {
     }
 
     fn in_string(&mut self, chunk: &[u8], at: usize, escaped: bool) -> Result<usize, BodyError> {
-        let (end, unfinished) = skip_string(chunk, at, escaped);
+        let (end, unfinished) = match short_string(chunk, at, escaped) {
+            Some(end) => (end, None),
+            None if self.reads_blocks(chunk) => self.skip_long_string(chunk, at, escaped)?,
+            None => skip_string(chunk, at, escaped),
+        };
         self.value.push(&chunk[at..end]);
         match unfinished {
             Some(escaped) => self.state = ScanState::InString { escaped },
@@ -262,7 +300,65 @@ impl BodyInspector {
         Ok(end)
     }
 
-    fn in_nested(&mut self, chunk: &[u8], at: usize) -> Result<usize, BodyError> {
+    /// [`skip_string`] in blocks. What they say is ASCII is not validated again.
+    fn skip_long_string(
+        &mut self,
+        chunk: &[u8],
+        at: usize,
+        escaped: bool,
+    ) -> Result<(usize, Option<bool>), BodyError> {
+        let mut scan = MaskScan::new(at, Some(escaped));
+        while scan.at < chunk.len() {
+            let start = scan.at;
+            let quote = scan.end_of_string(&chunk[..segment_end(chunk, start)]);
+            self.utf8.skip_ascii(chunk, start, &mut scan, self.base)?;
+            if let Some(quote) = quote {
+                return Ok((quote + 1, None));
+            }
+        }
+        Ok((chunk.len(), scan.escaped()))
+    }
+
+    /// Within an object or list, in a string of its or not: reads up to its end, or the chunk's.
+    fn in_nested(&mut self, chunk: &[u8], at: usize, escaped: Option<bool>) -> Result<usize, BodyError> {
+        if !self.reads_blocks(chunk) {
+            return match escaped {
+                Some(escaped) => Ok(self.in_nested_string(chunk, at, escaped)),
+                None => self.in_short_nested(chunk, at),
+            };
+        }
+        let mut scan = MaskScan::new(at, escaped);
+        while scan.at < chunk.len() {
+            let start = scan.at;
+            let found = scan.next_brackets(&chunk[..segment_end(chunk, start)]);
+            self.utf8.skip_ascii(chunk, start, &mut scan, self.base)?;
+            let Some((block, mut brackets)) = found else { continue };
+            while brackets != 0 {
+                let bracket = block + brackets.trailing_zeros() as usize;
+                if self.bracket(chunk[bracket], self.base + bracket)? {
+                    self.value.push(&chunk[at..=bracket]);
+                    return self.end_value(chunk, bracket + 1);
+                }
+                brackets &= brackets - 1;
+            }
+        }
+        self.value.push(&chunk[at..]);
+        self.state = match scan.escaped() {
+            Some(escaped) => ScanState::NestedString { escaped },
+            None => ScanState::Nested,
+        };
+        Ok(chunk.len())
+    }
+
+    /// Returns whether this bracket is the one that closes the outermost.
+    fn bracket(&mut self, byte: u8, offset: usize) -> Result<bool, BodyError> {
+        match byte {
+            b'{' | b'[' => self.nesting.open(byte, offset).map(|()| false),
+            _ => self.nesting.close(byte, offset),
+        }
+    }
+
+    fn in_short_nested(&mut self, chunk: &[u8], at: usize) -> Result<usize, BodyError> {
         let Some(offset) = find_structural(&chunk[at..]) else {
             self.value.push(&chunk[at..]);
             return Ok(chunk.len());
@@ -271,10 +367,8 @@ impl BodyInspector {
         self.value.push(&chunk[at..end]);
         match chunk[end - 1] {
             b'"' => self.state = ScanState::NestedString { escaped: false },
-            open @ (b'{' | b'[') => self.nesting.open(open, self.base + end - 1)?,
-            close => {
-                let is_outermost = self.nesting.close(close, self.base + end - 1)?;
-                if is_outermost {
+            bracket => {
+                if self.bracket(bracket, self.base + end - 1)? {
                     return self.end_value(chunk, end);
                 }
             }
@@ -346,6 +440,17 @@ impl BodyInspector {
         let at = self.base + end - self.value.bytes.len();
         Err(BodyError::Syntax { expected: "a JSON value", at })
     }
+}
+
+/// How far a search goes at once, from here on: what of it is ASCII needs no other check.
+fn segment_end(chunk: &[u8], at: usize) -> usize {
+    chunk.len().min(at + SEGMENT)
+}
+
+/// The end of a string whose next special byte is its closing quote, and near.
+fn short_string(chunk: &[u8], at: usize, escaped: bool) -> Option<usize> {
+    let offset = find_near_string_special(&chunk[at..])?;
+    (!escaped && chunk[at + offset] == b'"').then_some(at + offset + 1)
 }
 
 /// Skips a string's contents from `chunk[at]` on. Returns where it stopped, and `None` if the string ended;

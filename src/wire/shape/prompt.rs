@@ -132,7 +132,11 @@ pub(crate) fn key_hash(name: &[u8]) -> u64 {
 /// Multiplies to 128 bits and folds the halves: each bit of the result depends on every bit of both.
 #[inline]
 fn fold(a: u64, b: u64) -> u64 {
-    let product = u128::from(a) * u128::from(b);
+    halves(u128::from(a) * u128::from(b))
+}
+
+#[inline]
+fn halves(product: u128) -> u64 {
     product as u64 ^ (product >> 64) as u64
 }
 
@@ -183,10 +187,7 @@ impl StreamHasher {
         while !stripes.is_empty() {
             let to_end_of_block = STRIPES_PER_BLOCK - self.stripes % STRIPES_PER_BLOCK;
             let (now, later) = stripes.split_at(stripes.len().min(to_end_of_block));
-            // Copied, so that the loop keeps the lanes in registers.
-            let mut lanes = self.lanes;
-            now.iter().for_each(|stripe| mix(&mut lanes, &self.key.0, stripe));
-            self.lanes = lanes;
+            self.lanes = mixed(self.lanes, &self.key.0, now);
             self.stripes += now.len();
             stripes = later;
             if self.stripes.is_multiple_of(STRIPES_PER_BLOCK) {
@@ -204,18 +205,26 @@ impl StreamHasher {
     /// The hash of everything.
     fn digest(&mut self) -> u64 {
         self.rest[self.rest_length..].fill(0);
-        mix(&mut self.lanes, &self.key.0, &self.rest);
+        self.lanes = mixed(self.lanes, &self.key.0, &[self.rest]);
         fold(self.of_lanes() ^ self.length, LANES[2])
     }
 }
 
+/// The lanes after these stripes.
 #[inline]
-fn mix(lanes: &mut [u64; 4], key: &[u64; 4], stripe: &[u8; STRIPE]) {
-    let (words, _) = stripe.as_chunks::<8>();
-    for lane in 0..4 {
-        let (first, second) = (u64::from_le_bytes(words[2 * lane]), u64::from_le_bytes(words[2 * lane + 1]));
-        lanes[lane] = fold(first ^ lanes[lane], second ^ key[lane]);
+fn mixed(lanes: [u64; 4], key: &[u64; 4], stripes: &[[u8; STRIPE]]) -> [u64; 4] {
+    // As products that are folded only when they are needed: of lanes in words the compiler makes vectors,
+    // out of which it must move each factor, which takes twice as long.
+    let mut products = lanes.map(u128::from);
+    for stripe in stripes {
+        let (words, _) = stripe.as_chunks::<8>();
+        for lane in 0..4 {
+            let first = u64::from_le_bytes(words[2 * lane]) ^ halves(products[lane]);
+            let second = u64::from_le_bytes(words[2 * lane + 1]) ^ key[lane];
+            products[lane] = u128::from(first) * u128::from(second);
+        }
     }
+    products.map(halves)
 }
 
 /// Which part of the fingerprint a field's value is.

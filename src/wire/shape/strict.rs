@@ -5,6 +5,7 @@ use serde_json::value::RawValue;
 use simd_json::prelude::ValueAsScalar;
 
 use super::error::{BodyError, MAX_DEPTH};
+use crate::wire::json::MaskScan;
 
 /// Whether all of the text is one JSON value. A `RawValue` builds nothing and does not recurse, so that no
 /// depth overflows the stack.
@@ -82,9 +83,44 @@ pub(super) struct Utf8Validator {
     /// The start of a character that continues in the next chunk.
     partial: [u8; 4],
     length: usize,
+    /// How much of the current chunk was validated.
+    checked: usize,
 }
 
+/// Fewer bytes of ASCII are not worth being left out of a validation that is faster with longer texts.
+const MIN_SKIPPED: usize = 256;
+
 impl Utf8Validator {
+    pub(super) fn chunk_started(&mut self) {
+        self.checked = 0;
+    }
+
+    /// Skips what `scan` has read of a chunk from `start` on, if it is ASCII; validates what is before.
+    #[inline]
+    pub(super) fn skip_ascii(
+        &mut self,
+        chunk: &[u8],
+        start: usize,
+        scan: &mut MaskScan,
+        base: usize,
+    ) -> Result<(), BodyError> {
+        if !std::mem::replace(&mut scan.is_ascii, true) || scan.at - start < MIN_SKIPPED {
+            return Ok(());
+        }
+        if self.checked < start || self.length > 0 {
+            // With one byte of the ASCII, before which a character must have ended.
+            self.feed(&chunk[self.checked..=start], base + self.checked)?;
+        }
+        self.checked = scan.at;
+        Ok(())
+    }
+
+    /// Validates the rest of a chunk.
+    pub(super) fn feed_rest(&mut self, chunk: &[u8], base: usize) -> Result<(), BodyError> {
+        let from = std::mem::replace(&mut self.checked, chunk.len());
+        self.feed(&chunk[from..], base + from)
+    }
+
     pub(super) fn feed(&mut self, mut chunk: &[u8], base: usize) -> Result<(), BodyError> {
         let mut base = base;
         while self.length > 0 && !chunk.is_empty() {

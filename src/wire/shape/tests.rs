@@ -9,6 +9,7 @@ use crate::wire::plan::{OwnIds, RequestPlan};
 
 mod generators;
 mod properties;
+mod reference;
 mod samples;
 
 const FIELDS: &str = r#""bootstrap_host":"h","bootstrap_port":1,"bootstrap_room":2"#;
