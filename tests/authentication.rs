@@ -5,7 +5,7 @@ mod kit;
 
 use std::net::{SocketAddr, UdpSocket};
 
-use kit::{Client, ReceivedRequest, Response, Router, ScriptedServer, json};
+use kit::{Client, ReceivedRequest, Response, Router, ScriptedServer, free_port, json};
 use mini_lb::MiniLbConfig;
 
 const BODY: &str = r#"{"text":"a"}"#;
@@ -190,10 +190,6 @@ async fn worker_api_key_replaces_client_authorization_when_configured() {
         assert_eq!(authorization(seen), Some("Bearer inner"), "{}", seen.target());
         assert_eq!((seen.head.header("x-a"), seen.head.header("x-b")), (Some("1"), Some("2")));
     }
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port()
 }
 
 async fn admin_get(address: SocketAddr, target: &str, headers: &[(&str, &str)]) -> (u16, String) {

@@ -8,7 +8,7 @@ mod kit;
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,8 +37,7 @@ impl Router {
     async fn start(prefill: &ScriptedServer, decode: &ScriptedServer, descriptors: usize) -> Self {
         // Another process may take a free port before the router does.
         for _ in 0..5 {
-            let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-            let address = free.expect("a free port");
+            let address = SocketAddr::from(([127, 0, 0, 1], kit::free_port()));
             let mut command = limited(descriptors, env!("CARGO_BIN_EXE_mini-lb"));
             command.args(["--host", "127.0.0.1", "--port", &address.port().to_string()]);
             command.args(["--worker-threads", "2", "--prefill", &prefill.url(), "none"]);

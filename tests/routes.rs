@@ -692,7 +692,7 @@ async fn head_has_the_headers_of_get_and_no_body() {
 #[tokio::test]
 async fn requests_are_counted_by_what_is_done() {
     let (prefill, decode) = (server().await, server().await);
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = kit::free_port();
     let admin = |config: MiniLbConfig| config.admin_address("127.0.0.1", port);
     let router = Router::start_with(&[&prefill], &[&decode], admin).await;
     for (method, path) in [

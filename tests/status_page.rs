@@ -7,7 +7,7 @@ mod kit;
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -16,17 +16,13 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use browser::Browser;
+use kit::free_port;
 use kit::processes::{ChildProcess, target};
 use loadtest::sim::{Role, Sim, SimConfig};
 use tokio::runtime::Runtime;
 
 /// Time between two tokens, and between two requests.
 const TOKEN: Duration = Duration::from_millis(5);
-
-fn free_port() -> u16 {
-    let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-    free.expect("a free port").port()
-}
 
 /// The folder for screenshots.
 fn folder() -> PathBuf {

@@ -320,7 +320,7 @@ async fn forwarded_and_browser_requests_are_forbidden() {
 #[tokio::test]
 async fn admin_listener_has_the_same_endpoints() {
     let (prefill, decode, more) = (ok_server().await, ok_server().await, ok_server().await);
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = kit::free_port();
     let admin = |config: MiniLbConfig| config.admin_address("127.0.0.1", port);
     let router = Router::start_with(&[&prefill], &[&decode], admin).await;
     assert_eq!(workers(&router).await.len(), 2);

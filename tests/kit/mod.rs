@@ -9,6 +9,7 @@ mod engine;
 mod fixtures;
 mod http;
 pub mod media;
+mod ports;
 pub mod processes;
 pub mod program;
 pub mod raw;
@@ -21,6 +22,7 @@ pub use client::{Client, Response};
 pub use engine::{configure, skip_on_hyper};
 pub use fixtures::{Exchange, Recording, exchanges, fixture, fixture_names};
 pub use http::{Head, dechunk};
+pub use ports::free_port;
 pub use router::{BOOTSTRAP_PORT, Router};
 pub use router_process::RouterProcess;
 pub use scripted_server::{

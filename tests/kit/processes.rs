@@ -3,7 +3,6 @@
 
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
@@ -14,7 +13,7 @@ use std::time::{Duration, Instant};
 use loadtest::sim::{Sim, SimConfig, SimPair};
 use tokio::runtime::Runtime;
 
-use super::engine;
+use super::{engine, free_port};
 
 /// Far longer than any step takes; bounds a test that fails.
 pub const DEADLINE: Duration = Duration::from_secs(120);
@@ -68,8 +67,7 @@ impl BuiltRouter {
         let bootstrap = servers.pair.prefill.bootstrap_port().expect("a bootstrap port").to_string();
         // Another process may take a free port before the router does.
         for _ in 0..5 {
-            let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-            let port = free.expect("a free port").port().to_string();
+            let port = free_port().to_string();
             let mut command = Command::new(env!("CARGO_BIN_EXE_mini-lb"));
             command.args(["--host", "127.0.0.1", "--port", &port]);
             command.args(["--prefill", &servers.pair.prefill.url(), &bootstrap]);

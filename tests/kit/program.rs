@@ -139,10 +139,7 @@ impl Drop for Program {
     }
 }
 
-pub fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("a bound address").port()
-}
+pub use super::free_port;
 
 /// A configuration file with both servers and `line`, which replaces the line of the same key.
 pub fn file_with(line: &str) -> String {

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::{Client, ScriptedServer, engine, with_timeout};
+use super::{Client, ScriptedServer, engine, free_port, with_timeout};
 
 /// Killed when it is dropped.
 pub struct RouterProcess {
@@ -58,10 +58,9 @@ impl RouterProcess {
     }
 
     pub fn spawn_with(servers: &[&str], args: &[&str]) -> Self {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = free.local_addr().expect("a bound address");
-        drop(free);
-        let port = address.port().to_string();
+        let port = free_port();
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let port = port.to_string();
         let plain = ["--host", "127.0.0.1", "--port", &port];
         let quiet = ["--shutdown-lame-duck-secs", "0", "--worker-threads", "1"];
         let mut child = Command::new(env!("CARGO_BIN_EXE_mini-lb"))
