@@ -106,8 +106,10 @@ async fn found_again(options: impl FnOnce(MiniLbConfig) -> MiniLbConfig) -> u64 
     let prefill = start(simulated(Role::Prefill, 8)).await;
     let decode = start(simulated(Role::Decode, 1)).await;
     let router = router(&prefill, &decode, options).await;
+    // One after the other: a rank that is behind with its work, as on a busy machine, is not given a prompt
+    // although it has it cached.
     for _ in 0..4 {
-        send_all(router.address(), 8, (0..24).map(|number| prompt(number, 5_000)).collect()).await;
+        send_all(router.address(), 1, (0..24).map(|number| prompt(number, 5_000)).collect()).await;
     }
     assert_eq!(requests(&prefill).iter().sum::<u64>(), 96);
     prefill.rank_stats().iter().map(|rank| rank.cached_prompts).sum()
@@ -119,7 +121,7 @@ async fn a_repeated_prompt_goes_to_the_rank_that_has_it() {
     // Without probes the router does not know of ranks: rooms are random, and so are ranks.
     let ignored = found_again(|config| config.health_checks(false)).await;
     println!("of 72 repeated prompts {known} were cached, {ignored} with ranks ignored");
-    assert!(known >= 68, "{known}");
+    assert_eq!(known, 72);
     assert!(ignored < known / 2, "{ignored} of {known}");
 }
 
