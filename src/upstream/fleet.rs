@@ -436,7 +436,7 @@ fn count(picked: &Picked) -> InFlight {
 
 /// How much a server is wanted. Others than the first are used only while no server of the role has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Rank {
+enum Priority {
     InRotation,
     /// Down, or on its way back. A refused connection costs little, and then another server is selected.
     Excluded,
@@ -444,11 +444,11 @@ enum Rank {
     Draining,
 }
 
-fn rank(server: &Backend) -> Rank {
+fn priority(server: &Backend) -> Priority {
     match (server.is_healthy(), server.is_draining()) {
-        (true, _) => Rank::InRotation,
-        (false, false) => Rank::Excluded,
-        (false, true) => Rank::Draining,
+        (true, _) => Priority::InRotation,
+        (false, false) => Priority::Excluded,
+        (false, true) => Priority::Draining,
     }
 }
 
@@ -516,23 +516,24 @@ impl RoleGroup {
         if self.excluded.load(Ordering::Relaxed) == 0 {
             return self.pick_of(&self.candidates, demand);
         }
-        let best = self.best_rank();
-        self.pick_where(|server| rank(server) <= best, demand)
+        let best = self.best_priority();
+        self.pick_where(|server| priority(server) <= best, demand)
             .or_else(|| self.pick_of(&self.candidates, demand))
     }
 
-    /// Selects another server than `failed`: one of the best rank that another has, else `failed` again.
+    /// Selects another server than `failed`: one of the best priority that another has, else `failed` again.
     fn pick_other(&self, failed: &Arc<Backend>, demand: Demand<'_>) -> Option<Picked> {
         let is_other = |server: &Arc<Backend>| !Arc::ptr_eq(server, failed);
-        let best = self.servers().iter().filter(|server| is_other(server)).map(|server| rank(server)).min();
-        best.and_then(|best| self.pick_where(|server| is_other(server) && rank(server) <= best, demand))
+        let best =
+            self.servers().iter().filter(|server| is_other(server)).map(|server| priority(server)).min();
+        best.and_then(|best| self.pick_where(|server| is_other(server) && priority(server) <= best, demand))
             .or_else(|| self.pick_where(is_other, demand))
             .or_else(|| self.pick_of(&self.candidates, demand))
     }
 
-    /// The best rank that a server of this role has now.
-    fn best_rank(&self) -> Rank {
-        self.servers().iter().map(|server| rank(server)).min().unwrap_or(Rank::InRotation)
+    /// The best priority that a server of this role has now.
+    fn best_priority(&self) -> Priority {
+        self.servers().iter().map(|server| priority(server)).min().unwrap_or(Priority::InRotation)
     }
 
     /// Selects among the servers that match. Usually all do, and then no list of them is allocated.

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use super::{Entered, Fleet, Picked, Rank, RoleGroup, ServerPair, Stopwatch, rank};
+use super::{Entered, Fleet, Picked, Priority, RoleGroup, ServerPair, Stopwatch, priority};
 use crate::admission::{AdmissionHandle, BackendCaps};
 use crate::upstream::completed_prefill::Expectation;
 use crate::upstream::in_flight::BackendPermit;
@@ -137,7 +137,7 @@ impl Fleet {
 
 impl RoleGroup {
     fn has_capacity(&self, cap: usize) -> bool {
-        let best = self.best_rank();
+        let best = self.best_priority();
         self.servers().iter().any(|server| is_eligible(server, best, cap))
     }
 
@@ -148,7 +148,7 @@ impl RoleGroup {
 
     /// Selects a server with capacity and acquires a permit on it.
     fn try_acquire(&self, cap: usize) -> Option<Reserved> {
-        let best = self.best_rank();
+        let best = self.best_priority();
         loop {
             let (server, rank, by) = if self.selects_late() {
                 // Not by the policy, whose selection counts.
@@ -195,7 +195,7 @@ impl RoleGroup {
             let by = SelectedBy { prompt_bytes: demand.prompt_bytes(), ..by };
             return Reserved { permit, by }.with_work();
         }
-        let best = self.best_rank();
+        let best = self.best_priority();
         let is_reserved = |server: &Arc<Backend>| Arc::ptr_eq(server, permit.backend());
         let picked = self.pick_where(|server| is_reserved(server) || is_eligible(server, best, cap), demand);
         let other = match picked {
@@ -221,6 +221,6 @@ impl RoleGroup {
 
 /// Whether a server may get one more request. Those that are out of rotation may only while the role has none
 /// that is in it: one that may be down is better than none.
-fn is_eligible(server: &Backend, best: Rank, cap: usize) -> bool {
-    server.in_flight() < cap && rank(server) <= best
+fn is_eligible(server: &Backend, best: Priority, cap: usize) -> bool {
+    server.in_flight() < cap && priority(server) <= best
 }
