@@ -26,14 +26,15 @@ fn main() {
         println!("instructions: run by .ci/gate");
         return;
     };
-    let is_guarded = std::env::args().any(|arg| arg == "guarded");
-    let looks_at_prompts = std::env::args().any(|arg| arg == "cache_aware");
-    let mut peers = match (is_guarded, looks_at_prompts) {
-        (true, _) => LockStep::start_with_limits(PAUSE),
-        (false, true) => LockStep::start_with_cache_aware(PAUSE),
-        (false, false) => LockStep::start(PAUSE),
+    let is_given = |word: &str| std::env::args().any(|arg| arg == word);
+    let start = match () {
+        () if is_given("guarded") => LockStep::start_with_limits,
+        () if is_given("cache_aware") => LockStep::start_with_cache_aware,
+        () if is_given("hyper") => LockStep::start_with_hyper,
+        () => LockStep::start,
     };
-    if std::env::args().any(|arg| arg == "long") {
+    let mut peers = start(PAUSE);
+    if is_given("long") {
         peers.lengthen();
     }
     exchange(&mut peers, 20, 5);

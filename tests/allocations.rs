@@ -24,6 +24,10 @@ const MAX_FOR_LIMITS: f64 = 0.5;
 /// Added by the policies that look at prompts. Measured: 0.
 const MAX_FOR_PROMPTS: f64 = 0.1;
 
+/// The same with hyper for HTTP/1.1 on both sides. Measured: 103.2 and 2.0.
+const MAX_PER_REQUEST_ON_HYPER: f64 = 106.0;
+const MAX_PER_TOKEN_ON_HYPER: f64 = 2.2;
+
 /// Longer than the router needs for a step.
 const PAUSE: Duration = Duration::from_micros(200);
 const REQUESTS: usize = 200;
@@ -37,20 +41,27 @@ fn allocations(act: impl FnOnce()) -> f64 {
     (change.allocations + change.reallocations) as f64
 }
 
-/// The only test of this file: the allocations of a concurrent one would be counted too.
-#[test]
-fn allocations_per_request_and_per_token_are_bounded() {
-    let mut peers = LockStep::start(PAUSE);
+/// Of a plain request, and of each token of a stream.
+fn per_request_and_token(mut peers: LockStep) -> (f64, f64) {
     // Allocated once: connections, buffers and timers.
     (0..50).for_each(|_| peers.plain());
     peers.stream(8);
-
     let per_request = allocations(|| (0..REQUESTS).for_each(|_| peers.plain())) / REQUESTS as f64;
     let mut of_streams = |tokens| allocations(|| (0..STREAMS).for_each(|_| peers.stream(tokens)));
-    let per_token = (of_streams(128) - of_streams(64)) / (STREAMS * 64) as f64;
+    (per_request, (of_streams(128) - of_streams(64)) / (STREAMS * 64) as f64)
+}
+
+/// The only test of this file: the allocations of a concurrent one would be counted too.
+#[test]
+fn allocations_per_request_and_per_token_are_bounded() {
+    let (per_request, per_token) = per_request_and_token(LockStep::start(PAUSE));
     println!("allocations: {per_request:.2} a request, {per_token:.2} a token");
     assert!(per_request <= MAX_PER_REQUEST, "{per_request} allocations a request");
     assert!(per_token <= MAX_PER_TOKEN, "{per_token} allocations a token");
+    let (on_hyper, token_on_hyper) = per_request_and_token(LockStep::start_with_hyper(PAUSE));
+    println!("allocations on hyper: {on_hyper:.2} a request, {token_on_hyper:.2} a token");
+    assert!(on_hyper <= MAX_PER_REQUEST_ON_HYPER, "{on_hyper} allocations a request on hyper");
+    assert!(token_on_hyper <= MAX_PER_TOKEN_ON_HYPER, "{token_on_hyper} allocations a token on hyper");
     let mut with_limits = LockStep::start_with_limits(PAUSE);
     (0..50).for_each(|_| with_limits.plain());
     let for_limits =

@@ -12,7 +12,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use mini_lb::{CacheAware, LeastLoad, MiniLbConfig, MiniLoadBalancer, RoundRobin};
+use mini_lb::{CacheAware, Http1Engine, LeastLoad, MiniLbConfig, MiniLoadBalancer, RoundRobin};
 use tracing::level_filters::LevelFilter;
 
 /// A request of OpenAI's Python client: a head of eleven lines and a body of 300 bytes.
@@ -92,6 +92,11 @@ impl LockStep {
     /// The same with the default policies, which look at prompts.
     pub fn start_with_cache_aware(pause: Duration) -> Self {
         Self::start_with(pause, |config| config.prefill_policy(CacheAware::new()).decode_policy(LeastLoad))
+    }
+
+    /// The same with hyper for HTTP/1.1 on both sides.
+    pub fn start_with_hyper(pause: Duration) -> Self {
+        Self::start_with(pause, |config| config.http1_engine(Http1Engine::Hyper))
     }
 
     /// Sends longer requests from now on, of 8.5 KB.
