@@ -22,20 +22,29 @@ fn dns_name(role: Role, name: &str, bootstrap_port: Option<u16>) -> Result<DnsNa
         Role::Decode => "--decode-dns",
         Role::Regular => "--worker-dns",
     };
-    let bad = |why: &str| ConfigError(format!("{flag} {}: {why}", name.escape_debug()));
     // A flag's 0 was rejected when it was parsed; this is for users of the library.
     if bootstrap_port == Some(0) {
-        return Err(bad(BAD_BOOTSTRAP_PORT));
+        return Err(bad_name(flag, name, BAD_BOOTSTRAP_PORT));
     }
+    let (host, port) = host_and_port(flag, name)?;
+    Ok(DnsName { role, host, port, bootstrap_port })
+}
+
+/// Reads a name to resolve, as it was given with `flag`.
+pub(super) fn host_and_port(flag: &str, name: &str) -> Result<(String, u16), ConfigError> {
     // An IPv6 address needs no resolver, and a URL's path is not a part of a name.
     let has_port = name.rsplit_once(':').is_some_and(|(host, _)| !host.contains(':'));
     // Parsed as a URL, so that names follow the same rules as hosts of servers.
     let address = Address::parse(&format!("http://{name}")).ok();
     let address = address.filter(|_| has_port && !name.contains('/'));
     let Some(Address { host, port, .. }) = address else {
-        return Err(bad("not a name and a port such as prefill.default.svc:30000"));
+        return Err(bad_name(flag, name, "not a name and a port such as prefill.default.svc:30000"));
     };
-    Ok(DnsName { role, host, port, bootstrap_port })
+    Ok((host, port))
+}
+
+fn bad_name(flag: &str, name: &str, why: &str) -> ConfigError {
+    ConfigError(format!("{flag} {}: {why}", name.escape_debug()))
 }
 
 impl MiniLbConfig {

@@ -1,9 +1,10 @@
 //! Encoders, and where prefill servers take their registrations.
 
+use super::discovery::host_and_port;
 use super::settings::address;
 use super::{ConfigError, MiniLbConfig};
 use crate::options::EncoderOptions;
-use crate::upstream::{Address, EncoderName, EncoderSpec, MAX_ENCODERS};
+use crate::upstream::{EncoderName, EncoderSpec, MAX_ENCODERS};
 
 impl EncoderOptions {
     /// The encoders, if each is a URL, and each name a host and a port.
@@ -20,16 +21,8 @@ impl EncoderOptions {
 }
 
 fn encoder_name(name: &str) -> Result<EncoderName, ConfigError> {
-    // As for names of servers: parsed as a URL, of which nothing but a host and a port may be there.
-    let has_port = name.rsplit_once(':').is_some_and(|(host, _)| !host.contains(':'));
-    let address = Address::parse(&format!("http://{name}")).ok();
-    match address.filter(|_| has_port && !name.contains('/')) {
-        Some(Address { host, port, .. }) => Ok(EncoderName { host, port }),
-        None => Err(ConfigError::new(format!(
-            "--encode-dns {}: not a name and a port such as encode.default.svc:30000",
-            name.escape_debug()
-        ))),
-    }
+    let (host, port) = host_and_port("--encode-dns", name)?;
+    Ok(EncoderName { host, port })
 }
 
 impl MiniLbConfig {
