@@ -77,14 +77,16 @@ fn summary(layers: &Layers) -> String {
     };
     let workers = layers.value("worker-threads").and_then(|text| text.parse().ok());
     let workers = workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let plural = if workers == 1 { "" } else { "s" };
+    let plural = |count| if count == 1 { "" } else { "s" };
+    let workers = format!("{workers} worker{}", plural(workers));
     if layers.is_set("worker-urls") || count("worker-dns") > 0 {
         let policy = layers.value("policy").unwrap_or("cache_aware");
         let servers = count("worker-urls");
-        return format!("{servers} plain servers{names}, policy {policy}, {workers} worker{plural}");
+        let servers = format!("{servers} plain server{}", plural(servers));
+        return format!("{servers}{names}, policy {policy}, {workers}");
     }
     format!(
-        "{} prefill, {} decode{names}, policy {}/{}, {workers} worker{plural}",
+        "{} prefill, {} decode{names}, policy {}/{}, {workers}",
         count("prefill"),
         count("decode"),
         policy("prefill-policy"),
