@@ -441,6 +441,33 @@ async fn a_client_that_leaves_closes_all_legs() {
 }
 
 #[tokio::test]
+async fn a_client_that_leaves_has_all_copies_aborted() {
+    let [prefill, decode] = [(), ()].map(|()| {
+        ScriptedServer::start(|seen| match seen.target() {
+            "/abort_request" => vec![Step::Send(json("200 OK", "{}"))],
+            _ => vec![Step::Hang],
+        })
+    });
+    let (prefill, decode) = (prefill.await, decode.await);
+    let router = Router::start_with(&[&prefill], &[&decode], |config| config.abort_on_disconnect(true)).await;
+    let mut client = router.client().await;
+    client.send_request("POST", GENERATE, &[], BODY.as_bytes()).await;
+    prefill.wait_for_requests(3).await;
+    decode.wait_for_requests(3).await;
+    drop(client);
+    for server in [&prefill, &decode] {
+        server.wait_for_requests(6).await;
+        let rids = |is_abort: bool| -> HashSet<String> {
+            let requests = server.requests().into_iter();
+            let requests = requests.filter(|seen| (seen.target() == "/abort_request") == is_abort);
+            requests.map(|seen| seen.json()["rid"].as_str().expect("an id").to_owned()).collect()
+        };
+        assert_eq!(rids(true).len(), 3);
+        assert_eq!(rids(true), rids(false));
+    }
+}
+
+#[tokio::test]
 async fn more_samples_than_max_n_and_impossible_numbers_are_rejected_before_anything_is_sent() {
     let (prefill, decode) = (ok_servers(1).await, ok_servers(1).await);
     let router = router_with(&prefill, &decode, |config| config.max_samples(3)).await;

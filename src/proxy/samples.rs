@@ -17,16 +17,16 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
 
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+use hyper::header::CONTENT_LENGTH;
 use tokio::time::Instant;
 
-use super::exchange::{AdmittedPair, Proxy, ReadRequest, UpstreamResponse};
+use super::exchange::{AdmittedPair, UpstreamResponse, early_head};
 use super::relay::{Relay, TimeLimit};
-use crate::error::{Error, OwnResponse};
+use super::request::{Proxy, ReadRequest};
+use crate::error::Error;
 use crate::http1::RawHeaders;
 use crate::observe::record::Record;
 use crate::timer::Timer;
-use crate::wire::client_response::ClientResponseHead;
 use copies::{Copies, CopyEvent};
 use decision::{SampleAction, SampleDecision};
 use rid::rids_of_copies;
@@ -111,11 +111,4 @@ async fn start_stream(request: &Arc<ReadRequest>, mut copies: Copies) -> Result<
     let relay = Relay::merged(Box::new(stream), time_limit, is_early);
     let body = relay.with_event_stream(true, request.dialect.into()).into();
     Ok(UpstreamResponse { head, body })
-}
-
-/// The head of a stream of which no copy's has started.
-fn early_head() -> ClientResponseHead {
-    let mut head = OwnResponse::default();
-    head.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
-    head.into_parts().0.into()
 }

@@ -37,7 +37,8 @@ pub(crate) struct RequestPlan {
     decode: Option<LegPlan>,
 }
 
-/// Ids that the router sets, of plain ASCII, because the client has none.
+/// Ids that the router sets, each as it stands between the quotes of JSON: because the client has none, or
+/// because each copy of a request for several samples needs one of its own.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct OwnIds<'a> {
     /// The id by which servers can be asked to abort the request.

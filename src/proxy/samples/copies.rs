@@ -10,8 +10,9 @@ use std::time::Duration;
 use hyper::body::Body;
 use tokio::time::Instant;
 
-use super::super::exchange::{AdmittedPair, Proxy, ReadRequest, SamplePlan, UpstreamResponse};
+use super::super::exchange::{AdmittedPair, UpstreamResponse};
 use super::super::relay::Relay;
+use super::super::request::{Proxy, ReadRequest, SamplePlan};
 use super::decision::CopyEventKind;
 use crate::admission::BackendCaps;
 use crate::error::{Cause, Error};

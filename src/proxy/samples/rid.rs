@@ -5,7 +5,7 @@
 //! `/abort_request` with the client's own finds all copies.
 
 use super::super::abort::new_rid;
-use super::super::exchange::ReadRequest;
+use super::super::request::ReadRequest;
 use crate::upstream::OWN_RID;
 
 /// The ids of the copies: `None` for each if neither the client nor the router needs one.
@@ -13,7 +13,7 @@ pub(super) fn rids_of_copies(request: &ReadRequest) -> Vec<Option<String>> {
     let has_rid = request.shape.has_rid;
     let needs_rid = has_rid || request.limits.abort_on_disconnect;
     // Of a list, each is the id of one prompt of the batch; servers take one for all of them, too.
-    let client = match request.own().rids() {
+    let client = match &request.own().rids[..] {
         [one] if has_rid => Some(&one[..]),
         _ => None,
     };

@@ -5,8 +5,8 @@ use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 
-use super::super::exchange::ReadRequest;
 use super::super::relay::MergedStream;
+use super::super::request::ReadRequest;
 use super::copies::{Copies, CopyEvent};
 use super::decision::{CopyEventKind, SampleAction, SampleDecision};
 use crate::error::{Cause, Error};

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use hyper::header::{CONTENT_LENGTH, HeaderValue};
 
-use super::super::exchange::{ReadRequest, UpstreamResponse};
+use super::super::exchange::UpstreamResponse;
 use super::super::merge::{MAX_INLINE, join};
 use super::super::relay::Relay;
+use super::super::request::ReadRequest;
 use super::copies::{Copies, CopyEvent};
 use super::decision::{SampleAction, SampleDecision};
 use crate::admission::{AdmissionHandle, Reservation};
