@@ -24,7 +24,7 @@ use crate::wire::plan::{OwnIds, RequestPlan};
 use crate::wire::shape::{BodyShape, Dialect, HashKey, InternalFields, Prompt, RequestedSamples, key_hash};
 use crate::wire::upstream_request::UpstreamHead;
 
-/// Sends generation requests to pairs of servers.
+/// Reads requests, and sends them ([`dispatch`](Self::dispatch)) to pairs of servers or to plain ones.
 #[derive(Clone)]
 pub(crate) struct Proxy {
     pub(super) fleet: Arc<LiveFleet>,
