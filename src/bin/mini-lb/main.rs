@@ -10,7 +10,9 @@ mod columns;
 mod log;
 mod probe_report;
 mod reload;
+mod top;
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -31,7 +33,13 @@ const DOES_NOT_FIT: u8 = 3;
 /// Exit codes: 0 after a shutdown, 1 for an error while running, 2 for a bad command line or configuration, 3
 /// for servers that do not fit.
 fn main() -> ExitCode {
-    let plan = cli::parse(std::env::args_os(), std::env::vars_os()).unwrap_or_else(|error| error.exit());
+    let args: Vec<OsString> = std::env::args_os().collect();
+    if top::is_wanted(&args) {
+        let request = top::parse(args).unwrap_or_else(|error| error.exit());
+        let ended = run(top::run(request)).and_then(|ended| ended);
+        return ended.map_or_else(|sentence| fail(&sentence), |()| ExitCode::SUCCESS);
+    }
+    let plan = cli::parse(args, std::env::vars_os()).unwrap_or_else(|error| error.exit());
     let balancer = MiniLoadBalancer::new(plan.config.clone())
         .unwrap_or_else(|error| cli::refusal(plan.layers.placed(&error.to_string())).exit());
     match &plan.check {
