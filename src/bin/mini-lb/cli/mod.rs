@@ -8,6 +8,7 @@ mod layers;
 mod options;
 mod program_options;
 mod start_line;
+mod stray;
 mod unsupported;
 
 use std::ffi::OsString;
@@ -56,7 +57,8 @@ pub(crate) fn parse(
 ) -> Result<Plan, clap::Error> {
     let args: Vec<OsString> = args.into_iter().collect();
     refuse_unsupported(&args)?;
-    let matches = arguments::command().try_get_matches_from(&args)?;
+    let matches =
+        arguments::command().try_get_matches_from(&args).map_err(|error| stray::explained(error, &args))?;
     let layers = Layers::read(&matches, environment)?;
     let placed = |sentence: String| refusal(layers.placed(&sentence));
     // First, as the level is a part of the library's configuration: less severe lines are not passed on.
