@@ -1,11 +1,11 @@
 //! Whether servers fit the configuration and each other: asks each of them once, before
 //! traffic flows.
 //!
-//! What a server says is read in [`facts`], and what does not fit is said in [`rules`].
+//! What a server says is read in [`server_facts`], and what does not fit is said in [`rules`].
 //! Nothing is changed here, at servers or in the router, but that names are resolved.
 
-mod facts;
 mod rules;
+mod server_facts;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use super::probes::{ProbeClient, READY};
 use crate::admission::AccessControl;
 use crate::http1::OutgoingBody;
 use crate::upstream::{Address, Backend, DesiredFleet, Encoder, Role, SocketOptions};
-pub use facts::ServerFacts;
+pub use server_facts::ServerFacts;
 
 /// Servers that are asked at the same time: one connection each, below the 1,024 descriptors that a shell
 /// allows by default.
@@ -87,7 +87,7 @@ impl ServerCheck {
 
 impl Finding {
     fn new(is_warning: bool, text: impl Into<String>) -> Self {
-        Self { is_warning, text: facts::printable(&text.into()) }
+        Self { is_warning, text: server_facts::printable(&text.into()) }
     }
 }
 

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use hyper::StatusCode;
 
-use super::facts::NoFacts;
+use super::server_facts::NoFacts;
 use super::{Finding, FleetCheck, ServerCheck, ServerFacts};
 use crate::error::{Cause, Error};
 use crate::http1::{HeaderId, ResponseHead};

@@ -157,9 +157,9 @@ mod tests {
 
     #[test]
     fn a_narrow_line_cuts_wide_columns_first_and_then_drops_the_last() {
-        assert_eq!(table(31)[1], "..0.0.1:30000     7  llama-3..");
-        assert_eq!(table(24)[1], "..01:30000     7  llam..");
-        assert_eq!(table(20), ["SERVER      OPEN", "..01:30000     7", "http://a:1    12"]);
+        assert_eq!(table(31)[1], "...0.1:30000     7  llama-3-70b");
+        assert_eq!(table(24)[1], "...1:30000     7  llam..");
+        assert_eq!(table(20), ["SERVER          OPEN", "...0.0.1:30000     7", "http://a:1        12"]);
         for width in 0..60 {
             assert!(table(width).iter().all(|line| line.chars().count() <= width), "{width}");
         }
