@@ -274,7 +274,9 @@ async fn a_router_that_is_gone_is_told_and_one_that_comes_back_is_shown() {
     // The last numbers stay below.
     wait_for("SERVER").await.unwrap();
     let second = router(&prefill, &decode, port).await;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
+        assert!(Instant::now() < deadline, "the error line stays");
         // With an error, it is the second line.
         let (before, line) = (wait_for("").await.unwrap(), wait_for("").await.unwrap());
         if before.is_empty() && line.contains(": ready, up ") {
