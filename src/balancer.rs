@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::admin::FleetCheck;
 use crate::config::{ConfigError, ConfigSnapshot, MiniLbConfig, Options, Reloaded, Settings};
 use crate::server::{self, Admission, LiveSettings};
 use crate::upstream::{Backend, Demand, DesiredFleet, ServerPair, difference};
@@ -81,7 +82,8 @@ impl MiniLoadBalancer {
     ///
     /// The address is in use, is not an address of this machine, or needs privileges. The message names it.
     pub async fn bind(&self) -> io::Result<TcpListener> {
-        server::listen(&self.options.host, self.options.port).await
+        let listening = server::listen(&self.options.host, self.options.port).await;
+        listening.map_err(|error| io::Error::new(error.kind(), format!("{error} (--host, --port)")))
     }
 
     /// Serves clients of `listener` until `shutdown` completes, and then shuts down: `/ready` answers 503 at
@@ -143,6 +145,14 @@ impl MiniLoadBalancer {
         };
         *last = settings.snapshot;
         Ok(reloaded)
+    }
+
+    /// Asks each configured server once, without serving, what it is, and says what does not fit: the
+    /// configuration, or the other servers. Names are resolved for it. All are asked at the same time, 256 at
+    /// most, and each answer is waited for as long as for a health check's
+    /// ([`MiniLbConfig::health_check_timeout`]); encoders have 35 s.
+    pub async fn check_servers(&self) -> FleetCheck {
+        server::check_servers(&self.desired_fleet, &self.admission, &self.options).await
     }
 
     /// All current servers, prefill servers first. Servers that drain are not included.

@@ -63,6 +63,7 @@ mod transport;
 mod upstream;
 mod wire;
 
+pub use admin::{Finding, FleetCheck, ServerCheck, ServerFacts};
 pub use balancer::MiniLoadBalancer;
 pub use config::{
     ConfigError, DEFAULT_BACKEND_IDLE_TIMEOUT, DEFAULT_CLIENT_IDLE_TIMEOUT, DEFAULT_CONNECT_TIMEOUT,

@@ -37,7 +37,7 @@ const MAY_USE: [(&str, &[&str]); 18] = [
             "wire",
         ],
     ),
-    ("balancer", &["config", "server", "upstream"]),
+    ("balancer", &["admin", "config", "server", "upstream"]),
     (
         "fuzzing",
         &[

@@ -49,7 +49,7 @@ async fn first_line_shows_the_effective_configuration() {
     let line = program.line("listening on ").await;
     for part in [
         "INFO mini_lb: listening on http://127.0.0.1:",
-        ": 1 prefill, 1 decode, policy cache_aware/least_load, 1 worker ",
+        ": 1 prefill, 1 decode, policy cache_aware/least_load, 1 worker thread ",
         &format!("prefill=\"{} 8998\"", prefill.url()),
         &format!("decode={}", decode.url()),
         "--disable-retries",

@@ -285,6 +285,9 @@ fn every_flag_in_the_documents_exists() {
         "--now",
         "--test",
         // Of SGLang's servers.
+        "--disaggregation-transfer-backend",
+        "--kv-cache-dtype",
+        "--page-size",
         "--disable-radix-cache",
         "--enable-cache-report",
         "--encoder-only",

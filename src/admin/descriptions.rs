@@ -6,10 +6,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::StatusCode;
 use serde_json::value::RawValue;
 
 use super::probes::ProbeClient;
+use crate::error::Error;
+use crate::http1::ResponseHead;
 use crate::upstream::{Backend, Description, Role};
 
 /// Where a server describes itself: in current versions, and before SGLang 0.5.6.
@@ -60,22 +63,30 @@ impl DescriptionCache {
 }
 
 async fn fetch(server: &Arc<Backend>, client: &ProbeClient, timeout: Duration) -> Option<Description> {
-    for path in PATHS {
-        let (head, body) = client.get(server, path, timeout).await.result.ok()?;
-        match head.status {
-            // The endpoint has another name in this version.
-            StatusCode::NOT_FOUND => continue,
-            status if status.is_success() => return parse(&body),
-            // 401 without --worker-api-key, or 503 while the model loads.
-            _ => return None,
-        }
+    let (_, head, body) = ask(server, client, timeout).await.ok()?;
+    // Otherwise 401 without --worker-api-key, or 503 while the model loads.
+    head.status.is_success().then(|| parse(&body)).flatten()
+}
+
+/// Asks a server for its description. Returns the endpoint that it was asked at last, and its answer there.
+pub(super) async fn ask(
+    server: &Arc<Backend>,
+    client: &ProbeClient,
+    timeout: Duration,
+) -> Result<(&'static str, ResponseHead, Bytes), Error> {
+    let [path, older] = PATHS;
+    let (head, body) = client.get(server, path, timeout).await.result?;
+    if head.status != StatusCode::NOT_FOUND {
+        return Ok((path, head, body));
     }
-    None
+    // The endpoint has another name in this version.
+    let (head, body) = client.get(server, older, timeout).await.result?;
+    Ok((older, head, body))
 }
 
 /// Parses a description. Fields that are missing or of another type are unknown, as versions differ. `None`:
 /// the body is not a JSON object.
-fn parse(body: &[u8]) -> Option<Description> {
+pub(super) fn parse(body: &[u8]) -> Option<Description> {
     let fields: HashMap<Cow<'_, str>, &RawValue> = serde_json::from_slice(body).ok()?;
     let number = |name| serde_json::from_str::<u64>(fields.get(name)?.get()).ok();
     // Compared as JSON text: any other value, such as "null" for a server without disaggregation, is no role.

@@ -12,10 +12,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{info, warn};
 
 use crate::upstream::{Address, DesiredFleet, DnsName, EncoderName, Encoders, MAX_SERVERS_PER_ROLE};
+
+/// How long one lookup may take where nobody tries again: the resolver's own three tries take 15 s.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Who has names, the addresses of which are servers.
 pub(crate) trait NamesServers {
@@ -82,6 +85,31 @@ pub(crate) async fn follow_names(servers: &impl NamesServers, period: Duration) 
     .await;
 }
 
+/// Resolves the names once. Returns what is wrong with those that have no addresses: the name, and why.
+pub(crate) async fn resolve_names<S: NamesServers>(servers: &S) -> Vec<(String, String)> {
+    let mut lookups = JoinSet::new();
+    for name in servers.names() {
+        let (host, port) = S::host_and_port(&name);
+        let (host, shown) = (host.to_owned(), format!("{host}:{port}"));
+        lookups.spawn(async move {
+            let lookup = timeout(LOOKUP_TIMEOUT, tokio::net::lookup_host((host, port)));
+            let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no answer from the name server");
+            let found = lookup.await.map_err(late).and_then(|found| Ok(found?.collect()));
+            (name, shown, found)
+        });
+    }
+    let mut failed = Vec::new();
+    while let Some(joined) = lookups.join_next().await {
+        let Ok((name, shown, found)) = joined else { continue };
+        if let Err(why) = take(servers, &name, found) {
+            failed.push((shown, why));
+        }
+    }
+    // They come in the order in which name servers answer.
+    failed.sort_unstable();
+    failed
+}
+
 /// [`follow_names`] with another resolver, for tests.
 async fn follow<S, F>(servers: &S, period: Duration, resolve: impl Fn(String, u16) -> F)
 where
@@ -117,21 +145,33 @@ fn apply<S: NamesServers>(
     failing: &mut HashSet<S::Name>,
 ) {
     let (host, port) = S::host_and_port(&name);
-    let reason = match result {
-        Ok(sockets) if !sockets.is_empty() => {
-            if failing.remove(&name) {
-                info!("DNS lookup of {host}:{port} succeeds again");
-            }
-            return servers.set_addresses(&name, addresses(sockets));
+    let Err(reason) = take(servers, &name, result) else {
+        if failing.remove(&name) {
+            info!("DNS lookup of {host}:{port} succeeds again");
         }
-        Ok(_) => "the name has no addresses".to_owned(),
-        Err(error) => error.to_string(),
+        return;
     };
     let kind = S::kind(&name);
     let text = format!("DNS lookup of {host}:{port} failed, keeping current {kind} servers: {reason}");
     // Logged once per outage, not in every round.
     if failing.insert(name) {
         warn!("{text}");
+    }
+}
+
+/// Gives a name the addresses of a lookup. The error says why there are none.
+fn take<S: NamesServers>(
+    servers: &S,
+    name: &S::Name,
+    result: io::Result<Vec<SocketAddr>>,
+) -> Result<(), String> {
+    match result {
+        Ok(sockets) if !sockets.is_empty() => {
+            servers.set_addresses(name, addresses(sockets));
+            Ok(())
+        }
+        Ok(_) => Err("the name has no addresses".to_owned()),
+        Err(error) => Err(error.to_string()),
     }
 }
 

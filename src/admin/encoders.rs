@@ -51,9 +51,7 @@ pub(crate) async fn keep_encoders(
     access: &Arc<AccessControl>,
     sockets: &SocketOptions,
 ) {
-    // No idle connections, so that each request opens one.
-    let pools = Pools::new(&SocketOptions { max_idle: 0, ..sockets.clone() });
-    let client = Arc::new(EncoderClient { pools, access: Arc::clone(access) });
+    let client = Arc::new(EncoderClient::new(sockets, access));
     let encoders = fleet.encoders();
     let (mut servers_changed, mut encoders_changed) = (fleet.changes(), encoders.changes());
     // Aborts the tasks when this future is dropped.
@@ -102,15 +100,22 @@ fn keep(tasks: &mut HashMap<u64, AbortHandle>, is_there: impl Fn(u64) -> bool) {
     });
 }
 
-/// Sends the router's own requests to encoders and to encoder bootstrap servers.
-struct EncoderClient {
+/// Sends the router's own requests to encoders and to bootstrap servers.
+pub(super) struct EncoderClient {
     pools: Pools,
     /// Has the key for backends, which a reload may change.
     access: Arc<AccessControl>,
 }
 
 impl EncoderClient {
-    async fn send(
+    /// Opens a connection for each request.
+    pub(super) fn new(sockets: &SocketOptions, access: &Arc<AccessControl>) -> Self {
+        // No idle connections, so that each request opens one.
+        let pools = Pools::new(&SocketOptions { max_idle: 0, ..sockets.clone() });
+        Self { pools, access: Arc::clone(access) }
+    }
+
+    pub(super) async fn send(
         &self,
         address: &Address,
         (method, path): (Method, &str),
@@ -148,7 +153,11 @@ fn probe_interval(encoder: &Encoder, options: &HealthOptions) -> Duration {
 }
 
 /// Probes an encoder once. `None` says nothing about it: the router itself could not open a connection.
-async fn check(encoder: &Encoder, client: &EncoderClient, timeout: Duration) -> Option<Result<(), String>> {
+pub(super) async fn check(
+    encoder: &Encoder,
+    client: &EncoderClient,
+    timeout: Duration,
+) -> Option<Result<(), String>> {
     let timeout = timeout.max(ENCODER_HEALTH_TIMEOUT);
     let get = (Method::GET, "/health");
     match client.send(encoder.address(), get, OutgoingBody::default(), timeout).await {

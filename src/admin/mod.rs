@@ -1,5 +1,6 @@
 //! Everything that is not a user's generation request: the router's own endpoints, the
-//! workers API, role switches, health probes, DNS discovery and the status page.
+//! workers API, role switches, health probes, DNS discovery, the status page, and the check
+//! of servers before traffic flows.
 //!
 //! Routes are matched and bodies are read in `server`; the admin API's rules of who may
 //! ask are in `admission`.
@@ -11,6 +12,7 @@ mod encoders;
 mod endpoints;
 mod failures;
 mod fan_out;
+mod fit;
 mod load_polls;
 mod loads;
 mod operators;
@@ -27,6 +29,8 @@ mod workers;
 pub(crate) use discovery::follow_names;
 pub(crate) use encoders::keep_encoders;
 pub(crate) use endpoints::{Draining, RouterEndpoints, RouterRequest};
+pub(crate) use fit::check_fleet;
+pub use fit::{Finding, FleetCheck, ServerCheck, ServerFacts};
 pub(crate) use operators::OperatorEndpoints;
 pub(crate) use probes::probe_all;
 pub(crate) use routes::{Access, BodyUse, RouteAction, RouteEntry, RouterEndpoint, allows};

@@ -31,7 +31,7 @@ const RECOVERY_INTERVAL: Duration = Duration::from_secs(1);
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Reads a flag, in SGLang 0.5.21 and later.
-const READY: &str = "/ready";
+pub(super) const READY: &str = "/ready";
 /// For servers without [`READY`], where it generates one token.
 const HEALTH: &str = "/health";
 /// How much rarer probes of [`HEALTH`] are: by default 10 s apart.
@@ -43,8 +43,7 @@ pub(crate) async fn probe_all(
     access: &Arc<AccessControl>,
     sockets: &SocketOptions,
 ) {
-    // No idle connections, so that each probe opens one.
-    let pools = Arc::new(Pools::new(&SocketOptions { max_idle: 0, ..sockets.clone() }));
+    let client = ProbeClient::new(sockets, access);
     let fleet = desired.fleet();
     let mut changes = fleet.changes();
     // Aborts the tasks when this future is dropped.
@@ -66,8 +65,7 @@ pub(crate) async fn probe_all(
         for server in servers.all().filter(|server| options.enabled || is_polled(server, &options)) {
             probed.entry(server.id()).or_insert_with(|| {
                 let (server, desired) = (Arc::clone(server), Arc::clone(desired));
-                let client = ProbeClient { pools: Arc::clone(&pools), access: Arc::clone(access) };
-                tasks.spawn(watch_server(server, client, desired, Arc::clone(&options)))
+                tasks.spawn(watch_server(server, client.clone(), desired, Arc::clone(&options)))
             });
         }
         drop(servers);
@@ -80,6 +78,7 @@ pub(crate) async fn probe_all(
 }
 
 /// Sends the router's own requests of the probe tasks.
+#[derive(Clone)]
 pub(super) struct ProbeClient {
     pools: Arc<Pools>,
     /// Has the key for backends, which a reload may change.
@@ -87,6 +86,13 @@ pub(super) struct ProbeClient {
 }
 
 impl ProbeClient {
+    /// Opens a connection for each request.
+    pub(super) fn new(sockets: &SocketOptions, access: &Arc<AccessControl>) -> Self {
+        // No idle connections, so that each probe opens one.
+        let pools = Arc::new(Pools::new(&SocketOptions { max_idle: 0, ..sockets.clone() }));
+        Self { pools, access: Arc::clone(access) }
+    }
+
     pub(super) async fn get(
         &self,
         server: &Arc<Backend>,

@@ -1,6 +1,6 @@
 //! Whether a configuration can work: checks that involve more than one value.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -33,7 +33,12 @@ impl MiniLbConfig {
         let (prefill, decode) = (options.prefill_servers()?, options.decode_servers()?);
         let (regular, encoders) = (options.plain_servers()?, options.encoders.spec()?);
         let addresses = || prefill.iter().map(|spec| &spec.address).chain(&decode).chain(&regular);
-        refuse_duplicates(addresses().chain(&encoders.configured))?;
+        refuse_duplicates(
+            (prefill.iter().map(|spec| ("--prefill", &spec.address)))
+                .chain(decode.iter().map(|address| ("--decode", address)))
+                .chain(regular.iter().map(|address| ("--worker-urls", address)))
+                .chain(encoders.configured.iter().map(|address| ("--encode", address))),
+        )?;
         if prefill.len().max(decode.len()).max(regular.len()) > MAX_SERVERS_PER_ROLE {
             return Err(ConfigError(format!(
                 "at most {MAX_SERVERS_PER_ROLE} servers of a role are supported"
@@ -135,13 +140,19 @@ pub(super) fn address(flag: &str, url: &str) -> Result<Address, ConfigError> {
     Address::parse(url).map_err(|why| ConfigError(format!("{flag} {}: {why}", url.escape_debug())))
 }
 
-fn refuse_duplicates<'a>(servers: impl Iterator<Item = &'a Address>) -> Result<(), ConfigError> {
-    let mut seen = HashSet::new();
-    // By host, port and base path, and over both roles: an SGLang server has one role, and two entries
+fn refuse_duplicates<'a>(
+    servers: impl Iterator<Item = (&'static str, &'a Address)>,
+) -> Result<(), ConfigError> {
+    let mut seen = HashMap::new();
+    // By host, port and base path, and over all roles: an SGLang server has one role, and two entries
     // would split its health and its limit of requests in flight.
-    for server in servers {
-        if !seen.insert(server.key()) {
-            return Err(ConfigError(format!("{} is given twice: each server may be named once", server.url)));
+    for (flag, server) in servers {
+        if let Some(before) = seen.insert(server.key(), flag) {
+            let how = match before == flag {
+                true => format!("given twice with {flag}"),
+                false => format!("given with {before} and with {flag}"),
+            };
+            return Err(ConfigError(format!("{} is {how}: each server may be named once", server.url)));
         }
     }
     Ok(())
@@ -204,12 +215,18 @@ mod tests {
 
     #[test]
     fn a_server_may_have_one_role_once() {
-        let twice = "http://p:80 is given twice: each server may be named once";
-        for config in [
-            MiniLbConfig::new("h", 1, vec![("http://p".into(), None)], vec!["http://P:80/".into()], 1),
-            MiniLbConfig::new("h", 1, vec![("http://p".into(), None); 2], vec!["http://d".into()], 1),
+        for (config, how) in [
+            (
+                MiniLbConfig::new("h", 1, vec![("http://p".into(), None)], vec!["http://P:80/".into()], 1),
+                "with --prefill and with --decode",
+            ),
+            (
+                MiniLbConfig::new("h", 1, vec![("http://p".into(), None); 2], vec!["http://d".into()], 1),
+                "twice with --prefill",
+            ),
         ] {
-            assert_eq!(config.validate().err().unwrap().to_string(), twice);
+            let sentence = format!("http://p:80 is given {how}: each server may be named once");
+            assert_eq!(config.validate().err().unwrap().to_string(), sentence);
         }
     }
 }

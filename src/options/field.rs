@@ -43,13 +43,15 @@ pub(super) fn one_of<T: Copy>(values: &[String], choices: &[(&str, T)]) -> Resul
     found.ok_or_else(|| format!("must be {}", names().join(" or ")))
 }
 
+pub(super) const NOT_A_NUMBER: &str = "not a whole number";
+
 /// A whole number up to `max`.
 fn number(values: &[String], max: u64) -> Result<u64, String> {
     let too_large = || format!("the value must be at most {max}");
     match one(values).parse::<u64>() {
         Ok(number) if number <= max => Ok(number),
         // A number beyond 64 bits is a whole number, so the error is about its size.
-        Err(error) if *error.kind() != IntErrorKind::PosOverflow => Err("not a whole number".to_owned()),
+        Err(error) if *error.kind() != IntErrorKind::PosOverflow => Err(NOT_A_NUMBER.to_owned()),
         _ => Err(too_large()),
     }
 }
@@ -206,8 +208,10 @@ impl OptionField for Vec<(String, Option<u16>)> {
 pub(crate) const BAD_BOOTSTRAP_PORT: &str = "the bootstrap port must be between 1 and 65535, or none";
 
 fn bootstrap_port(text: &str) -> Result<u16, String> {
+    // Several servers behind one flag, as `--worker-urls` takes them.
+    let hint = if text.contains("://") { "; write the flag before each URL" } else { "" };
     // A port that cannot work would show in requests only: decode fails after about 14 s (measured).
-    text.parse().ok().filter(|port| *port != 0).ok_or_else(|| BAD_BOOTSTRAP_PORT.to_owned())
+    text.parse().ok().filter(|port| *port != 0).ok_or_else(|| format!("{BAD_BOOTSTRAP_PORT}{hint}"))
 }
 
 impl OptionField for Vec<(String, String)> {

@@ -103,7 +103,7 @@ impl Options {
                 }
                 false => field.add(&values),
             });
-            set.map_err(|why| format!("{}: {why}", spec.shown(&values)))?;
+            set.map_err(|why| format!("{}: {why}{}", spec.shown(&values), unit(spec, &why)))?;
         }
         Ok(())
     }
@@ -125,6 +125,16 @@ impl Options {
         // The others are reported as the option that they set, or, for servers, as counts.
         let compared = entries().filter(|entry| entry.spec.reported_as.is_none());
         compared.map(|Entry { spec, field }| (spec, field(self).snapshot())).collect()
+    }
+}
+
+/// Of what a number was wanted where something else was given, such as `5m` or `10MB`.
+fn unit(spec: &OptionSpec, why: &str) -> &'static str {
+    match spec.kind {
+        _ if why != field::NOT_A_NUMBER => "",
+        ValueKind::Single("SECONDS") => " of seconds",
+        ValueKind::Single("BYTES") => " of bytes",
+        _ => "",
     }
 }
 
@@ -159,6 +169,8 @@ mod tests {
             ("nothing", &[&["1"][..]][..], "--nothing: there is no such option"),
             ("port", &[&["\n"]], "--port \\n: not a whole number"),
             ("port", &[&[""]], "--port \"\": not a whole number"),
+            ("request-timeout-secs", &[&["5m"]], "--request-timeout-secs 5m: not a whole number of seconds"),
+            ("max-payload-size", &[&["10MB"]], "--max-payload-size 10MB: not a whole number of bytes"),
             ("port", &[&["1", "2"]], "--port 1 2: the values must be <PORT>"),
             ("http2", &[&["yes"]], "--http2 yes: must be true or false"),
             ("admin-api-key", &[&["a", "b"]], "--admin-api-key *** ***: the values must be <KEY>"),

@@ -30,7 +30,9 @@ use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, info, warn};
 
-use crate::admin::{Draining, OperatorEndpoints, WorkersApi, follow_names, keep_encoders, probe_all};
+use crate::admin::{
+    Draining, FleetCheck, OperatorEndpoints, WorkersApi, check_fleet, follow_names, keep_encoders, probe_all,
+};
 use crate::config::Options;
 use crate::observe::metrics::Metrics;
 use crate::observe::report::{RequestLogger, log_backend_changes, log_limit};
@@ -75,7 +77,9 @@ pub(crate) async fn serve(
         logger: &logger,
         transport,
     };
-    let workers = WorkerThreads::spawn(&shared, &options)?;
+    let workers = WorkerThreads::spawn(&shared, &options).map_err(|error| {
+        io::Error::new(error.kind(), format!("cannot start the worker threads (--worker-threads): {error}"))
+    })?;
     warn_of_no_servers(&desired_fleet);
     let clients =
         ClientServer { listener, workers, shared, desired_fleet: &desired_fleet, options: &options };
@@ -88,6 +92,15 @@ pub(crate) async fn serve(
     }
     logger.finish().await;
     Ok(())
+}
+
+/// Asks each server once whether it fits the configuration and the others.
+pub(crate) async fn check_servers(
+    desired_fleet: &Arc<DesiredFleet>,
+    admission: &Admission,
+    options: &Options,
+) -> FleetCheck {
+    check_fleet(desired_fleet, &admission.access, &options.sockets).await
 }
 
 /// Says which role has no server yet. They may all come later, but a flag may as well have been forgotten.

@@ -9,9 +9,11 @@ use mini_lb::{OptionSpec, ValueKind};
 use super::options;
 
 const EXAMPLE: &str = "\
-Example:
+Examples:
   mini-lb --prefill http://10.0.0.1:30000 8998 --prefill http://10.0.0.2:30000 none \\
           --decode http://10.0.0.3:30000 --host 0.0.0.0 --port 8000
+  mini-lb --config mini-lb.toml --check-config --probe    # do the servers fit? before traffic flows
+  mini-lb top                                             # the numbers of a running router
 
 The flags are those of `python -m sglang_router.launch_router --pd-disaggregation --mini-lb`.
 One of its flags that mini-lb does not support is refused by name.";
@@ -31,7 +33,7 @@ pub(super) fn command() -> Command {
         .about("Routes SGLang requests to pairs of a prefill and a decode server, or to plain servers, byte for byte.")
         .override_usage(
             "mini-lb --prefill <URL> [PORT|none]... --decode <URL>... [OPTIONS]\n       mini-lb --worker-urls <URL>... \
-             [OPTIONS]",
+             [OPTIONS]\n       mini-lb top [URL] [--once]",
         )
         .after_help(EXAMPLE)
 }

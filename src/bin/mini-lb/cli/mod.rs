@@ -8,12 +8,14 @@ mod layers;
 mod options;
 mod program_options;
 mod start_line;
+mod stray;
 mod unsupported;
 
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::path::PathBuf;
 
+use clap::ArgMatches;
 use clap::error::ErrorKind;
 use mini_lb::{DEFAULT_PROMETHEUS_PORT, DEFAULT_REQUEST_TIMEOUT, MiniLbConfig, Reload};
 use tracing::level_filters::LevelFilter;
@@ -35,8 +37,16 @@ pub(crate) struct Plan {
     pub(crate) layers: Layers,
     /// The files that the configuration was read from, or that it names.
     pub(crate) files: Vec<PathBuf>,
-    /// The effective configuration as text, for `--check-config`.
-    pub(crate) check: Option<String>,
+    /// For `--check-config`: what to do instead of serving.
+    pub(crate) check: Option<Check>,
+}
+
+/// What `--check-config` does with a good configuration.
+pub(crate) enum Check {
+    /// Prints it, as this text.
+    Configuration(String),
+    /// Asks the servers (`--probe`).
+    Servers,
 }
 
 /// Reads a command line, program name first. The error may also be a request for help or the version: its
@@ -47,7 +57,8 @@ pub(crate) fn parse(
 ) -> Result<Plan, clap::Error> {
     let args: Vec<OsString> = args.into_iter().collect();
     refuse_unsupported(&args)?;
-    let matches = arguments::command().try_get_matches_from(&args)?;
+    let matches =
+        arguments::command().try_get_matches_from(&args).map_err(|error| stray::explained(error, &args))?;
     let layers = Layers::read(&matches, environment)?;
     let placed = |sentence: String| refusal(layers.placed(&sentence));
     // First, as the level is a part of the library's configuration: less severe lines are not passed on.
@@ -62,9 +73,21 @@ pub(crate) fn parse(
         start_line: StartLine::new(&layers),
         program_options: program_options(&layers),
         files: layers.files(),
-        check: matches.get_flag("check-config").then(|| layers.effective_configuration()),
+        check: check(&matches, &layers)?,
         layers,
     })
+}
+
+fn check(matches: &ArgMatches, layers: &Layers) -> Result<Option<Check>, clap::Error> {
+    match (matches.get_flag("check-config"), matches.get_flag("probe")) {
+        (true, false) => Ok(Some(Check::Configuration(layers.effective_configuration()))),
+        (true, true) => Ok(Some(Check::Servers)),
+        (false, false) => Ok(None),
+        // Somebody who only wants to look must not start a router.
+        (false, true) => {
+            Err(refusal("--probe: goes with --check-config, which does not start the router; give both"))
+        }
+    }
 }
 
 /// The library's configuration. The error is a sentence that begins with the flag.

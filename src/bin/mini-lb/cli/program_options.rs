@@ -46,12 +46,16 @@ pub(crate) const PROGRAM: [(&str, &[OptionSpec]); 2] = [
             ),
             OptionSpec::new("check-config", Switch)
                 .help("Check the configuration, print the effective one as TOML with the origin of each value, and exit"),
+            OptionSpec::new("probe", Switch).help(
+                "With --check-config: ask each server once what it is, and print a table of what fits instead of the \
+                 configuration. The exit code is 3 if a server does not fit or does not answer",
+            ),
         ],
     ),
 ];
 
 /// Flags that are about this run of the program. They have no key and no variable.
-pub(crate) const COMMAND_LINE_ONLY: [&str; 4] = ["config", "check-config", "help", "version"];
+pub(crate) const COMMAND_LINE_ONLY: [&str; 5] = ["config", "check-config", "probe", "help", "version"];
 
 /// What the flags do that are accepted and have no effect.
 pub(crate) const COMPATIBILITY_HELP: &str =

@@ -78,7 +78,8 @@ fn summary(layers: &Layers) -> String {
     let workers = layers.value("worker-threads").and_then(|text| text.parse().ok());
     let workers = workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let plural = |count| if count == 1 { "" } else { "s" };
-    let workers = format!("{workers} worker{}", plural(workers));
+    // A worker alone is a server to users of sglang_router.
+    let workers = format!("{workers} worker thread{}", plural(workers));
     if layers.is_set("worker-urls") || count("worker-dns") > 0 {
         let policy = layers.value("policy").unwrap_or("cache_aware");
         let servers = count("worker-urls");

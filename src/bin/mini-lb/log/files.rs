@@ -22,7 +22,7 @@ pub(super) struct DailyFiles {
 
 impl DailyFiles {
     pub(super) fn open(folder: PathBuf) -> Result<Self, String> {
-        let why = |error| format!("--log-dir {}: {error}", folder.display());
+        let why = |error| format!("--log-dir {}: cannot be written to: {error}", folder.display());
         fs::create_dir_all(&folder).map_err(why)?;
         let mut files = Self { folder: folder.clone(), today: None };
         // Opened now, so that a folder without write permission is an error of the start, not of the first

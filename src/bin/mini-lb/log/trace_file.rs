@@ -62,7 +62,7 @@ impl TraceFile {
         let previous = PathBuf::from(previous);
         // Now, so that a wrong path is an error of the start, not of the first line.
         let open = OpenFile::begin(&path, &previous)
-            .map_err(|error| format!("--trace-log {}: {error}", path.display()))?;
+            .map_err(|error| format!("--trace-log {}: cannot be written: {error}", path.display()))?;
         Ok(Self { path, previous, max_bytes, open: Some(open), lines: Vec::new() })
     }
 
