@@ -1,6 +1,6 @@
-//! `docs/alerts.yaml` and `docs/grafana.json` in a real Prometheus that scrapes the built router under load, one
-//! router for each fault: each alert fires when its fault is made and ends after it, a router without a fault
-//! has no alert, and each query of the dashboard returns numbers.
+//! `docs/alerts.yaml` and `docs/grafana.json` in a real Prometheus that scrapes the built router under load,
+//! one router for each fault: each alert fires when its fault is made and ends after it, a router without a
+//! fault has no alert, and each query of the dashboard returns numbers.
 //!
 //! The rules' durations are divided by 60, and so is the interval of scrapes: see `prometheus/server.rs`.
 //! `promtool test rules tests/metrics/alerts.yaml` checks thresholds and texts at their real durations.

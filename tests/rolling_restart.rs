@@ -1,7 +1,7 @@
-//! A rolling upgrade under load: two routers, processes of the built program, are replaced one after the other
-//! behind clients that follow readiness as a Kubernetes service does; then two prefill and two decode servers are
-//! terminated and started again one after the other. The routers have their default options. No request is lost
-//! and none hangs.
+//! A rolling upgrade under load: two routers, processes of the built program, are replaced one after the
+//! other behind clients that follow readiness as a Kubernetes service does; then two prefill and two decode
+//! servers are terminated and started again one after the other. The routers have their default options. No
+//! request is lost and none hangs.
 
 mod kit;
 

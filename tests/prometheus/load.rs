@@ -1,4 +1,5 @@
-//! Load on a router whose responses nobody looks at: requests are sent at a rate, whatever became of those before.
+//! Load on a router whose responses nobody looks at: requests are sent at a rate, whatever became of those
+//! before.
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! A Prometheus as a child process, with the alerts of `docs/alerts.yaml` on a faster clock, and its HTTP API.
+//! A Prometheus as a child process, with the alerts of `docs/alerts.yaml` on a faster clock, and its HTTP
+//! API.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -14,10 +15,11 @@ use serde_json::Value;
 use super::kit::processes::{ChildProcess, DEADLINE};
 use super::kit::{Client, free_port};
 
-/// By how much the rules' durations are shorter here: what takes five minutes in `docs/alerts.yaml` takes five
-/// seconds.
+/// By how much the rules' durations are shorter here: what takes five minutes in `docs/alerts.yaml` takes
+/// five seconds.
 const SPEED: u64 = 60;
-/// Of scrapes and evaluations: a minute has twice as many in production, so a window has ten of them at least.
+/// Of scrapes and evaluations: a minute has twice as many in production, so a window has ten of them at
+/// least.
 const INTERVAL: &str = "500ms";
 /// A rate's window in the dashboard, `$__rate_interval` in Grafana.
 const RATE_WINDOW: &str = "5s";
@@ -29,8 +31,8 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
-    /// Scrapes these targets, whose `instance` is their name. `None` where Prometheus is not installed (Debian:
-    /// `prometheus`), which fails if `CI` is set.
+    /// Scrapes these targets, whose `instance` is their name. `None` where Prometheus is not installed
+    /// (Debian: `prometheus`), which fails if `CI` is set.
     pub async fn start(targets: &[(&str, SocketAddr)]) -> Option<Self> {
         if Command::new("prometheus").arg("--version").output().is_err() {
             return super::kit::processes::missing("prometheus is not installed");
