@@ -282,6 +282,10 @@ fn every_flag_in_the_documents_exists() {
         "--file",
         "--tag",
         "--kustomize",
+        // Of helm.
+        "--namespace",
+        "--create-namespace",
+        "--values",
         "--now",
         "--test",
         // Of SGLang's servers.

@@ -96,6 +96,11 @@ impl RouterProcess {
         self.child.id()
     }
 
+    /// Of its listener for clients.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// The lines logged so far.
     pub fn lines(&self) -> Vec<String> {
         self.lines.lock().expect("no panic").clone()
