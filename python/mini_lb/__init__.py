@@ -1,0 +1,1 @@
+"""The router mini-lb for SGLang prefill-decode disaggregation: a program, with nothing to import."""
