@@ -1,5 +1,5 @@
 //! Everything that is not a user's generation request: the router's own endpoints, the
-//! workers API, role switches, health probes, DNS discovery and the status page.
+//! workers API, role switches, health probes, discovery by DNS and Kubernetes, and the status page.
 //!
 //! Routes are matched and bodies are read in `server`; the admin API's rules of who may
 //! ask are in `admission`.
@@ -11,6 +11,8 @@ mod encoders;
 mod endpoints;
 mod failures;
 mod fan_out;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 mod load_polls;
 mod loads;
 mod operators;
@@ -27,6 +29,8 @@ mod workers;
 pub(crate) use discovery::follow_names;
 pub(crate) use encoders::keep_encoders;
 pub(crate) use endpoints::{Draining, RouterEndpoints, RouterRequest};
+#[cfg(feature = "kubernetes")]
+pub(crate) use kubernetes::follow_pods;
 pub(crate) use operators::OperatorEndpoints;
 pub(crate) use probes::probe_all;
 pub(crate) use routes::{Access, BodyUse, RouteAction, RouteEntry, RouterEndpoint, allows};
