@@ -222,13 +222,13 @@ async fn no_request_is_lost_while_pods_come_and_go() {
         (simulated(p1, router.pod_port).await, simulated(p2, router.pod_port).await);
     let (d1_server, d2_server) = (simulated(d1, router.pod_port).await, simulated(d2, router.pod_port).await);
     // Before they are ready they get nothing.
-    pods.map(|pod| api.put(Pod { is_ready: false, ..pod }));
+    api.put_all(pods.map(|pod| Pod { is_ready: false, ..pod }));
     api.wait_for_watch().await;
     assert!(router.servers().await.is_empty());
-    [p1, d1].map(|pod| api.put(pod));
+    api.put_all([p1, d1]);
     router.is_ready().await;
     let load = Load::start(router.port);
-    [p2, d2].map(|pod| api.put(pod));
+    api.put_all([p2, d2]);
     router.has(&pods).await;
     let started = async {
         while generations(&p2_server) == 0 || generations(&d2_server) == 0 {
@@ -331,7 +331,7 @@ async fn a_wrong_annotation_keeps_a_pod_out_and_is_logged_once() {
     let api = ApiServer::start().await;
     let good = Pod::ready("good", "prefill", 3);
     let wrong = Pod { bootstrap_port: Some("89\n98"), ..Pod::ready("wrong", "prefill", 2) };
-    [good, wrong].map(|pod| api.put(pod));
+    api.put_all([good, wrong]);
     let router = Discovering::watching(&api).await;
     router.has(&[good]).await;
     let line = router.program.wait_for("gets no requests");
@@ -362,7 +362,7 @@ async fn all_pages_are_listed_and_a_watch_goes_on_from_the_last_bookmark() {
     let api = ApiServer::start().await;
     api.set_page(2);
     api.set_faults(Some(Fault::Slow(Duration::from_millis(100))), None);
-    five().map(|pod| api.put(pod));
+    api.put_all(five());
     let router = Discovering::watching(&api).await;
     router.has(&five()).await;
     let pages: Vec<String> =
@@ -416,7 +416,7 @@ async fn an_event_that_is_cut_in_the_middle_comes_again() {
 async fn after_gone_the_pods_are_listed_again() {
     let [a, b, c, d, e] = five();
     let api = ApiServer::start().await;
-    [a, b].map(|pod| api.put(pod));
+    api.put_all([a, b]);
     let router = Discovering::watching(&api).await;
     router.has(&[a, b]).await;
     // As the status of a watch.
@@ -430,7 +430,7 @@ async fn after_gone_the_pods_are_listed_again() {
     // As an event.
     api.change_unseen(|api| {
         api.delete(b.name);
-        [d, e].map(|pod| api.put(pod));
+        api.put_all([d, e]);
     });
     api.inject(&gone());
     router.has(&[c, d, e]).await;
@@ -448,7 +448,7 @@ fn gone() -> String {
 async fn servers_stay(list: Fault, watch: Option<Fault>, reason: &str) {
     let api = ApiServer::start().await;
     let pods = five();
-    pods.map(|pod| api.put(pod));
+    api.put_all(pods);
     let router = Discovering::watching(&api).await;
     router.has(&pods).await;
     router.program.wait_for("Kubernetes: watching");
@@ -503,7 +503,7 @@ servers_stay! {
 async fn an_empty_list_of_the_api_server_is_a_fact() {
     let api = ApiServer::start().await;
     let pods = five();
-    pods.map(|pod| api.put(pod));
+    api.put_all(pods);
     let router = Discovering::watching(&api).await;
     router.has(&pods).await;
     api.change_unseen(|api| pods.iter().for_each(|pod| api.delete(pod.name)));
@@ -579,7 +579,7 @@ async fn without_a_way_to_the_api_server_the_log_says_so_and_the_router_serves()
 async fn a_reload_changes_which_pods_are_servers() {
     let api = ApiServer::start().await;
     let [a, b, c, ..] = five();
-    [a, b, Pod { role: "canary", ..c }].map(|pod| api.put(pod));
+    api.put_all([a, b, Pod { role: "canary", ..c }]);
     let folder = program::Folder::new("reload");
     let file = |role: &str, others: &str| {
         let text = format!("decode_selector = [\"sglang/role={role}\"]\n{others}");

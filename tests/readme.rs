@@ -293,6 +293,9 @@ fn every_flag_in_the_documents_exists() {
         "--language-only",
         "--model",
         "--role",
+        // Of kubectl.
+        "--as",
+        "--namespace",
         // Of cargo and the fleet lab, in ROUTING.md.
         "--bench",
         "--nocapture",

@@ -137,6 +137,10 @@ impl ApiServer {
         self.change(name, Some(pod.to_json()));
     }
 
+    pub fn put_all(&self, pods: impl IntoIterator<Item = Pod>) {
+        pods.into_iter().for_each(|pod| self.put(pod));
+    }
+
     pub fn delete(&self, name: &str) {
         self.change(name.to_owned(), None);
     }

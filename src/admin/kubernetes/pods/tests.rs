@@ -121,7 +121,7 @@ fn expected(names: &[(&str, &str); 2], states: [Option<State>; 2]) -> BTreeSet<(
     shown(&servers.into_iter().map(spec).collect::<Vec<_>>())
 }
 
-/// Every sequence of three steps, each of which puts one of two pods into a state, and a list after it or not.
+/// Every sequence of three steps, of which each puts one of two pods into a state, told by an event or list.
 #[test]
 fn servers_are_the_ready_pods_after_every_order_of_events() {
     let mut checked = 0;
