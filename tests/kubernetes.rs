@@ -523,7 +523,7 @@ async fn a_missing_permission_is_named_once() {
     api.put(pod);
     api.set_faults(Some(Fault::Status(403, FORBIDDEN.into())), None);
     let router = Discovering::start(&api, &PAIRS);
-    api.wait_for("limit=", 0, 3).await;
+    api.wait_for("limit=", 0, 2).await;
     let line = router.program.wait_for("reason=forbidden");
     for part in [
         "Kubernetes: cannot list pods with",

@@ -1,5 +1,5 @@
 //! The part of a Kubernetes API server that discovery talks to: pods are listed and watched over TLS with a
-//! token, with label selectors, pages, resource versions and bookmarks, and with the faults that a test wants.
+//! token, with label selectors, pages, resource versions and bookmarks, and with the faults of a test.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
