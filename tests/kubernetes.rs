@@ -391,7 +391,7 @@ async fn an_event_that_is_cut_in_the_middle_comes_again() {
     let api = ApiServer::start().await;
     let [a, b, ..] = five();
     api.put(a);
-    let router = Discovering::watching(&api).await;
+    let router = Discovering::start(&api, &[&PAIRS[..], &["--log-level", "debug"]].concat());
     router.has(&[a]).await;
     for (name, cut) in [("cut", true), ("ended", false)] {
         let watches = api.count("watch=true");
@@ -410,6 +410,7 @@ async fn an_event_that_is_cut_in_the_middle_comes_again() {
             false => router.has(&[a]).await,
         }
     }
+    assert_eq!(router.lines(" kube_"), Vec::<String>::new(), "kube's client logs each request and each end");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -29,8 +29,8 @@ pub(crate) use format::Format;
 use queue::{Lines, LogQueue};
 use trace_file::TraceFile;
 
-/// Targets of a dependency whose lines are not logged: kube's client warns at each attempt of what the
-/// library says once.
+/// Targets of a dependency whose lines are not logged: kube's client tells of each request, and warns of each
+/// end of a watch, which is usual. The library says once what matters.
 const NOT_LOGGED: &str = "kube_";
 
 /// What is logged, and where.
