@@ -78,7 +78,8 @@ fn pod(name: &str, address: &str, state: State) -> Value {
     let mut pod: Value = serde_json::from_str(POD).unwrap();
     let created = format!("2026-03-02T09:14:0{}Z", if name == "a" { 1 } else { 2 });
     let uid = if state == State::Successor { format!("{name}-2") } else { format!("{name}-1") };
-    let ready = if state == State::NotReady || state == State::Failed { "False" } else { "True" };
+    // A pod that has ended may be called ready for a moment.
+    let ready = if state == State::NotReady { "False" } else { "True" };
     pod["metadata"]["name"] = json!(name);
     pod["metadata"]["uid"] = json!(uid);
     pod["metadata"]["creationTimestamp"] = json!(created);
