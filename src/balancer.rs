@@ -50,9 +50,11 @@ impl MiniLoadBalancer {
     /// twice, a port or a limit of 0, an unreadable certificate file or key.
     pub fn new(config: MiniLbConfig) -> Result<Self, ConfigError> {
         let settings = config.validate()?;
-        let Settings { fleet_spec, dns_names, encoders, access, options, snapshot } = settings;
+        let Settings { fleet_spec, dns_names, encoders, access, options, snapshot, .. } = settings;
         let (started_with, last) = (snapshot.clone(), Mutex::new(snapshot));
         let desired_fleet = Arc::new(DesiredFleet::new(fleet_spec, dns_names));
+        #[cfg(feature = "kubernetes")]
+        desired_fleet.set_pod_source(settings.pod_source);
         desired_fleet.fleet().encoders().configure(encoders);
         let settings = Arc::new(LiveSettings::new(&options));
         let admission = Admission::new(access, &options.admission);
@@ -134,6 +136,8 @@ impl MiniLoadBalancer {
         self.settings.reload(&settings.options);
         self.admission.reload(settings.access, &settings.options.admission);
         self.desired_fleet.configure(settings.fleet_spec, settings.dns_names);
+        #[cfg(feature = "kubernetes")]
+        self.desired_fleet.set_pod_source(settings.pod_source);
         // After the servers, with whom the options of health checks come.
         self.desired_fleet.fleet().encoders().configure(settings.encoders);
         let after = self.servers();

@@ -48,6 +48,12 @@ const SUPPORTED: &[(&str, &str)] = &[
     ("--decode-dns <HOST:PORT>", ""),
     ("--worker-urls [<URL>...]", ""),
     ("--worker-dns <HOST:PORT>", ""),
+    ("--service-discovery", ""),
+    ("--selector <KEY=VALUE>...", ""),
+    ("--prefill-selector <KEY=VALUE>...", ""),
+    ("--decode-selector <KEY=VALUE>...", ""),
+    ("--service-discovery-port <PORT>", "[default: 80]"),
+    ("--service-discovery-namespace <NAME>", "[default: all namespaces]"),
     ("--dns-interval-secs <SECONDS>", "[default: 5]"),
     ("--worker-startup-timeout-secs <SECONDS>", "[default: 1800]"),
     ("--worker-startup-check-interval <SECONDS>", "[default: 1]"),
@@ -762,4 +768,33 @@ fn status_line(stream: TcpStream) -> String {
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line).unwrap();
     line.trim_end().to_owned()
+}
+
+#[cfg(not(feature = "kubernetes"))]
+#[test]
+fn flags_of_kubernetes_are_refused_by_a_program_that_was_built_without_it() {
+    for args in [
+        &["--service-discovery"][..],
+        &["--selector", "app=sglang"],
+        &["--prefill-selector", "app=sglang", "role=prefill"],
+        &["--decode-selector", "app=sglang"],
+        &["--service-discovery-port", "8000"],
+        &["--service-discovery-namespace", "llm"],
+    ] {
+        let output = program::output(args.iter().copied(), &[]);
+        let flag = args[0];
+        let said = format!(
+            "error: {flag} is not supported: this program was built without the feature kubernetes; build it with \
+             `cargo build --release --features kubernetes`, or give headless services with --prefill-dns and \
+             --decode-dns\n"
+        );
+        assert_eq!(
+            (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()),
+            (Some(2), said)
+        );
+    }
+    // In a file or a variable too.
+    let output = program::output([], &[("MINI_LB_SELECTOR", "app=sglang")]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("built without the feature kubernetes"), "{said}");
 }

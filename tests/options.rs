@@ -40,9 +40,12 @@ impl Files {
         let library = option_sections().iter().flat_map(OptionSection::options);
         let program = PROGRAM.iter().flat_map(|(_, specs)| specs.iter());
         let specs = library.chain(program).filter(|spec| !COMMAND_LINE_ONLY.contains(&spec.name));
-        // Without the feature they are refused; `tests/tracing_spans.rs` tests that.
+        // Without the feature they are refused; `tests/tracing_spans.rs` and `tests/kubernetes.rs` test that.
         let traces = ["enable-trace", "otlp-traces-endpoint"];
         let specs = specs.filter(|spec| cfg!(feature = "otel") || !traces.contains(&spec.name));
+        let is_of_pods =
+            |spec: &OptionSpec| spec.name.ends_with("selector") || spec.name.starts_with("service-discovery");
+        let specs = specs.filter(|spec| cfg!(feature = "kubernetes") || !is_of_pods(spec));
         specs.map(|spec| self.case(spec)).collect()
     }
 
@@ -51,6 +54,7 @@ impl Files {
         let path = |path: &Path| path.to_str().expect("a path of text").to_owned();
         let (cert, key) = (path(&identity.cert), path(&identity.key));
         let value = |value: &String| vec![vec![value.clone()]];
+        let switch = || ("service-discovery", "true".to_owned());
         let (occurrences, companions) = match spec.name {
             "tls-cert-path" => (value(&cert), vec![("tls-key-path", key)]),
             "tls-key-path" => (value(&key), vec![("tls-cert-path", cert)]),
@@ -60,6 +64,14 @@ impl Files {
             "prefill-bootstrap-host" => (vec![vec!["http://127.0.0.1:1".into(), "b".into()]], vec![]),
             "worker-api-key-replaces-authorization" => {
                 (vec![vec![]], vec![("worker-api-key", "w".to_owned())])
+            }
+            "service-discovery" => (vec![vec![]], vec![("decode-selector", "app=sglang".to_owned())]),
+            "selector" | "prefill-selector" | "decode-selector" => {
+                (value(&"app=sglang".to_owned()), vec![switch()])
+            }
+            "service-discovery-port" | "service-discovery-namespace" => {
+                let names = vec![self.value(spec.kind.names()[0])];
+                (vec![names], vec![switch(), ("decode-selector", "app=sglang".to_owned())])
             }
             "prefix-index-bytes" | "trace-log-max-bytes" => (value(&"131072".to_owned()), vec![]),
             _ => (vec![spec.kind.names().iter().map(|name| self.value(name)).collect()], vec![]),
@@ -82,6 +94,7 @@ impl Files {
             "KEY" => "a-key",
             "ORIGIN" => "http://a.example",
             "HEADER" => "x-mine",
+            "NAME" => "b",
             "FOLDER" | "PATH" => "/nowhere",
             "FILE" => return self.folder.put("key", "a-key\n").to_str().expect("a path of text").to_owned(),
             other => panic!("a value of a new kind: {other}"),
@@ -111,7 +124,7 @@ impl Files {
 
 impl Case {
     fn is_of_plain_servers(&self) -> bool {
-        ["worker-urls", "worker-dns"].contains(&self.spec.name)
+        ["worker-urls", "worker-dns", "selector"].contains(&self.spec.name)
     }
 
     /// As in a file.
@@ -146,7 +159,12 @@ impl Case {
 
     /// The other lines of a file with this option.
     fn lines(&self) -> Vec<(&'static str, String)> {
-        self.companions.iter().map(|(name, value)| (*name, toml(value))).collect()
+        let literal = |name: &str, value: &str| match name {
+            "service-discovery" => value.to_owned(),
+            "decode-selector" => format!("[{}]", toml(value)),
+            _ => toml(value),
+        };
+        self.companions.iter().map(|(name, value)| (*name, literal(name, value))).collect()
     }
 
     /// The option's line of `--check-config`.

@@ -311,6 +311,9 @@ fn every_flag_in_the_documents_exists() {
         "--publish",
         "--read-only",
         "--volume",
+        // Of kubectl.
+        "--as",
+        "--namespace",
         // Of cargo and the fleet lab, in ROUTING.md.
         "--bench",
         "--nocapture",

@@ -1,6 +1,6 @@
 //! Everything that is not a user's generation request: the router's own endpoints, the
-//! workers API, role switches, health probes, DNS discovery, the status page, and the check
-//! of servers before traffic flows.
+//! workers API, role switches, health probes, discovery by DNS and Kubernetes, the status
+//! page, and the check of servers before traffic flows.
 //!
 //! Routes are matched and bodies are read in `server`; the admin API's rules of who may
 //! ask are in `admission`.
@@ -13,6 +13,8 @@ mod endpoints;
 mod failures;
 mod fan_out;
 mod fit;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 mod load_polls;
 mod loads;
 mod operators;
@@ -31,6 +33,8 @@ pub(crate) use encoders::keep_encoders;
 pub(crate) use endpoints::{Draining, RouterEndpoints, RouterRequest};
 pub(crate) use fit::check_fleet;
 pub use fit::{Finding, FleetCheck, ServerCheck, ServerFacts};
+#[cfg(feature = "kubernetes")]
+pub(crate) use kubernetes::follow_pods;
 pub(crate) use operators::OperatorEndpoints;
 pub(crate) use probes::probe_all;
 pub(crate) use routes::{Access, BodyUse, RouteAction, RouteEntry, RouterEndpoint, allows};

@@ -8,6 +8,8 @@ mod access;
 mod admission;
 mod discovery;
 mod encoders;
+#[cfg(feature = "kubernetes")]
+mod pods;
 mod reload;
 mod reports;
 mod settings;

@@ -16,6 +16,8 @@ pub(crate) struct Settings {
     pub(crate) fleet_spec: FleetSpec,
     pub(crate) access: AccessOptions,
     pub(crate) dns_names: Vec<DnsName>,
+    #[cfg(feature = "kubernetes")]
+    pub(crate) pod_source: Option<crate::upstream::PodSource>,
     pub(crate) encoders: EncoderSpec,
     pub(crate) options: Options,
     pub(crate) snapshot: ConfigSnapshot,
@@ -28,6 +30,8 @@ impl MiniLbConfig {
         // What costs nothing is checked first: no file is read for a configuration that cannot work.
         options.check_bounds().map_err(ConfigError)?;
         let dns_names = options.discovery.names()?;
+        #[cfg(feature = "kubernetes")]
+        let pod_source = options.pod_source()?;
         options.refuse_two_kinds()?;
         options.check_reports()?;
         let (prefill, decode) = (options.prefill_servers()?, options.decode_servers()?);
@@ -67,7 +71,16 @@ impl MiniLbConfig {
             health: options.health.clone(),
         };
         let snapshot = ConfigSnapshot::of(&mut options);
-        Ok(Settings { fleet_spec, access, dns_names, encoders, options, snapshot })
+        Ok(Settings {
+            fleet_spec,
+            access,
+            dns_names,
+            #[cfg(feature = "kubernetes")]
+            pod_source,
+            encoders,
+            options,
+            snapshot,
+        })
     }
 }
 
@@ -84,7 +97,11 @@ impl Options {
             ("--decode-dns", self.discovery.decode.is_empty()),
         ];
         let Some((flag, _)) = of_pairs.into_iter().find(|(_, is_empty)| !is_empty) else { return Ok(()) };
-        let own = if self.worker_urls.is_given { "--worker-urls" } else { "--worker-dns" };
+        let own = match (self.worker_urls.is_given, self.has_plain_pods()) {
+            (true, _) => "--worker-urls",
+            (false, true) => "--selector",
+            (false, false) => "--worker-dns",
+        };
         Err(ConfigError(format!(
             "{own} and {flag} exclude each other: requests go to plain servers or to pairs"
         )))

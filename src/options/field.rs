@@ -339,11 +339,11 @@ impl OptionField for PemFiles {
 }
 
 /// The place of an option that this build does not have.
-#[cfg(not(feature = "otel"))]
+#[cfg(not(all(feature = "otel", feature = "kubernetes")))]
 impl OptionField for super::values::NotBuilt {
     fn clear(&mut self) {}
 
     fn add(&mut self, _: &[String]) -> Result<(), String> {
-        Err("this program was built without the feature otel".to_owned())
+        Err(format!("this program was built without the feature {}", self.feature))
     }
 }

@@ -16,6 +16,8 @@ mod values;
 
 pub(crate) use field::BAD_BOOTSTRAP_PORT;
 pub use spec::{Bounds, OptionDefault, OptionSpec, Reload, ValueKind};
+#[cfg(feature = "kubernetes")]
+pub(crate) use values::PodOptions;
 pub(crate) use values::{
     AdminAddress, AdminPort, DiscoveryOptions, EncoderOptions, Keys, NamedPolicy, Options, PemFile,
     TlsOptions, WorkerUrls,

@@ -85,6 +85,63 @@ pub(super) static SECTIONS: &[OptionSection] = &[
         ],
     },
     OptionSection {
+        title: "Kubernetes",
+        entries: &[
+            // Without the feature the flags exist, so that the error can name it.
+            Entry {
+                spec: OptionSpec::new("service-discovery", Switch).help(
+                    "Servers are the pods that a selector matches: those that are ready and not terminating. Needs a build \
+                     with the feature kubernetes",
+                ),
+                #[cfg(feature = "kubernetes")]
+                field: |options| &mut options.pods.is_on,
+                #[cfg(not(feature = "kubernetes"))]
+                field: |options| &mut options.without_kubernetes,
+            },
+            Entry {
+                spec: OptionSpec::new("selector", CommaList("KEY=VALUE")).help(
+                    "Labels of pods that are servers without disaggregation, as those of --worker-urls. A pod must have all \
+                     of them",
+                ),
+                #[cfg(feature = "kubernetes")]
+                field: |options| &mut options.pods.selector,
+                #[cfg(not(feature = "kubernetes"))]
+                field: |options| &mut options.without_kubernetes,
+            },
+            Entry {
+                spec: OptionSpec::new("prefill-selector", CommaList("KEY=VALUE")).help(
+                    "Labels of pods that are prefill servers. Their annotation sglang.ai/bootstrap-port has the bootstrap \
+                     port; without it, each is asked",
+                ),
+                #[cfg(feature = "kubernetes")]
+                field: |options| &mut options.pods.prefill_selector,
+                #[cfg(not(feature = "kubernetes"))]
+                field: |options| &mut options.without_kubernetes,
+            },
+            Entry {
+                spec: OptionSpec::new("decode-selector", CommaList("KEY=VALUE")).help("Labels of pods that are decode servers"),
+                #[cfg(feature = "kubernetes")]
+                field: |options| &mut options.pods.decode_selector,
+                #[cfg(not(feature = "kubernetes"))]
+                field: |options| &mut options.without_kubernetes,
+            },
+            Entry {
+                spec: OptionSpec::new("service-discovery-port", Single("PORT")).default(Unset("80")).between(1, 65_535).help("Port on which all pods serve"),
+                #[cfg(feature = "kubernetes")]
+                field: |options| &mut options.pods.port,
+                #[cfg(not(feature = "kubernetes"))]
+                field: |options| &mut options.without_kubernetes,
+            },
+            Entry {
+                spec: OptionSpec::new("service-discovery-namespace", Single("NAME")).default(Unset("all namespaces")).help("Namespace of the pods"),
+                #[cfg(feature = "kubernetes")]
+                field: |options| &mut options.pods.namespace,
+                #[cfg(not(feature = "kubernetes"))]
+                field: |options| &mut options.without_kubernetes,
+            },
+        ],
+    },
+    OptionSection {
         title: "Encoders",
         entries: &[
             Entry {
@@ -735,7 +792,7 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                 #[cfg(feature = "otel")]
                 field: |options| &mut options.enable_trace,
                 #[cfg(not(feature = "otel"))]
-                field: |options| &mut options.not_built,
+                field: |options| &mut options.without_otel,
             },
             Entry {
                 spec: OptionSpec::new("otlp-traces-endpoint", Single("URL"))
@@ -745,7 +802,7 @@ pub(super) static SECTIONS: &[OptionSection] = &[
                 #[cfg(feature = "otel")]
                 field: |options| &mut options.report.traces,
                 #[cfg(not(feature = "otel"))]
-                field: |options| &mut options.not_built,
+                field: |options| &mut options.without_otel,
             },
         ],
     },

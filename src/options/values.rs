@@ -70,8 +70,12 @@ pub(crate) struct Options {
     pub(crate) report: ReportOptions,
     #[cfg(feature = "otel")]
     pub(crate) enable_trace: bool,
+    #[cfg(feature = "kubernetes")]
+    pub(crate) pods: PodOptions,
     #[cfg(not(feature = "otel"))]
-    pub(crate) not_built: NotBuilt,
+    pub(crate) without_otel: NotBuilt,
+    #[cfg(not(feature = "kubernetes"))]
+    pub(crate) without_kubernetes: NotBuilt,
 }
 
 impl Options {
@@ -81,6 +85,10 @@ impl Options {
         let worker_threads = std::thread::available_parallelism().map_or(1, usize::from);
         let mut options = Self { worker_threads, ..Self::default() };
         options.admission.max_buffered = available_memory() / MEMORY_SHARE;
+        #[cfg(not(feature = "otel"))]
+        options.without_otel.set_feature("otel");
+        #[cfg(not(feature = "kubernetes"))]
+        options.without_kubernetes.set_feature("kubernetes");
         options
     }
 }
@@ -88,7 +96,19 @@ impl Options {
 impl Options {
     /// Whether the servers are plain ones, without disaggregation.
     pub(crate) fn is_regular(&self) -> bool {
-        self.worker_urls.is_given || !self.discovery.regular.is_empty()
+        self.worker_urls.is_given || !self.discovery.regular.is_empty() || self.has_plain_pods()
+    }
+
+    /// Whether pods are plain servers.
+    #[cfg(feature = "kubernetes")]
+    pub(crate) fn has_plain_pods(&self) -> bool {
+        !self.pods.selector.is_empty()
+    }
+
+    /// A build without discovery has no pods.
+    #[cfg(not(feature = "kubernetes"))]
+    pub(crate) fn has_plain_pods(&self) -> bool {
+        false
     }
 
     /// Sets what depends on the servers: the client of a plain one gets what the server alone would give it,
@@ -163,6 +183,19 @@ pub(crate) struct DiscoveryOptions {
     pub(crate) decode: Vec<String>,
     pub(crate) regular: Vec<String>,
     pub(crate) interval: Duration,
+}
+
+/// Pods that are servers, as they were given.
+#[cfg(feature = "kubernetes")]
+#[derive(Debug, Clone, Default)]
+pub(crate) struct PodOptions {
+    pub(crate) is_on: bool,
+    /// Labels as `key=value`, of plain servers and of those of pairs.
+    pub(crate) selector: Vec<String>,
+    pub(crate) prefill_selector: Vec<String>,
+    pub(crate) decode_selector: Vec<String>,
+    pub(crate) port: Option<u16>,
+    pub(crate) namespace: Option<String>,
 }
 
 /// Encoders, and where prefill servers take their registrations.
@@ -272,6 +305,16 @@ pub(crate) struct PemFile(pub(crate) Option<PathBuf>);
 pub(crate) struct PemFiles(pub(crate) Vec<PathBuf>);
 
 /// Stands for the value of an option that this build does not have.
-#[cfg(not(feature = "otel"))]
+#[cfg(not(all(feature = "otel", feature = "kubernetes")))]
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct NotBuilt;
+pub(crate) struct NotBuilt {
+    /// The feature of the build that has it.
+    pub(crate) feature: &'static str,
+}
+
+#[cfg(not(all(feature = "otel", feature = "kubernetes")))]
+impl NotBuilt {
+    fn set_feature(&mut self, feature: &'static str) {
+        self.feature = feature;
+    }
+}

@@ -106,7 +106,8 @@ pub(crate) async fn check_servers(
 /// Says which role has no server yet. They may all come later, but a flag may as well have been forgotten.
 fn warn_of_no_servers(desired_fleet: &DesiredFleet) {
     let (fleet, names) = (desired_fleet.fleet().snapshot(), desired_fleet.dns_names());
-    let has_name = |role: Role| names.iter().any(|name| name.role == role);
+    let has_name =
+        |role: Role| names.iter().any(|name| name.role == role) || desired_fleet.expects_pods(role);
     for role in fleet.roles().iter().filter(|role| fleet.servers(**role).is_empty() && !has_name(**role)) {
         let [flag, dns_flag] = match role {
             Role::Prefill => ["--prefill", "--prefill-dns"],
@@ -170,6 +171,7 @@ impl ClientServer<'_> {
             () = probe_all(desired_fleet, &shared.admission.access, &options.sockets) => {}
             () = follow_names(&**desired_fleet, options.discovery.interval) => {}
             () = follow_names(&*encoders, options.discovery.interval) => {}
+            () = follow_pods(desired_fleet, shared.metrics) => {}
             () = keep_encoders(desired_fleet.fleet(), &shared.admission.access, &options.sockets) => {}
         }
         // Closes the listener, so that the kernel refuses connections instead of queueing them.
@@ -178,6 +180,17 @@ impl ClientServer<'_> {
         info!("stopped accepting connections; requests in flight have {grace_period:?} to finish");
         workers.finish().await;
     }
+}
+
+#[cfg(feature = "kubernetes")]
+async fn follow_pods(desired_fleet: &Arc<DesiredFleet>, metrics: &Metrics) {
+    crate::admin::follow_pods(desired_fleet, metrics.pods()).await;
+}
+
+/// A build without discovery has no pods.
+#[cfg(not(feature = "kubernetes"))]
+async fn follow_pods(_: &Arc<DesiredFleet>, _: &Metrics) {
+    std::future::pending().await
 }
 
 struct Acceptor<'a> {

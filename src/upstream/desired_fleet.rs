@@ -1,16 +1,20 @@
-//! The desired set of servers, merged from configuration, DNS and the admin API, and
-//! published as the [`LiveFleet`].
+//! The desired set of servers, merged from configuration, DNS, Kubernetes and the admin
+//! API, and published as the [`LiveFleet`].
 //!
 //! Changes are serialized, so that each is computed from the set that it replaces. No name
-//! is resolved and no server is asked here (`admin` does that).
+//! is resolved, no pod is listed and no server is asked here (`admin` does that).
 
 mod sources;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+#[cfg(feature = "kubernetes")]
+use tokio::sync::watch;
 use tracing::{info, warn};
 
+#[cfg(feature = "kubernetes")]
+use super::PodSource;
 use super::server_spec::{DnsName, ServerSpec};
 use super::{Address, Backend, FleetSpec, LiveFleet, Role};
 pub(super) use sources::ServerSource;
@@ -39,12 +43,20 @@ pub(crate) enum NotChanged {
 pub(crate) struct DesiredFleet {
     fleet: Arc<LiveFleet>,
     sources: Mutex<Sources>,
+    /// Which pods are servers. A channel, as the task that follows them starts anew when it changes.
+    #[cfg(feature = "kubernetes")]
+    pod_source: watch::Sender<Option<PodSource>>,
 }
 
 impl DesiredFleet {
     pub(crate) fn new(configured: FleetSpec, dns_names: Vec<DnsName>) -> Self {
         let fleet = Arc::new(LiveFleet::new(configured.clone()));
-        Self { fleet, sources: Mutex::new(Sources::new(configured, dns_names)) }
+        Self {
+            fleet,
+            sources: Mutex::new(Sources::new(configured, dns_names)),
+            #[cfg(feature = "kubernetes")]
+            pod_source: watch::Sender::new(None),
+        }
     }
 
     pub(crate) fn fleet(&self) -> &Arc<LiveFleet> {
@@ -80,6 +92,60 @@ impl DesiredFleet {
         // They borrow from `sources` and `addresses`.
         drop((before, after));
         sources.resolved.insert(name.clone(), addresses);
+        self.rebuild_fleet(&mut sources);
+    }
+
+    /// Sets which pods are servers. Those of the ones before stay until the new ones are listed.
+    #[cfg(feature = "kubernetes")]
+    pub(crate) fn set_pod_source(&self, source: Option<PodSource>) {
+        let mut sources = self.sources();
+        if *self.pod_source.borrow() == source {
+            return;
+        }
+        if source.is_none() {
+            sources.pods.clear();
+            self.rebuild_fleet(&mut sources);
+        }
+        self.pod_source.send_replace(source);
+    }
+
+    /// Whether pods may be servers of this role.
+    #[cfg(feature = "kubernetes")]
+    pub(crate) fn expects_pods(&self, role: Role) -> bool {
+        let source = self.pod_source.borrow();
+        source.iter().flat_map(|source| &source.selectors).any(|(selected, _)| *selected == role)
+    }
+
+    /// A build without discovery has no pods.
+    #[cfg(not(feature = "kubernetes"))]
+    pub(crate) fn expects_pods(&self, _: Role) -> bool {
+        false
+    }
+
+    /// Which pods are servers, now and after each reload.
+    #[cfg(feature = "kubernetes")]
+    pub(crate) fn pod_source(&self) -> watch::Receiver<Option<PodSource>> {
+        self.pod_source.subscribe()
+    }
+
+    /// Sets the servers that are pods of `source`.
+    #[cfg(feature = "kubernetes")]
+    pub(crate) fn set_pods(&self, source: &PodSource, servers: Vec<ServerSpec>) {
+        let mut sources = self.sources();
+        // A reload may have changed the source during a list.
+        if self.pod_source.borrow().as_ref() != Some(source) {
+            return;
+        }
+        let id = |spec: &ServerSpec| (spec.role(), spec.key().to_owned(), spec.bootstrap_port());
+        let before: HashSet<_> = sources.pods.iter().map(id).collect();
+        let after: HashSet<_> = servers.iter().map(id).collect();
+        // Most events of pods change nothing that is known here.
+        if before == after {
+            return;
+        }
+        let (added, removed) = (after.difference(&before).count(), before.difference(&after).count());
+        info!("{} servers from Kubernetes: {added} added, {removed} removed", after.len());
+        sources.pods = servers;
         self.rebuild_fleet(&mut sources);
     }
 
@@ -148,7 +214,7 @@ impl DesiredFleet {
         self.sources.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Recomputes the fleet from configuration, DNS and operators' changes, and publishes it.
+    /// Recomputes the fleet from configuration, DNS, pods and operators' changes, and publishes it.
     fn rebuild_fleet(&self, sources: &mut Sources) {
         sources.drop_superseded();
         let mut spec = sources.configured.without_servers();
@@ -161,7 +227,7 @@ impl DesiredFleet {
         }
         if spec.prefill.len().max(spec.decode.len()).max(spec.regular.len()) > MAX_SERVERS_PER_ROLE {
             warn!("more than {MAX_SERVERS_PER_ROLE} servers of one role: the excess is ignored");
-            // The last ones, which DNS and operators added: the configuration comes first.
+            // The last ones, which DNS, pods and operators added: the configuration comes first.
             spec.prefill.truncate(MAX_SERVERS_PER_ROLE);
             spec.decode.truncate(MAX_SERVERS_PER_ROLE);
             spec.regular.truncate(MAX_SERVERS_PER_ROLE);

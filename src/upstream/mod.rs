@@ -18,6 +18,8 @@ mod id_map;
 mod in_flight;
 mod load_table;
 mod outcome;
+#[cfg(feature = "kubernetes")]
+mod pod_source;
 mod policy;
 mod pool;
 mod ranks;
@@ -42,6 +44,8 @@ pub(crate) use health::{HealthOptions, HealthState};
 pub(crate) use id_map::IdMap;
 pub(crate) use in_flight::InFlight;
 pub use outcome::Outcome;
+#[cfg(feature = "kubernetes")]
+pub(crate) use pod_source::{PodLabels, PodSource};
 pub use policy::{
     CacheAware, Choice, ConsistentHash, LeastLoad, Needs, Policy, PowerOfTwo, Random, RoundRobin,
 };

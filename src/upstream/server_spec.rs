@@ -32,7 +32,16 @@ impl ServerSpec {
         self
     }
 
-    pub(super) fn role(&self) -> Role {
+    /// Of a prefill server, unless it is asked for it.
+    #[cfg(feature = "kubernetes")]
+    pub(super) fn bootstrap_port(&self) -> Option<u16> {
+        match self {
+            Self::Prefill(spec) => spec.bootstrap_port,
+            Self::Decode(_) | Self::Regular(_) => None,
+        }
+    }
+
+    pub(crate) fn role(&self) -> Role {
         match self {
             Self::Prefill(_) => Role::Prefill,
             Self::Decode(_) => Role::Decode,

@@ -88,7 +88,12 @@ pub struct Program {
 
 impl Program {
     pub fn start<'a>(args: impl IntoIterator<Item = &'a str>) -> Self {
-        let mut child = command(args, &[]).spawn().expect("the program starts");
+        Self::run(command(args, &[]))
+    }
+
+    /// Starts a command that was made by [`command`].
+    pub fn run(mut command: Command) -> Self {
+        let mut child = command.spawn().expect("the program starts");
         let stderr = BufReader::new(child.stderr.take().expect("a pipe"));
         let (sender, lines) = mpsc::channel();
         std::thread::spawn(move || {

@@ -9,6 +9,7 @@ mod counts;
 mod exposition;
 mod histogram;
 mod pairs;
+mod pods;
 mod process;
 mod queue;
 mod render;
@@ -19,6 +20,9 @@ use std::time::Duration;
 
 use counts::Counts;
 use pairs::TrackedPairs;
+#[cfg(feature = "kubernetes")]
+pub(crate) use pods::POD_WATCH_FAILURES;
+pub(crate) use pods::PodMetrics;
 pub(crate) use queue::QueueMetrics;
 
 use crate::admission::AdmissionController;
@@ -31,6 +35,7 @@ pub(crate) struct Metrics {
     workers: Mutex<Vec<Arc<WorkerMetrics>>>,
     pairs: Arc<TrackedPairs>,
     queue: Arc<QueueMetrics>,
+    pods: Arc<PodMetrics>,
 }
 
 impl Metrics {
@@ -46,6 +51,12 @@ impl Metrics {
         &self.queue
     }
 
+    /// The metrics of the watch of pods.
+    #[cfg(feature = "kubernetes")]
+    pub(crate) fn pods(&self) -> &Arc<PodMetrics> {
+        &self.pods
+    }
+
     /// All metrics as text. Those of backends and pairs are of the backends in `fleet`.
     pub(crate) fn to_text(&self, fleet: &Fleet, admission: &AdmissionController) -> String {
         let is_present = |id| fleet.known_servers().any(|backend| backend.id() == id);
@@ -58,7 +69,7 @@ impl Metrics {
             counts.selections.retain(is_present);
             total.add(&counts);
         }
-        render::render(&total, &tracked, (&self.queue, admission), fleet)
+        render::render(&total, &tracked, (&self.queue, admission), fleet, &self.pods)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Arc<WorkerMetrics>>> {

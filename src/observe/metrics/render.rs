@@ -1,6 +1,7 @@
 //! The list of all metrics, and their samples as text. A test compares `docs/METRICS.md` with it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
 
 use super::counts::{
     CANCELLATION_CAUSES, Counts, OUTCOMES, PHASE_BOUNDS, PairKey, PairTimes, REQUEST_BOUNDS, ROUTER_BOUNDS,
@@ -9,6 +10,7 @@ use super::counts::{
 use super::exposition::{Exposition, Family};
 use super::histogram::Histogram;
 use super::pairs::PairUrls;
+use super::pods::PodMetrics;
 use super::process::ProcessStats;
 use super::queue::QueueMetrics;
 use super::selections::{PromptBytes, SELECTION_BOUNDS, SelectionKey, Selections};
@@ -133,6 +135,16 @@ families! {
         "Prefill servers by the state of the encoder's registration there: registered; refused, where the server is \
          not language-only or nobody listens; unreachable, after another failure; pending, while one of the two is \
          down.";
+    POD_WATCH_UP gauge "mini_lb_kubernetes_watch_up"
+        "1 while the Kubernetes API server sends the events of pods, 0 while the last known servers stay because it \
+         does not.";
+    PODS gauge "mini_lb_kubernetes_pods"
+        "Pods by state: server, or refused for an error in their address or annotation. Pods that are not ready, or \
+         are terminating, are not counted.";
+    POD_LISTS counter "mini_lb_kubernetes_lists_total" "Complete lists of pods, of which each starts a watch.";
+    POD_EVENTS counter "mini_lb_kubernetes_events_total" "Events of pods that a watch has brought.";
+    POD_FAILURES counter "mini_lb_kubernetes_failures_total"
+        "Lists and watches of pods that failed, by reason. After gone, which is usual, pods are listed again.";
     BUILD gauge "mini_lb_build_info" "Always 1, with the version as its label.";
     CPU counter "process_cpu_seconds_total" "User and system CPU time of the process.";
     START gauge "process_start_time_seconds" "Start time of the process, in seconds since the Unix epoch.";
@@ -148,6 +160,7 @@ pub(super) fn render(
     tracked: &IdMap<(u64, u64), PairUrls>,
     (queue, admission): (&QueueMetrics, &AdmissionController),
     fleet: &Fleet,
+    pod_metrics: &PodMetrics,
 ) -> String {
     let mut text = Exposition::default();
     requests(&mut text, counts);
@@ -160,6 +173,7 @@ pub(super) fn render(
     roles(&mut text, fleet);
     backends(&mut text, fleet, &counts.selections.prompts);
     encoders(&mut text, fleet.encoders());
+    pods(&mut text, pod_metrics);
     text.family(&BUILD);
     text.value(&BUILD, &[("version", env!("CARGO_PKG_VERSION"))], 1);
     process(&mut text, ProcessStats::read());
@@ -427,6 +441,29 @@ fn encoders(text: &mut Exposition, encoders: &Encoders) {
             let labels = [("encoder", encoder.url()), ("state", state.as_str())];
             text.value(&ENCODER_REGISTRATIONS, &labels, count);
         }
+    }
+}
+
+/// Without service discovery the families have no samples.
+fn pods(text: &mut Exposition, metrics: &PodMetrics) {
+    let is_on = metrics.is_on.load(Relaxed);
+    text.family(&POD_WATCH_UP);
+    if is_on {
+        text.value(&POD_WATCH_UP, &[], u64::from(metrics.is_watching.load(Relaxed)));
+    }
+    text.family(&PODS);
+    for (state, count) in metrics.pods().into_iter().filter(|_| is_on) {
+        text.value(&PODS, &[("state", state)], count);
+    }
+    for (family, count) in [(&POD_LISTS, &metrics.lists), (&POD_EVENTS, &metrics.events)] {
+        text.family(family);
+        if is_on {
+            text.value(family, &[], count.load(Relaxed));
+        }
+    }
+    text.family(&POD_FAILURES);
+    for (reason, count) in metrics.failures().filter(|_| is_on) {
+        text.value(&POD_FAILURES, &[("reason", reason)], count);
     }
 }
 

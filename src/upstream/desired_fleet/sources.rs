@@ -1,8 +1,8 @@
-//! The three sources of servers, and their merge into one list.
+//! The four sources of servers, and their merge into one list.
 //!
-//! A server belongs to the first source that names it: configuration, DNS, admin API. An
-//! operator's change to a server of the first two (removed, or another role) is an
-//! override, which holds for as long as the server's entry there stays the same.
+//! A server belongs to the first source that names it: configuration, DNS, Kubernetes,
+//! admin API. An operator's change to a server of the first three (removed, or another role)
+//! is an override, which holds for as long as the server's entry there stays the same.
 
 use std::collections::{HashMap, HashSet};
 
@@ -14,6 +14,7 @@ use crate::upstream::{Address, FleetSpec};
 pub(crate) enum ServerSource {
     Configuration,
     Dns,
+    Kubernetes,
     Operator,
 }
 
@@ -23,6 +24,7 @@ impl ServerSource {
         match self {
             Self::Configuration => "config",
             Self::Dns => "dns",
+            Self::Kubernetes => "kubernetes",
             Self::Operator => "api",
         }
     }
@@ -34,6 +36,8 @@ pub(super) struct Sources {
     pub(super) dns_names: Vec<DnsName>,
     /// The addresses of each name at its last successful lookup.
     pub(super) resolved: HashMap<DnsName, Vec<Address>>,
+    /// The pods at the last list and the events since. Always empty without the feature `kubernetes`.
+    pub(super) pods: Vec<ServerSpec>,
     /// Added by operators.
     added: Vec<ServerSpec>,
     /// Operators' changes to servers of the other sources, by [`ServerSpec::key`].
@@ -42,7 +46,7 @@ pub(super) struct Sources {
     pub(super) switching: HashSet<String>,
 }
 
-/// An operator's change to a configured or resolved server, void once its entry differs from `entry`.
+/// An operator's change to a server that another source names, void once its entry differs from `entry`.
 struct Override {
     entry: ServerSpec,
     /// `None`: the server is removed.
@@ -55,13 +59,14 @@ impl Sources {
             configured,
             dns_names,
             resolved: HashMap::new(),
+            pods: Vec::new(),
             added: Vec::new(),
             overrides: HashMap::new(),
             switching: HashSet::new(),
         }
     }
 
-    /// The servers of configuration and DNS, each once, without overrides.
+    /// The servers of configuration, DNS and Kubernetes, each once, without overrides.
     pub(super) fn declared(&self) -> Vec<(ServerSpec, ServerSource)> {
         let prefill = self.configured.prefill.iter().cloned().map(ServerSpec::Prefill);
         let decode = self.configured.decode.iter().cloned().map(ServerSpec::Decode);
@@ -71,8 +76,9 @@ impl Sources {
         });
         let regular = self.configured.regular.iter().cloned().map(ServerSpec::Regular);
         let configured = prefill.chain(decode).chain(regular).map(|spec| (spec, ServerSource::Configuration));
-        let all = configured.chain(resolved.map(|spec| (spec, ServerSource::Dns)));
-        // The first one wins, so configuration comes before DNS.
+        let pods = self.pods.iter().cloned().map(|spec| (spec, ServerSource::Kubernetes));
+        let all = configured.chain(resolved.map(|spec| (spec, ServerSource::Dns))).chain(pods);
+        // The first one wins, so configuration comes before the others.
         let mut seen = HashSet::new();
         all.filter(|(spec, _)| seen.insert(spec.key().to_owned())).collect()
     }

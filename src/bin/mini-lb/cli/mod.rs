@@ -94,7 +94,7 @@ fn check(matches: &ArgMatches, layers: &Layers) -> Result<Option<Check>, clap::E
 fn config(layers: &Layers) -> Result<MiniLbConfig, String> {
     refuse_two_modes(layers)?;
     refuse_policies(layers)?;
-    refuse_traces(layers)?;
+    refuse_features(layers)?;
     let timeout = DEFAULT_REQUEST_TIMEOUT.as_secs();
     let config = MiniLbConfig::new("0.0.0.0", 30_000, Vec::new(), Vec::new(), timeout);
     // A router without configuration should show its metrics, and two on one machine should both start.
@@ -209,20 +209,34 @@ fn refuse_policies(layers: &Layers) -> Result<(), String> {
     Ok(())
 }
 
-#[cfg(feature = "otel")]
-fn refuse_traces(_: &Layers) -> Result<(), String> {
-    Ok(())
-}
+/// Options of features that this program may have been built without: the feature, whether it is there, its
+/// options, and what to do instead.
+const FEATURES: [(&str, bool, &[&str], &str); 2] = [
+    ("otel", cfg!(feature = "otel"), &["otlp-traces-endpoint", "enable-trace"], "leave the flag out"),
+    (
+        "kubernetes",
+        cfg!(feature = "kubernetes"),
+        &[
+            "service-discovery",
+            "selector",
+            "prefill-selector",
+            "decode-selector",
+            "service-discovery-port",
+            "service-discovery-namespace",
+        ],
+        "give headless services with --prefill-dns and --decode-dns",
+    ),
+];
 
-/// Without the feature, the library could say neither how to get it nor that the flag can be left out.
-#[cfg(not(feature = "otel"))]
-fn refuse_traces(layers: &Layers) -> Result<(), String> {
-    let is_on = |flag: &&&str| !layers.values(flag).is_empty();
-    match ["otlp-traces-endpoint", "enable-trace"].iter().find(is_on) {
-        None => Ok(()),
-        Some(flag) => Err(format!(
-            "--{flag} is not supported: this program was built without the feature otel; build it with \
-             `cargo build --release --features otel`, or leave the flag out"
-        )),
+/// Without a feature, the library could say neither how to get it nor what to do instead.
+fn refuse_features(layers: &Layers) -> Result<(), String> {
+    for (feature, _, flags, instead) in FEATURES.iter().filter(|(_, is_built, ..)| !is_built) {
+        if let Some(flag) = flags.iter().find(|flag| !layers.values(flag).is_empty()) {
+            return Err(format!(
+                "--{flag} is not supported: this program was built without the feature {feature}; build it with \
+                 `cargo build --release --features {feature}`, or {instead}"
+            ));
+        }
     }
+    Ok(())
 }

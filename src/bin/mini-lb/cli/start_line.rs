@@ -68,6 +68,10 @@ fn summary(layers: &Layers) -> String {
         1 => " and those of 1 DNS name".to_owned(),
         count => format!(" and those of {count} DNS names"),
     };
+    let names = match layers.is_set("service-discovery") {
+        true => format!("{names} and those of Kubernetes"),
+        false => names,
+    };
     // As the library does: the role's own option, then --policy, then its default.
     let policy = |role| layers.value(role).or(layers.value("policy")).unwrap_or("cache_aware");
     // Of decode servers it chooses as the other does.
@@ -80,7 +84,7 @@ fn summary(layers: &Layers) -> String {
     let plural = |count| if count == 1 { "" } else { "s" };
     // A worker alone is a server to users of sglang_router.
     let workers = format!("{workers} worker thread{}", plural(workers));
-    if layers.is_set("worker-urls") || count("worker-dns") > 0 {
+    if layers.is_set("worker-urls") || count("worker-dns") > 0 || layers.is_set("selector") {
         let policy = layers.value("policy").unwrap_or("cache_aware");
         let servers = count("worker-urls");
         let servers = format!("{servers} plain server{}", plural(servers));

@@ -31,12 +31,6 @@ pub(crate) const POLICIES: &[(&str, &str)] = &[
 pub(crate) const REFUSED: &[(&str, &str)] = &[
     // Servers.
     ("--prefill-bootstrap-ports", "write the port after the URL: --prefill URL PORT"),
-    ("--service-discovery", DISCOVERY),
-    ("--selector", DISCOVERY),
-    ("--service-discovery-port", DISCOVERY),
-    ("--service-discovery-namespace", DISCOVERY),
-    ("--prefill-selector", DISCOVERY),
-    ("--decode-selector", DISCOVERY),
     ("--enable-igw", "mini-lb routes to the servers of one model; start one mini-lb for each model"),
     ("--backend", "mini-lb routes to SGLang servers only; leave the flag out"),
     // Choosing servers.
@@ -96,7 +90,6 @@ pub(crate) const REFUSED: &[(&str, &str)] = &[
     ("--redis-retention-days", HISTORY),
 ];
 
-const DISCOVERY: &str = "mini-lb does not ask Kubernetes; give headless services with --prefill-dns and --decode-dns, or each server with --prefill and --decode";
 const WEIGHED: &str =
     "cache_aware weighs cached bytes against waiting ones and has no threshold between them";
 const BUCKET: &str = "it tunes the policy bucket; use --policy cache_aware or least_load";
