@@ -1,4 +1,4 @@
-//! Reused buffers for large request bodies, one pool per thread.
+//! Reused buffers that requests are read into, one pool per thread. Large bodies stay in them.
 //!
 //! A body is freed as a whole, in many buffers of one size. An allocator keeps such pages for an unknown
 //! time: eight bodies of 8 MiB in flight took up to half as much memory again. So each thread keeps its free
@@ -25,6 +25,8 @@ thread_local! {
 /// A buffer that is being filled.
 pub(crate) struct BodyBuffer {
     buffer: Buffer,
+    /// The head before the body's first bytes.
+    skipped: usize,
     filled: usize,
 }
 
@@ -42,7 +44,8 @@ impl BodyBuffer {
         });
         // Zeroed once, when it is new: `unsafe` is forbidden, and a reused one keeps its old bytes behind
         // `filled`.
-        Self { buffer: Buffer(reused.unwrap_or_else(|| vec![0; BODY_BUFFER_SIZE].into())), filled: 0 }
+        let buffer = Buffer(reused.unwrap_or_else(|| vec![0; BODY_BUFFER_SIZE].into()));
+        Self { buffer, skipped: 0, filled: 0 }
     }
 
     /// The part that is not filled.
@@ -55,17 +58,23 @@ impl BodyBuffer {
         self.filled += count;
     }
 
+    /// Leaves out all but the last `count` of the filled bytes.
+    pub(crate) fn keep_last(&mut self, count: usize) {
+        self.skipped = self.filled.saturating_sub(count);
+    }
+
+    /// What is filled and not left out.
     pub(crate) fn filled(&self) -> &[u8] {
-        &self.buffer.0[..self.filled]
+        &self.buffer.0[self.skipped..self.filled]
     }
 
     pub(crate) fn is_full(&self) -> bool {
         self.filled == BODY_BUFFER_SIZE
     }
 
-    /// The filled bytes, without a copy. The buffer is free again when the last slice of them is dropped.
+    /// The same without a copy. The buffer is free again when the last slice of it is dropped.
     pub(crate) fn into_bytes(self) -> Bytes {
-        Bytes::from_owner(self.buffer).split_to(self.filled)
+        Bytes::from_owner(self.buffer).slice(self.skipped..self.filled)
     }
 }
 
@@ -148,5 +157,17 @@ mod tests {
         buffer.free()[..3].copy_from_slice(b"abc");
         buffer.fill(3);
         assert_eq!(buffer.into_bytes(), "abc");
+    }
+
+    #[test]
+    fn what_is_left_out_is_not_returned() {
+        let mut buffer = BodyBuffer::take();
+        buffer.free()[..5].copy_from_slice(b"headb");
+        buffer.fill(5);
+        buffer.keep_last(1);
+        buffer.free()[..3].copy_from_slice(b"ody");
+        buffer.fill(3);
+        assert_eq!(buffer.filled(), b"body");
+        assert_eq!(buffer.into_bytes(), "body");
     }
 }

@@ -21,9 +21,14 @@ use super::{
 };
 use crate::timer::Timer;
 
-/// Largest first read of a request. Nearly all requests arrive with one read and are copied out of the shared
+/// Largest first read of a request. Nearly all requests arrive with one read and are copied out of its
 /// buffer. It also bounds what is read of a pipelined request.
 const FIRST_READ: usize = 16 << 10;
+/// A body of this size stays in the buffer of the first read, and the rest of it is read behind. Smaller ones
+/// would hold more than twice the memory that is reserved for them.
+const MIN_KEPT_BODY: u64 = BODY_BUFFER_SIZE as u64 / 2;
+/// If no more of it came with its head, it is copied: its client may be slow to send the rest.
+const MIN_KEPT_START: usize = 4 << 10;
 /// With less free capacity than this, a new buffer is allocated for the rest of a body.
 const MIN_READ: usize = 4 << 10;
 
@@ -149,7 +154,8 @@ impl ServerConnection {
         let mut since = None;
         let buffered = std::mem::take(&mut self.buffered);
         self.close_watch.stop();
-        if let Some(next) = self.take_head(&buffered) {
+        if let Some((next, behind)) = self.take_head(&buffered) {
+            self.buffered = buffered.slice(buffered.len() - behind..);
             return next;
         }
         std::future::poll_fn(|cx| {
@@ -185,17 +191,37 @@ impl ServerConnection {
 
     /// Reads once. `None`: the head is incomplete.
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Option<NextRequest>> {
-        with_read_buffer(FIRST_READ, |buffer| {
-            match ready!(self.stream.poll_read_into(cx, buffer)) {
-                Ok(received) if !received.is_empty() => Poll::Ready(self.take_head(received)),
-                // Also in the middle of a head: no one is left to read an error.
-                _ => Poll::Ready(Some(NextRequest::Closed)),
+        let mut buffer = BodyBuffer::take();
+        match ready!(self.stream.poll_read_into(cx, &mut buffer.free()[..FIRST_READ])) {
+            Ok(received) if !received.is_empty() => {
+                let count = received.len();
+                buffer.fill(count);
             }
-        })
+            // Also in the middle of a head: no one is left to read an error.
+            _ => return Poll::Ready(Some(NextRequest::Closed)),
+        }
+        let next = self.take_head(buffer.filled());
+        Poll::Ready(next.map(|(next, behind)| {
+            self.keep_behind_head(buffer, behind);
+            next
+        }))
     }
 
-    /// Parses a head from what was received, if it is complete.
-    fn take_head(&mut self, received: &[u8]) -> Option<NextRequest> {
+    /// Keeps what was read behind a head, at the end of `buffer`.
+    fn keep_behind_head(&mut self, mut buffer: BodyBuffer, count: usize) {
+        buffer.keep_last(count);
+        let is_large = self.body.remaining().is_some_and(|length| length >= MIN_KEPT_BODY);
+        if is_large && count >= MIN_KEPT_START {
+            // The client did not wait for `100 Continue`.
+            self.expects_continue = false;
+            self.body_buffer = Some(buffer);
+        } else {
+            self.buffered = Bytes::copy_from_slice(buffer.filled());
+        }
+    }
+
+    /// Parses a head from what was received, if it is complete. Also returns how much follows it.
+    fn take_head(&mut self, received: &[u8]) -> Option<(NextRequest, usize)> {
         // Empty lines between requests do not begin a head, and so do not start the head's timeout.
         let received = if self.partial_head.is_empty() { skip_empty_lines(received) } else { received };
         if received.is_empty() {
@@ -205,19 +231,19 @@ impl ServerConnection {
             let skipped = bytes.len() - skip_empty_lines(bytes).len();
             let text = &bytes[skipped..];
             let parsed = read_request_head(text, searched.saturating_sub(skipped))?;
-            Ok(parsed.map(|(head, framing, length)| (head, framing, Bytes::copy_from_slice(&text[length..]))))
+            Ok(parsed.map(|(head, framing, length)| (head, framing, text.len() - length)))
         });
+        let rejected = |why| Some((NextRequest::Rejected(why), 0));
         match parsed {
             Ok(Some((head, framing, behind))) => {
-                self.buffered = behind;
                 self.body = framing.body.clone();
                 self.expects_continue = framing.expects_continue;
                 self.body_bytes_read = 0;
-                Some(NextRequest::Request(head, framing))
+                Some((NextRequest::Request(head, framing), behind))
             }
             Ok(None) => None,
-            Err(HeadError::Malformed(what)) => Some(NextRequest::Rejected(HeadRejection::Malformed(what))),
-            Err(HeadError::TooLarge) => Some(NextRequest::Rejected(HeadRejection::TooLarge)),
+            Err(HeadError::Malformed(what)) => rejected(HeadRejection::Malformed(what)),
+            Err(HeadError::TooLarge) => rejected(HeadRejection::TooLarge),
         }
     }
 
@@ -232,7 +258,7 @@ impl ServerConnection {
             }
             // A close is behind the bytes that were not read yet, and to read them all would need an
             // unbounded buffer.
-            if self.buffered.len() >= FIRST_READ {
+            if self.buffered.len() >= FIRST_READ || self.body_buffer.is_some() {
                 return self.close_watch.poll(&self.stream, cx);
             }
             if ready!(self.poll_read_ahead(cx)) == 0 {
@@ -334,7 +360,16 @@ impl ServerConnection {
         }
         let Some(buffer) = &mut self.body_buffer else { return self.poll_read_tail(cx) };
         while !buffer.is_full() {
-            let read = ready!(self.stream.poll_read_into(cx, buffer.free())).map_err(BodyReadError::Io)?;
+            let left = self.body.remaining().unwrap_or(u64::MAX).saturating_sub(buffer.filled().len() as u64);
+            if left == 0 {
+                break;
+            }
+            // One byte more than the body: see `poll_read_tail`.
+            let wanted = usize::try_from(left).map_or(BODY_BUFFER_SIZE, |left| left.saturating_add(1));
+            let free = buffer.free();
+            let most = wanted.min(free.len());
+            let read =
+                ready!(self.stream.poll_read_into(cx, &mut free[..most])).map_err(BodyReadError::Io)?;
             let count = read.len();
             if count == 0 {
                 return Poll::Ready(Err(BodyReadError::Closed));
@@ -387,4 +422,59 @@ fn skip_empty_lines(mut text: &[u8]) -> &[u8] {
         text = rest;
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    const TIME: Duration = Duration::from_secs(60);
+    const TIMEOUTS: ClientTimeouts =
+        ClientTimeouts { head: TIME, idle: TIME, body: BodyTimeouts { idle: TIME, whole: TIME } };
+
+    /// The chunks of a request's body, of which `first` bytes arrive before the rest. Another request is
+    /// pipelined behind it.
+    async fn chunks(length: usize, first: usize) -> Vec<Bytes> {
+        let (mut client, server) = tokio::io::duplex(1 << 20);
+        let body: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
+        let mut sent = format!("POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n").into_bytes();
+        sent.extend_from_slice(&body);
+        sent.extend_from_slice(b"GET /next HTTP/1.1\r\nhost: a\r\n\r\n");
+        let (first, rest) = sent.split_at(first.min(sent.len()));
+        client.write_all(first).await.unwrap();
+
+        let mut connection = ServerConnection::new(Stream::Memory(server), None);
+        let mut timer = Timer::default();
+        let NextRequest::Request(..) = connection.next(&mut timer, TIMEOUTS, std::future::pending()).await
+        else {
+            panic!("no request")
+        };
+        client.write_all(rest).await.unwrap();
+        let mut chunks = Vec::new();
+        while let Some(chunk) = std::future::poll_fn(|cx| connection.poll_chunk(cx)).await.unwrap() {
+            chunks.push(chunk);
+        }
+        assert!(chunks.concat() == body, "{length} {}", first.len());
+        let next = connection.next(&mut timer, TIMEOUTS, std::future::pending()).await;
+        assert!(matches!(next, NextRequest::Request(head, _) if head.path() == "/next"));
+        chunks
+    }
+
+    #[tokio::test]
+    async fn bodies_of_all_sizes_arrive_whole_however_they_are_cut() {
+        let kept = usize::try_from(MIN_KEPT_BODY).unwrap();
+        for length in [1, FIRST_READ, kept - 1, kept, kept + 1, BODY_BUFFER_SIZE, 3 * BODY_BUFFER_SIZE + 7] {
+            for first in [60, 61, MIN_KEPT_START, MIN_KEPT_START + 100, FIRST_READ, 2 * FIRST_READ, usize::MAX] {
+                chunks(length, first).await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_of_64_kib_stays_in_the_buffer_of_its_head() {
+        let chunks = chunks(64 << 10, usize::MAX).await;
+        assert_eq!(chunks.len(), 1, "none was copied to another buffer");
+    }
 }

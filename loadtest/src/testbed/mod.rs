@@ -16,7 +16,7 @@ use tokio::runtime::{Builder, Runtime};
 pub(crate) use backends::Backends;
 pub(crate) use child::{Child, generate};
 pub(crate) use cores::Cores;
-pub(crate) use routers::{HYPER, ONE_LEG, Router, RouterPaths, RunningRouter};
+pub(crate) use routers::{FLOOR, HYPER, ONE_LEG, Router, RouterPaths, RunningRouter};
 
 /// A free port below the kernel's range of ephemeral ports: a load opens thousands of client connections,
 /// each of which could take the router's port before the router does.

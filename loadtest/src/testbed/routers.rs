@@ -20,6 +20,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// The row of this router with its other HTTP/1.1 engine.
 pub(crate) const HYPER: &str = "mini-lb (hyper)";
+/// The row of the bare relay.
+pub(crate) const FLOOR: &str = "floor";
 /// Its row in front of a plain server: what a reverse proxy does.
 pub(crate) const ONE_LEG: &str = "mini-lb (one leg)";
 
@@ -35,6 +37,8 @@ pub(crate) enum Router {
     MiniLb { name: String, program: PathBuf, flags: &'static str },
     /// This project's router in front of decode alone, as if that were a plain server.
     OneLeg(PathBuf),
+    /// [`crate::floor`], by this program.
+    Floor(PathBuf),
     /// A plain reverse proxy of decode.
     Haproxy(PathBuf),
     /// A plain reverse proxy of decode.
@@ -83,7 +87,8 @@ impl RouterPaths {
     /// All routers that are installed, and the names of the peers that are not.
     pub(crate) fn find(&self) -> io::Result<(Vec<Router>, Vec<&'static str>)> {
         let one_leg = Router::OneLeg(self.program()?);
-        let mut found = vec![Router::Direct, self.mini_lb()?, self.mini_lb_on_hyper()?, one_leg];
+        let floor = Router::Floor(std::env::current_exe()?);
+        let mut found = vec![Router::Direct, floor, self.mini_lb()?, self.mini_lb_on_hyper()?, one_leg];
         for also in &self.also {
             let (name, path) =
                 also.split_once('=').ok_or_else(|| io::Error::other("--also expects NAME=PATH"))?;
@@ -131,6 +136,7 @@ impl Router {
             Self::Direct => "direct",
             Self::MiniLb { name, .. } => name,
             Self::OneLeg(_) => ONE_LEG,
+            Self::Floor(_) => FLOOR,
             Self::Haproxy(_) => "haproxy",
             Self::Nginx(_) => "nginx",
             Self::Sglang(_) => "sglang-router",
@@ -197,6 +203,9 @@ impl Router {
             Self::OneLeg(program) => {
                 let server = format!("--worker-urls http://{decode} --host 127.0.0.1 --port {port}");
                 (program, format!("{server} --worker-threads {workers} --log-level warn"))
+            }
+            Self::Floor(program) => {
+                (program, format!("floor --port {port} --prefill {prefill} --decode {decode}"))
             }
             Self::Haproxy(program) => {
                 configured("haproxy.cfg", HAPROXY)?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use loadtest::load::{Load, Mix, Mode, Request, RequestKind, Until};
 use loadtest::process::WatchedProcess;
-use loadtest::{compare, fleet, memory, soak};
+use loadtest::{compare, fleet, floor, memory, soak};
 
 /// Puts load on a router and measures what it costs.
 #[derive(Debug, Parser)]
@@ -25,6 +25,8 @@ pub(crate) enum Command {
     Canned(CannedFlags),
     /// Compare mini-lb with other routers, scenario by scenario.
     Compare(compare::Options),
+    /// Run a bare relay in front of a prefill and a decode server: the lower bound of what a router costs.
+    Floor(floor::Options),
     /// Send a day's requests; memory and descriptors of the router must not grow.
     Soak(soak::Options),
     /// Measure the memory of an open stream and of a body in flight.

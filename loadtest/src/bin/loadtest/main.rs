@@ -17,6 +17,7 @@ fn main() -> ExitCode {
         Command::Run(flags) => run(&flags),
         Command::Canned(flags) => canned(&flags),
         Command::Compare(options) => loadtest::compare::run(&options),
+        Command::Floor(options) => loadtest::floor::run(&options),
         Command::Soak(options) => loadtest::soak::run(&options),
         Command::Memory(options) => loadtest::memory::run(&options),
         Command::Fleet(options) => loadtest::fleet::live::run(&options),
