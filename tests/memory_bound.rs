@@ -79,6 +79,26 @@ async fn bodies_wait_at_the_bound_and_are_served_when_memory_is_returned() {
 }
 
 #[tokio::test]
+async fn bodies_of_64_kib_wait_for_the_buffers_that_hold_them() {
+    let setup = Setup::start(|config| config).await;
+    let mut clients = Vec::new();
+    // Each takes a buffer of 128 KiB and the cost of its chunks, so seven fit.
+    for _ in 0..10 {
+        clients.push(setup.send(&body(64 << 10)).await);
+    }
+    setup.decode.wait_for_requests(7).await;
+    let held = setup.router.buffered_bytes();
+    assert!((7 * (128 << 10)..LIMIT).contains(&held), "{held}");
+    setup.gate.open();
+    for mut client in clients {
+        assert_eq!(client.response().await.status(), 200);
+    }
+    // Also those that waited, whose first bytes came with their heads.
+    assert!(setup.decode.requests().iter().all(|seen| seen.body.len() > 64 << 10));
+    setup.router.wait_buffered(0).await;
+}
+
+#[tokio::test]
 async fn a_body_that_waits_too_long_gets_503_and_its_connection_stays_usable() {
     let setup = Setup::start(|config| config.queue_timeout(SHORT)).await;
     let mut first = setup.send(&body(900 << 10)).await;

@@ -34,7 +34,7 @@ pub(crate) use request_head::{
 pub(crate) use response_head::{ParsedResponse, ResponseHead, read_response_head};
 pub(crate) use response_writer::{HeadSummary, Incomplete, OutgoingResponse, WriteOptions, WriteOutcome};
 pub(crate) use server::{
-    BodyReadError, BodyTimeouts, ClientTimeouts, HeadRejection, NextRequest, ServerConnection,
+    BodyReadError, BodyTimeouts, ClientTimeouts, HeadRejection, NextRequest, ServerConnection, memory_of_body,
 };
 
 /// Largest head in bytes; for a response, the final head and the interim ones together.

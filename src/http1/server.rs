@@ -26,7 +26,7 @@ use crate::timer::Timer;
 const FIRST_READ: usize = 16 << 10;
 /// A body of this size stays in the buffer of the first read, and the rest of it is read behind. Smaller ones
 /// would hold more than twice the memory that is reserved for them.
-const MIN_KEPT_BODY: u64 = BODY_BUFFER_SIZE as u64 / 2;
+const MIN_KEPT_BODY: usize = BODY_BUFFER_SIZE / 2;
 /// If no more of it came with its head, it is copied: its client may be slow to send the rest.
 const MIN_KEPT_START: usize = 4 << 10;
 /// With less free capacity than this, a new buffer is allocated for the rest of a body.
@@ -210,7 +210,7 @@ impl ServerConnection {
     /// Keeps what was read behind a head, at the end of `buffer`.
     fn keep_behind_head(&mut self, mut buffer: BodyBuffer, count: usize) {
         buffer.keep_last(count);
-        let is_large = self.body.remaining().is_some_and(|length| length >= MIN_KEPT_BODY);
+        let is_large = self.body.remaining().is_some_and(|length| length >= MIN_KEPT_BODY as u64);
         if is_large && count >= MIN_KEPT_START {
             // The client did not wait for `100 Continue`.
             self.expects_continue = false;
@@ -250,6 +250,7 @@ impl ServerConnection {
     /// Ready when the client has closed the connection during the response. Pipelined requests that arrive
     /// meanwhile are kept, up to [`FIRST_READ`] bytes of them; more stays in the socket.
     pub(crate) fn poll_disconnect(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.release_body_buffer();
         loop {
             // Careless clients send an empty line behind a body (RFC 9112, section 2.2).
             if self.body.is_ended() && !self.buffered.is_empty() {
@@ -264,6 +265,16 @@ impl ServerConnection {
             if ready!(self.poll_read_ahead(cx)) == 0 {
                 return Poll::Ready(());
             }
+        }
+    }
+
+    /// A body that waits, for its share of the memory or for an early response to end, holds no more than what
+    /// was read with its head: of ten thousand that wait, 160 MiB and not 1.3 GiB.
+    fn release_body_buffer(&mut self) {
+        if self.body_buffer.as_ref().is_some_and(|buffer| buffer.filled().len() <= FIRST_READ)
+            && let Some(buffer) = self.body_buffer.take()
+        {
+            self.buffered = Bytes::copy_from_slice(buffer.filled());
         }
     }
 
@@ -416,6 +427,11 @@ impl ServerConnection {
     }
 }
 
+/// Memory that a body of this length takes: one that stays in the buffer of its head has all of that.
+pub(crate) fn memory_of_body(length: usize) -> usize {
+    if (MIN_KEPT_BODY..BODY_BUFFER_SIZE).contains(&length) { BODY_BUFFER_SIZE } else { length }
+}
+
 /// Skips empty lines before a request line (RFC 9112, section 2.2).
 fn skip_empty_lines(mut text: &[u8]) -> &[u8] {
     while let Some(rest) = text.strip_prefix(b"\r\n").or_else(|| text.strip_prefix(b"\n")) {
@@ -426,7 +442,7 @@ fn skip_empty_lines(mut text: &[u8]) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncWriteExt, DuplexStream};
 
     use super::*;
 
@@ -434,42 +450,71 @@ mod tests {
     const TIMEOUTS: ClientTimeouts =
         ClientTimeouts { head: TIME, idle: TIME, body: BodyTimeouts { idle: TIME, whole: TIME } };
 
-    /// The chunks of a request's body, of which `first` bytes arrive before the rest. Another request is
-    /// pipelined behind it.
-    async fn chunks(length: usize, first: usize) -> Vec<Bytes> {
-        let (mut client, server) = tokio::io::duplex(1 << 20);
-        let body: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
-        let mut sent = format!("POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n").into_bytes();
-        sent.extend_from_slice(&body);
-        sent.extend_from_slice(b"GET /next HTTP/1.1\r\nhost: a\r\n\r\n");
-        let (first, rest) = sent.split_at(first.min(sent.len()));
-        client.write_all(first).await.unwrap();
+    fn body(length: usize) -> Vec<u8> {
+        (0..length).map(|at| (at % 251) as u8).collect()
+    }
 
-        let mut connection = ServerConnection::new(Stream::Memory(server), None);
+    /// A connection, and a request with a body of this length that its client may send, with another request
+    /// behind it.
+    fn connection(length: usize) -> (DuplexStream, ServerConnection, Vec<u8>) {
+        let (client, server) = tokio::io::duplex(1 << 20);
+        let head = format!("POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n");
+        let sent = [head.as_bytes(), &body(length), b"GET /next HTTP/1.1\r\nhost: a\r\n\r\n"].concat();
+        (client, ServerConnection::new(Stream::Memory(server), None), sent)
+    }
+
+    async fn next(connection: &mut ServerConnection) -> RequestHead {
         let mut timer = Timer::default();
-        let NextRequest::Request(..) = connection.next(&mut timer, TIMEOUTS, std::future::pending()).await
-        else {
-            panic!("no request")
-        };
-        client.write_all(rest).await.unwrap();
+        match connection.next(&mut timer, TIMEOUTS, std::future::pending()).await {
+            NextRequest::Request(head, _) => head,
+            _ => panic!("no request"),
+        }
+    }
+
+    async fn body_of(connection: &mut ServerConnection) -> Vec<Bytes> {
         let mut chunks = Vec::new();
         while let Some(chunk) = std::future::poll_fn(|cx| connection.poll_chunk(cx)).await.unwrap() {
             chunks.push(chunk);
         }
-        assert!(chunks.concat() == body, "{length} {}", first.len());
-        let next = connection.next(&mut timer, TIMEOUTS, std::future::pending()).await;
-        assert!(matches!(next, NextRequest::Request(head, _) if head.path() == "/next"));
+        chunks
+    }
+
+    /// The chunks of a request's body, of which `first` bytes arrive before the rest.
+    async fn chunks(length: usize, first: usize) -> Vec<Bytes> {
+        let (mut client, mut connection, sent) = connection(length);
+        let (first, rest) = sent.split_at(first.min(sent.len()));
+        client.write_all(first).await.unwrap();
+        assert_eq!(next(&mut connection).await.path(), "/a");
+        client.write_all(rest).await.unwrap();
+        let chunks = body_of(&mut connection).await;
+        assert!(chunks.concat() == body(length), "{length} {}", first.len());
+        assert_eq!(next(&mut connection).await.path(), "/next");
         chunks
     }
 
     #[tokio::test]
     async fn bodies_of_all_sizes_arrive_whole_however_they_are_cut() {
-        let kept = usize::try_from(MIN_KEPT_BODY).unwrap();
+        let kept = MIN_KEPT_BODY;
         for length in [1, FIRST_READ, kept - 1, kept, kept + 1, BODY_BUFFER_SIZE, 3 * BODY_BUFFER_SIZE + 7] {
-            for first in [60, 61, MIN_KEPT_START, MIN_KEPT_START + 100, FIRST_READ, 2 * FIRST_READ, usize::MAX] {
+            for first in
+                [60, 61, MIN_KEPT_START, MIN_KEPT_START + 100, FIRST_READ, 2 * FIRST_READ, usize::MAX]
+            {
                 chunks(length, first).await;
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_waits_holds_no_buffer_and_arrives_whole() {
+        let (mut client, mut connection, sent) = connection(3 * BODY_BUFFER_SIZE);
+        let (first, rest) = sent.split_at(FIRST_READ);
+        client.write_all(first).await.unwrap();
+        next(&mut connection).await;
+        assert!(connection.body_buffer.is_some());
+        let waiting = std::future::poll_fn(|cx| Poll::Ready(connection.poll_disconnect(cx))).await;
+        assert!(waiting.is_pending() && connection.body_buffer.is_none());
+        client.write_all(rest).await.unwrap();
+        assert!(body_of(&mut connection).await.concat() == body(3 * BODY_BUFFER_SIZE));
     }
 
     #[tokio::test]

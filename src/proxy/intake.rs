@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::admission::{AdmissionHandle, Reservation};
 use crate::error::Error;
-use crate::http1::{BodyReadError, BodyTimeouts, RawHeaders};
+use crate::http1::{BodyReadError, BodyTimeouts, RawHeaders, memory_of_body};
 use crate::timer::Timer;
 use crate::transport::{BodyReader, RequestBody, RequestBodyError};
 use crate::wire::body::ClientBody;
@@ -133,7 +133,7 @@ async fn reserve(
     admission: &Arc<AdmissionHandle>,
 ) -> Result<Reservation, Error> {
     let mut memory = Reservation::empty(admission);
-    let bytes = length + length / CHUNK_COST_SHARE + SMALL_BODY / CHUNK_COST_SHARE;
+    let bytes = memory_of_body(length) + length / CHUNK_COST_SHARE + SMALL_BODY / CHUNK_COST_SHARE;
     match length {
         ..=SMALL_BODY => memory.charge(bytes),
         _ => wait_for_memory(bytes, request, &mut memory).await?,
