@@ -7,6 +7,7 @@ what is generated is written instead of compared: the chart's README, its copy o
 import json
 import os
 import re
+import subprocess
 import sys
 import tomllib
 
@@ -160,6 +161,30 @@ def check_plain(folder, rendered, write):
     assert sorted(names) == sorted(f"{name}.yaml" for name in PLAIN), names
 
 
+def check_kustomized(folder):
+    """What `kubectl apply --kustomize` would send: all of it in one namespace, with the release's image, and services
+    for the pods that the README wants to be labelled."""
+    said = subprocess.run(["kubectl", "kustomize", folder], check=True, capture_output=True, text=True).stdout
+    manifests = list(yaml.safe_load_all(said))
+    namespace = RELEASES["dns"][1]
+    for manifest in manifests:
+        kubernetes_validate.validate(manifest, "1.37", strict=True)
+        assert manifest["metadata"]["namespace"] == namespace, manifest["metadata"]
+    check_fit(manifests, namespace)
+    [image] = [manifest["spec"]["template"]["spec"]["containers"][0]["image"]
+               for manifest in manifests if manifest["kind"] == "Deployment"]
+    with open("Cargo.toml", "rb") as file:
+        version = tomllib.load(file)["package"]["version"]
+    assert image == f"mini-lb:{version}", image
+    text = read("README.md").split("## Kubernetes")[1].split("## ")[0]
+    assert f"kubectl apply --kustomize {folder}" in text and f"kubectl create namespace {namespace}" in text
+    labels = {tuple(manifest["spec"]["selector"].items()) for manifest in manifests
+              if manifest["kind"] == "Service" and manifest["metadata"]["name"] in ("prefill", "decode")}
+    [(name, app)] = re.findall(r"`(app[^`]*): (\w+)`", text)
+    [(label, role, other)] = re.findall(r"`(sglang/role): (\w+)` or `(\w+)`", text)
+    assert labels == {((name, app), (label, role)), ((name, app), (label, other))}, labels
+
+
 def main(out, write):
     hold(f"{CHART}/alerts.yaml", read("docs/alerts.yaml"), write)
     with helm.Chart.load(CHART) as chart:
@@ -191,6 +216,7 @@ def main(out, write):
             yaml.safe_load(read(f"{EXAMPLES}/two-models-{model}.yaml")), name=model, namespace="llm"))}
             for model in ("llama", "qwen")]
         assert not names[0] & names[1], "two releases have an object of one name"
+        check_kustomized("deploy/kubernetes")
         for wrong in ({"replica": 3}, {"drain": {"lameDuckSeconds": 1}}, {"policy": "bucket"}):
             try:
                 chart.validate_schema(wrong)

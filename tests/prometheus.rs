@@ -8,6 +8,9 @@
 #![allow(clippy::unwrap_used, reason = "clippy.toml allows it in test functions only, not in what they call")]
 #![allow(unreachable_pub, reason = "a test file is a crate of its own")]
 
+#[allow(dead_code, reason = "`kubernetes.rs` uses all of it")]
+#[path = "kubernetes/api_server.rs"]
+mod api_server;
 mod kit;
 #[path = "prometheus/load.rs"]
 mod load;
@@ -21,6 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use api_server::{ApiServer, Pod};
 use kit::{Client, RouterProcess, ScriptedServer, Step, json};
 use load::{Load, generate};
 use loadtest::sim::{Role, Sim, SimConfig};
@@ -72,11 +76,21 @@ struct Router {
 
 impl Router {
     async fn start(name: &'static str, servers: &[String], args: &[&str]) -> Self {
+        Self::start_in(&[], name, servers, args).await
+    }
+
+    /// The same with variables of the environment.
+    async fn start_in(
+        variables: &[(&str, &str)],
+        name: &'static str,
+        servers: &[String],
+        args: &[&str],
+    ) -> Self {
         let servers: Vec<&str> = servers.iter().map(String::as_str).collect();
         let metrics = SocketAddr::from(([127, 0, 0, 1], kit::free_port()));
         let port = metrics.port().to_string();
         let args = [&["--prometheus-port", &port], args].concat();
-        let process = RouterProcess::spawn_with(&servers, &args);
+        let process = RouterProcess::spawn_in(variables, &servers, &args);
         process.line("metrics and status on ").await;
         kit::with_timeout("a ready router", async {
             while process.client().await.get("/ready").await.status() != 200 {
@@ -259,6 +273,26 @@ async fn no_registration(prometheus: &Prometheus, fault: Fault<(Registry, [Sim; 
     prometheus.ends("MiniLbEncoderUnregistered", router.name).await;
 }
 
+/// The API server fails, and then answers again.
+async fn pods_unseen(prometheus: &Prometheus, fault: Fault<(ApiServer, Vec<Sim>)>) {
+    let Fault { router, servers: (api, _servers) } = fault;
+    let broken = || Some(api_server::Fault::Status(500, "etcd is down".to_owned()));
+    api.set_faults(broken(), broken());
+    api.cut_watches();
+    prometheus.fires("MiniLbPodsNotFollowed", router.name).await;
+    api.set_faults(None, None);
+    prometheus.ends("MiniLbPodsNotFollowed", router.name).await;
+    // An event that Prometheus sees happen, for the dashboard.
+    api.put(Pod { is_ready: false, ..Pod::ready("d-2", "decode", 4) });
+    kit::with_timeout("an event in Prometheus", async {
+        let query = "rate(mini_lb_kubernetes_events_total[$__rate_interval])";
+        while !prometheus.panel_values(query).await.iter().any(|rate| *rate > 0.0) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+}
+
 /// Answers as a language-only server's list of encoders, or with 500.
 struct Registry {
     fails: Arc<AtomicBool>,
@@ -383,6 +417,26 @@ async fn unregistered() -> Fault<(Registry, [Sim; 1], [Sim; 1], Sim)> {
     Fault { router, servers: (registry, prefill, decode, encoder) }
 }
 
+/// A pair in pods, which the router finds by an API server.
+async fn pods() -> Fault<(ApiServer, Vec<Sim>)> {
+    let port = kit::free_port();
+    let pods = [Pod::ready("p-1", "prefill", 2), Pod::ready("d-1", "decode", 3)];
+    let mut servers = Vec::new();
+    for (pod, role) in pods.into_iter().zip([Role::Prefill, Role::Decode]) {
+        let addr = Some(SocketAddr::from((pod.address, port)));
+        servers.push(start(SimConfig { addr, ..quick(role) }).await);
+    }
+    let api = ApiServer::start().await;
+    api.put_all(pods);
+    let (kubeconfig, port) = (api.kubeconfig(), port.to_string());
+    let variables = [("KUBECONFIG", kubeconfig.to_str().unwrap())];
+    let selectors = ["--prefill-selector", "sglang/role=prefill", "--decode-selector", "sglang/role=decode"];
+    let args = [&["--service-discovery", "--service-discovery-port", &port][..], &selectors].concat();
+    let router = Router::start_in(&variables, "pods-unseen", &[], &args).await;
+    api.wait_for_watch().await;
+    Fault { router, servers: (api, servers) }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_alert_fires_for_its_fault_and_each_panel_has_data() {
     let steady = Steady::start().await;
@@ -391,12 +445,12 @@ async fn each_alert_fires_for_its_fault_and_each_panel_has_data() {
     let (slow, queue) = (slow_router().await, small_queue().await);
     let hanging = [hanging_prefill().await, hanging_decode().await, hanging_plain().await];
     let (cacheless, files) = (cacheless().await, few_files().await);
-    let (encoding, unregistered) = (encoding().await, unregistered().await);
+    let (encoding, unregistered, pods) = (encoding().await, unregistered().await, pods().await);
     let mut targets = vec![(steady.router.name, steady.router.metrics)];
     targets.extend([down.target(), failing_prefill.target(), failing_plain.target(), slow.target()]);
     targets.extend(hanging.iter().map(Fault::target));
     targets.extend([queue.target(), cacheless.target(), files.target()]);
-    targets.extend([encoding.target(), unregistered.target()]);
+    targets.extend([encoding.target(), unregistered.target(), pods.target()]);
     let Some(prometheus) = Prometheus::start(&targets).await else { return };
     let _load = steady.load();
 
@@ -416,6 +470,7 @@ async fn each_alert_fires_for_its_fault_and_each_panel_has_data() {
         idle_clients(p, files),
         no_encoder(p, encoding),
         no_registration(p, unregistered),
+        pods_unseen(p, pods),
     );
     check_that_nothing_else_fired(&prometheus).await;
     check_panels(&prometheus, &targets).await;
@@ -438,6 +493,7 @@ async fn check_that_nothing_else_fired(prometheus: &Prometheus) {
         ("MiniLbFilesRunOut", "few-files"),
         ("MiniLbNoEncoder", "no-encoder"),
         ("MiniLbEncoderUnregistered", "no-registration"),
+        ("MiniLbPodsNotFollowed", "pods-unseen"),
     ];
     let expected: BTreeSet<_> = expected.map(|(alert, of)| (alert.to_owned(), of.to_owned())).into();
     let mut fired = prometheus.fired().await;

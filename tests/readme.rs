@@ -330,6 +330,8 @@ fn every_flag_in_the_documents_exists() {
         "--compare",
         "--plots",
         "--loads",
+        // cargo's.
+        "--path",
     ];
     let unsupported = flags(&source("unsupported.rs"));
     let mut known = flags(&help);

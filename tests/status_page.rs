@@ -1,5 +1,7 @@
 //! The status page in headless Chromium (Debian: `chromium`), served by the built router between simulated
 //! servers. Screenshots are kept in `target/ui/`.
+//!
+//! `UPDATE_DOCS=1 cargo test --test status_page` also takes those of the documents again.
 
 #[path = "status_page/browser.rs"]
 mod browser;
@@ -144,8 +146,12 @@ fn generate(port: u16, tokens: u32, is_stream: bool) -> io::Result<String> {
 }
 
 fn open(port: u16, tokens: u32, is_stream: bool) -> io::Result<TcpStream> {
+    open_for(port, "hello", tokens, is_stream)
+}
+
+fn open_for(port: u16, prompt: &str, tokens: u32, is_stream: bool) -> io::Result<TcpStream> {
     let body = format!(
-        r#"{{"text":"hello","stream":{is_stream},"sampling_params":{{"max_new_tokens":{tokens},"ignore_eos":true}}}}"#
+        r#"{{"text":"{prompt}","stream":{is_stream},"sampling_params":{{"max_new_tokens":{tokens},"ignore_eos":true}}}}"#
     );
     let mut client = TcpStream::connect(("127.0.0.1", port))?;
     client.set_read_timeout(Some(kit::processes::DEADLINE))?;
@@ -166,14 +172,19 @@ struct Traffic {
 
 impl Traffic {
     fn start(port: u16) -> Self {
+        Self::of(move |number| generate(port, number % 20 + 1, number % 2 == 0))
+    }
+
+    /// Of requests by their number.
+    fn of(request: impl Fn(u32) -> io::Result<String> + Send + 'static) -> Self {
         let is_over = Arc::new(AtomicBool::new(false));
         let notified = Arc::clone(&is_over);
         let run = move || {
-            let mut tokens = 1;
+            let mut number = 0_u32;
             while !notified.load(Relaxed) {
                 // Fails when a server or the router is stopped.
-                let _ = generate(port, tokens, tokens % 2 == 0);
-                tokens = tokens % 20 + 1;
+                let _ = request(number);
+                number = number.wrapping_add(1);
                 thread::sleep(TOKEN);
             }
         };
@@ -213,9 +224,9 @@ fn page_shows_plain_servers_as_the_only_role() {
     browser.open(&ports.page());
     browser.until("document.getElementById('state').innerText === 'ready'");
     browser.until(&health("regular", &url, "healthy"));
-    browser.until("document.getElementById('first').innerText === 'Servers healthy'");
+    browser.until("document.getElementById('first-role').innerText === 'Servers healthy'");
     browser.until("document.getElementById('prefill').innerText === '1 of 1'");
-    for id in ["second", "pairs-title", "pairs-table", "pairs-note"] {
+    for id in ["second-role", "pairs-title", "pairs-table", "pairs-note"] {
         browser.until(&format!("document.getElementById('{id}').offsetHeight === 0"));
     }
     generate(ports.clients, 3, false).expect("a response");
@@ -454,4 +465,76 @@ fn page_has_security_headers() {
     assert_eq!(nothing, "");
     let (refused, _) = ask(ports.operators, "POST /ui");
     assert!(refused.starts_with("http/1.1 405 ") && refused.contains("\r\nallow: get, head"), "{refused}");
+}
+
+/// The pictures of `docs/images`. Larger ones are slow to load, and stay in the repository's history.
+const PICTURES: [&str; 3] =
+    ["status-under-load.webp", "status-with-a-failed-server.webp", "status-on-a-phone.webp"];
+const MAX_PICTURE: usize = 150_000;
+
+/// Writes the pictures if `UPDATE_DOCS` is set.
+#[test]
+fn documents_show_the_page() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/images");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        assert!(browser::is_installed());
+        take_pictures(&PICTURES.map(|name| folder.join(name)));
+    }
+    let text = include_str!("../docs/OPERATIONS.md");
+    for name in PICTURES {
+        let picture = fs::read(folder.join(name)).expect("a picture");
+        assert!(picture.starts_with(b"RIFF") && picture[8..].starts_with(b"WEBP"), "{name}");
+        assert!(picture.len() <= MAX_PICTURE, "{name} has {} bytes", picture.len());
+        let (before, _) = text.split_once(&format!("](images/{name})")).expect("it is shown");
+        let (_, instead) = before.rsplit_once("![").expect("the text for those who do not see it");
+        assert!(instead.len() > 30, "{name}: {instead}");
+    }
+}
+
+/// A fleet of two prefill and three decode servers for a minute, and after one of them has stopped.
+fn take_pictures([under_load, failed, on_a_phone]: &[PathBuf; 3]) {
+    let runtime = Runtime::new().expect("a runtime");
+    let start = |role, last| {
+        let addr = Some(SocketAddr::from(([127, 0, 10, last], 30_000)));
+        let inter_token = Duration::from_millis(20);
+        let config = SimConfig { inter_token, record: false, prefix_cache: true, ..quick(role, addr) };
+        runtime.block_on(Sim::start(config)).expect("a free port")
+    };
+    let prefill = [1, 2].map(|last| start(Role::Prefill, last));
+    let [first, second, third] = [11, 12, 13].map(|last| start(Role::Decode, last));
+    let mut args = vec!["--policy".to_owned(), "cache_aware".to_owned()];
+    for server in &prefill {
+        let port = server.bootstrap_port().expect("a bootstrap port").to_string();
+        args.extend(["--prefill".to_owned(), server.url(), port]);
+    }
+    args.extend([&first, &second, &third].iter().flat_map(|server| ["--decode".to_owned(), server.url()]));
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let (_program, ports) = started(|ports| program_at(&args, ports));
+    let mut browser = Browser::start(&folder().join("pictures"));
+    browser.resize(1100, 900, false);
+    browser.open(&ports.page());
+    let _traffic: Vec<Traffic> = (0..8)
+        .map(|client| {
+            Traffic::of(move |number| {
+                let prompt =
+                    format!("{} {client} {}", "You are a helpful assistant. ".repeat(400), number / 3);
+                let mut response = String::new();
+                open_for(ports.clients, &prompt, number % 40 + 10, number % 4 != 0)?
+                    .read_to_string(&mut response)?;
+                Ok(response)
+            })
+        })
+        .collect();
+    browser.until("parseInt(document.getElementById('uptime').innerText.slice(3)) >= 50");
+    browser.screenshot_down_to("pairs-title", under_load);
+
+    let url = third.url();
+    runtime.block_on(third.shutdown());
+    browser.until(&health("decode", &url, "unhealthy"));
+    browser.until("document.getElementById('decode').innerText.includes('2 of 3')");
+    browser.until(&format!("/[a-z]+ [0-9]+/.test({})", cell("decode", &url, "Failures, last minute")));
+    browser.screenshot_down_to("changes", failed);
+    browser.resize(390, 844, false);
+    browser.until("document.querySelector('#own .plot').viewBox.baseVal.width < 390");
+    browser.screenshot_down_to("requests", on_a_phone);
 }

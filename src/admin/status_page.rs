@@ -24,8 +24,8 @@ const PAGE: &str = include_str!("../../assets/status.html");
 /// router. A test below prints the hashes after a change of the page.
 const POLICY: &str = concat!(
     "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; ",
-    "frame-ancestors 'none'; script-src 'sha256-zfKbimAhqFqvJmcW03AzE84QGgoc5BCXHSX6t6YQZ9U='; ",
-    "style-src 'sha256-gNe8kbmquZakXt47J9fgSO1BLfyP8ifr+f2IFsOciaU='",
+    "frame-ancestors 'none'; script-src 'sha256-/w1uXdiDJ9K3KGMyZvmzWQGvYqbVl22FnZRcht8FgFY='; ",
+    "style-src 'sha256-jE7ftPOEVBkovMaBL3z9/b8Z1t7wA+43YIAMHKxOrs0='",
 );
 
 const AUTHORIZATION: &str = "authorization";

@@ -58,6 +58,11 @@ impl RouterProcess {
     }
 
     pub fn spawn_with(servers: &[&str], args: &[&str]) -> Self {
+        Self::spawn_in(&[], servers, args)
+    }
+
+    /// The same with these variables besides those of the test.
+    pub fn spawn_in(variables: &[(&str, &str)], servers: &[&str], args: &[&str]) -> Self {
         let port = free_port();
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let port = port.to_string();
@@ -70,6 +75,10 @@ impl RouterProcess {
             .args(["--prometheus-port", "0"])
             .args(engine::args())
             .args(args)
+            .envs(variables.iter().copied())
+            // An API server's client would use it.
+            .env_remove("HTTPS_PROXY")
+            .env_remove("https_proxy")
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
