@@ -19,7 +19,7 @@ const MAY_USE: [(&str, &[&str]); 18] = [
     ("options", &["admission", "observe", "tls", "transport", "upstream", "wire"]),
     ("config", &["admission", "observe", "options", "tls", "transport", "upstream"]),
     ("proxy", &["admission", "error", "http1", "observe", "timer", "transport", "upstream", "wire"]),
-    ("admin", &["admission", "error", "http1", "observe", "upstream", "wire"]),
+    ("admin", &["admission", "error", "http1", "observe", "tls", "upstream", "wire"]),
     (
         "server",
         &[

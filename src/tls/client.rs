@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::{ClientConfig, RootCertStore};
 
-use super::files::{self, KeyPairFlags, bad_file};
+use super::files::{self, KeyPair, KeyPairFlags, bad_file};
 use super::{HTTP_1, KeyFiles, TlsError};
 
 const FLAGS: KeyPairFlags = ["--client-cert-path", "--client-key-path"];
@@ -58,19 +58,26 @@ impl ClientTls {
 
 fn load(files: &ClientFiles) -> Result<ClientConfig, TlsError> {
     let roots = if files.cas.is_empty() { system_cas()? } else { configured_cas(&files.cas)? };
+    match &files.own {
+        None => client_config(roots, None).map_err(|error| TlsError(error.to_string())),
+        Some(own) => client_config(roots, Some(files::key_pair(FLAGS, own)?))
+            .map_err(|error| files::bad_key_pair(FLAGS, own, &error)),
+    }
+}
+
+/// The configuration for a client that trusts `roots`, and presents the certificate of `own`.
+pub(crate) fn client_config(
+    roots: RootCertStore,
+    own: Option<KeyPair>,
+) -> Result<ClientConfig, rustls::Error> {
     let builder = ClientConfig::builder_with_provider(files::provider())
-        .with_safe_default_protocol_versions()
-        .map_err(|error| TlsError(error.to_string()))?
+        .with_safe_default_protocol_versions()?
         .with_root_certificates(roots);
-    let mut config = match &files.own {
+    let mut config = match own {
         None => builder.with_no_client_auth(),
-        Some(own) => {
-            let (certificates, key) = files::key_pair(FLAGS, own)?;
-            let built = builder.with_client_auth_cert(certificates, key);
-            built.map_err(|error| files::bad_key_pair(FLAGS, own, &error))?
-        }
+        Some((certificates, key)) => builder.with_client_auth_cert(certificates, key)?,
     };
-    // Connections to backends are HTTP/1.1 only; without ALPN a server might choose HTTP/2.
+    // Our connections as a client are HTTP/1.1 only; without ALPN a server might choose HTTP/2.
     config.alpn_protocols = vec![HTTP_1.to_vec()];
     Ok(config)
 }
@@ -89,7 +96,7 @@ fn configured_cas(paths: &[PathBuf]) -> Result<RootCertStore, TlsError> {
 
 /// The CAs of the file in `SSL_CERT_FILE`, or else the system's. Invalid ones are skipped, as OpenSSL and
 /// curl do: some distributions ship certificates that webpki does not accept.
-fn system_cas() -> Result<RootCertStore, TlsError> {
+pub(crate) fn system_cas() -> Result<RootCertStore, TlsError> {
     let found = match std::env::var_os(CA_FILE_VARIABLE) {
         // The file alone. `load_native_certs` would add the directories of SSL_CERT_DIR, where that is set
         // for the whole machine: a file that is to narrow what is trusted would then widen it.

@@ -3,10 +3,11 @@
 
 use std::io::{self, IoSlice, Write};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use rustls::pki_types::ServerName;
-use rustls::{AlertDescription, CertificateError, Error as TlsError};
+use rustls::{AlertDescription, CertificateError, ClientConfig, Error as TlsError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
@@ -20,7 +21,29 @@ pub(crate) async fn connect(
     socket: TcpStream,
 ) -> io::Result<TlsConnection> {
     let config = tls.config().map_err(io::Error::other)?;
-    let stream = TlsConnector::from(config).connect(name, socket).await.map_err(explained)?;
+    handshake(config, name, socket, &FLAGS).await
+}
+
+/// What can be changed about a failed handshake with a server.
+pub(crate) struct HandshakeHints {
+    /// Names the trusted CAs.
+    pub(crate) cas: &'static str,
+    /// Names our certificate.
+    pub(crate) certificate: &'static str,
+}
+
+/// For backends.
+const FLAGS: HandshakeHints = HandshakeHints { cas: "--ca-cert-paths", certificate: "--client-cert-path" };
+
+/// Completes the handshake with a server by this configuration.
+pub(crate) async fn handshake(
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+    socket: TcpStream,
+    hints: &HandshakeHints,
+) -> io::Result<TlsConnection> {
+    let connected = TlsConnector::from(config).connect(name, socket).await;
+    let stream = connected.map_err(|error| explained(error, hints))?;
     Ok(TlsConnection { stream: stream.into(), unflushed: false })
 }
 
@@ -31,14 +54,14 @@ pub(crate) async fn accept(tls: &ServerTls, socket: TcpStream) -> io::Result<Tls
 }
 
 /// Names the cause in words that say what can be done.
-fn explained(error: io::Error) -> io::Error {
+fn explained(error: io::Error, hints: &HandshakeHints) -> io::Error {
     let Some(cause) = error.get_ref().and_then(|cause| cause.downcast_ref::<TlsError>()) else {
         return io::Error::new(error.kind(), format!("TLS: {error}"));
     };
     // rustls writes for programmers: `InvalidCertificate(UnknownIssuer)` names no flag that would help.
     let why = match cause {
         TlsError::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
-            "its certificate does not come from a known CA (see --ca-cert-paths)".to_owned()
+            format!("its certificate does not come from a known CA (see {})", hints.cas)
         }
         TlsError::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
             "its certificate has expired".to_owned()
@@ -50,7 +73,7 @@ fn explained(error: io::Error) -> io::Error {
         // handshake_failure (RFC 8446, section 6.2).
         TlsError::AlertReceived(
             AlertDescription::CertificateRequired | AlertDescription::HandshakeFailure,
-        ) => format!("{cause} (it may want a certificate, see --client-cert-path)"),
+        ) => format!("{cause} (it may want a certificate, see {})", hints.certificate),
         // Usually an https URL of a port that speaks plain HTTP.
         TlsError::InvalidMessage(_) => "what it sent is not TLS".to_owned(),
         cause => cause.to_string(),

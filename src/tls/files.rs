@@ -51,10 +51,10 @@ fn key(flag: &str, path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
 pub(super) type KeyPairFlags = [&'static str; 2];
 
 /// A certificate chain and its private key.
-pub(super) fn key_pair(
-    [cert_flag, key_flag]: KeyPairFlags,
-    files: &KeyFiles,
-) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
+pub(crate) type KeyPair = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+/// Reads a certificate chain and its private key.
+pub(super) fn key_pair([cert_flag, key_flag]: KeyPairFlags, files: &KeyFiles) -> Result<KeyPair, TlsError> {
     Ok((certificates(cert_flag, &files.cert)?, key(key_flag, &files.key)?))
 }
 

@@ -13,6 +13,10 @@ use std::fmt;
 use std::path::PathBuf;
 
 pub(crate) use client::{ClientFiles, ClientTls};
+#[cfg(feature = "kubernetes")]
+pub(crate) use client::{client_config, system_cas};
+#[cfg(feature = "kubernetes")]
+pub(crate) use connection::{HandshakeHints, handshake};
 pub(crate) use connection::{TlsConnection, accept, connect};
 pub(crate) use server::ServerTls;
 

@@ -100,16 +100,24 @@ impl ApiServer {
 
     /// A kubeconfig for this server, whose token is in a file.
     pub fn kubeconfig(&self) -> PathBuf {
-        let text = format!(
-            "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
-             clusters:\n- name: c\n  cluster:\n    server: {}\n    certificate-authority: {}\n\
-             users:\n- name: u\n  user:\n    tokenFile: {}\n\
-             contexts:\n- name: test\n  context:\n    cluster: c\n    user: u\n",
-            self.tls.url(),
-            self.authority.file().display(),
-            self.folder.path("token").display()
-        );
-        self.folder.put("kubeconfig", &text)
+        self.kubeconfig_with(&json!({}))
+    }
+
+    /// The same, with these fields of the cluster instead.
+    pub fn kubeconfig_with(&self, fields: &Value) -> PathBuf {
+        let mut cluster = json!({"server": self.tls.url(), "certificate-authority": self.authority.file()});
+        let fields = fields.as_object().expect("an object").clone();
+        cluster.as_object_mut().expect("an object").extend(fields);
+        let config = json!({
+            "kind": "Config",
+            "apiVersion": "v1",
+            "current-context": "test",
+            "clusters": [{"name": "c", "cluster": cluster}],
+            // From the folder of the kubeconfig.
+            "users": [{"name": "u", "user": {"tokenFile": "token"}}],
+            "contexts": [{"name": "test", "context": {"cluster": "c", "user": "u"}}],
+        });
+        self.folder.put("kubeconfig", &config.to_string())
     }
 
     pub fn write_token(&self, token: &str) {

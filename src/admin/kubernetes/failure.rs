@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use kube::core::Status;
+use kube_core::Status;
 
 use super::pod::shown;
 use crate::observe::metrics::POD_WATCH_FAILURES;
@@ -26,7 +26,7 @@ impl PodVerb {
 /// The kinds of failures, in the order of [`POD_WATCH_FAILURES`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FailureReason {
-    /// There is neither a usable kubeconfig nor a service account.
+    /// There is neither a usable kubeconfig nor a usable service account.
     Configuration,
     Unauthorized,
     Forbidden,
@@ -44,6 +44,26 @@ impl FailureReason {
     }
 }
 
+/// Why a request had no response that can be used.
+#[derive(Debug)]
+pub(super) enum ApiError {
+    /// Nothing was sent: a file or a variable is missing or wrong.
+    Configuration(String),
+    /// No connection, or it ended.
+    Unreachable(String),
+    Timeout(String),
+    /// The response is an error.
+    Status(Box<Status>),
+    Malformed(String),
+}
+
+impl ApiError {
+    /// For an error of the connection.
+    pub(super) fn unreachable(error: &dyn Error) -> Self {
+        Self::Unreachable(chain(error))
+    }
+}
+
 /// A list or a watch that failed.
 #[derive(Debug)]
 pub(super) struct PodWatchFailure {
@@ -58,19 +78,17 @@ impl PodWatchFailure {
         Self { verb, reason, text: text.into() }
     }
 
-    /// The failure behind an error of the client.
-    pub(super) fn of(verb: PodVerb, error: &kube::Error) -> Self {
-        let reason = match error {
-            kube::Error::Api(status) => return Self::of_status(verb, status),
-            kube::Error::SerdeError(_)
-            | kube::Error::FromUtf8(_)
-            | kube::Error::LinesCodecMaxLineLengthExceeded => FailureReason::Malformed,
-            kube::Error::Auth(_) | kube::Error::InferConfig(_) | kube::Error::RustlsTls(_) => {
-                FailureReason::Configuration
-            }
-            _ => FailureReason::Unreachable,
+    /// The failure of a request.
+    pub(super) fn of(verb: PodVerb, error: ApiError) -> Self {
+        let (reason, text) = match error {
+            ApiError::Status(status) => return Self::of_status(verb, &status),
+            ApiError::Configuration(text) => (FailureReason::Configuration, text),
+            ApiError::Unreachable(text) => (FailureReason::Unreachable, text),
+            ApiError::Timeout(text) => (FailureReason::Timeout, text),
+            // It may show what was received.
+            ApiError::Malformed(text) => (FailureReason::Malformed, shown(&text)),
         };
-        Self::new(verb, reason, chain(error))
+        Self::new(verb, reason, text)
     }
 
     /// The failure that the API server has responded with, or sent as an event.

@@ -6,54 +6,43 @@
 //! answer of DNS: the API server says it with a resource version, after a quorum read, so there
 //! are no servers then.
 //!
-//! Not kube's own `watcher`, for what its version 5.0 does not do: it watches on from a version
-//! for which the response is 410, it opens a watch that ends at once again without a pause, it
-//! does not tell when a watch has begun, and a list has no deadline.
+//! This file decides when to list and to watch, and says so. `pod_api` has the requests and
+//! responses, `client` the transport, `cluster` and `kubeconfig` the address and credentials.
 //!
-//! On a thread of its own: credential plugins of a kubeconfig block, and a page of a list is
+//! On a thread of its own: files of credentials are read, which blocks, and a page of a list is
 //! megabytes of JSON, during which no connection would be accepted.
 
 mod backoff;
+mod client;
+mod cluster;
 mod failure;
+mod kubeconfig;
 mod pod;
+mod pod_api;
 mod pods;
 
 use std::future::pending;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use futures_util::{FutureExt, TryStreamExt};
-use kube::api::{ListParams, Request, WatchParams};
-use kube::core::{ObjectList, WatchEvent};
-use kube::{Client, Config};
+use kube_core::WatchEvent;
 use tokio::sync::oneshot;
-use tokio::time::{sleep, timeout};
+use tokio::task::yield_now;
+use tokio::time::sleep;
 use tracing::{debug, error, info, warn};
 
 use crate::observe::metrics::PodMetrics;
 use crate::upstream::{DesiredFleet, PodSource};
 use backoff::Backoff;
-use failure::{FailureReason, PodVerb, PodWatchFailure};
+use failure::{ApiError, FailureReason, PodVerb, PodWatchFailure};
 use pod::Pod;
+use pod_api::{PodApi, PodEvents};
 use pods::Pods;
 
-/// Pods of one page, as in Kubernetes' own clients.
-const PAGE: u32 = 500;
 /// Most pages: a list that does not end must not fill the memory. 100,000 pods.
 const MAX_PAGES: usize = 200;
-/// Time to connect to the API server.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time for a page of a list, and for the head of the response to a watch.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long the API server is asked to keep a watch open. It sends the version to go on from right before the
-/// end. Shorter than in other clients, since it is also how long a connection that was cut without a word is
-/// taken for a quiet one.
-const WATCH_SECONDS: u32 = 60;
-/// Time after which a watch must have ended or sent something.
-const WATCH_SILENCE: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 5);
 /// A watch that ends earlier is not opened again before this time has passed since it was opened.
 const SHORTEST_WATCH: Duration = Duration::from_secs(1);
 /// A watch of this length shows that the API server is well: the pauses begin anew.
@@ -171,17 +160,17 @@ impl<'a> PodWatch<'a> {
     /// Lists the pods and watches them until that fails.
     async fn list_and_watch(&mut self) -> PodWatchFailure {
         // A new client each time: it reads the files of credentials and certificates again.
-        let client = match connect().await {
-            Ok(client) => client,
-            Err(failure) => return failure,
+        let mut api = match PodApi::new(&self.source) {
+            Ok(api) => api,
+            Err(error) => return PodWatchFailure::of(PodVerb::List, error),
         };
-        let mut version = match self.list(&client).await {
+        let mut version = match self.list(&mut api).await {
             Ok(version) => version,
             Err(failure) => return failure,
         };
         loop {
             let began = Instant::now();
-            let ended = self.watch(&client, &mut version).await;
+            let ended = self.watch(&mut api, &mut version).await;
             if began.elapsed() >= STABLE_WATCH {
                 self.backoff.reset();
             }
@@ -194,20 +183,16 @@ impl<'a> PodWatch<'a> {
     }
 
     /// Lists all pods. Returns the version of the list, from which to watch.
-    async fn list(&mut self, client: &Client) -> Result<String, PodWatchFailure> {
-        let failure = |error: &kube::Error| PodWatchFailure::of(PodVerb::List, error);
+    async fn list(&mut self, api: &mut PodApi) -> Result<String, PodWatchFailure> {
         let malformed = |why: &str| PodWatchFailure::new(PodVerb::List, FailureReason::Malformed, why);
-        let mut params = ListParams::default().limit(PAGE).labels(&self.source.label_selector());
         let mut listed = Vec::new();
+        let mut continue_token = None;
         for _ in 0..MAX_PAGES {
-            let request = self.request().list(&params).map_err(kube::Error::BuildRequest);
-            let page = client.request_text(request.map_err(|error| failure(&error))?);
-            let page = within(PodVerb::List, page).await?;
-            let page: ObjectList<Pod> = serde_json::from_str(&page)
-                .map_err(|error| malformed(&format!("the response is not a list of pods: {error}")))?;
+            let page = api.page(continue_token).await;
+            let page = page.map_err(|error| PodWatchFailure::of(PodVerb::List, error))?;
             listed.extend(page.items);
-            params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
-            if params.continue_token.is_some() {
+            continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
+            if continue_token.is_some() {
                 continue;
             }
             let version = page.metadata.resource_version.filter(|version| !version.is_empty());
@@ -223,26 +208,37 @@ impl<'a> PodWatch<'a> {
     }
 
     /// Applies events until the watch ends, as it does every minute. `version` is where to go on.
-    async fn watch(&mut self, client: &Client, version: &mut String) -> Result<(), PodWatchFailure> {
-        let failure = |error: &kube::Error| PodWatchFailure::of(PodVerb::Watch, error);
-        let params = WatchParams::default().timeout(WATCH_SECONDS).labels(&self.source.label_selector());
-        let request = self.request().watch(&params, version).map_err(kube::Error::BuildRequest);
-        let events = client.request_events::<Pod>(request.map_err(|error| failure(&error))?);
-        let mut events = pin!(within(PodVerb::Watch, events).await?);
+    async fn watch(&mut self, api: &mut PodApi, version: &mut String) -> Result<(), PodWatchFailure> {
+        let failure = |error: ApiError| PodWatchFailure::of(PodVerb::Watch, error);
+        let mut events = api.watch(version).await.map_err(failure)?;
         self.watching();
-        loop {
-            // Silence for longer than the watch can last: the connection is dead, so another is opened.
-            let Ok(first) = timeout(WATCH_SILENCE, events.try_next()).await else { return Ok(()) };
-            let mut next = Some(first);
-            let mut count = 0;
-            while let Some(event) = next {
-                let Some(event) = event.map_err(|error| failure(&error))? else { return Ok(()) };
-                self.take(event, version)?;
-                count += 1;
-                next = if count < MAX_BATCH { events.try_next().now_or_never() } else { None };
-            }
+        while let Some(event) = events.next().await.map_err(failure)? {
+            self.take(event, version)?;
+            self.take_ready(&mut events, version).await?;
             self.publish();
         }
+        api.keep(events);
+        Ok(())
+    }
+
+    /// Applies events that are there already.
+    async fn take_ready(
+        &mut self,
+        events: &mut PodEvents,
+        version: &mut String,
+    ) -> Result<(), PodWatchFailure> {
+        for _ in 1..MAX_BATCH {
+            let event = tokio::select! {
+                biased;
+                event = events.next() => event,
+                // Until the connection had its turn to read.
+                () = yield_now() => return Ok(()),
+            };
+            let event = event.map_err(|error| PodWatchFailure::of(PodVerb::Watch, error))?;
+            let Some(event) = event else { return Ok(()) };
+            self.take(event, version)?;
+        }
+        Ok(())
     }
 
     /// Applies an event.
@@ -267,10 +263,6 @@ impl<'a> PodWatch<'a> {
             PodWatchFailure::new(PodVerb::Watch, FailureReason::Malformed, "an event has no resource version")
         })?;
         Ok(())
-    }
-
-    fn request(&self) -> Request {
-        Request::new(self.source.path())
     }
 
     /// Makes the pods the servers.
@@ -318,35 +310,5 @@ impl<'a> PodWatch<'a> {
         let (label, source, verb) = (reason.as_str(), &self.source, verb.as_str());
         let kept = self.published.unwrap_or_default();
         warn!(reason = label, "Kubernetes: cannot {verb} {source}, keeping {kept} servers: {text}");
-    }
-}
-
-/// The client of the API server that the kubeconfig or the service account names.
-async fn connect() -> Result<Client, PodWatchFailure> {
-    // kube takes the process's provider. There is one if a user of the library has set it.
-    if rustls::crypto::CryptoProvider::get_default().is_none() {
-        // An error means that another thread has just set one.
-        rustls::crypto::ring::default_provider().install_default().ok();
-    }
-    let mut config = Config::infer()
-        .await
-        .map_err(|error| PodWatchFailure::of(PodVerb::List, &kube::Error::InferConfig(error)))?;
-    config.connect_timeout = Some(CONNECT_TIMEOUT);
-    // Its own retries take minutes, in which nobody would learn why.
-    config.default_retry = false;
-    Client::try_from(config).map_err(|error| PodWatchFailure::of(PodVerb::List, &error))
-}
-
-/// Waits for a response, but not for ever.
-async fn within<T>(
-    verb: PodVerb,
-    response: impl Future<Output = kube::Result<T>>,
-) -> Result<T, PodWatchFailure> {
-    match timeout(ANSWER_TIMEOUT, response).await {
-        Ok(response) => response.map_err(|error| PodWatchFailure::of(verb, &error)),
-        Err(_) => {
-            let text = format!("no response within {ANSWER_TIMEOUT:?}");
-            Err(PodWatchFailure::new(verb, FailureReason::Timeout, text))
-        }
     }
 }

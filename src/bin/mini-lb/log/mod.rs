@@ -29,10 +29,6 @@ pub(crate) use format::Format;
 use queue::{Lines, LogQueue};
 use trace_file::TraceFile;
 
-/// Targets of a dependency whose lines are not logged: kube's client tells of each request, and warns of each
-/// end of a watch, which is usual. The library says once what matters.
-const NOT_LOGGED: &str = "kube_";
-
 /// What is logged, and where.
 pub(crate) struct LogOptions {
     pub(crate) level: LevelFilter,
@@ -163,7 +159,7 @@ impl LogSubscriber {
 
 impl Subscriber for LogSubscriber {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        !metadata.is_span() && *metadata.level() <= self.level && !metadata.target().starts_with(NOT_LOGGED)
+        !metadata.is_span() && *metadata.level() <= self.level
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
