@@ -42,11 +42,14 @@ struct State {
     /// Watches from before this version are answered with 410.
     oldest: u64,
     token: String,
+    /// What is written to the file of the token before the next 401.
+    next_token: Option<(PathBuf, String)>,
     page: usize,
     list_fault: Option<Fault>,
     watch_fault: Option<Fault>,
     /// Paths and queries, decoded.
     requests: Vec<String>,
+    connections: usize,
 }
 
 /// What all open watches get, apart from events.
@@ -68,6 +71,8 @@ struct Cluster {
 /// An API server with its pods.
 pub struct ApiServer {
     cluster: Arc<Cluster>,
+    /// Where it is without TLS.
+    plain: SocketAddr,
     tls: TlsTerminator,
     authority: TestCa,
     folder: Folder,
@@ -89,7 +94,8 @@ impl ApiServer {
         let options = TerminatorOptions { identity, truncates: false, reads_slowly: false, client_ca: None };
         let tls = TlsTerminator::start(address, options).await;
         let accepting = tokio::spawn(accept(listener, Arc::clone(&cluster)));
-        let server = Self { cluster, tls, authority, folder: Folder::new("kubernetes"), accepting };
+        let server =
+            Self { cluster, plain: address, tls, authority, folder: Folder::new("kubernetes"), accepting };
         server.write_token("first");
         server
     }
@@ -101,6 +107,21 @@ impl ApiServer {
     /// A kubeconfig for this server, whose token is in a file.
     pub fn kubeconfig(&self) -> PathBuf {
         self.kubeconfig_with(&json!({}))
+    }
+
+    /// A kubeconfig for this server without TLS and without a user.
+    pub fn kubeconfig_of_proxy(&self) -> PathBuf {
+        let config = json!({
+            "current-context": "test",
+            "clusters": [{"name": "c", "cluster": {"server": format!("http://{}", self.plain)}}],
+            "contexts": [{"name": "test", "context": {"cluster": "c"}}],
+        });
+        self.folder.put("kubeconfig-of-proxy", &config.to_string())
+    }
+
+    /// A file next to the kubeconfig.
+    pub fn put_file(&self, name: &str, text: &str) -> PathBuf {
+        self.folder.put(name, text)
     }
 
     /// The same, with these fields of the cluster instead.
@@ -124,9 +145,16 @@ impl ApiServer {
         self.folder.put("token", token);
     }
 
-    /// Accepts this token only.
+    /// Accepts this token only. Empty: none is wanted, as by `kubectl proxy`.
     pub fn set_token(&self, token: &str) {
         token.clone_into(&mut self.state().token);
+    }
+
+    /// Accepts this token only, and writes it to the file when a request with another one is under way.
+    pub fn replace_token_meanwhile(&self, token: &str) {
+        let mut state = self.state();
+        state.next_token = Some((self.folder.path("token"), token.to_owned()));
+        token.clone_into(&mut state.token);
     }
 
     /// At most this many pods in one response.
@@ -197,6 +225,11 @@ impl ApiServer {
         self.state().requests.clone()
     }
 
+    /// How many connections there were so far.
+    pub fn connections(&self) -> usize {
+        self.state().connections
+    }
+
     /// How many requests there were with `part` in path or query.
     pub fn count(&self, part: &str) -> usize {
         self.state().requests.iter().filter(|target| target.contains(part)).count()
@@ -210,6 +243,16 @@ impl ApiServer {
             }
         };
         with_timeout(part, arrived).await;
+    }
+
+    /// Waits until no watch is open.
+    pub async fn wait_for_no_watch(&self) {
+        let ended = async {
+            while self.cluster.injected.receiver_count() > 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        with_timeout("the end of the watch", ended).await;
     }
 
     /// Waits until a watch is open.
@@ -232,6 +275,7 @@ impl Drop for ApiServer {
 async fn accept(listener: TcpListener, cluster: Arc<Cluster>) {
     let mut connections = JoinSet::new();
     while let Ok((socket, _)) = listener.accept().await {
+        cluster.state.lock().unwrap().connections += 1;
         connections.spawn(serve(socket, Arc::clone(&cluster)));
     }
 }
@@ -276,9 +320,13 @@ async fn answer(socket: &mut TcpStream, cluster: &Cluster, head: &Head) -> Optio
         let mut state = cluster.state.lock().unwrap();
         state.requests.push(target.clone());
         let fault = if is_watch { &state.watch_fault } else { &state.list_fault };
-        (fault.clone(), head.header("authorization") == Some(&format!("Bearer {}", state.token)))
+        let expected = (!state.token.is_empty()).then(|| format!("Bearer {}", state.token));
+        (fault.clone(), head.header("authorization") == expected.as_deref())
     };
     if !is_known {
+        if let Some((path, token)) = cluster.state.lock().unwrap().next_token.take() {
+            std::fs::write(path, token).expect("the file of the token");
+        }
         let body = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": "Unauthorized", "reason": "Unauthorized", "code": 401});
         return respond(socket, 401, &body.to_string()).await;

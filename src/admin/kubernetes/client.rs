@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
-use hyper::body::{Body, Incoming};
+use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper::header::{ACCEPT, AUTHORIZATION, HOST, HeaderValue, USER_AGENT};
 use hyper::{Request, Response, StatusCode, Uri};
@@ -46,9 +46,11 @@ struct ApiConnection {
     _driver: JoinSet<()>,
 }
 
-/// A response of status 200.
+/// The body of a response, and the connection that it comes from.
 pub(super) struct ApiResponse {
-    pub(super) body: Incoming,
+    body: Incoming,
+    /// Whether the body was read to its end. hyper does not know it of a chunked one.
+    has_ended: bool,
     connection: ApiConnection,
 }
 
@@ -59,14 +61,13 @@ impl ApiClient {
 
     /// Sends a request for this path and query, and waits for the head of the response, whose status is 200.
     pub(super) async fn get(&mut self, target: &Uri) -> Result<ApiResponse, ApiError> {
-        let mut token = self.cluster.authorization().map_err(ApiError::Configuration)?;
-        let mut response = self.send(target, token.as_ref()).await?;
+        let sent = self.authorization()?;
+        let mut response = self.send(target, sent.as_ref()).await?;
         if response.status() == StatusCode::UNAUTHORIZED {
-            let sent =
-                std::mem::replace(&mut token, self.cluster.authorization().map_err(ApiError::Configuration)?);
-            // It was replaced while the request was under way.
-            if token != sent {
-                response = self.send(target, token.as_ref()).await?;
+            let current = self.authorization()?;
+            // The token was replaced while the request was under way.
+            if current != sent {
+                response = self.send(target, current.as_ref()).await?;
             }
         }
         let status = response.status();
@@ -82,9 +83,13 @@ impl ApiClient {
 
     /// Uses the connection of a response again, if it was read to the end.
     pub(super) fn keep(&mut self, response: ApiResponse) {
-        if response.body.is_end_stream() {
+        if response.has_ended {
             self.idle = Some(response.connection);
         }
+    }
+
+    fn authorization(&self) -> Result<Option<HeaderValue>, ApiError> {
+        self.cluster.authorization().map_err(ApiError::Configuration)
     }
 
     async fn send(
@@ -99,13 +104,13 @@ impl ApiClient {
             // The server may close it just now. The request changes nothing, so it can be sent twice.
             && let Ok(response) = connection.sender.send_request(request()?).await
         {
-            return Ok(response.map(|body| ApiResponse { body, connection }));
+            return Ok(response.map(|body| ApiResponse::new(body, connection)));
         }
         let request = request()?;
         let mut connection = self.connect().await?;
         let response = connection.sender.send_request(request).await;
         let response = response.map_err(|error| ApiError::unreachable(&error))?;
-        Ok(response.map(|body| ApiResponse { body, connection }))
+        Ok(response.map(|body| ApiResponse::new(body, connection)))
     }
 
     fn request(
@@ -151,6 +156,10 @@ impl ApiClient {
 }
 
 impl ApiResponse {
+    fn new(body: Incoming, connection: ApiConnection) -> Self {
+        Self { body, has_ended: false, connection }
+    }
+
     /// The whole body.
     pub(super) async fn read(&mut self, max_bytes: usize) -> Result<Bytes, ApiError> {
         let read = Limited::new(&mut self.body, max_bytes).collect().await;
@@ -158,6 +167,7 @@ impl ApiResponse {
             true => ApiError::Malformed(format!("the response has more than {max_bytes} bytes")),
             false => ApiError::unreachable(&*error),
         })?;
+        self.has_ended = true;
         Ok(read.to_bytes())
     }
 
@@ -176,7 +186,10 @@ impl ApiResponse {
                     debug!("Kubernetes: the connection ended: {error}");
                     return None;
                 }
-                None => return None,
+                None => {
+                    self.has_ended = true;
+                    return None;
+                }
             }
         }
     }

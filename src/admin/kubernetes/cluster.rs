@@ -99,7 +99,7 @@ impl Cluster {
         // An IPv6 address comes without brackets.
         let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
         let ca = folder.join("ca.crt");
-        let ca = (ca.display().to_string(), read_file(&ca)?);
+        let ca = (ca.display().to_string(), read_named(&ca)?);
         let pems = ClusterPems { ca: Some(ca), ..ClusterPems::default() };
         Self::new(&format!("https://{host}:{port}"), None, pems, TokenSource::File(folder.join("token")))
     }
@@ -155,7 +155,7 @@ impl Cluster {
             TokenSource::Text(token) => (token.clone(), "the token".to_owned()),
             TokenSource::File(path) => {
                 let place = format!("the token in {}", path.display());
-                let token = String::from_utf8(read_file(path)?);
+                let token = String::from_utf8(read_named(path)?);
                 (token.map_err(|_| format!("{place} is not text"))?, place)
             }
         };
@@ -209,13 +209,17 @@ fn certificates(place: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
 }
 
 /// A file of credentials. The error names it.
+fn read_named(path: &Path) -> Result<Vec<u8>, String> {
+    read_file(path).map_err(|why| format!("{}: {why}", path.display()))
+}
+
+/// A file of credentials.
 pub(super) fn read_file(path: &Path) -> Result<Vec<u8>, String> {
-    let failed = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes));
-    read.map_err(|error| failed(&error))?;
+    read.map_err(|error| error.to_string())?;
     if bytes.len() as u64 > MAX_FILE {
-        return Err(failed(&format_args!("it has more than {MAX_FILE} bytes")));
+        return Err(format!("it has more than {MAX_FILE} bytes"));
     }
     Ok(bytes)
 }

@@ -80,8 +80,7 @@ struct UserFields {
 
 /// The cluster of the current context of a file.
 pub(super) fn load(path: &Path) -> Result<Cluster, String> {
-    let text = read_file(path).map_err(|why| why.rsplit(": ").next().unwrap_or_default().to_owned())?;
-    parse(&text, path.parent().unwrap_or(Path::new("")))
+    parse(&read_file(path)?, path.parent().unwrap_or(Path::new("")))
 }
 
 /// The cluster of the current context. Relative paths in it are from `folder`.
@@ -172,8 +171,9 @@ fn pem(
     }
     let Some(path) = set(path) else { return Ok(None) };
     let path = folder.join(path);
-    let text = read_file(&path).map_err(|why| format!("{name} {why}"))?;
-    Ok(Some((format!("{name} {}", path.display()), text)))
+    let place = format!("{name} {}", path.display());
+    let text = read_file(&path).map_err(|why| format!("{place}: {why}"))?;
+    Ok(Some((place, text)))
 }
 
 #[cfg(test)]
