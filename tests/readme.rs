@@ -92,7 +92,7 @@ fn the_readme_is_short() {
 const RUN_BY: [(&str, &str); 6] = [
     ("pip install mini-lb openai", ".ci/dist-test"),
     ("cargo run --example quickstart", "tests/examples.rs, and .ci/release with `-- --once`"),
-    ("cargo build --release", ".ci/release"),
+    ("cargo build --release", ".ci/dist, for a static target"),
     (SERVE, "the test below"),
     ("python examples/python_client.py http://127.0.0.1:8000", "tests/examples.rs, on a free port"),
     ("cargo test --workspace", ".ci/run"),
@@ -108,11 +108,12 @@ fn every_command_is_run_by_a_test_or_by_ci() {
     let commands: Vec<&str> =
         blocks(&readme, "sh").into_iter().map(|block| block.lines().next().unwrap_or_default()).collect();
     assert_eq!(commands, known);
-    let ci = file(".ci/run") + &file(".ci/release");
+    let ci = file(".ci/run") + &file(".ci/release") + &file(".ci/dist");
     for part in [
         "cargo test --workspace",
         "cargo build --release",
         "--example quickstart -- --once",
+        "step .ci/dist",
         ".ci/release",
         ".ci/dist-test",
     ] {
