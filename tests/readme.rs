@@ -318,6 +318,8 @@ fn every_flag_in_the_documents_exists() {
         "--minify",
         "--namespace",
         "--raw",
+        // Of cargo, in OPERATIONS.md.
+        "--path",
         // Of cargo and the fleet lab, in ROUTING.md.
         "--bench",
         "--nocapture",
