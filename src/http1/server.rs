@@ -268,8 +268,8 @@ impl ServerConnection {
         }
     }
 
-    /// A body that waits, for its share of the memory or for an early response to end, holds no more than what
-    /// was read with its head: of ten thousand that wait, 160 MiB and not 1.3 GiB.
+    /// A body that waits, for its share of the memory or for an early response to end, holds no more than
+    /// what was read with its head: of ten thousand that wait, 160 MiB and not 1.3 GiB.
     fn release_body_buffer(&mut self) {
         if self.body_buffer.as_ref().is_some_and(|buffer| buffer.filled().len() <= FIRST_READ)
             && let Some(buffer) = self.body_buffer.take()

@@ -41,7 +41,7 @@ pub(crate) use request_body::{BodyFailure, BodyReader, discard};
 #[non_exhaustive]
 pub enum Http1Engine {
     /// mini-lb's own codec: two thirds of hyper's CPU time for a small request, a sixth of its memory for a
-    /// stream (`docs/PERFORMANCE.md`).
+    /// stream (`docs/ENGINES.md`).
     #[default]
     Native,
     /// hyper's `server::conn::http1` and `client::conn::http1`.

@@ -12,7 +12,7 @@ enum Bound {
     AtLeast(f64),
 }
 
-/// What checking, choosing and watching may cost beside the work of the kernel, which a bare relay has as well.
+/// What checking, choosing and watching may cost beside the work of the kernel, which a bare relay has too.
 const MAX_OF_FLOOR: f64 = 1.15;
 
 /// A promise and its measured value.
