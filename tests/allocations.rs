@@ -13,8 +13,9 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// Measured: 21.2 without optimisation, as tests are built. Includes both legs.
-const MAX_PER_REQUEST: f64 = 22.0;
+/// Measured: 22.2 without optimisation, as tests are built. Includes both legs, and the future that makes the
+/// response, which is freed when that starts.
+const MAX_PER_REQUEST: f64 = 23.0;
 /// Measured: 1.0, for the bytes. One more allocation per frame would make it 2.
 const MAX_PER_TOKEN: f64 = 1.2;
 
