@@ -17,6 +17,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::kit::program::Folder;
 use crate::kit::{Head, TerminatorOptions, TestCa, TlsTerminator, with_timeout};
 
+/// Like all of that folder written after the documentation of Kubernetes' API, not recorded from a cluster.
 const POD: &str = include_str!("../fixtures/kubernetes/pod.json");
 
 /// How requests of one verb are answered instead of as they should be.
