@@ -22,7 +22,7 @@ use crate::process;
 use crate::testbed::{Backends, Cores, Router, RouterPaths};
 pub use alternate::RouterTime;
 use measure::{Environment, measure};
-pub use metric::Metric;
+pub use metric::{Metric, Spread};
 pub use results::{Machine, Outcome, Results, Row, Sample};
 pub use scenario::Scenario;
 

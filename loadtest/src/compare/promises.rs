@@ -4,6 +4,7 @@
 
 use super::metric::{Metric, Spread};
 use super::results::{BUSY, Outcome, Results, Row};
+use crate::memory::STREAM_KIB;
 use crate::testbed::{FLOOR, HYPER, ONE_LEG};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -107,7 +108,7 @@ pub(super) fn promises(results: &Results) -> Vec<Promise> {
             at_most("1,000 streams: CPU per token, relative to haproxy", 0.8, None),
             ratios("paced_1000", Metric::CpuPerToken, "haproxy"),
         ),
-        at_most("1,000 streams: KiB per stream", 20.0, ours("paced_1000", Metric::MemoryPerConnection)),
+        at_most("1,000 streams: KiB per stream", STREAM_KIB, ours("paced_1000", Metric::MemoryPerConnection)),
         less("logprobs: times less CPU than sglang-router", 6.0, "logprobs", "sglang-router"),
         less("logprobs: times less CPU than smg", 6.0, "logprobs", "smg"),
         less("logprob streams: times less CPU than sglang-router", 3.0, "logprob_stream", "sglang-router"),
