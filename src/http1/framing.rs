@@ -17,6 +17,9 @@ pub(crate) enum BodyDecoder {
     UntilClose,
 }
 
+/// Digits of a chunk size that is read at once: below 4 GiB.
+const MAX_PLAIN_DIGITS: usize = 8;
+
 /// The state of a chunked body (RFC 9112, section 7.1).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ChunkedDecoder {
@@ -128,12 +131,28 @@ impl BodyDecoder {
 impl ChunkedDecoder {
     /// Consumes framing up to the next byte of data. Returns its length.
     fn skip_framing(&mut self, input: &[u8]) -> Result<usize, MalformedMessage> {
-        let mut at = 0;
+        let mut at = self.skip_plain_framing(input);
         while at < input.len() && ![State::Data, State::Ended].contains(&self.state) {
             self.state = self.step(input[at])?;
             at += 1;
         }
         Ok(at)
+    }
+
+    /// Consumes the end of a chunk, and a [plain size](plain_size), as far as they are complete in the input.
+    /// What is left is for [`step`](Self::step), which takes several times the instructions.
+    fn skip_plain_framing(&mut self, input: &[u8]) -> usize {
+        let mut at = 0;
+        if self.state == State::DataCr && input.starts_with(b"\r\n") {
+            (self.state, at) = (State::Size, 2);
+        }
+        if self.state == State::Size
+            && let Some((size, length)) = plain_size(&input[at..])
+        {
+            (self.state, self.size, self.ignored) = (State::Data, size, 0);
+            at += length;
+        }
+        at
     }
 
     /// Consumes up to `max` bytes of the current chunk. Returns how many.
@@ -213,6 +232,26 @@ impl ChunkedDecoder {
         }
         Ok(next)
     }
+}
+
+/// A chunk's size and the length of its line, if that is as servers write it: no leading zero, nothing behind
+/// the digits.
+fn plain_size(input: &[u8]) -> Option<(u64, usize)> {
+    let mut size = 0;
+    for (at, &byte) in input.iter().take(MAX_PLAIN_DIGITS + 1).enumerate() {
+        let digit = match byte {
+            b'0'..=b'9' => byte - b'0',
+            b'a'..=b'f' => byte - b'a' + 10,
+            b'A'..=b'F' => byte - b'A' + 10,
+            b'\r' if size > 0 && input.get(at + 1) == Some(&b'\n') => return Some((size, at + 2)),
+            _ => return None,
+        };
+        if at == MAX_PLAIN_DIGITS || (at == 0 && digit == 0) {
+            return None;
+        }
+        size = size << 4 | u64::from(digit);
+    }
+    None
 }
 
 /// Takes up to `max` of the remaining bytes. Returns how many.

@@ -91,14 +91,24 @@ fn a_chunked_body_ends_with_its_last_chunk() {
         ("3\r\nabc\r\n2\r\nde\r\n0\r\n\r\nnext", "abcde", 4),
         ("00A\r\n0123456789\r\n000\r\n\r\n", "0123456789", 0),
         ("a\r\n0123456789\r\n0\r\n\r\n", "0123456789", 0),
+        ("3\r\nabc\r\nB\r\n0123456789a\r\n00\r\n\r\n", "abc0123456789a", 0),
+        ("10\r\n0123456789abcdef\r\n0\r\n\r\n", "0123456789abcdef", 0),
+        ("000000003\r\nabc\r\n1;\r\nd\r\n0\r\n\r\n", "abcd", 0),
         ("1;a=b;c=\"d\"\r\nx\r\n0 ;e\r\n\r\n", "x", 0),
         ("1 \t\r\nx\r\n0\r\nA: b\r\nC: d\r\n\r\n", "x", 0),
         ("0\r\n\r\n", "", 0),
     ] {
         assert_eq!(read_any(&format!("{CHUNKED}{framed}")), response(200, body, unread, true), "{framed}");
     }
-    for (framed, body) in [("3\r\nab", "ab"), ("3\r\nabc\r\n", "abc"), ("3\r\nabc\r\n0\r\n", "abc"), ("", "")]
-    {
+    for (framed, body) in [
+        ("3\r\nab", "ab"),
+        ("3\r\nabc\r\n", "abc"),
+        ("3\r\nabc\r\n0\r\n", "abc"),
+        ("", ""),
+        // More than 32 bits.
+        ("ffffffff\r\nab", "ab"),
+        ("123456789\r\nab", "ab"),
+    ] {
         assert_eq!(read_any(&format!("{CHUNKED}{framed}")), response(200, body, 0, false), "{framed}");
         let mut decoder = read_response_head(CHUNKED.as_bytes(), 0).unwrap().unwrap().decoder;
         decoder.decode(framed.as_bytes(), &mut Vec::new()).unwrap();
