@@ -21,6 +21,12 @@ pub(crate) struct ClientResponseBody {
     body: Either<Box<Relay>, Full<SegmentedBytes>>,
     /// When decode's first byte arrived, if the last frame starts with it.
     first_byte: Option<Instant>,
+    /// Bytes returned so far. Here and not in the record, which is not in the cache when a token comes.
+    bytes_out: u64,
+    /// A chunk was returned.
+    has_started: bool,
+    /// The record keeps the end of the body.
+    keeps_tail: bool,
     /// Of the limit of concurrent requests.
     _permit: Option<Permit>,
     /// Dropped after the body: it is finished when the legs have ended.
@@ -59,8 +65,33 @@ fn new(
     mut record: Box<Record>,
 ) -> ClientResponse<ClientResponseBody> {
     record.set_status(head.status().as_u16());
-    let body = ClientResponseBody { body, first_byte: None, _permit: permit, record };
+    let body = ClientResponseBody {
+        body,
+        first_byte: None,
+        bytes_out: 0,
+        has_started: false,
+        keeps_tail: record.keeps_tail(),
+        _permit: permit,
+        record,
+    };
     ClientResponse { head, body, closes: false }
+}
+
+impl ClientResponseBody {
+    /// Records what the body returns.
+    fn record_chunk(&mut self, frame: &Frame<SegmentedBytes>) {
+        if let Some(data) = frame.data_ref() {
+            self.bytes_out += data.len() as u64;
+            if self.keeps_tail {
+                self.record.keep_tail(data);
+            }
+        }
+        if !self.has_started {
+            self.has_started = true;
+            let is_last = self.body.is_end_stream();
+            self.first_byte = self.first_byte.or(self.record.first_chunk_sent(is_last));
+        }
+    }
 }
 
 impl ResponseBody for ClientResponseBody {
@@ -97,15 +128,7 @@ impl Body for ClientResponseBody {
         match &frame {
             // A comment is no byte of the response, whose first one is timed.
             Poll::Ready(Some(Ok(_))) if is_keep_alive => {}
-            Poll::Ready(Some(Ok(frame))) => {
-                let is_last = self.body.is_end_stream();
-                if let Some(data) = frame.data_ref() {
-                    self.record.keep_tail(data);
-                }
-                let first =
-                    self.record.record_chunk(frame.data_ref().map_or(0, SegmentedBytes::len), is_last);
-                self.first_byte = self.first_byte.or(first);
-            }
+            Poll::Ready(Some(Ok(frame))) => self.record_chunk(frame),
             Poll::Ready(Some(Err(error))) => self.record.set_error(error),
             Poll::Ready(None) | Poll::Pending => {}
         }
@@ -123,6 +146,7 @@ impl Body for ClientResponseBody {
 
 impl Drop for ClientResponseBody {
     fn drop(&mut self) {
+        self.record.set_bytes_out(self.bytes_out);
         // A body that said that it has ended is not polled for its end.
         if matches!(self.body, Either::Right(_)) || self.body.is_end_stream() {
             self.record.set_complete();

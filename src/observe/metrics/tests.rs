@@ -35,7 +35,8 @@ fn succeed(recorder: &Arc<Recorder>, fleet: &LiveFleet) {
         leg.response_head_received(sent, BodyProgress::Some);
     }
     record.set_status(200);
-    record.record_chunk(5, false);
+    record.first_chunk_sent(false);
+    record.set_bytes_out(5);
     record.set_complete();
 }
 

@@ -94,7 +94,6 @@ impl Recorder {
             error: String::new(),
             bytes_in: 0,
             bytes_out: 0,
-            has_sent_chunk: false,
             duration: None,
             proxied_for: None,
             traced: None,
@@ -135,8 +134,6 @@ pub(crate) struct Record {
     error: String,
     bytes_in: u64,
     bytes_out: u64,
-    /// A chunk of the response body has been handed to the client's connection.
-    has_sent_chunk: bool,
     /// Set if the request ended with its first chunk, so that the clock is not read a second time.
     duration: Option<Duration>,
     /// The client for whom a load balancer has connected. Boxed, because few requests have one.
@@ -248,14 +245,9 @@ impl Record {
         }
     }
 
-    /// Records a chunk of the response body. On the first chunk of a response that is not merged, returns
-    /// when decode's first byte arrived: the time from then on is the router's own.
-    pub(crate) fn record_chunk(&mut self, bytes: usize, is_last: bool) -> Option<Instant> {
-        self.bytes_out += bytes as u64;
-        if self.has_sent_chunk {
-            return None;
-        }
-        self.has_sent_chunk = true;
+    /// Records that the first chunk of the response body goes out, which may be the last. Of a response that
+    /// is not merged, returns when decode's first byte arrived: the time from then on is the router's own.
+    pub(crate) fn first_chunk_sent(&mut self, is_last: bool) -> Option<Instant> {
         self.sample.timeline.mark(Phase::FirstByteToClient);
         if is_last {
             self.duration = self.sample.timeline.time_to(Phase::FirstByteToClient);
@@ -264,7 +256,17 @@ impl Record {
         self.sample.timeline.instant_of(Phase::DecodeByte).filter(|_| !self.sample.timeline.is_merged())
     }
 
-    /// Keeps the end of the response, of which this is the next part, for a load trace.
+    /// Records how many bytes of the body went out.
+    pub(crate) fn set_bytes_out(&mut self, bytes: u64) {
+        self.bytes_out = bytes;
+    }
+
+    /// Whether the end of the response is wanted, for a load trace.
+    pub(crate) fn keeps_tail(&self) -> bool {
+        self.traced.is_some()
+    }
+
+    /// Keeps the end of the response, of which this is the next part, if it is [wanted](Self::keeps_tail).
     pub(crate) fn keep_tail(&mut self, data: &SegmentedBytes) {
         if let Some(traced) = &mut self.traced {
             traced.tail.push(data);

@@ -92,8 +92,8 @@ fn a_request_that_succeeds_reaches_all_phases() {
         decode.response_head_received(written(), BodyProgress::None);
         decode.body_received();
         record.set_status(200);
-        assert!(record.record_chunk(3, false).is_some(), "the first chunk");
-        assert!(record.record_chunk(4, false).is_none(), "another chunk");
+        assert!(record.first_chunk_sent(false).is_some());
+        record.set_bytes_out(7);
         prefill.set_outcome(Outcome::Completed);
         decode.set_outcome(Outcome::Completed);
         record.set_complete();
@@ -177,7 +177,7 @@ fn a_merged_response_has_no_relay_time() {
             .begin_leg(InFlight::enter(Arc::clone(pair.decode()), None))
             .response_head_received(written(), BodyProgress::Some);
         attempt.set_merged();
-        assert!(record.record_chunk(1, false).is_none());
+        assert!(record.first_chunk_sent(false).is_none());
     });
 }
 
@@ -191,7 +191,8 @@ fn a_backends_own_error_is_a_failure_with_a_code_and_its_url() {
             let leg = if failing == Role::Prefill { &mut prefill } else { &mut decode };
             leg.set_outcome(Outcome::Refused);
             record.set_status(status);
-            record.record_chunk(2, true);
+            record.first_chunk_sent(true);
+            record.set_bytes_out(2);
             record.set_complete();
         });
         let cause = format!("{failing} server http://{failing}-0:80 answered {status}");
@@ -233,7 +234,8 @@ fn a_request_for_several_samples_ends_as_its_decisive_copy_with_the_attempts_of_
                 all.set_decisive(copy);
             }
             record.set_status(503);
-            record.record_chunk(5, true);
+            record.first_chunk_sent(true);
+            record.set_bytes_out(5);
             record.set_complete();
             // In any order; the third was never sent.
             copies.rotate_left(1);
