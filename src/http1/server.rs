@@ -53,28 +53,29 @@ pub(crate) struct BodyTimeouts {
     pub(crate) whole: Duration,
 }
 
-/// A client's connection.
+/// A client's connection. In this order: what a token that is written needs is side by side.
+#[repr(C)]
 pub(crate) struct ServerConnection {
     pub(super) stream: Stream,
+    /// What the kernel has not accepted yet.
+    pub(super) pending_write: Option<Box<dyn Buf + Send + Sync>>,
+    /// Bytes that were read after a head and not used yet: of its body, or of the next head.
+    buffered: Bytes,
+    /// The buffer that a large body is read into.
+    body_buffer: Option<BodyBuffer>,
+    /// Decodes the rest of the body of the current request.
+    body: BodyDecoder,
+    /// For a client that has sent more than is read ahead.
+    close_watch: CloseWatch,
     /// The client for whom a load balancer has connected. Boxed, because few connections have one.
     proxied_for: Option<Box<SocketAddr>>,
     partial_head: PartialHead,
-    /// Bytes that were read after a head and not used yet: of its body, or of the next head.
-    buffered: Bytes,
-    /// For a client that has sent more than is read ahead.
-    close_watch: CloseWatch,
-    /// Decodes the rest of the body of the current request.
-    body: BodyDecoder,
-    /// The buffer that a large body is read into.
-    body_buffer: Option<BodyBuffer>,
     /// The buffer for its end, and for a body of unknown length.
     body_tail: BytesMut,
     /// Bytes of the body that were read after the head's.
     body_bytes_read: u64,
     /// The client waits for `100 Continue` before it sends the body.
     expects_continue: bool,
-    /// What the kernel has not accepted yet.
-    pub(super) pending_write: Option<Box<dyn Buf + Send + Sync>>,
 }
 
 /// The next request of a connection, or why there is none.
@@ -253,7 +254,7 @@ impl ServerConnection {
         self.release_body_buffer();
         loop {
             // Careless clients send an empty line behind a body (RFC 9112, section 2.2).
-            if self.body.is_ended() && !self.buffered.is_empty() {
+            if !self.buffered.is_empty() && self.body.is_ended() {
                 let skipped = self.buffered.len() - skip_empty_lines(&self.buffered).len();
                 self.buffered.advance(skipped);
             }

@@ -4,6 +4,7 @@
 //! Both legs are polled by the request's own task at every wait. Which bytes the client gets from them is for
 //! [`relay`](super::relay); which servers they run on, for [`exchange`](super::exchange).
 
+use std::mem::offset_of;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -86,12 +87,13 @@ pub(super) enum Wait {
     EarlyHead,
 }
 
-/// The two legs of one attempt.
+/// The two legs of one attempt. In this order, so that what a token needs of both is in one cache line.
+#[repr(C)]
 pub(super) struct LegPair {
     decision: Decision,
+    decode: Leg,
     /// `None`: the other leg is that to a plain server.
     prefill: Option<Leg>,
-    decode: Leg,
     /// What follows from the connections that were open from the start.
     first_action: Action,
     /// For a merge.
@@ -110,6 +112,8 @@ pub(super) struct LegPair {
     /// Dropped with the legs: until then the request can be aborted by its id.
     _registration: Option<Registration>,
 }
+
+const _: () = assert!(offset_of!(LegPair, decode) + Leg::NEEDED_BY_A_TOKEN <= 64, "one cache line");
 
 impl LegPair {
     /// Starts both legs, or the one to a plain server. With `merge` both responses are held until they can be
@@ -335,17 +339,21 @@ impl LegPair {
 
     /// The leg of this role. There is only one to a plain server.
     pub(super) fn leg(&self, role: Role) -> &Leg {
-        match (role, &self.prefill) {
-            (Role::Prefill, Some(prefill)) => prefill,
-            _ => &self.decode,
+        if role == Role::Prefill
+            && let Some(prefill) = &self.prefill
+        {
+            return prefill;
         }
+        &self.decode
     }
 
     pub(super) fn leg_mut(&mut self, role: Role) -> &mut Leg {
-        match (role, &mut self.prefill) {
-            (Role::Prefill, Some(prefill)) => prefill,
-            _ => &mut self.decode,
+        if role == Role::Prefill
+            && let Some(prefill) = &mut self.prefill
+        {
+            return prefill;
         }
+        &mut self.decode
     }
 
     /// The error of the leg on which the request has failed.

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::mem::offset_of;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -32,9 +33,12 @@ use crate::wire::segments::SegmentedBytes;
 /// has the status by then, and waits for the end.
 pub(super) const MAX_REFUSAL_PAUSE: Duration = Duration::from_secs(1);
 
-/// The body of a response on its way to the client.
+/// The body of a response on its way to the client. In this order, so that a token needs three cache lines.
+#[repr(C)]
 pub(crate) struct Relay {
     source: Source,
+    /// Boxed, because few responses have one.
+    failure: Option<Box<Failure>>,
     time_limit: Option<TimeLimit>,
     /// The client reads server-sent events, so an error can be reported as one.
     is_event_stream: bool,
@@ -48,7 +52,6 @@ pub(crate) struct Relay {
     at_event_end: bool,
     /// The last frame was a comment of the router's.
     is_keep_alive: bool,
-    failure: Option<Failure>,
     /// Of a merged body that is held as a whole.
     memory: Option<Reservation>,
 }
@@ -170,11 +173,14 @@ impl Failure {
     }
 }
 
+const _: () = assert!(offset_of!(Relay, is_keep_alive) < 192, "three cache lines");
+
 impl Relay {
     fn new(source: Source, time_limit: Option<TimeLimit>) -> Self {
         let has_length = source.size_hint().exact().is_some();
         Self {
             source,
+            failure: None,
             time_limit,
             is_event_stream: false,
             error_format: ErrorFormat::OpenAi,
@@ -182,7 +188,6 @@ impl Relay {
             started: false,
             at_event_end: true,
             is_keep_alive: false,
-            failure: None,
             memory: None,
         }
     }
@@ -356,7 +361,7 @@ impl Relay {
         // A blank line first if decode stopped inside an event, which would otherwise run into this one.
         let separator = if self.at_event_end { "" } else { "\n\n" };
         let event = sends_event.then(|| format!("{separator}{}", error.to_event(self.error_format)).into());
-        self.failure = Some(Failure { event, flushed: false, error: Some(error) });
+        self.failure = Some(Box::new(Failure { event, flushed: false, error: Some(error) }));
     }
 }
 
