@@ -96,6 +96,30 @@ async fn one_process_runs_both_roles_and_exits_on_sigint() {
     assert_eq!(pair.signal("-INT"), Some(0));
 }
 
+/// `disable_radix_cache` as a server's description has it: among its options, and again in its state.
+async fn without_cache(addr: SocketAddr) -> [bool; 2] {
+    let info =
+        Exchange::open(addr, &common::request("GET", "/server_info", "")).await.response().await.json();
+    [&info, &info["internal_states"][0]].map(|options| options["disable_radix_cache"].as_bool().unwrap())
+}
+
+#[tokio::test]
+async fn a_server_that_computes_prompts_says_whether_it_has_a_prefix_cache() {
+    for (role, flag, expected) in [
+        ("prefill", Some("--prefix-cache"), false),
+        ("prefill", None, true),
+        ("regular", Some("--prefix-cache"), false),
+        ("regular", None, true),
+        // As recorded beside a prefill server with a cache.
+        ("decode", Some("--prefix-cache"), true),
+    ] {
+        let flags: Vec<&str> = ["--role", role, "--bootstrap-port", "0"].into_iter().chain(flag).collect();
+        let server = Process::start(&flags, 1);
+        let (addr, _) = server.announced(0, role);
+        assert_eq!(without_cache(addr).await, [expected; 2], "{flags:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_language_only_prefill_server_has_media_encoded_by_its_encoders() {
     let encoder = Process::start(&["--role", "encode", "--encode-status", "503"], 1);

@@ -98,7 +98,7 @@ struct Flags {
     /// How a rank is chosen for a request that names none [default: by the room on prefill, else in turn].
     #[arg(long)]
     load_balance_method: Option<Balance>,
-    /// Each rank remembers whole prompts, and reports them as cached when they come again.
+    /// Each rank remembers whole prompts, and reports them as cached when they come again. Not on decode.
     #[arg(long)]
     prefix_cache: bool,
     /// Bearer token that requests must have.

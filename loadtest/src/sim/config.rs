@@ -120,7 +120,7 @@ pub struct SimConfig {
     pub dp_size: u16,
     /// How they are chosen, if not by the role's default.
     pub load_balance: Option<LoadBalance>,
-    /// Each rank remembers whole prompts, and reports them as cached when they come again.
+    /// Each rank remembers whole prompts, and reports them as cached when they come again. Not on decode.
     pub prefix_cache: bool,
     /// Bearer token that requests must have, if any.
     pub api_key: Option<String>,
@@ -184,6 +184,11 @@ impl SimConfig {
             // As it was recorded from a regular server, too.
             Role::Prefill | Role::Regular | Role::Encoder => LoadBalance::FollowBootstrapRoom,
         })
+    }
+
+    /// Decode servers are recorded with `disable_radix_cache` beside prefill servers that have a cache.
+    pub(crate) fn has_prefix_cache(&self) -> bool {
+        self.prefix_cache && self.role != Role::Decode
     }
 
     pub(crate) fn scaled(&self, seconds: f64) -> Duration {

@@ -71,6 +71,7 @@ pub(crate) fn server_info(state: &State) -> SimResponse {
         ("@BOOTSTRAP_PORT@", bootstrap.to_string()),
         ("@BALANCE@", state.config.balance().name().to_owned()),
         ("@DP_SIZE@", state.config.dp_size.to_string()),
+        ("@WITHOUT_CACHE@", (!state.config.has_prefix_cache()).to_string()),
         ("@BACKUP@", if decode { "\"cpu_tensor\"" } else { "null" }.to_owned()),
         ("@SLOTS@", if decode { "0" } else { "null" }.to_owned()),
         ("@HICACHE@", if decode { "null" } else { "2.0" }.to_owned()),

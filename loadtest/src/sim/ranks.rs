@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::{
     bootstrap_fields::BootstrapTarget,
-    config::{LoadBalance, Role, SimConfig},
+    config::{LoadBalance, SimConfig},
     request::{Endpoint, Fields, Item, Reject},
 };
 
@@ -132,8 +132,7 @@ impl Ranks {
         };
         let mut rank = lock(&self.all[number as usize]);
         rank.stats.requests += 1;
-        let computes = config.prefix_cache && config.role != Role::Decode;
-        let is_cached = computes && rank.compute(item.prompt.hash);
+        let is_cached = config.has_prefix_cache() && rank.compute(item.prompt.hash);
         Ok(Dispatch {
             rank: (count > 1).then_some(number),
             prefill: named.prefill,
