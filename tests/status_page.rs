@@ -399,6 +399,41 @@ fn calculates(browser: &mut Browser) {
 }
 
 #[test]
+fn page_shows_how_much_of_the_prompts_is_believed_cached() {
+    if !browser::is_installed() {
+        return;
+    }
+    let runtime = Runtime::new().expect("a runtime");
+    let start = |role| {
+        let config = SimConfig { prefix_cache: true, ..quick(role, None) };
+        runtime.block_on(Sim::start(config)).expect("a free port")
+    };
+    let (prefill, decode) = (start(Role::Prefill), start(Role::Decode));
+    let (url, decode_url) = (prefill.url(), decode.url());
+    let bootstrap = prefill.bootstrap_port().expect("a bootstrap port").to_string();
+    let args = ["--prefill", &url, &bootstrap, "--decode", &decode_url];
+    let (_program, ports) = started(|ports| program_at(&args, ports));
+    let folder = folder().join("caches");
+    fs::create_dir_all(&folder).expect("a folder");
+    let mut browser = Browser::start(&folder);
+    browser.open(&ports.page());
+    // Ready once the servers have described themselves, and with that their caches.
+    browser.until("document.getElementById('state').innerText === 'ready'");
+    let prompt = "the same words again ".repeat(500);
+    let _traffic = Traffic::of(move |_| {
+        let mut response = String::new();
+        open_for(ports.clients, &prompt, 1, false)?.read_to_string(&mut response)?;
+        Ok(response)
+    });
+    browser.until(
+        "/^[1-9][0-9]* % *servers told [1-9][0-9]* %/\
+         .test(document.getElementById('cached').innerText.replace(/\\s+/g, ' '))",
+    );
+    browser.until(&format!("parseInt({}) > 0", cell("prefill", &url, "In its cache, last minute")));
+    assert_eq!(browser.console_messages(), [""; 0]);
+}
+
+#[test]
 fn page_shows_encoders_where_there_are_some() {
     if !browser::is_installed() {
         return;
@@ -516,8 +551,10 @@ fn take_pictures([under_load, failed, on_a_phone]: &[PathBuf; 3]) {
     let _traffic: Vec<Traffic> = (0..8)
         .map(|client| {
             Traffic::of(move |number| {
+                // Each prompt comes three times, and no two others begin alike: simulated servers cache whole
+                // prompts, and the router believes in a common beginning.
                 let prompt =
-                    format!("{} {client} {}", "You are a helpful assistant. ".repeat(400), number / 3);
+                    format!("{client} {} {}", number / 3, "You are a helpful assistant. ".repeat(400));
                 let mut response = String::new();
                 open_for(ports.clients, &prompt, number % 40 + 10, number % 4 != 0)?
                     .read_to_string(&mut response)?;
