@@ -25,8 +25,7 @@ pub(crate) struct ClientConnection {
     body: BodyDecoder,
     /// Body data that was read but not returned yet: it arrived with the head, or was waited for.
     first_data: Option<Bytes>,
-    /// How much of the request the kernel has taken.
-    written: Written,
+    write_progress: WriteProgress,
     /// The connection may be reused after this response.
     keep_alive: bool,
     /// It has carried a request before.
@@ -40,13 +39,14 @@ pub(crate) struct ClientConnection {
     timing: WriteTiming,
 }
 
-/// How much of a request was written.
+/// The write of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Written {
-    Nothing,
-    Partly,
-    /// All of it, or all that can be written. What is left unsent is in TLS.
-    All,
+enum WriteProgress {
+    NotStarted,
+    /// The kernel may have taken a part of it.
+    Started,
+    /// Nothing is left to be written, or it has failed. TLS may still hold the end.
+    Done,
 }
 
 /// How a request was written.
@@ -87,7 +87,7 @@ pub(crate) struct SendError {
     pub(crate) unanswered: bool,
 }
 
-const _: () = assert!(offset_of!(ClientConnection, write_error) + 8 <= 128, "two cache lines");
+const _: () = assert!(offset_of!(ClientConnection, request) <= 128, "two cache lines");
 
 impl ClientConnection {
     pub(crate) fn new(stream: Stream) -> Self {
@@ -95,7 +95,7 @@ impl ClientConnection {
             stream,
             body: BodyDecoder::ended(),
             first_data: None,
-            written: Written::All,
+            write_progress: WriteProgress::Done,
             keep_alive: true,
             was_used: false,
             has_response_started: false,
@@ -117,7 +117,7 @@ impl ClientConnection {
 
     /// Whether it may carry another request: the last one was written, and its response's body ended cleanly.
     pub(crate) fn is_reusable(&self) -> bool {
-        self.keep_alive && self.is_ended() && self.written == Written::All && self.stream.is_flushed()
+        self.keep_alive && self.is_ended() && self.is_written() && self.stream.is_flushed()
     }
 
     /// Begins a request. [`poll_head`](Self::poll_head) writes it.
@@ -125,7 +125,7 @@ impl ClientConnection {
         let on_reused = std::mem::replace(&mut self.was_used, true);
         self.timing = WriteTiming { on_reused, written_at: None };
         self.has_response_started = false;
-        (self.request, self.written) = (request, Written::Nothing);
+        (self.request, self.write_progress) = (request, WriteProgress::NotStarted);
     }
 
     /// Writes the request, and waits for the head of its response.
@@ -138,7 +138,7 @@ impl ClientConnection {
         // A server that refuses a large body responds and closes, and more of the body would only bring its
         // reset, with which a kernel may discard what was received. The first write needs no look: the
         // request that fits in it has not been read by anyone.
-        if self.written == Written::Partly
+        if self.write_progress == WriteProgress::Started
             && let Poll::Ready(head) = self.poll_read_head(cx)
         {
             return Poll::Ready(head);
@@ -224,7 +224,7 @@ impl ClientConnection {
     /// close before it has read everything, and what it sent is read first (RFC 9112, section 9.5).
     fn poll_write(&mut self, cx: &mut Context<'_>) {
         if let Poll::Ready(Err(error)) = self.poll_write_request(cx) {
-            (self.request, self.written) = (OutgoingRequest::default(), Written::All);
+            self.end_write();
             (self.write_error, self.keep_alive) = (Some(error), false);
         }
     }
@@ -233,14 +233,22 @@ impl ClientConnection {
         if self.write_error.is_some() {
             return Poll::Pending;
         }
-        if self.written != Written::All {
-            self.written = Written::Partly;
+        if !self.is_written() {
+            self.write_progress = WriteProgress::Started;
             ready!(poll_write_all(&mut self.stream, cx, &mut self.request))?;
-            // Otherwise its list of pieces would be held for as long as the response streams.
-            (self.request, self.written) = (OutgoingRequest::default(), Written::All);
+            self.end_write();
             self.timing.written_at = Some(Instant::now());
         }
         self.stream.poll_flushed(cx)
+    }
+
+    fn is_written(&self) -> bool {
+        self.write_progress == WriteProgress::Done
+    }
+
+    /// Drops the request: its list of pieces would be held for as long as the response streams.
+    fn end_write(&mut self) {
+        (self.request, self.write_progress) = (OutgoingRequest::default(), WriteProgress::Done);
     }
 
     /// Reads once and passes the bytes to `take`. No bytes: the server has closed the connection.

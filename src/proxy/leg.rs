@@ -138,7 +138,7 @@ pub(super) struct HeldResponse {
 
 impl Leg {
     /// The first bytes, which are all that a token needs.
-    pub(super) const NEEDED_BY_A_TOKEN: usize = offset_of!(Self, usage_reading) + size_of::<UsageReading>();
+    pub(super) const NEEDED_BY_A_TOKEN: usize = offset_of!(Self, is_reused);
 
     /// A leg that takes an idle connection, or opens a new one when it is polled.
     pub(super) fn new(pools: &Arc<Pools>, record: LegRecord, body: Reading) -> Self {

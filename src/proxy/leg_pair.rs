@@ -339,21 +339,18 @@ impl LegPair {
 
     /// The leg of this role. There is only one to a plain server.
     pub(super) fn leg(&self, role: Role) -> &Leg {
-        if role == Role::Prefill
-            && let Some(prefill) = &self.prefill
-        {
-            return prefill;
+        // The role first: whether there is a prefill leg is a cache line away from decode's.
+        match role {
+            Role::Prefill => self.prefill.as_ref().unwrap_or(&self.decode),
+            _ => &self.decode,
         }
-        &self.decode
     }
 
     pub(super) fn leg_mut(&mut self, role: Role) -> &mut Leg {
-        if role == Role::Prefill
-            && let Some(prefill) = &mut self.prefill
-        {
-            return prefill;
+        match role {
+            Role::Prefill => self.prefill.as_mut().unwrap_or(&mut self.decode),
+            _ => &mut self.decode,
         }
-        &mut self.decode
     }
 
     /// The error of the leg on which the request has failed.

@@ -173,7 +173,7 @@ impl Failure {
     }
 }
 
-const _: () = assert!(offset_of!(Relay, is_keep_alive) < 192, "three cache lines");
+const _: () = assert!(offset_of!(Relay, memory) <= 192, "three cache lines");
 
 impl Relay {
     fn new(source: Source, time_limit: Option<TimeLimit>) -> Self {

@@ -23,8 +23,6 @@ pub(crate) struct ClientResponseBody {
     first_byte: Option<Instant>,
     /// Bytes returned so far. Here and not in the record, which is not in the cache when a token comes.
     bytes_out: u64,
-    /// A chunk was returned.
-    has_started: bool,
     /// The record keeps the end of the body.
     keeps_tail: bool,
     /// Of the limit of concurrent requests.
@@ -69,7 +67,6 @@ fn new(
         body,
         first_byte: None,
         bytes_out: 0,
-        has_started: false,
         keeps_tail: record.keeps_tail(),
         _permit: permit,
         record,
@@ -78,18 +75,15 @@ fn new(
 }
 
 impl ClientResponseBody {
-    /// Records what the body returns.
-    fn record_chunk(&mut self, frame: &Frame<SegmentedBytes>) {
-        if let Some(data) = frame.data_ref() {
-            self.bytes_out += data.len() as u64;
-            if self.keeps_tail {
-                self.record.keep_tail(data);
-            }
+    /// Records a frame that the body returns.
+    fn record_frame(&mut self, frame: &Frame<SegmentedBytes>) {
+        let Some(data) = frame.data_ref().filter(|data| !data.is_empty()) else { return };
+        if self.bytes_out == 0 {
+            self.first_byte = self.record.first_chunk_sent(self.body.is_end_stream());
         }
-        if !self.has_started {
-            self.has_started = true;
-            let is_last = self.body.is_end_stream();
-            self.first_byte = self.first_byte.or(self.record.first_chunk_sent(is_last));
+        self.bytes_out += data.len() as u64;
+        if self.keeps_tail {
+            self.record.keep_tail(data);
         }
     }
 }
@@ -128,7 +122,7 @@ impl Body for ClientResponseBody {
         match &frame {
             // A comment is no byte of the response, whose first one is timed.
             Poll::Ready(Some(Ok(_))) if is_keep_alive => {}
-            Poll::Ready(Some(Ok(frame))) => self.record_chunk(frame),
+            Poll::Ready(Some(Ok(frame))) => self.record_frame(frame),
             Poll::Ready(Some(Err(error))) => self.record.set_error(error),
             Poll::Ready(None) | Poll::Pending => {}
         }
